@@ -11,8 +11,9 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The header that disables the buffering of a response in nginx and some other proxies.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds the headers of an event stream that are missing. Adds `no-transform` to an existing
-/// `Cache-Control`, and writes an existing content type in lower case.
+/// Completes the headers of a response with an event stream. Adds `Content-Type`, `Cache-Control`
+/// and `X-Accel-Buffering` if they are missing. Adds `no-transform` to an existing `Cache-Control`,
+/// and writes an existing content type in lower case.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // Written in lower case, because many compressors compare only the first bytes of the
@@ -49,8 +50,8 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether `ranges`, the value of an `Accept` header, contains `text/event-stream` with a
-/// weight above 0. The function runs for every request, so it must be fast: it searches only for
-/// the hyphen of `text/event-stream`. Most `Accept` headers have one hyphen or none.
+/// weight above 0. The function runs for every request, so it must be fast: it compares media types
+/// only around hyphens. Most `Accept` headers have one hyphen or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -65,8 +66,8 @@ fn has_event_stream(ranges: &[u8]) -> bool {
 }
 
 /// Returns whether the `Accept` header contains no concrete media type except `text/event-stream`.
-/// Ranges such as `*/*` and types with a weight of 0 are ignored. The result is also `true` if
-/// `text/event-stream` is absent, so check [`is_event_stream_accepted`] first.
+/// Ranges such as `*/*` and types with a weight of 0 are ignored. The function does not check that
+/// `text/event-stream` is present, so call [`is_event_stream_accepted`] first.
 pub(crate) fn is_only_event_stream_accepted(headers: &HeaderMap) -> bool {
     items(headers, ACCEPT).all(|range| {
         let mut parts = range.split(|&byte| byte == b';');

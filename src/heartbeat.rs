@@ -43,8 +43,8 @@ use std::{sync::Arc, time::Duration};
 #[must_use]
 pub struct Heartbeat {
     interval: Duration,
-    /// The bytes of the heartbeat, or `None` for the empty comment. Shared, because each stream of
-    /// a handler keeps a clone.
+    /// The bytes of the heartbeat, or `None` for the empty comment. All streams of a handler share
+    /// the bytes through the `Arc`.
     content: Option<Arc<Content>>,
 }
 

@@ -267,7 +267,7 @@ impl<S> SseStream<TryJsonEvents<S>> {
     }
 }
 
-/// The form of the event that a value becomes: only data, or a name and data.
+/// Selects how a value of a stream becomes an event: with data only, or with a name and data.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// [`Event::json`].

@@ -51,8 +51,9 @@ pub(crate) struct Keys {
     others: Box<[Key]>,
 }
 
-/// The hash of the key that a limit uses to count a request, or `None` if the limit does not apply
-/// to the request. The hash has a random seed, so that clients cannot choose keys that collide.
+/// The hash of the key that a request has for one limit, such as the hash of the client's address.
+/// `None` if the limit does not apply to the request. The hash has a random seed, so that clients
+/// cannot choose keys that collide.
 type Key = Option<u64>;
 
 /// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per). Keys are

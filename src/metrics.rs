@@ -67,30 +67,32 @@ mod on {
         counter!(REFUSED).increment(1);
     }
 
-    /// Counts a gap (missing events) that a hub reports to a subscriber. `reason` is the label of
-    /// the counter.
+    /// Counts a gap (missing events) that a hub reports to a subscriber. `reason` is the value of
+    /// the counter's label `reason`.
     #[cfg(feature = "hub")]
     pub(crate) fn gap(reason: &'static str) {
         describe();
         counter!(GAPS, "reason" => reason).increment(1);
     }
 
-    /// Counts a failed request to the backend of a hub. `operation` is the label of the counter.
+    /// Counts a failed request to the backend of a hub. `operation` is the value of the counter's
+    /// label `operation`.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str) {
         describe();
         counter!(BACKEND_FAILURES, "operation" => operation).increment(1);
     }
 
-    /// Counts a history read that a hub rejected because too many reads were waiting.
+    /// Counts a history read (a request to the backend for past events) that a hub rejected because
+    /// too many history reads were waiting.
     #[cfg(feature = "hub")]
     pub(crate) fn read_rejected() {
         describe();
         counter!(READS_REJECTED).increment(1);
     }
 
-    /// The metrics of one stream. Counters that change with each frame are looked up once, at the
-    /// beginning.
+    /// The metrics of one stream. Counters that change with each frame are looked up in the metrics
+    /// recorder once, when the stream begins.
     pub(crate) struct Stream(Option<Handles>);
 
     struct Handles {

@@ -74,9 +74,9 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble to a response. Streams call this method in their `size_hint`. Returns
-    /// `true` if a response on this thread is asking for a preamble. Otherwise returns `false` and
-    /// does not call `preamble`.
+    /// Offers a preamble to a response. Streams call this method in their `size_hint`. If a
+    /// response on this thread is asking for a preamble, calls the closure `preamble` to create it,
+    /// and returns `true`. Otherwise returns `false` without calling the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

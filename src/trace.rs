@@ -107,16 +107,16 @@ mod on {
         info!(target: TARGET, operation, "backend recovered");
     }
 
-    /// Logs a warning: opening the log of a hub's backend takes longer than `time`, and `connect`
-    /// waits for it.
+    /// Logs a warning: the backend of a hub needs longer than `time` to open its log, and the call
+    /// that connects the hub waits for it.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_opens_slowly(time: std::time::Duration) {
         warn!(target: TARGET, seconds = time.as_secs(), "backend is still opening its log");
     }
 
-    /// Logs a warning: a subscription is finished, but an adapter around it does not forward
-    /// `size_hint`. So the response is not `204 No Content`, and an `EventSource` reconnects
-    /// without end.
+    /// Logs a warning: all topics of a subscription are finished, but an adapter around the
+    /// subscription does not forward `size_hint`. So the response is not `204 No Content`, and an
+    /// `EventSource` reconnects without end.
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
@@ -135,13 +135,15 @@ mod on {
         warn!(target: TARGET, %error, "socket options not set");
     }
 
-    /// Logs the first history read that is rejected because `limit` reads are already waiting.
+    /// Logs that a hub rejects history reads (requests to the backend for past events), because
+    /// `limit` of them are already waiting. Called for the first rejected read only.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(limit: usize) {
         warn!(target: TARGET, limit, "history reads rejected");
     }
 
-    /// Logs that history reads are accepted again after reads were rejected.
+    /// Logs that a hub accepts history reads (requests to the backend for past events) again, after
+    /// it has rejected some.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_accepted() {
         info!(target: TARGET, "history reads accepted");

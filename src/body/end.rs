@@ -18,9 +18,9 @@ pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 /// future of the handler.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A shutdown has begun. The stream may continue, because the handler has declared that the
-    /// stream ends by itself. The `Lifetime` is the drain timeout: when it is over, the layer ends
-    /// the stream. The `Settings` are those of this layer.
+    /// The shutdown of a layer has begun, but the stream may continue for the drain timeout,
+    /// because the handler has declared that the stream ends by itself. The `Lifetime` is this
+    /// timeout: when it is over, the stream is ended. The `Settings` are those of the layer.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
@@ -58,7 +58,8 @@ impl Lifetime {
 pub(super) struct Registrations {
     list: List,
     /// A copy of the waker that the stream registries wake when they close the stream. A poll with
-    /// the same waker does not store it again. `None` before the first poll of the body.
+    /// the same waker does not pass it to the registries again. `None` before the first poll of the
+    /// body.
     waker: Option<Waker>,
 }
 

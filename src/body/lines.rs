@@ -92,8 +92,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// Two offsets where a layer that ends the stream can cut this chunk: after the first and after
-    /// the last line end that leaves no event incomplete. `None` if the chunk has no such line end.
+    /// The offsets in this chunk after the first and after the last line end that leaves no event
+    /// incomplete. A layer that ends the stream cuts the chunk at one of these two offsets. `None`
+    /// if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 

@@ -332,9 +332,9 @@ impl<S> Projection<'_, S> {
     }
 
     /// Returns the first bytes of the response: the reconnect delay as a `retry` line, if a delay
-    /// is set, and then `lines`. The caller passes in `lines` the bytes that the body has stored
-    /// for its beginning. The delay of the handler has precedence over the delay of the layer. The
-    /// delay comes first, because some clients apply it only together with a later event.
+    /// is set, and then `lines`, the bytes that the body has stored for its beginning. The delay of
+    /// the handler has precedence over the delay of the layer. The delay comes first, because some
+    /// clients apply it only together with a later event.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),

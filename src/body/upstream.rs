@@ -256,8 +256,8 @@ fn record_failure(observation: &mut Observation) {
 /// bytes.
 struct PassthroughStream<E> {
     /// The link through which layers attach their settings, and the observer of the stream. An
-    /// outer layer that finds the open link only attaches its settings, because an inner layer
-    /// already handles the stream.
+    /// outer layer that finds the link still open attaches its settings and does not wrap the body
+    /// again.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -469,10 +469,10 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Returns the next frame for `outcome`, the result of polling the inner body, if more is to be
-    /// done than forwarding it. This concerns data that may begin with a byte order mark, data of a
-    /// stream that a layer ends, trailers, an error, and the end. If the data is only a part of a
-    /// byte order mark, polls `body` again.
+    /// Handles `outcome`, the result of polling the inner body, and returns the next frame. The
+    /// caller forwards usual data itself. It calls this method for data that may begin with a byte
+    /// order mark, data of a stream that a layer ends, trailers, an error, and the end. If the data
+    /// is only a part of a byte order mark, this method polls `body` again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,

@@ -83,8 +83,8 @@ impl Wire {
         Self { buffer, start: ROOM_FOR_FIELDS }
     }
 
-    /// Inserts the line `prefix` + `value` before the other lines of the event. `value` has no line
-    /// ends.
+    /// Inserts the line `prefix` + `value` before the other lines of the event. The caller must
+    /// pass a `value` without line ends.
     #[inline]
     pub(super) fn prepend<const N: usize>(mut self, prefix: &'static [u8; N], value: &[u8]) -> Self {
         let length = N + value.len() + 1;
@@ -142,7 +142,8 @@ impl Wire {
 }
 
 /// Writes the line `prefix` + `value` at the end of `room`, the reserved space in front of an
-/// event. Returns the index of the line's first byte. The caller has checked that the line fits.
+/// event. Returns the index of the line's first byte. Panics if `room` is too small, so the caller
+/// first makes sure that the line fits.
 fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], value: &[u8]) -> usize {
     let start = room.len() - (N + value.len() + 1);
     let (name, rest) = room[start..].split_at_mut(N);

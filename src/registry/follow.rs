@@ -57,7 +57,7 @@ where
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
     /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
-    /// topic or publish to it. If another program finishes the topic, closes reach the other nodes
+    /// topic or publish to it. If the application finishes the topic, closes reach the other nodes
     /// only when the topic accepts events again.
     ///
     /// An announcement reaches the other nodes after some milliseconds. If a user logs in again
@@ -227,7 +227,8 @@ impl Drop for Announcement {
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
     /// The number of hubs from which this node is cut off: it has read nothing from their logs for
-    /// the configured time. While it is not zero, every stream that is registered is closed at once.
+    /// the configured time. While the number is not zero, each new stream is closed as soon as it
+    /// is registered.
     cut_off_hubs: AtomicUsize,
     fail_closed_after: Mutex<Option<Duration>>,
 }
@@ -346,8 +347,8 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
     }
 }
 
-/// The task that reads the announcements of all nodes, and closes the streams of this node that are
-/// announced. An announcement is an event that reports which streams a node has closed.
+/// The task that reads the announcements of all nodes. If another node announces that it has closed
+/// the streams of a key, the task closes the streams of that key on this node.
 struct Follower<K> {
     topic: Topic,
     node: String,
@@ -386,7 +387,7 @@ where
                     continue;
                 }
                 Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
-                // The node has lagged, another log has replaced the log, or another program has
+                // The node has lagged, another log has replaced the log, or an application has
                 // finished the topic.
                 Some(Some(Err(_)) | None) => {}
             }
@@ -434,12 +435,12 @@ where
                 registry.close_all();
             }
             let Some(data) = event.strip_prefix(b"data: ") else { continue };
-            // Anything that is no announcement comes from another program, and is skipped.
+            // Anything that is no announcement comes from an application, and is skipped.
             let Ok(mut announcement) = serde_json::from_slice::<Value>(data) else { continue };
             if announcement["node"].as_str().is_none_or(|node| node == self.node) {
                 continue;
             }
-            // Only a whole event reaches clients, whatever another program has written.
+            // Only a whole event reaches clients, whatever an application has written.
             let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
             let event = event.map(Event::encode).unwrap_or_default();
             if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {

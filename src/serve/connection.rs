@@ -60,7 +60,7 @@ struct Idle {
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The event that ended the wait of an idle connection.
+/// The reason why an idle connection stops waiting for a request.
 enum Begun {
     Request(Protocol),
     Shutdown,

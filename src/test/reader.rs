@@ -27,8 +27,8 @@ pub struct EventReader {
     deadline: Duration,
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
-    /// The number of events that the parser, `interpreter`, has found and that were returned or
-    /// ignored so far.
+    /// The number of events that were returned or ignored so far: the index of the next event in
+    /// the list of the parser, `interpreter`.
     read: usize,
     end: Option<End>,
 }

@@ -19,8 +19,9 @@ pub(super) enum InvalidOffset {
     OtherEpoch,
 }
 
-/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`. If the ids of the log
-/// contain no epoch, the offset contains none either, and is `<20 digits>`.
+/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`. The epoch identifies
+/// the log. If the ids of the log contain no epoch, the offset contains none either, and is `<20
+/// digits>`.
 pub(super) fn format(epoch: Epoch, position: Position) -> String {
     let number = position.get();
     match prefix(&epoch) {
@@ -74,7 +75,7 @@ mod tests {
         });
     }
 
-    /// An offset of a client can contain any number, so every number needs an id.
+    /// A client can send an offset with any number, so each number must be valid as a position.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

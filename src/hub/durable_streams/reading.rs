@@ -27,8 +27,8 @@ use tokio::time::timeout;
 /// The maximum time that a request to read a topic waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request to read a topic waits for this node to read events that it knows
-/// to be in the log, for example its own.
+/// The maximum time that a request waits until this node has read all events that it knows to be in
+/// the log. It knows of events that it has not read, for example after it has published them.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The point in a topic where a read begins.
@@ -69,7 +69,8 @@ impl From<Error> for ReadError {
     }
 }
 
-/// A permanent error: the reader reads no event after it.
+/// An error that ends the reading of a topic. The events before it are returned, and no later
+/// event.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
     Subscription(SubscriptionError),
@@ -202,12 +203,14 @@ impl Reading {
         })
     }
 
-    /// Moves the position of a topic without new events towards the end of the log. Otherwise the
-    /// eviction watermark would pass the position at some time. A client that waits there would
-    /// then get a gap from another node, although it has missed no event.
+    /// Moves the position of a client towards the end of the log, while its topic has no new
+    /// events. Without that, a client of a quiet topic would keep an old position. Events of other
+    /// topics up to this position are evicted at some time, and another node would then report a
+    /// gap, although the client has missed no event.
     ///
-    /// The reader must have read all events up to `committed`. The position moves in fixed steps,
-    /// see [`step`]. So all clients wait at the same offset, and a cache can join their requests.
+    /// The caller must have read all events of the topic up to `committed`. The position moves in
+    /// fixed steps, see [`step`]. So all clients wait at the same offset, and a cache can join
+    /// their requests.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
@@ -220,9 +223,10 @@ impl Reading {
         }
     }
 
-    /// Moves the position forward to the end of the part of the log that was searched, if the
-    /// search has found no event. Returns whether the position has moved. The next request then
-    /// continues the search, which can take several requests in a large log.
+    /// If a search for the next event of the topic has covered a part of the log and found no
+    /// event, moves the position of the client to the end of this part. Returns whether the
+    /// position has moved. The next request then continues the search, which can take several
+    /// requests in a large log.
     fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
         let is_known = self.pending.is_empty() && !subscription.is_undecided() && !subscription.is_unsure();
@@ -405,9 +409,9 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Waits for at most one second until this node has read all events that it knows to be in the log.
-/// So a client of this node can read an event as soon as this node has acknowledged its
-/// publication.
+/// Waits until this node has read all events that it knows to be in the log, but for at most one
+/// second. So once this node has acknowledged the publication of an event, its clients can read the
+/// event.
 async fn read_own_events(core: &Core) {
     let Some(backend) = &core.backend else { return };
     let (last, epoch) = (backend.last(), backend.epoch_bits());

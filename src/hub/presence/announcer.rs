@@ -29,9 +29,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a presence task waits for this node to read the log up to a position: the
-/// end of the log, or the records that the task has appended. Presence is the tracking of the
-/// members of topics.
+/// The maximum time that the tasks of this module wait until this node has read the log up to a
+/// position: the end of the log, or the records that the task has appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
@@ -207,8 +206,8 @@ async fn announce(core: Weak<Core>) {
 }
 
 /// Does the work of the announcer that is due: ends the memberships whose grace time is over,
-/// answers other nodes, and appends records. The hub is not kept alive during requests to the
-/// backend.
+/// answers other nodes, and appends records. During requests to the backend, it holds no reference
+/// to the hub, so that the hub can be dropped.
 ///
 /// The `bool` is `false` if a request to the backend has failed, or if this node could not read the
 /// log in time. The caller then tries again after a pause. Returns `None` if the hub was dropped.

@@ -33,12 +33,13 @@ struct Local {
     /// the key of the member in `Locals::leaving`. `None` if the member has a subscription, or has
     /// left.
     leaving: Option<(Instant, u64)>,
-    /// Set if the newest record of this node about this name announces it as a member of the topic.
-    /// The flag is set before the record is appended. If that append fails, all members of this
-    /// node are announced again.
+    /// Set if this node has last announced this name as a member of the topic, and not its leave.
+    /// The flag is set before the record with the announcement is appended. If that append fails,
+    /// all members of this node are announced again.
     is_announced: bool,
-    /// Set if the log already contained this member when this node last missed records of the log.
-    /// When this node announces the member again, the record is then not the join of a new member.
+    /// The value that `is_announced` had when this node last missed records of the log. If it is
+    /// set, the next announcement of this member repeats an earlier announcement, and is not the
+    /// join of a new member.
     was_announced: bool,
     /// The number of the last join or leave of this member, if this node has not announced it in
     /// the log yet: the key of the member in `Locals::changed`. Otherwise `None`.
@@ -160,8 +161,9 @@ impl Locals {
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Marks the members of this node that the log contains, because this node has missed records
-    /// of the log. [`was_announced`](Self::was_announced) later reads these marks.
+    /// Stores which members of this node are announced in the log, for
+    /// [`was_announced`](Self::was_announced). Called when this node has missed records of the log,
+    /// and so will announce all of its members again.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;

@@ -29,8 +29,8 @@ pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
     /// The joins and leaves on the node `author` since its previous record about members, in their
-    /// order. Empty `changes` mark the last record of a node that is shut down. Its members leave
-    /// after the grace time, unless they reconnect to another node.
+    /// order. Empty `changes` mean that the node is shut down, and that this is its last record.
+    /// Its members leave after the grace time, unless they reconnect to another node.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
     /// All members of the node `author`, or a part of them. They replace the members in its earlier
     /// records.
@@ -64,7 +64,8 @@ pub(super) enum Message {
 pub(super) struct Author {
     pub(super) node: u64,
     /// The number of this record among the records of the node about its members. It increases with
-    /// each record. All parts of one list of members have the same number.
+    /// each record, so that readers can ignore a record that arrives late. All parts of one list of
+    /// members have the same number.
     pub(super) number: u64,
     pub(super) lease: Duration,
 }
@@ -168,7 +169,8 @@ impl Message {
     }
 
     /// Parses a message about members of topics from a record. Returns `None` if the record is not
-    /// about members, or if it has another format because another program has written it.
+    /// about members, or if it has another format, for example because another version of this
+    /// crate has written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;

@@ -99,8 +99,8 @@ impl fmt::Debug for PresenceEvents {
     }
 }
 
-/// The members of all topics, as this node knows them, and the settings for members of topics of
-/// its hub.
+/// The members of the topics on all nodes, as far as this node knows them, and the settings of the
+/// hub that concern members.
 pub(super) struct Presences {
     /// The random number that identifies this node in the log.
     node: u64,
@@ -109,8 +109,8 @@ pub(super) struct Presences {
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when the announcer, the task that appends the records about members of topics, has
-    /// something to do.
+    /// Notified when there is work for the announcer, the task that appends the records about
+    /// members of topics to the log.
     changed: Notify,
     /// Notified when the known members of topics have changed, so that the callers that wait in
     /// [`until`](Self::until) check their condition again.
@@ -137,9 +137,9 @@ impl Presences {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlocks what this node knows about the members of topics. Then wakes the streams of topics
-    /// whose members have changed, and the callers that wait in [`until`](Self::until) for a
-    /// change.
+    /// Releases the lock of `state`, which contains what this node knows about the members of
+    /// topics. Then wakes the streams of topics whose members have changed, and the callers that
+    /// wait in [`until`](Self::until) for a change.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let wakers = state.watchers.take_wakers();
         let is_updated = state.take_update();
@@ -151,8 +151,8 @@ impl Presences {
     }
 
     /// Returns the result of `is_done` for what this node now knows about the members of topics.
-    /// Each later change notifies the callers of [`until`](Self::until), even if the change
-    /// restores an earlier value.
+    /// Also stores this knowledge, so that later changes are compared with it. So
+    /// [`until`](Self::until) sees each later change, even a change that restores an earlier value.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -227,7 +227,8 @@ impl Presences {
     /// Forgets the members of all topics, because this node begins to read a log: after it has
     /// connected, or after another log has replaced the current one. The node reads the records
     /// after the position `after`, because earlier records may have been evicted. `last` is the end
-    /// of the log at this time.
+    /// of the log at this time. Joins and leaves up to `last` get no events from this node, and
+    /// until the node has read up to `last`, it does not count as knowing all members.
     ///
     /// Returns the wakers of the streams that yield joins and leaves. The caller must release its
     /// locks before it wakes them.
@@ -319,9 +320,9 @@ impl Presences {
     }
 
     /// Queues a record that declares the death of each node with members that has been silent for
-    /// too long: for its lease, the grace time and a random pause. Its lease is the silence that
-    /// the node has allowed itself. The caller must have just read the whole log. Silence before
-    /// `contact_since`, the end of the last outage of the backend, does not count.
+    /// too long: for its lease, the grace time and a random pause. A node announces its lease, the
+    /// silence after which it may be declared dead. The caller must have just read the whole log.
+    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());

@@ -74,17 +74,20 @@ pub(super) struct State {
     /// Set if the application reads members on this node, so that the node must know the members of
     /// all nodes.
     pub(super) is_wanted: bool,
-    /// The number of the newest record of this node about its members. 0 before the first record.
+    /// The number of the newest record of this node about its members. It lets other nodes detect
+    /// records that arrive late. 0 before the first record.
     number: u64,
     /// Set if the next record of this node about its members must list all of them. The log may
     /// have other members of this node, or another node has asked for them.
     needs_full: bool,
-    /// Set while the announcer appends records about the members of this node.
+    /// Set while the announcer, a task of this node, appends records about the members of this
+    /// node.
     is_appending: bool,
-    /// The number of the newest append of records about the members of this node.
+    /// The number of the newest append of records about the members of this node. The number
+    /// increases with each append, successful or not.
     job: u64,
-    /// The number of the newest append of records about the members of this node that has
-    /// succeeded. The log then has all earlier changes, too: after a failed append, the next append
+    /// The value that `job` had for the newest successful append. The log then has all changes of
+    /// the members of this node up to that append, because an append that follows a failed append
     /// lists all members.
     done: u64,
     /// The number of the append that lists all members of this node again, after this node has
@@ -98,15 +101,17 @@ pub(super) struct State {
     /// number after the last cleanup. So the cost per topic does not grow with the number of
     /// finished topics.
     cleanup_at: usize,
-    /// The time of the last request for the members of the other nodes.
+    /// The time of this node's last request for the members of the other nodes. The next request
+    /// follows after a pause.
     asked_at: Option<Instant>,
     /// The number of requests for the members of the other nodes that this node has appended since
     /// it last knew all members. The pause between two requests depends on this number.
     asked: u32,
-    /// The time when the announcer, the task that appends the records about members, wakes up by
-    /// itself.
+    /// The time until which the announcer, the task that appends the records about members, sleeps.
+    /// Work that is due before this time has to wake it.
     pub(super) wakes_at: Option<Instant>,
-    /// Set if another node has answered a question of this node about a topic.
+    /// Set if another node has answered a question of this node about a topic, and the callers that
+    /// wait for the answer were not woken yet.
     pub(super) has_answer: bool,
     /// The conditions that async calls about members of topics wait for, as they were when the
     /// calls were last woken. The parts are: all members are known; all joins and leaves of this
@@ -132,7 +137,8 @@ pub(super) struct State {
 #[derive(Default)]
 pub(super) enum Knowledge {
     Complete,
-    /// This node does not know all members, because records were evicted before it has read them.
+    /// This node does not know all members, because records of the log were or may have been
+    /// evicted before it has read them.
     #[default]
     Unknown,
     /// This node has requested the members of the other nodes.
@@ -229,8 +235,9 @@ impl State {
     }
 
     /// Forgets the members of all nodes, and the events of joins and leaves that are not published
-    /// yet. The reason is that records were evicted before this node has read them, or that another
-    /// log begins. If the node needs the members, it requests them again.
+    /// yet. The reason is that records of the log were evicted before this node has read them, or
+    /// that this node begins to read another log. If the node needs the members, it requests them
+    /// again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
@@ -482,8 +489,8 @@ impl State {
     }
 
     /// Updates the state after the append of `job`, records about members of topics. `is_appended`
-    /// is `false` if the append has failed. Records about the members of this node are then
-    /// appended again later.
+    /// is `false` if the append has failed. The records about the members of this node are then
+    /// replaced by a list of all its members, which is appended later.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {

@@ -105,9 +105,9 @@ impl Watchers {
         }
     }
 
-    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. The reason
-    /// is that this node has missed records and does not know the members any more, or that it
-    /// knows them again.
+    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. Called when
+    /// this node has missed records of the log and does not know all members any more, and again
+    /// when it knows them.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();

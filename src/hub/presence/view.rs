@@ -47,7 +47,8 @@ struct Node {
     /// records. A record without a greater number has arrived late, and is ignored. The parts of
     /// one long list of members have the same number, and are not late.
     number: u64,
-    /// The number of the newest sign of life of the node.
+    /// The number of the newest sign of life of the node. If a record declares the node dead and
+    /// names a smaller number, the record is out of date and has no effect.
     beat: u64,
     lease: Duration,
     /// Set if the hub of the node is shut down, and the node has written its last record about
@@ -62,11 +63,11 @@ struct Node {
     /// its death, was read. Otherwise the node may have further members, from earlier records that
     /// were not read.
     is_exact: bool,
-    /// The random pause before this node declares the silent node dead. It differs from node to
-    /// node.
+    /// The time by which this node delays its declaration that the silent node is dead: random, so
+    /// that usually one node alone declares it.
     jitter: Duration,
-    /// The time when this process has last declared the silent node dead. `None` if the node has
-    /// written a record or a sign of life since.
+    /// The time when this node has last declared the other, silent node dead. `None` if the other
+    /// node has written a record or a sign of life since.
     declared_at: Option<Instant>,
 }
 
@@ -90,10 +91,11 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when this process declares the node dead unless it reads another record of
-    /// that node. The node is silent until then for its lease (the silence that the node has
-    /// allowed itself), the time `grace` and a random pause. Silence before `contact_since`, the
-    /// end of the last outage of the backend, does not count.
+    /// Returns the time when this node declares the other node dead if it reads no further record
+    /// or sign of life of that node. The silence that leads to this is the lease of the other node,
+    /// the time `grace` and a random pause. Silence before `contact_since`, the end of the last
+    /// outage of the backend, does not count. A second declaration follows a whole lease after the
+    /// first at the earliest.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -154,8 +156,8 @@ impl View {
     /// of its newest record, the time, and its lease (the silence after which it counts as dead).
     /// Returns the node.
     ///
-    /// Returns `None` if the record has arrived late. This is the case if `is_new` returns `false`
-    /// for the number of the newest record so far.
+    /// Returns `None` if the record has arrived late. This is so if `is_new` returns `false`: it
+    /// gets the number of the newest record that was read before.
     fn note(&mut self, author: Author, is_new: impl Fn(u64) -> bool) -> Option<&mut Node> {
         self.forget_empty();
         let node = self.nodes.entry(author.node).or_insert_with(Node::new);

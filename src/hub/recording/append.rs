@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// or after this time, the append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for which a recording repeats a refused append. The backend responds to other
-/// requests in this time. Then the recording fails.
+/// The maximum time for which a recording repeats an append that the backend refuses while it
+/// responds to other requests. After this time, the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
@@ -56,9 +56,9 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read a record of the log after the position of this fence, a
-    /// condition for appends. The position is the last that the node had read when the fence was
-    /// created. Returns after one second in any case.
+    /// Waits until this node has read a record of the log after the position of this fence, the
+    /// last position that the node had read when the fence was created. Returns after one second in
+    /// any case.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }

@@ -46,12 +46,13 @@ pub(super) struct Beat {
     /// dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics into which other nodes publish recordings (streams), and that have subscribers on
-    /// the node of this sign of life. The other nodes then do not end these recordings for lack of
-    /// subscribers.
+    /// The topics that have subscribers on the node of this sign of life, and into which other
+    /// nodes publish recordings (streams). Those other nodes then do not end these recordings for
+    /// lack of subscribers.
     pub(super) watching: HashSet<Arc<str>>,
-    /// The number of this sign of life. It increases with each sign of life of a node. All parts of
-    /// one sign of life have the same number.
+    /// The number of this sign of life. It increases with each sign of life of a node, so that
+    /// readers can ignore one that arrives late. All parts of one sign of life have the same
+    /// number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
@@ -159,8 +160,8 @@ impl Message {
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the records with the events of this recording. With the kind `State`,
-    /// each event replaces the previous one.
+    /// Returns the kind of the log records that contain the events of this recording: `State` if
+    /// each event replaces the previous one, and otherwise `Event`.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

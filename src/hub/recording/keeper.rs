@@ -41,8 +41,8 @@ const BEATS: u32 = 3;
 /// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
-/// The minimum pause between two successful contacts with the backend that counts as an outage. A
-/// shorter pause can be due to a slow response.
+/// The lower limit of the gap between two successful contacts with the backend that counts as an
+/// outage. Without this limit, a slow response would count as an outage if leases are short.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
 /// Starts the keeper. This task announces the recordings of this node, and takes over those of dead
@@ -72,8 +72,8 @@ struct Keeper {
     /// The time of the last beat, the sign of life that this node appends to the log. `None` before
     /// the first beat.
     beat_at: Option<Instant>,
-    /// The topics that the last beat of this node has reported as topics with subscribers here. A
-    /// beat is a sign of life of a node.
+    /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
+    /// the topics change, another beat is due.
     watching: HashSet<Arc<str>>,
     /// Set if the last sign of life of this node announced anything: a recording, a topic with
     /// subscribers, or members of topics. If nothing is left to announce, the node sends one more
@@ -81,18 +81,19 @@ struct Keeper {
     has_content: bool,
 }
 
-/// The content of one run of the keeper. The keeper is the task that announces the recordings of
-/// this node (tasks that publish streams into topics), and takes over those of dead nodes.
+/// The input of one run of the keeper: the state of this node and of the other nodes when the run
+/// begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
     /// Set if this node has members of topics.
     has_members: bool,
-    /// The shortest lease of the recordings of this node and of its members of topics. The default
-    /// lease if the node has neither. A lease is the silence after which a node counts as dead.
+    /// The lease that this node announces: the silence after which other nodes consider it dead. It
+    /// is the shortest lease of its recordings and members of topics, or the default lease without
+    /// either.
     lease: Duration,
-    /// The shortest lease of all nodes with recordings or members of topics. A lease is the silence
-    /// after which a node counts as dead.
+    /// The shortest lease of all nodes with recordings or members of topics, which determines how
+    /// often the keeper runs. A lease is the silence after which a node counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
@@ -137,8 +138,8 @@ impl Plan {
 impl Keeper {
     /// Runs the keeper once: appends the sign of life of this node if it is due, and takes over the
     /// recordings of dead nodes. A recording is a task that publishes a stream into a topic.
-    /// Returns the time of the next run. Returns `None` if the keeper has to end. The hub is not
-    /// kept alive during requests to the backend.
+    /// Returns the time of the next run. Returns `None` if the keeper has to end. During requests
+    /// to the backend, it holds no reference to the hub, so that the hub can be dropped.
     async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
         let core = weak.upgrade()?;
         let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);

@@ -26,8 +26,8 @@ use tokio_stream::Stream;
 /// recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The pause in [`drain`], which ends all recordings, before it ends those that were started in the
-/// meantime.
+/// The pause between two rounds of [`drain`]. Each round ends all recordings of the node, also
+/// those that were started since the round before.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].

@@ -34,11 +34,12 @@ pub(in crate::hub) struct Recordings {
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
     /// Wakes the keeper, the task that sends the signs of life of this node, when a recording of
-    /// this node begins or ends. A recording is a task that publishes a stream into a topic.
+    /// this node begins or ends, or when this node has announced members of topics.
     pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait for this node to read more of the log.
     progressed: Notify,
-    /// The number of the next beat. A beat is a sign of life that this node appends to the log.
+    /// The number of the next beat, the sign of life that this node appends to the log. Other nodes
+    /// ignore a beat with a smaller number than the newest that they have read.
     pub(super) next_beat: AtomicU64,
     pub(super) running: watch::Sender<usize>,
 }
@@ -57,8 +58,8 @@ pub(super) struct State {
     pub(super) contact: Contact,
 }
 
-/// The contact of this node with the backend. `last` is the last time when this node was known to
-/// have read the whole log, and `None` after a failed request.
+/// The contact of this node with the backend. `last` is the latest time at which this node is known
+/// to have read the whole log. `None` if the last request has failed, or before the first one.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -145,8 +146,8 @@ pub(in crate::hub) struct Local {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set once this node has announced this recording to the other nodes. If this node dies, they
-    /// publish the last event of the recording and finish its topic.
+    /// Set once this node has announced this recording to the other nodes. If this node dies after
+    /// that, one of them publishes the will of the recording and finishes its topic.
     is_announced: bool,
     /// Set while the recording repeats an append to the log that was rejected or had no response.
     /// The recording can then be stopped before the append has succeeded.
@@ -155,7 +156,9 @@ struct LocalState {
     /// topic is ignored if its position is not after `started_at`, because it was meant for an
     /// earlier recording.
     started_at: Position,
-    /// The position of the last record that this recording is known to have appended to the log.
+    /// The position of the last record that this recording is known to have appended to the log. A
+    /// record of its topic after that position is either from an append in progress, or from
+    /// another publisher or node.
     appended: Position,
     /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
     /// publishes nothing more.
@@ -188,8 +191,9 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the known end of the backend's log, or `None` for a
-    /// hub in memory.
+    /// Adds a recording of this node. `last` is the greatest position that this node knows in the
+    /// backend's log, and `None` for a hub in memory. A request to stop recordings up to this
+    /// position was meant for an earlier recording, and does not stop this one.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -289,8 +293,9 @@ impl Recordings {
         beats
     }
 
-    /// Notes that the backend does not accept records. The other nodes may have the same outage, so
-    /// their silence does not count until this node has read the whole log again.
+    /// Notes that the backend does not accept records of this node. The other nodes may have the
+    /// same outage and be unable to send signs of life, so their silence does not count until this
+    /// node has read the whole log again.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }
@@ -532,7 +537,8 @@ impl Local {
         });
     }
 
-    /// Ends the recording immediately, and without another event.
+    /// Ends the recording immediately. It publishes neither its last event nor the end of its
+    /// topic.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);

@@ -19,8 +19,8 @@ pub enum Outcome {
     /// The stream has ended without an error.
     Finished,
     /// The stream of the recording returned an error or panicked, or one of its events could not be
-    /// published. Also if the hub is in memory and has too many topics for the topic of the
-    /// recording, which then does not exist.
+    /// published. This is also the outcome if a hub in memory cannot create the topic, because the
+    /// hub already has its maximum number of topics. The topic then does not exist.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.
@@ -41,5 +41,6 @@ pub enum Outcome {
     ///   topic.
     /// - This node could not read the log for longer than the backend retains records.
     /// - The backend did not accept the record that finishes the topic.
+    /// - The name of its topic has more than 16 KiB, or is reserved for the hub.
     Interrupted,
 }
