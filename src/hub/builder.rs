@@ -121,8 +121,8 @@ impl Builder {
 
     /// Sets the lease of this node: the time without a sign of life after which the other nodes
     /// declare this node dead, so that its [members](super::Topic::join) leave. Default: 10
-    /// seconds. At least 100 milliseconds, at most one hour. With less than about ten times the
-    /// response time of the backend, this node can count as dead while it runs.
+    /// seconds. At least 100 milliseconds, at most one hour. If the lease is shorter than about ten
+    /// response times of the backend, the other nodes can declare this node dead while it runs.
     ///
     /// If this process dies, its members leave after the lease, the
     /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. After a
@@ -139,9 +139,10 @@ impl Builder {
     /// `None` for no event. Default: no events.
     ///
     /// Each event is published once, in the order of the changes, which is the same on all nodes. A
-    /// node recognizes an event that another node has published by its bytes. So set the same
-    /// function on all nodes, and return equal events for equal arguments. While nodes with another
-    /// function run, for example during a deploy, a change can have an event of each function.
+    /// node recognizes by the bytes of an event that another node has published the event of a
+    /// change already. So set the same function on all nodes, and return equal events for equal
+    /// arguments. While nodes with another function run, for example during a deploy, a change can
+    /// have an event of each function.
     ///
     /// If the node that has caused a change dies before it has published the event, another node
     /// publishes it. While the backend is down, events wait. An event is lost in two cases only:
@@ -156,10 +157,10 @@ impl Builder {
     ///
     /// A finished topic gets no events of joins and leaves. If the topic is then removed, it gets
     /// them again after another event or a subscription has created it again. A leave never creates
-    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. If it
-    /// exists on other nodes only, the event of the leave can follow the event of a later join. An
-    /// event whose name is reserved for the hub is not published. With a backend, neither is an
-    /// event of more than 256 KiB. If the function panics, the change has no event.
+    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. If the
+    /// topic exists on other nodes only, the event of the leave can come after the event of a later
+    /// join. An event whose name is reserved for the hub is not published. With a backend, neither
+    /// is an event of more than 256 KiB. If the function panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,
@@ -396,8 +397,9 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
-    /// `connect` waits until the backend has opened its log, without a time limit. Only a file that
-    /// is verified after a crash takes longer than a few seconds.
+    /// `connect` waits until the backend has opened its log, without a time limit. Opening takes
+    /// longer than a few seconds only for a `FileBackend` after a crash, because its file is then
+    /// verified.
     ///
     /// The hub first reads the newest events from the backend, as many as its own retention allows.
     /// If this takes longer than five seconds, `connect` returns the hub, and the hub reads the

@@ -33,22 +33,24 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The maximum number of events or topics that are processed before the lock of the registry, the
-/// table of all topics, is released. Processing 1,000 of them takes about 0.2 ms.
+/// The maximum number of events that a publisher adds, or of topics that a new subscription joins,
+/// before it releases the lock of the registry, the table of all topics. Processing 1,000 of them
+/// takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
 /// The maximum time that [`Core::remove`] waits until this node has read the removal of the topic
 /// in the log of the backend.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit of the last append after a [shutdown](Core::shut_down) of the hub. The record
-/// lets the members of this node leave early. Otherwise they leave only when the other nodes have
-/// had no sign of life of this node for the time of its lease.
+/// The time limit for the append of this node's last record, after a [shutdown](Core::shut_down) of
+/// the hub. The record reports the shutdown to the other nodes. Without it, the members of this
+/// node leave only after its lease: the time without a sign of life after which a node counts as
+/// dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
-/// The time that the hub keeps the limits that were set for a topic without events and subscribers.
-/// The default timeout of a request to the backend is shorter, so that the limits apply to an event
-/// whose publication has begun.
+/// The time that the hub keeps the retention limits that were set for a topic, while the topic has
+/// neither events nor subscribers. A publisher sets the limits before it appends its event to the
+/// log of the backend. So this time is longer than the default timeout of a request to a backend.
 const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
@@ -189,8 +191,8 @@ impl Core {
     }
 
     /// Adds an event to the topic with these contents, and evicts events that exceed the retention.
-    /// The event has the position `registry.last`, which the caller has increased before, and
-    /// contains its id already.
+    /// The caller must have increased `registry.last`, which becomes the position of the event, and
+    /// must have put the id into the event.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
@@ -202,8 +204,9 @@ impl Core {
         registry.published += 1;
     }
 
-    /// Sets the retention of a topic, and evicts the events that exceed it. The caller adds an
-    /// event or a subscriber next. If nothing follows, the topic expires.
+    /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
+    /// topic if it does not exist. The caller then publishes or subscribes to the topic. If the
+    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`].
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
@@ -483,8 +486,8 @@ impl Core {
     }
 
     /// Starts the janitor, the task that removes expired events, if a removal is scheduled and the
-    /// task is not running. If the janitor cannot run or is late, removes the expired events of up
-    /// to four topics.
+    /// task is not running. If the janitor cannot run or is late, this call itself removes the
+    /// expired events of up to four topics.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), first)) = registry.due.first_key_value() else { return };
         let late = now.saturating_duration_since(due);

@@ -74,9 +74,9 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds consecutive records of one topic to the topic. If the topic is new, and the hub already
-    /// has `max_topics` topics, the records are skipped. Later subscribers read them from the
-    /// backend.
+    /// Adds consecutive records of the backend's log, all of one topic, to this topic in the memory
+    /// of this process. If the topic is new, and the hub already has `max_topics` topics, the
+    /// records are skipped. Later subscribers read them from the backend.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
@@ -129,8 +129,8 @@ impl Core {
     }
 
     /// Records that a topic was removed, so that later reads of the log leave out the earlier
-    /// events of the topic. `at` is the position of the removal record. Events up to
-    /// `evicted_through` may be missing.
+    /// events of the topic. `at` is the position of the removal record. A client that has not
+    /// received all events of the topic up to `evicted_through` gets a gap.
     fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
         if let Some(backend) = &self.backend {
             backend.note_removal(topic, Removal { at, evicted_through });

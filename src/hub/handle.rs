@@ -71,9 +71,9 @@ impl Hub {
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
     /// receives the events between its cursor and the starts of the topics.
     ///
-    /// A missing event after the id of any start is reported as a gap. If the topics have different
-    /// starts, a start after an id that this node does not know yet is reported as a gap during an
-    /// outage of the backend, too.
+    /// A missing event after the id of any start is reported as a gap. During an outage of the
+    /// backend, this node cannot check an id that is newer than all events that it has read. If the
+    /// topics have different starts, a gap is then reported for such an id, too.
     ///
     /// # Errors
     ///

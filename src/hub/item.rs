@@ -51,9 +51,9 @@ pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     runs.into()
 }
 
-/// Removes the first event from `events`, the wire bytes of events that a log returned. Returns the
-/// id of the event, and its wire bytes without the `id` line. Returns `None` if no complete event
-/// with an id is left.
+/// Removes the first event from `events`, the wire bytes of events that were read from the hub.
+/// Returns the id of the event, and its wire bytes without the `id` line. Returns `None` if no
+/// complete event with an id is left.
 pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     // The log puts the id into the first line, and the only blank line of an event is its last.
     let id_end = memchr(b'\n', events)?;
@@ -63,9 +63,9 @@ pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     Some((EventId::new(id).ok()?, event.slice(id_end + 1..)))
 }
 
-/// Removes the first event from `events`, the wire bytes of events that a log returned. Returns the
-/// id of the event, and the decoded event without the id. Returns `None` if no complete event with
-/// an id is left, or if the event is invalid.
+/// Removes the first event from `events`, the wire bytes of events that were read from the hub.
+/// Returns the id of the event, and the decoded event without the id. Returns `None` if no complete
+/// event with an id is left, or if the event is invalid.
 pub(super) fn decode_first(events: &mut Bytes) -> Option<(EventId, Event)> {
     let (id, lines) = split_first(events)?;
     Some((id, Event::from_wire(&lines)?.with_fields()))

@@ -34,13 +34,14 @@ impl Linger {
         Self { time, timer: None, phase: Phase::Silent }
     }
 
-    /// Records that the subscription has delivered an event. A pause follows when no further event
-    /// is available.
+    /// Records that the subscription has delivered an event to its client. As soon as the
+    /// subscription has no further event, it has to begin a pause.
     pub(super) fn note_delivery(&mut self) {
         self.phase = Phase::Delivers;
     }
 
-    /// Returns `true` if the subscription must pause when no further event is available.
+    /// Returns `true` if the subscription has to begin a pause as soon as it has no further event:
+    /// it has delivered an event since its last pause.
     pub(super) fn is_next(&self) -> bool {
         matches!(self.phase, Phase::Delivers)
     }

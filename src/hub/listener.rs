@@ -113,7 +113,8 @@ pub struct Listener {
     /// The topics of the events in `pending`, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
     /// The id of the last yielded event, while events that were read together with this event are
-    /// still in `pending`. Otherwise `None`.
+    /// still in `pending`. It is then the [`cursor`](Self::cursor) of the listener. Otherwise
+    /// `None`.
     last: Option<EventId>,
     /// If the listener has ended with an error, the position of its cursor before the error.
     failed_at: Option<Position>,

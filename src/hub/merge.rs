@@ -173,10 +173,10 @@ impl Merge {
         self.turns.peek().map(|Reverse((position, _))| *position)
     }
 
-    /// Collects the readers whose topics have changed in `unchecked`, the list of the readers that
-    /// have to look at their topics. These readers are in the ready list of the subscription, or
-    /// their topics are in the wake queue. The wake queue contains the topics that have not
-    /// notified all of their readers yet.
+    /// Adds the readers whose topics have changed to `unchecked`, the list of the readers that have
+    /// to look at their topics. Until then, these readers are in the ready list of the
+    /// subscription, or their topics are in the wake queue. The wake queue contains the topics that
+    /// have not notified all of their readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {

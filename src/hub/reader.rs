@@ -92,9 +92,10 @@ impl Reader {
     }
 
     /// Prepares the reader of one topic to continue after a gap. `state` is the position of the
-    /// retained event of a `latest_only` topic, in which each event replaces the previous one. This
-    /// event is then delivered at the position of the next event that the reader knew before, if
-    /// any, and otherwise at `state`.
+    /// retained event of a `latest_only` topic, in which each event replaces the previous one. If
+    /// the reader knew its next event before the gap, the retained event takes the place of that
+    /// event in the order of delivery. Otherwise the retained event is delivered in the order of
+    /// `state`.
     ///
     /// With `state` as `None`, the reader looks for the next event of its topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {

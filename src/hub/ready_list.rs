@@ -20,7 +20,7 @@ struct State {
     /// The waker of the subscription, if the subscription waits.
     waker: Option<Waker>,
     /// Set while the subscription pauses after it has written events to the client. During the
-    /// pause, events do not wake the subscription, but the end of a topic does.
+    /// pause, published events do not wake the subscription, but the end of a topic does.
     is_paused: bool,
     /// Set if a topic of the subscription was finished, or the hub was shut down, since the
     /// subscription last waited.

@@ -22,8 +22,8 @@ pub(super) struct Registry {
     pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
-    /// The retention limits of the hub, which topics without limits of their own share. `None`
-    /// before the first topic.
+    /// The retention limits from the settings of the hub. They apply separately to each topic that
+    /// has no limits of its own; only the `Arc` is shared. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
@@ -64,7 +64,8 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Returns the retention limits of the hub, which apply to topics without limits of their own.
+    /// Returns the retention limits from the settings of the hub, which apply to each topic that
+    /// has no limits of its own.
     pub(super) fn limits(&mut self, config: &HubConfig) -> Arc<Limits> {
         self.limits.get_or_insert_with(|| Arc::new(config.retention)).clone()
     }
@@ -116,8 +117,9 @@ impl Registry {
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
-    /// Notes that the backend has evicted all events up to `through`. Returns all topics, so that
-    /// the caller removes these events from each topic.
+    /// Records that the backend has evicted all events up to `through`, also for topics that are
+    /// created later. Returns the existing topics: the caller has to remove these events from each
+    /// of them.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()

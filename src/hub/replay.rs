@@ -28,8 +28,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// client gets its response, and the events follow when they arrive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A replay reads old events from the backend for one subscription. It ends as soon as this process
-/// retains all events that follow.
+/// A replay reads old events from the backend for one subscription. It ends as soon as the topics
+/// in the memory of this process retain all events that follow.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
     /// Set if the id of the client may be newer than the end of the log. This is unknown until the

@@ -157,8 +157,9 @@ impl Core {
         }
     }
 
-    /// Subscribes to the topics in this process. `end` is the known end of the backend's log, or
-    /// `None` without a backend.
+    /// Creates the subscription without waiting for the backend. `end` is the end of the backend's
+    /// log, as far as this node knows it. The ids in the [`Start`]s are compared with it, because
+    /// the log has issued no greater id. `end` is `None` without a backend.
     ///
     /// Returns `Ok(None)` if `end` belongs to another log, because the log was replaced in the
     /// meantime. The caller then tries again. Returns an error if the hub would have more than
@@ -266,7 +267,8 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a new subscription to `names`, which are some of its topics. Stores the result in
+    /// Makes a new subscription a subscriber of the topics `names`. They are a part of its topics,
+    /// because the caller releases the lock of the registry between the parts. Stores the result in
     /// `joined`: one reader for each topic, and the position where the subscription resumes.
     /// `beginnings` has one entry for each name, or a single entry for all names.
     ///

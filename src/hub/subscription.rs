@@ -651,8 +651,8 @@ impl Subscription {
         }
     }
 
-    /// Combines `events`, which the subscription has just read from one of its topics, with this
-    /// topic.
+    /// Returns an item with `events`, which the subscription has just read from one of its topics,
+    /// and with the index of this topic.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }

@@ -127,10 +127,10 @@ impl Topic {
     ///
     /// # With a backend
     ///
-    /// The limits concern the memory of this process, and only on the nodes where a handle with
-    /// them is used. The retention of the log is that of the backend, for all topics together. So a
-    /// client gets an event that exceeds the limits from the backend, and no gap. A limit greater
-    /// than the retention of the backend has no effect.
+    /// The limits apply only to the memory of the nodes where a handle with these limits is used.
+    /// The retention of the log is that of the backend, for all topics together. So a client gets
+    /// an event that exceeds the limits from the backend, and no gap. A limit greater than the
+    /// retention of the backend has no effect.
     ///
     /// # Examples
     ///
@@ -437,8 +437,9 @@ impl Topic {
     ///
     /// The removal is a record in the log, so all nodes agree on what came before it. Each node
     /// removes the topic when it reads the record. From then on, none of its clients receives an
-    /// earlier event of the topic. The call returns when this node has read the record, or after 10
-    /// seconds: another node, or this one in an outage, may still be behind.
+    /// earlier event of the topic. The call returns when this node has read the record, but after
+    /// 10 seconds at the latest. At this time, another node may not have read the record yet.
+    /// Neither may this node if the backend is down.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
     /// the deletion of the data, also delete them in the server. Each node remembers the newest

@@ -24,21 +24,22 @@ pub(super) struct TopicState {
 
 pub(super) struct Contents {
     pub(super) log: Log,
-    /// The retention limits of this topic: limits of its own, or the limits of the hub, which
-    /// topics share.
+    /// The retention limits of this topic: limits of its own, or those from the settings of the
+    /// hub. They apply to this topic alone, even if other topics share the `Arc`.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
     /// The ready lists of the subscriptions that pause after each write to their client. A ready
-    /// list contains the changed topics of one subscription. Events do not wake a subscription
-    /// during its pause, but the end of a topic does, through the ready list. The key of the map is
-    /// the address of the ready list in memory.
+    /// list contains the changed topics of one subscription. A published event does not wake a
+    /// subscription during its pause, but the end of the topic does, through the ready list. The
+    /// key of the map is the address of the ready list in memory.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time when the topic lost its last subscriber. `None` if that has never happened.
+    /// The last time when the topic lost its last subscriber. The age of the event of a
+    /// `latest_only` topic counts from this time. `None` if that has never happened.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
@@ -102,9 +103,9 @@ impl TopicState {
         change.rest = contents.waiters.has_due().then_some(through);
     }
 
-    /// Wakes the waiting readers of the topic that are due, if their number is smaller than
-    /// `through`. A reader is due if the topic has changed since the reader began to wait. Each
-    /// waiting reader of a topic has its own number.
+    /// Wakes the waiting readers of the topic that are due and whose entry in the queue of waiting
+    /// readers has a number smaller than `through`. A reader is due if the topic has changed since
+    /// the reader began to wait.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -162,9 +163,9 @@ pub(super) struct Change {
     /// The wakers of the topic's subscriptions that currently pause after a write to their client.
     /// Contains wakers only if the topic is finished or the hub is shut down, which ends the pause.
     lingering: Vec<Waker>,
-    /// Set if more than 32 readers wait for the change. The publisher itself wakes only the first
-    /// 32. The value is a number: all remaining waiting readers with a smaller number have to be
-    /// woken.
+    /// Set if more than 32 readers wait for the change, because `first` contains only 32 of them.
+    /// All remaining readers whose entry in the topic's queue of waiting readers has a smaller
+    /// number than this value have to be woken.
     pub(super) rest: Option<u64>,
 }
 

@@ -61,8 +61,9 @@ impl Waiters {
     /// identifies. Stores the ticket of the new entry in `ticket`. Returns the replaced reader,
     /// which the caller drops after it has released its locks.
     ///
-    /// The caller has seen all changes of the topic. So if its old entry is still due to be woken
-    /// for a change, the old entry is emptied. The caller then gets a new entry that is not due.
+    /// The caller must have looked at the topic under the same lock, so no earlier change need wake
+    /// it any more. If its old entry is still due to be woken for such a change, the old entry is
+    /// emptied. The caller then gets a new entry that is not due.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);

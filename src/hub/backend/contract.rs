@@ -6,7 +6,7 @@
 //! need tests of their own:
 //!
 //! - a server that is killed, cut off, restored from a backup or replaced;
-//! - records that another program has written into the log.
+//! - records in the log that were written by a program other than a hub.
 //!
 //! ```
 //! use tower_sse::hub::backend::{MemoryBackend, contract};

@@ -182,7 +182,7 @@
 //! | the log is deleted and created again | another epoch, before the first record |
 //! | the log is restored from an older copy | another epoch, before the next record |
 //! | a failover loses the newest records | another epoch, or the documented exception |
-//! | another program writes a record | `read` and `follow` pass it |
+//! | a program other than a hub writes a record | `read` and `follow` pass it |
 //! | a record is larger than the server accepts | `append` returns an error, and stores none of its records |
 //! | the future of `follow` is dropped at any time | the next call returns the same records |
 //! | the response to `append_if_unchanged` is lost, and the hub calls again | `None`, and one copy of the records |

@@ -74,10 +74,10 @@ use std::sync::Arc;
 /// 5. **Epoch and position belong together.** The hub makes the id of an event from an epoch and a
 ///    position. [`Appended`], [`Page`] and [`Bounds`] therefore contain the epoch of the log that
 ///    has their positions. This also applies if another log replaced that log during the call.
-/// 6. **Foreign records stop no reader.** Another program may have written a record that the
-///    implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip such
-///    a record, and [`Page::through`] passes its position. They do not return an error for it, do
-///    not panic, and do not return the same position again and again. The hub in turn skips a
+/// 6. **Foreign records stop no reader.** A program other than a hub may have written a record that
+///    the implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip
+///    such a record, and [`Page::through`] passes its position. They do not return an error for it,
+///    do not panic, and do not return the same position again and again. The hub in turn skips a
 ///    record whose [`event`](Record::event) is not exactly one event.
 /// 7. **Cancel safety.** Dropping a future of `read` or `follow` loses no record: another call with
 ///    the same position returns the same records. An append whose future is dropped may or may not

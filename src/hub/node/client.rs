@@ -107,13 +107,13 @@ pub(in crate::hub) struct EncodedPage {
     /// The topics that have records in this page of the log. If the last of these records finishes
     /// its topic, the value is the position of this record. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// The newest removal of each requested topic of this page that an application has removed, as
-    /// far as this node has read the log. The page contains no event of such a topic from before
-    /// its removal.
+    /// For each requested topic that an application has removed, its newest removal, as far as this
+    /// node has read the log. The page contains no event of the topic from before this removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
-/// The end of the log, as far as this node knows it from responses of the backend.
+/// The end of the log, as far as this node knows it from responses of the backend. Subscribing
+/// compares the id of a client with it, because the log cannot have issued a greater id.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest position that this node knows in the log.
@@ -415,8 +415,8 @@ impl BackendClient {
     }
 
     /// Forgets the remembered finish records up to and including the position `through`. A finish
-    /// record is a record that finishes a topic. The caller has read the log up to this position,
-    /// and has marked these topics as finished itself.
+    /// record is a record that finishes a topic. The caller must have read the log up to this
+    /// position, and must have marked these topics as finished itself.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         if !state.finished.is_empty() {

@@ -60,8 +60,9 @@ impl Outage {
         }
     }
 
-    /// Notes a success of the operation that this tracker watches. The request was sent after every
-    /// failure so far, so the success ends the outage, if there is one. Logs the end of the outage.
+    /// Notes a success of the operation that this tracker watches. The caller must have sent the
+    /// request after every failure so far. So the success ends the outage, if there is one. Logs
+    /// the end of the outage.
     pub(super) fn succeeded(&self) {
         let failures = self.state().failures;
         self.succeeded_after(failures);

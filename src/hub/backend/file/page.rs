@@ -7,7 +7,7 @@ use std::{collections::HashSet, mem, sync::Arc};
 
 /// A page, the result of one read of the log, is complete when it has this number of records.
 const RECORDS: usize = 1000;
-/// A page is also complete when this number of records was read for it, with the records of topics
+/// A page is also complete when this number of records was read for it, including records of topics
 /// that the reader has not requested.
 const EXAMINED: usize = 20_000;
 /// A page, the result of one read of the log, is complete when its events have this size in bytes.

@@ -16,7 +16,8 @@ pub(super) struct Append {
     pub(super) reply: oneshot::Sender<Result<Option<Appended>, FileError>>,
 }
 
-/// The condition of an append: the log has this epoch, and no record of the topic after `since`.
+/// The condition of an append: the log has this epoch, and after the position `since` it has no
+/// record of the topic of the append.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unchanged {
     pub(super) epoch: u64,
@@ -41,7 +42,7 @@ struct Waiting {
     /// this number of appends.
     awaited: usize,
     /// The number of appends that remained when the queue last removed the appends of publishers
-    /// that have stopped waiting.
+    /// that have stopped waiting. The queue does so again when it has twice this number of appends.
     cleaned: usize,
 }
 

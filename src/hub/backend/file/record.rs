@@ -25,7 +25,8 @@ pub(super) struct Value<'a> {
     /// The time of the append, in milliseconds since 1970.
     pub(super) time: u64,
     /// The size in bytes of all values (records with their headers) that the log has ever stored,
-    /// up to and including this value.
+    /// up to and including this value. The difference between the totals of two values is the size
+    /// of the values between them.
     pub(super) total: u64,
     /// The kind of the record. `None` if a later version of this crate has written a kind that this
     /// version does not know.

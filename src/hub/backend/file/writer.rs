@@ -55,13 +55,16 @@ pub(super) struct Writer {
     file: File,
     mark: Mark,
     tail: Tail,
-    /// The time of the oldest record in milliseconds since 1970, if it is known.
+    /// The time when the oldest retained record was appended, in milliseconds since 1970. It
+    /// decides when the writer has to remove expired records. `None` if the time is unknown.
     oldest: Option<u64>,
     /// The error of the last failed commit, and the time until which appends return it.
     refusal: Option<(FileError, Instant)>,
-    /// The time when the database was last opened.
+    /// The time when the database was last opened. If readers report failures, the writer opens the
+    /// database again at most once a second.
     reopened: Instant,
-    /// The number of appends in the last commit, and the time that the commit took.
+    /// The number of appends in the last commit, and the time that the commit took. They decide how
+    /// long the next commit waits for further appends.
     last_commit: (usize, Duration),
 }
 
@@ -137,7 +140,8 @@ impl Writer {
         Some(self.refusal.as_ref().map_or(due, |(_, until)| due.max(*until)))
     }
 
-    /// Stores appends in one commit. Without an append, only applies the retention.
+    /// Stores appends in the log with one commit, and applies the retention. If `appends` is empty,
+    /// only applies the retention.
     fn append(&mut self, mut appends: Vec<Append>) {
         // The futures of some appends may have been dropped while they waited.
         appends.retain(|append| !append.reply.is_closed());
@@ -266,7 +270,8 @@ impl Writer {
         Ok(Stored { tail, oldest, positions })
     }
 
-    /// Removes the oldest records that the retention does not cover, at most `limit`.
+    /// Removes the oldest records of the log that the retention does not cover, at most `limit`
+    /// records.
     fn evict(
         &self,
         records: &mut Records<'_>,

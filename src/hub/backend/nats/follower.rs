@@ -72,8 +72,9 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that this process has received through the NATS consumer. If the
-    /// server has sent more messages, a message was lost.
+    /// The number of messages that this process has received through the NATS consumer. The server
+    /// numbers the messages that it sends through a consumer, so another number in the newest
+    /// message shows that a message was lost.
     received: u64,
 }
 

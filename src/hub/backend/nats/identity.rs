@@ -69,8 +69,9 @@ pub(super) struct KnownLog {
     /// The sequence of the newest mark that this node has read. A mark is a message that identifies
     /// the log. 0 if retention had removed every mark before this node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark, a message that identifies the log. If
-    /// that mark begins the log, this is the sequence of the mark itself.
+    /// The sequence of the last event before the newest mark, a message that identifies the log.
+    /// Only other marks are between the two. If the newest mark begins the log, this is the
+    /// sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that this node has seen in the log, even if the message was removed
     /// since.
@@ -101,8 +102,8 @@ impl Witness {
     }
 
     /// Creates a witness, a remembered message that identifies the log, from a stored message.
-    /// Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`], or if another program has
-    /// written the message.
+    /// Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`], or if a program other
+    /// than a hub has published the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -162,7 +163,7 @@ struct Mark {
 
 impl Mark {
     /// Decodes a mark, a message whose payload is the id of the log. Any payload is a valid id. So
-    /// a mark of another program also begins a log, and causes no error.
+    /// a mark that a program other than a hub has published also begins a log, and causes no error.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         Self {
@@ -455,7 +456,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
 
 /// Returns the newest message of the JetStream stream as a witness, a remembered message that
 /// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
-/// too large or from another program.
+/// too large or from a program other than a hub.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);

@@ -115,7 +115,7 @@ impl Stored {
     }
 
     /// Returns the id of the log, which a hub writes into a header of each message. Returns `None`
-    /// for a message of another program.
+    /// for a message of a program other than a hub.
     pub(super) fn log(&self) -> Option<&str> {
         self.header(LOG)
     }
@@ -193,7 +193,7 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
 
 /// Appends the events of a NATS message to `page`, but only events after the position `after`.
 /// `stream` is the name of the JetStream stream. Afterwards the page ends at the position of the
-/// message, even if no event was appended. A message of another program has no events.
+/// message, even if no event was appended. A message of a program other than a hub has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;

@@ -163,9 +163,9 @@ pub struct NatsBackend {
 /// the backend reads the messages of all topics and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time within which the NATS server detects that a message is sent twice. If four request
-/// timeouts are longer, the backend configures this time instead. The result is at most the maximum
-/// age of messages.
+/// The time within which the NATS server detects that a message is sent twice. The backend
+/// configures the stream with four request timeouts instead if they are longer, but with at most
+/// the maximum age of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
@@ -292,7 +292,8 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    /// Returns the configuration of the JetStream stream, if the backend has to create the stream.
+    /// Returns the configuration with which the backend creates the JetStream stream if the stream
+    /// does not exist.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());

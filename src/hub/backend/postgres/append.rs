@@ -104,8 +104,8 @@ impl Drop for Running<'_> {
 }
 
 impl Log {
-    /// Appends records. Shares the transaction with other appends that wait at the same time,
-    /// because each commit waits for the disk of the server.
+    /// Appends records to the log. Shares the transaction with other appends that wait at the same
+    /// time, because each commit waits for the disk of the server.
     pub(super) async fn append(self: &Arc<Self>, records: Vec<Record>) -> Result<Appended, BoxError> {
         self.check_sizes(&records)?;
         let (result, appended) = oneshot::channel();

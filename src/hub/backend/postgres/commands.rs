@@ -15,7 +15,8 @@ const COMMANDS: &str = "tower-sse-commands";
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Arc<Connection>>,
-    /// The time and the error of the last failed attempt to connect to Postgres.
+    /// The time and the error of the last failed attempt to connect to Postgres. A caller that has
+    /// waited for this attempt returns the same error.
     last_failure: Option<(Instant, RequestError)>,
 }
 

@@ -163,8 +163,8 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate number of records that the log retains, for all topics together.
-    /// Default: 1,000,000. Nodes delete older records in batches of 1,000, or of as many records as
-    /// they have appended or read since their last batch.
+    /// Default: 1,000,000. Nodes delete older records in batches. A batch of a node has up to 1,000
+    /// records, or as many as the node has appended or read since its last batch, if they are more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.settings.max_records = records;
@@ -172,8 +172,8 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate maximum age of records. Older records are deleted. Default: one hour.
-    /// [`Duration::MAX`] and zero disable the limit. A node without new records checks the age
-    /// every ten seconds.
+    /// [`Duration::MAX`] and zero disable the limit. Each node deletes them about every ten
+    /// seconds, or four times per `age` if this is more often.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };

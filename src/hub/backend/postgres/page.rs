@@ -58,8 +58,8 @@ pub(super) struct LogPage {
     /// `true` if the log is still the known log: it is on the Postgres server that has issued its
     /// epoch, and it has the newest record that this process knows.
     pub(super) is_current: bool,
-    /// The number of rows in the page, including the records of other programs that this crate
-    /// cannot decode.
+    /// The number of rows in the page, including records of programs other than a hub that this
+    /// crate cannot decode. The node counts them all as new records for its next eviction.
     pub(super) count: usize,
 }
 

@@ -30,7 +30,8 @@ pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
     /// The number of the records that this node has appended or read since the last batch of an
-    /// eviction. `bytes_since_batch` is their size.
+    /// eviction. The next batch may delete as many. `bytes_since_batch` is the size of these
+    /// records.
     since_batch: AtomicU64,
     bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
@@ -83,7 +84,8 @@ impl Log {
         tokio::spawn(async move { log.evict().await });
     }
 
-    /// Deletes the records that the retention does not cover. The caller has set `is_running`.
+    /// Deletes the records of the log that the retention does not cover. The caller must have set
+    /// `is_running`, which this function clears at its end.
     async fn evict(&self) {
         // Clears the flag also if the future is dropped.
         let _running = Running(&self.eviction.is_running);

@@ -11,13 +11,13 @@ const VERSION: i32 = 1;
 /// event after it.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record of
-/// another program. A page with such a record could take longer than the timeout of a request, and
-/// nodes would request this page again and again.
+/// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record,
+/// which only a program other than a hub can insert. A page with such a record could take longer
+/// than the timeout of a request, and nodes would request this page again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
-/// The greatest position. If another program inserts a record there, nothing can be appended any
-/// more, so that positions do not overflow.
+/// The greatest position. If a program other than a hub inserts a record there, nothing can be
+/// appended any more, so that positions do not overflow.
 const MAX_POSITION: u64 = 1 << 62;
 
 /// The name of the schema that contains a log. Other names in SQL are derived from it.

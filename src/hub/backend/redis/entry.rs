@@ -38,8 +38,8 @@ pub(super) struct Entry {
     /// unless the preceding entry has the position directly before its own. `None` if other
     /// software than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
-    /// Set if entries directly before this entry were lost. A reader has missed lost entries if it
-    /// has not read the log up to the position in this field.
+    /// Set if entries directly before this entry were lost. A reader that gets this entry next has
+    /// missed some of them if it has read the log only up to a smaller position than this one.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry, if this entry reports a loss. `None` for all other
     /// entries.
@@ -162,7 +162,8 @@ pub(super) struct DecodedBatch {
     /// reports a loss.
     pub(super) newest_lost: Option<Position>,
     /// The positions of all entries of the batch in compact form. Each pair is the first and the
-    /// last of several consecutive positions.
+    /// last of several consecutive positions. `Losses` compares them with acknowledged entries to
+    /// detect losses.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
     /// The size of the largest entry of the batch in bytes.

@@ -151,8 +151,9 @@ pub struct RedisBackend {
     /// The estimated size in bytes of the largest entries of the Redis stream. It determines how
     /// many entries one request asks for.
     entry_size: AtomicUsize,
-    /// The greatest position that this process has ever seen in the log. The server may have lost
-    /// the entry with this position in a failover.
+    /// The greatest position that this process has ever seen in the log. The scripts that add
+    /// entries get it as a lower bound for new ids, because the server may have lost the entry with
+    /// this position in a failover.
     high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
 }
@@ -419,8 +420,9 @@ impl RedisBackend {
         Ok(Appended { epoch: self.epoch(), position })
     }
 
-    /// Removes entries that are older than the maximum age. Called after an append has failed
-    /// because the server has no memory. A successful append removes such entries in its script.
+    /// Removes entries that are older than the maximum age from the Redis stream. Called after an
+    /// append has failed because the server has no memory. A successful append removes such entries
+    /// in its script.
     async fn trim(&self) {
         let age = self.max_age_ms();
         let newest = entry_id::ms(self.high_watermark());
