@@ -15,20 +15,17 @@ pub(super) struct Segment<B> {
     /// The number of events that were evicted (removed by retention) at the beginning of this
     /// segment, a buffer with consecutive events of one topic.
     pub(super) dead: usize,
-    /// The time when the first event was added to this segment, a buffer with consecutive events of
-    /// one topic. `None` for an empty segment.
+    /// The time when the first event was added to this segment. `None` for an empty segment.
     pub(super) born: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     position: Position,
-    /// The offset where the bytes of this event end in its segment, a buffer with consecutive
-    /// events of one topic. Not used for the last event, because the last event ends with the
-    /// segment.
+    /// The offset where the bytes of this event end in its segment. Not used for the last event,
+    /// because the last event ends with the segment.
     end: u32,
-    /// The number of milliseconds from the first event to this event of the segment, a buffer with
-    /// consecutive events of one topic.
+    /// The number of milliseconds from the first event to this event of the segment.
     age: u32,
 }
 
@@ -37,15 +34,15 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if an event that is published at time `now` can be added to this segment, a
-    /// buffer with consecutive events of one topic. The first event of the segment must be at most
-    /// 49 days older, because times within a segment are stored as `u32` milliseconds.
+    /// Returns `true` if an event that is published at time `now` can be added to this segment. The
+    /// first event of the segment must be at most 49 days older, because times within a segment are
+    /// stored as `u32` milliseconds.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Adds the position and the time of an event whose bytes are already in this segment, a buffer
-    /// with consecutive events of one topic. `end` is the offset where the bytes of the event end.
+    /// Adds the position and the time of an event whose bytes are already in this segment. `end` is
+    /// the offset where the bytes of the event end.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
@@ -71,9 +68,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset in this segment, a buffer with consecutive events of one topic, where the
-    /// event with this index begins. For an index equal to the number of events, returns the length
-    /// of the segment.
+    /// Returns the offset in this segment where the event with this index begins. For an index
+    /// equal to the number of events, returns the length of the segment.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,
@@ -90,9 +86,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest event that this segment, a buffer with consecutive events of one topic,
-    /// still retains. Returns its position and its size in bytes. Panics if all events of the
-    /// segment are evicted.
+    /// Evicts the oldest event that this segment still retains. Returns its position and its size
+    /// in bytes. Panics if all events of the segment are evicted.
     pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;
@@ -135,8 +130,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Frees the memory of the evicted events of this segment, a buffer with consecutive events of
-    /// one topic. Moves the retained events to the beginning of the buffer.
+    /// Frees the memory of the evicted events of this segment. Moves the retained events to the
+    /// beginning of the buffer.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

@@ -473,7 +473,7 @@ impl EncodedPage {
             let end = (record.kind == RecordKind::Finish).then_some(position);
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
-                // A removal takes effect when the follower, the task that reads the log, reads it.
+                // A removal takes effect when the follower reads it.
                 RecordKind::Finish | RecordKind::Remove => continue,
                 // Records are visited from the newest to the oldest. A newer state replaces the
                 // earlier states of its topic.

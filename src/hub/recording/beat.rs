@@ -97,14 +97,12 @@ pub(super) struct Announced {
     /// The random number that identifies this recording.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
-    /// recording dies. A recording is a task that publishes a stream into a topic. Without a will,
-    /// this is empty, and the other node only finishes the topic.
+    /// recording dies. Without a will, this is empty, and the other node only finishes the topic.
     pub(super) will: Bytes,
     /// Set if this recording ends after some time without subscribers. Other nodes then report
     /// whether its topic has subscribers there.
     pub(super) needs_subscribers: bool,
-    /// Set if each event that this recording publishes replaces the previous event of the topic. A
-    /// recording is a task that publishes a stream into a topic.
+    /// Set if each event that this recording publishes replaces the previous event of the topic.
     pub(super) latest_only: bool,
 }
 

@@ -385,9 +385,9 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
 }
 
 /// Returns the kind and the event of the record that has to be appended next for a recording of the
-/// dead node `node`. A recording is a task that publishes a stream into a topic. The first record
-/// is its will, the event that it has announced for this case. The second record finishes its
-/// topic. `has_published_will` means that this node has published the will before.
+/// dead node `node`. The first record is its will, the event that it has announced for this case.
+/// The second record finishes its topic. `has_published_will` means that this node has published
+/// the will before.
 ///
 /// Returns `None` if this node must not take over the recording, for example because the other node
 /// is alive.

@@ -121,9 +121,8 @@ pub(super) struct Foreign {
     /// event and finishes its topic.
     pub(super) is_claimed: bool,
     /// Set if the newest sign of life of the other node does not list this recording any more,
-    /// although its topic is not finished. A recording is a task that publishes a stream into a
-    /// topic. This node then takes over the recording immediately, without waiting until the other
-    /// node counts as dead.
+    /// although its topic is not finished. This node then takes over the recording immediately,
+    /// without waiting until the other node counts as dead.
     pub(super) is_orphan: bool,
 }
 
@@ -164,12 +163,12 @@ struct LocalState {
     /// publishes nothing more.
     has_ended: bool,
     /// Set if another node has published the will of this recording, because it considered this
-    /// node dead. The will is the event that other nodes publish in this case. The recording, the
-    /// task that publishes a stream into the topic, then publishes nothing more.
+    /// node dead. The will is the event that other nodes publish in this case. The recording then
+    /// publishes nothing more.
     has_will: bool,
     /// The records of the topic that this node has read while the recording is appending records to
     /// the log. If the append gets no response, they show whether it has succeeded. `None` if no
-    /// append is in progress. A recording is a task that publishes a stream into a topic.
+    /// append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
@@ -231,8 +230,8 @@ impl Recordings {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Ends the recordings of this topic on this node (the tasks that publish a stream into it),
-    /// because the topic was finished. They publish nothing more.
+    /// Ends the recordings of this topic on this node, because the topic was finished. They publish
+    /// nothing more.
     pub(in crate::hub) fn note_finished(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
     }
@@ -301,9 +300,9 @@ impl Recordings {
     }
 
     /// Returns `true` if the caller must start the keeper, the task that sends the signs of life of
-    /// this node. This is the case if the keeper does not run, and a recording (a task that
-    /// publishes a stream) or a member of a topic exists. The keeper then counts as running. If its
-    /// start fails, the caller calls [`release_keeper`](Self::release_keeper).
+    /// this node. This is the case if the keeper does not run, and a recording or a member of a
+    /// topic exists. The keeper then counts as running. If its start fails, the caller calls
+    /// [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
@@ -373,8 +372,8 @@ impl State {
     }
 
     /// Returns `true` if the keeper must end, the task that sends the signs of life of this node.
-    /// This is the case if no recording (a task that publishes a stream), no member of a topic and
-    /// no other node is left. The keeper then counts as ended, so that it can be started again.
+    /// This is the case if no recording, no member of a topic and no other node is left. The keeper
+    /// then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -599,8 +598,7 @@ impl Local {
 
     /// Returns `true` if the log already contains `records`, from an earlier attempt of this
     /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
-    /// `true` if there was such an attempt. A recording is a task that publishes a stream into a
-    /// topic.
+    /// `true` if there was such an attempt.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
     /// another node has published its will, the event for the death of this node.
@@ -650,10 +648,9 @@ impl Local {
 }
 
 impl LocalState {
-    /// Handles a record of the topic that this recording, a task that publishes a stream into the
-    /// topic, has not appended itself. The recording must publish nothing more if the record
-    /// finishes the topic, or if its event is equal to `will`. `will` is the event that another
-    /// node publishes if it considers this node dead.
+    /// Handles a record of the topic that this recording has not appended itself. The recording
+    /// must publish nothing more if the record finishes the topic, or if its event is equal to
+    /// `will`. `will` is the event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.has_will |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;

@@ -27,13 +27,11 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer.
+    /// `true` while the follower receives new messages through a consumer.
     is_following: AtomicBool,
 }
 
-/// Waits until the follower, the task that reads the NATS stream, receives one published message.
-/// Dropping the value ends the wait.
+/// Waits until the follower receives one published message. Dropping the value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -46,7 +44,7 @@ impl Confirmations {
     }
 
     /// Registers a NATS message before it is published. `id` is the message id. The returned value
-    /// waits until the follower, the task that reads the stream, receives the message.
+    /// waits until the follower receives the message.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
@@ -54,8 +52,8 @@ impl Confirmations {
     }
 
     /// Sends `epoch` to the publisher of the NATS message `message` if the publisher waits for it.
-    /// The follower, the task that reads the stream, calls this method when it has received the
-    /// message. `epoch` identifies the log that has stored the message.
+    /// The follower calls this method when it has received the message. `epoch` identifies the log
+    /// that has stored the message.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -69,8 +67,8 @@ impl Confirmations {
         }
     }
 
-    /// Sets whether the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer. If it does not, publishers do not wait for a confirmation.
+    /// Sets whether the follower receives new messages through a consumer. If it does not,
+    /// publishers do not wait for a confirmation.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
@@ -78,8 +76,8 @@ impl Confirmations {
 
 impl Pending<'_> {
     /// Returns the epoch (the identity) of the log that has stored the published message. Returns
-    /// `None` if the follower, the task that reads the stream, does not receive the message within
-    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
+    /// `None` if the follower does not receive the message within 5 milliseconds
+    /// ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

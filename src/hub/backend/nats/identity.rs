@@ -62,16 +62,14 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 /// that identify the log: the newest mark, and the witness, a recent message.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log. It is the payload of each mark, a message that identifies the log in the
-    /// JetStream stream.
+    /// The id of the log. It is the payload of each mark in the JetStream stream.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that this node has read. A mark is a message that identifies
-    /// the log. 0 if retention had removed every mark before this node connected.
+    /// The sequence of the newest mark that this node has read. 0 if retention had removed every
+    /// mark before this node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark, a message that identifies the log.
-    /// Only other marks are between the two. If the newest mark begins the log, this is the
-    /// sequence of the mark itself.
+    /// The sequence of the last event before the newest mark. Only other marks are between the two.
+    /// If the newest mark begins the log, this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that this node has seen in the log, even if the message was removed
     /// since.
@@ -80,8 +78,8 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
-    /// The time when the node adds another mark, a message that identifies the log. A message that
-    /// arrives before postpones this time. Without another mark, retention could remove all marks.
+    /// The time when the node adds another mark. A message that arrives before postpones this time.
+    /// Without another mark, retention could remove all marks.
     renewal: Instant,
 }
 
@@ -136,10 +134,9 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark that the follower, the task that reads new messages, has read. A mark is a
-    /// message that identifies the log. Returns `true` if the mark belongs to this log or is not
-    /// newer than the known mark, and records a newer mark. Returns `false`, and records nothing,
-    /// if a newer mark begins another log.
+    /// Handles a mark that the follower, the task that reads new messages, has read. Returns `true`
+    /// if the mark belongs to this log or is not newer than the known mark, and records a newer
+    /// mark. Returns `false`, and records nothing, if a newer mark begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -216,9 +213,9 @@ impl Identity {
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
     /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
-    /// has read a newer mark, a message that identifies the log, records this mark, too. `witness`
-    /// is a recent message for later checks that the stream still has this log. Has no effect if
-    /// the node has changed to another log in the meantime.
+    /// has read a newer mark, records this mark, too. `witness` is a recent message for later checks
+    /// that the stream still has this log. Has no effect if the node has changed to another log in
+    /// the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -330,9 +327,8 @@ impl Identity {
     }
 
     /// Continues with the log that this node has used so far. Replaces the witness, the message
-    /// that the node remembers, if the stream has removed it. Publishes another mark, a message
-    /// that identifies the log, if the stream is empty. Also does so before retention could remove
-    /// all marks.
+    /// that the node remembers, if the stream has removed it. Publishes another mark if the stream
+    /// is empty. Also does so before retention could remove all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -388,8 +384,8 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
 }
 
 /// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
-/// A mark is a message that identifies the log. If retention has removed all marks, takes the id of
-/// the log from a header of the newest message. Begins a log if the stream has none.
+/// If retention has removed all marks, takes the id of the log from a header of the newest message.
+/// Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -417,9 +413,8 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Begins a new log: publishes a mark, the message that identifies the log, and returns the newest
-/// mark of the JetStream stream. `replaces` is the id of a lost log. `previous` is the sequence of
-/// the newest mark so far, or 0.
+/// Begins a new log: publishes a mark and returns the newest mark of the JetStream stream.
+/// `replaces` is the id of a lost log. `previous` is the sequence of the newest mark so far, or 0.
 ///
 /// If two nodes do this at the same time, the stream stores only the first mark. Both nodes then
 /// use that mark.
@@ -441,7 +436,7 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
 }
 
 /// Returns the newest mark of a JetStream stream in this state, or `None` if the stream has no
-/// mark. A mark is a message that identifies the log.
+/// mark.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if `state` says so.
@@ -472,9 +467,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
-/// the sequence that the newest message or the newest mark of the stream must have. If a newer
-/// message was stored meanwhile, the server refuses the mark, and this function returns `None`.
+/// Publishes a mark and returns its sequence. `mark` contains the sequence that the newest message
+/// or the newest mark of the stream must have. If a newer message was stored meanwhile, the server
+/// refuses the mark, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
