@@ -213,9 +213,9 @@ impl Identity {
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
     /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
-    /// has read a newer mark, records this mark, too. `witness` is a recent message for later checks
-    /// that the stream still has this log. Has no effect if the node has changed to another log in
-    /// the meantime.
+    /// has read a newer mark, records this mark, too. `witness` is a recent message for later
+    /// checks that the stream still has this log. Has no effect if the node has changed to another
+    /// log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
