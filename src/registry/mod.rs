@@ -112,15 +112,16 @@ where
         Self { shared: Arc::new(Shared::new()) }
     }
 
-    /// Ends all streams of this key on this node, and returns their number. A registry that follows
-    /// a hub also announces the close to the other nodes, in the background.
+    /// Ends all streams that are registered under this key on this node, and returns their number.
+    /// A registry that follows a hub also announces the close to the other nodes, in the
+    /// background.
     pub fn close(&self, key: &K) -> usize {
         self.close_sending(key, Bytes::new())
     }
 
-    /// Sends this event to all streams of this key on this node, and then ends them. Returns the
-    /// number of these streams. A registry that follows a hub also announces the close to the other
-    /// nodes, in the background.
+    /// Sends this event to all streams that are registered under this key on this node, and then
+    /// ends them. Returns the number of these streams. A registry that follows a hub also announces
+    /// the close to the other nodes, in the background.
     ///
     /// A page that should not reconnect closes its `EventSource` when it receives the event. The
     /// event is sent without its id, because no client can resume from this event. An upstream
@@ -136,7 +137,7 @@ where
         closed
     }
 
-    /// Returns the number of open streams of this key.
+    /// Returns the number of open streams that are registered under this key on this node.
     #[must_use]
     pub fn count(&self, key: &K) -> usize {
         let hash = self.shared.hash_of(key);

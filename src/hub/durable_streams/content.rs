@@ -52,15 +52,15 @@ impl Content {
         Self { encoding, content_type: HeaderValue::from_static(content_type) }
     }
 
-    /// A durable stream of JSON values, one for each event. Each response is a JSON array of such
-    /// values.
+    /// A stream of JSON values in the Durable Streams protocol, one for each event. Each response
+    /// is a JSON array of such values.
     ///
     /// Data that is not JSON, such as `[DONE]`, becomes a JSON string with the same text.
     pub fn json() -> Self {
         Self::new(Encoding::Json, "application/json")
     }
 
-    /// A durable stream of text: the data of all events, without separators.
+    /// A stream of text in the Durable Streams protocol: the data of all events, without separators.
     pub fn text() -> Self {
         Self::new(Encoding::Text, "text/plain; charset=utf-8")
     }
