@@ -279,7 +279,8 @@ mod tests {
         device.write(16 << 20, &[1; 4096]).unwrap();
         device.sync_data().unwrap();
         let after_first = allocated();
-        assert!((AHEAD + 4096..2 * AHEAD).contains(&after_first), "{after_first}");
+        // Some file systems allocate even more.
+        assert!(after_first >= AHEAD + 4096, "{after_first}");
         for block in 1..=AHEAD / 4096 {
             device.write((16 << 20) + block * 4096, &[1; 4096]).unwrap();
         }
