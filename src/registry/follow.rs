@@ -338,6 +338,16 @@ async fn beat(topic: Topic, sign: Event, interval: Duration) {
     }
 }
 
+/// A follower that ends while its node is cut off must not close later streams: the hub is shut
+/// down, and the registry may follow other hubs.
+impl<K> Drop for Follower<K> {
+    fn drop(&mut self) {
+        if let Some(registry) = self.registry.upgrade().filter(|_| self.is_cut_off) {
+            registry.following.cut_off_hubs.fetch_sub(1, AcqRel);
+        }
+    }
+}
+
 /// Waits for `future` until `time`. Returns `None` if that time comes first. Waits without a limit
 /// if `time` is `None`.
 async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output> {
@@ -397,6 +407,9 @@ where
             // here again.
             let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
+            if self.topic.is_shut_down() {
+                return;
+            }
             // An ended subscription is ready each time, so the wait for its next item never sees
             // the deadline.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {

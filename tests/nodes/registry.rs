@@ -207,6 +207,35 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     connections[0].set(Mode::Works);
     sleep(LIMIT).await;
     stays_open(&mut open(&registry, ALICE)).await;
+    // A hub that is shut down closes no more streams.
+    connections[0].set(Mode::Hangs);
+    sleep(2 * LIMIT).await;
+    assert_eq!(request(&registry, ALICE).rest(), "");
+    hubs[0].shutdown();
+    sleep(LIMIT).await;
+    stays_open(&mut open(&registry, ALICE)).await;
+}
+
+/// A hub is shut down whose topic was finished, so that the subscription of the node had ended.
+#[tokio::test(start_paused = true)]
+async fn shut_down_hub_with_a_finished_topic_closes_no_stream() {
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = hub(connection.clone()).await;
+    let registry = Registry::new().fail_closed_after(LIMIT);
+    registry.follow(&hub).await.unwrap();
+    connection.set(Mode::ReadsOnly);
+    let finish = Record { topic: "tower-sse/closed-streams".into(), kind: RecordKind::Finish, event: Bytes::new() };
+    shared.connect().append(vec![finish]).await.unwrap();
+    sleep(2 * LIMIT).await;
+    assert_eq!(request(&registry, ALICE).rest(), "");
+    hub.shutdown();
+    sleep(LIMIT / 10).await;
+    let mut body = open(&registry, ALICE);
+    sleep(2 * LIMIT).await;
+    stays_open(&mut body).await;
 }
 
 /// The subscription of the node ends again and again, as another program has finished the topic.

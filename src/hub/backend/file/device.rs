@@ -53,21 +53,23 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 ///
 /// A new block changes the metadata of the file system, and `fdatasync` then also writes this
 /// metadata. So a write to a new block also writes zeros to the blocks after it: up to an eighth of
-/// the file, and up to [`AHEAD`]. The writes to these blocks need no new metadata.
+/// the file, and up to [`AHEAD`]. The writes to these blocks need no new metadata. After the file is
+/// opened again, this begins when the file grows.
 #[derive(Debug)]
 pub(super) struct Allocated {
     file: FileBackend,
     /// The offset in the file from which nothing was written yet. The part after it reads as zero.
-    unwritten: Mutex<u64>,
+    /// `None` before the first change of the file. The database has locked the file by then, so no
+    /// other process changes its length later.
+    unwritten: Mutex<Option<u64>>,
 }
 
 impl Allocated {
-    pub(super) fn new(file: FileBackend) -> io::Result<Self> {
-        let unwritten = Mutex::new(file.len()?);
-        Ok(Self { file, unwritten })
+    pub(super) fn new(file: FileBackend) -> Self {
+        Self { file, unwritten: Mutex::default() }
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, u64> {
+    fn unwritten(&self) -> MutexGuard<'_, Option<u64>> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,8 +95,12 @@ impl StorageBackend for Allocated {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut unwritten = self.unwritten();
+        let before = match *unwritten {
+            Some(before) => before,
+            None => self.file.len()?,
+        };
         self.file.set_len(len)?;
-        *unwritten = len.min(*unwritten);
+        *unwritten = Some(len.min(before));
         Ok(())
     }
 
@@ -106,11 +112,17 @@ impl StorageBackend for Allocated {
         // Readers write pages, too, if the cache is full. The lock prevents that zeros replace such
         // a page.
         let mut unwritten = self.unwritten();
+        let before = match *unwritten {
+            Some(before) => before,
+            None => self.file.len()?,
+        };
         self.file.write(offset, data)?;
         let end = offset + data.len() as u64;
-        if end > *unwritten {
-            let ahead = end.saturating_add(AHEAD.min(end / 8)).min(self.file.len()?).max(end);
-            *unwritten = ahead;
+        *unwritten = Some(before.max(end));
+        if end > before {
+            let len = self.file.len().unwrap_or(end);
+            let ahead = end.saturating_add(AHEAD.min(end / 8)).min(len).max(end);
+            *unwritten = Some(ahead);
             // The disk may be full, but the database does not need these blocks yet.
             let _not_needed_yet = self.allocate(end, ahead);
         }
@@ -261,7 +273,7 @@ mod tests {
         fn open(name: &str) -> (Self, Allocated) {
             let path = env::temp_dir().join(format!("tower-sse-device-{name}-{}", process::id()));
             let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-            (Self(path), Allocated::new(FileBackend::new(file).unwrap()).unwrap())
+            (Self(path), Allocated::new(FileBackend::new(file).unwrap()))
         }
     }
 

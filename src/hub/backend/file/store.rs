@@ -134,9 +134,7 @@ impl Store {
         let database = guarded(|| {
             Ok(match (&read_only, durability) {
                 (Some(_), _) => builder.create_with_backend(ReadOnly::new(device).map_err(redb::Error::Io)?)?,
-                (None, Durability::Disk) => {
-                    builder.create_with_backend(Allocated::new(device).map_err(redb::Error::Io)?)?
-                }
+                (None, Durability::Disk) => builder.create_with_backend(Allocated::new(device))?,
                 (None, Durability::Process) => builder.create_with_backend(Unsynced(device))?,
             })
         })?;
