@@ -19,6 +19,8 @@ use tower_sse::{
 type Registry = StreamRegistry<String>;
 
 const ALICE: &str = "alice";
+/// The silence of the log after which a node fails closed.
+const LIMIT: Duration = Duration::from_secs(30);
 
 async fn following(hub: &Hub) -> Registry {
     let registry = Registry::new();
@@ -155,8 +157,6 @@ async fn replaced_log_closes_all_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn node_that_cannot_read_the_log_fails_closed() {
-    const LIMIT: Duration = Duration::from_secs(30);
-
     for mode in [Mode::Fails, Mode::Hangs, Mode::Lags] {
         let shared = Shared::new(PLENTY);
         let connection = shared.connect();
@@ -186,8 +186,6 @@ async fn node_that_cannot_read_the_log_fails_closed() {
 /// other hub.
 #[tokio::test(start_paused = true)]
 async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
-    const LIMIT: Duration = Duration::from_secs(30);
-
     let shared = [Shared::new(PLENTY), Shared::new(PLENTY)];
     let connections = shared.each_ref().map(Shared::connect);
     let registry = Registry::new().fail_closed_after(LIMIT);
@@ -216,34 +214,10 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     stays_open(&mut open(&registry, ALICE)).await;
 }
 
-/// A hub is shut down whose topic was finished, so that the subscription of the node had ended.
-#[tokio::test(start_paused = true)]
-async fn shut_down_hub_with_a_finished_topic_closes_no_stream() {
-    const LIMIT: Duration = Duration::from_secs(30);
-
-    let shared = Shared::new(PLENTY);
-    let connection = shared.connect();
-    let hub = hub(connection.clone()).await;
-    let registry = Registry::new().fail_closed_after(LIMIT);
-    registry.follow(&hub).await.unwrap();
-    connection.set(Mode::ReadsOnly);
-    let finish = Record { topic: "tower-sse/closed-streams".into(), kind: RecordKind::Finish, event: Bytes::new() };
-    shared.connect().append(vec![finish]).await.unwrap();
-    sleep(2 * LIMIT).await;
-    assert_eq!(request(&registry, ALICE).rest(), "");
-    hub.shutdown();
-    sleep(LIMIT / 10).await;
-    let mut body = open(&registry, ALICE);
-    sleep(2 * LIMIT).await;
-    stays_open(&mut body).await;
-}
-
 /// The subscription of the node ends again and again, as another program has finished the topic.
 /// The node cannot append signs of life, which would continue the topic.
 #[tokio::test(start_paused = true)]
 async fn node_whose_topic_was_finished_fails_closed() {
-    const LIMIT: Duration = Duration::from_secs(30);
-
     let shared = Shared::new(PLENTY);
     let connection = shared.connect();
     let hub = hub(connection.clone()).await;
@@ -258,6 +232,12 @@ async fn node_whose_topic_was_finished_fails_closed() {
     assert_eq!(body.poll(), Poll::Pending);
     sleep(LIMIT / 2 + Duration::from_secs(3)).await;
     assert_eq!(ends(&mut body).await, "");
+    // After a shutdown of the hub, no stream is closed, although the subscription had ended before.
+    hub.shutdown();
+    sleep(LIMIT / 10).await;
+    let mut body = open(&registry, ALICE);
+    sleep(2 * LIMIT).await;
+    stays_open(&mut body).await;
 }
 
 /// Records of other programs in the topic stop no node and close no stream.
