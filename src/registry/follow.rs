@@ -407,9 +407,6 @@ where
             // here again.
             let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
-            if self.topic.is_shut_down() {
-                return;
-            }
             // An ended subscription is ready each time, so the wait for its next item never sees
             // the deadline.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
