@@ -95,10 +95,7 @@ impl StorageBackend for Allocated {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut unwritten = self.unwritten();
-        let before = match *unwritten {
-            Some(before) => before,
-            None => self.file.len()?,
-        };
+        let before = unwritten.map_or_else(|| self.file.len(), Ok)?;
         self.file.set_len(len)?;
         *unwritten = Some(len.min(before));
         Ok(())
@@ -112,10 +109,7 @@ impl StorageBackend for Allocated {
         // Readers write pages, too, if the cache is full. The lock prevents that zeros replace such
         // a page.
         let mut unwritten = self.unwritten();
-        let before = match *unwritten {
-            Some(before) => before,
-            None => self.file.len()?,
-        };
+        let before = unwritten.map_or_else(|| self.file.len(), Ok)?;
         self.file.write(offset, data)?;
         let end = offset + data.len() as u64;
         *unwritten = Some(before.max(end));
