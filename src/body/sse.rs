@@ -51,8 +51,8 @@ pub(crate) struct RareOptions {
 }
 
 impl Options {
-    /// Returns the handler's settings for its stream, except the heartbeat. Creates these settings
-    /// with their defaults if they do not exist yet.
+    /// Returns the settings that few handlers change, which are all except the heartbeat. Creates
+    /// these settings with their defaults if they do not exist yet.
     pub(crate) fn rare(&mut self) -> &mut RareOptions {
         self.rare.get_or_insert_default()
     }

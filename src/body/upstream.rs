@@ -279,8 +279,9 @@ struct PassthroughStream<E> {
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if the last chunk of the stream completed no event with data. A client has then
-    /// dispatched nothing, so a heartbeat may be due although the stream sends bytes.
+    /// Set if the last chunk of the stream completed no event with data, such as a chunk with
+    /// comments only. JavaScript in a browser then sees no event, so an event is due as a
+    /// heartbeat although the stream sends bytes.
     is_invisible: bool,
 }
 

@@ -123,7 +123,7 @@ impl Log {
         }
     }
 
-    /// Returns the number and the size of the retained events.
+    /// Returns the number of the retained events, and their size in bytes.
     pub(super) fn retained(&self) -> Amount {
         self.retained
     }

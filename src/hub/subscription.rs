@@ -97,8 +97,9 @@ pub struct Subscription {
     /// The readers of this subscription. Each reader reads one topic, and each topic has one
     /// reader. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// The state that merges the events of several topics in the order of the log. A subscription
-    /// to a single topic has this state if it pauses after each write to its client.
+    /// The state that merges the events of several topics in the order of the log, and the timer of
+    /// [`linger`](Self::linger). A subscription to a single topic has this state only if it
+    /// lingers.
     merge: Option<Box<Merge>>,
     /// Every event of the subscription's topics up to this position was delivered to the client, or
     /// reported as missing.
@@ -132,7 +133,8 @@ pub struct Subscription {
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
-/// The item that a subscription yields before all events of its topics.
+/// The item that a subscription yields before all events of its topics: a gap event, a snapshot, or
+/// the event that contains the cursor.
 pub(super) enum Beginning {
     /// The gap event. It reports to the client that events before the first event of the
     /// subscription are missing.
@@ -286,8 +288,8 @@ impl Subscription {
     ///   is too old. In this case, read a newer state and subscribe again. This also works with
     ///   [several nodes](super#several-nodes).
     ///
-    /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
-    /// events would follow.
+    /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot. It begins without a
+    /// gap, so all retained events would follow the snapshot.
     ///
     /// # Examples
     ///

@@ -113,7 +113,8 @@ pub(in crate::hub) struct EncodedPage {
 }
 
 /// The end of the log, as far as this node knows it from responses of the backend. Subscribing
-/// compares the id of a client with it, because the log cannot have issued a greater id.
+/// compares the id of a client with it: an id after the end was not issued by this log, unless
+/// [`is_unsure`](Self::is_unsure) is set.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest position that this node knows in the log.

@@ -198,7 +198,7 @@ impl Pending {
     /// they count as topics with a task from now on.
     ///
     /// The second part of each pair wakes the task when one of these events needs no publishing any
-    /// more.
+    /// more, because another node has published it or its member has returned.
     pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
         let begin = |topic: Arc<str>| {
             let idle = self.topics.get_mut(&topic).filter(|it| !it.is_publishing && !it.events.is_empty())?;

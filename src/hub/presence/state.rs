@@ -229,7 +229,8 @@ impl State {
         self.ended.clear();
     }
 
-    /// Returns `true` if the topic was finished. An event may have opened it again.
+    /// Returns `true` if the topic was finished, and this node does not know that an event has
+    /// opened it again since then.
     pub(super) fn has_ended(&self, topic: &str) -> bool {
         self.ended.contains(topic)
     }

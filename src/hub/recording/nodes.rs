@@ -166,9 +166,9 @@ struct LocalState {
     /// node dead. The will is the event that other nodes publish in this case. The recording then
     /// publishes nothing more.
     has_will: bool,
-    /// The records of the topic that this node has read while the recording is appending records to
-    /// the log. If the append gets no response, they show whether it has succeeded. `None` if no
-    /// append is in progress.
+    /// The records of the topic that this node has read from the log since the recording began its
+    /// current append. If the append gets no response, they show whether the log has its records.
+    /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 

@@ -141,8 +141,9 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Opens and locks the mark file of a log, and creates the file if it does not exist. Returns
-    /// `None` if the file is already locked, usually by another process.
+    /// Opens and locks the mark file, which contains the state of the log for the next start.
+    /// Creates the file if it does not exist. Returns `None` if the file is already locked, usually
+    /// by another process.
     ///
     /// If the process has no permission to write, an existing mark file is opened for reading.
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {

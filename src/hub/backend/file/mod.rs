@@ -252,7 +252,8 @@ impl Drop for Writer {
 /// readers of the log.
 struct Shared {
     path: PathBuf,
-    /// The database, or the error that prevents its use now.
+    /// The database in the file of the log, or the error with which all calls fail while the file
+    /// cannot be used.
     store: RwLock<Result<Store, FileError>>,
     queue: Queue,
     bounds: watch::Sender<Bounds>,
