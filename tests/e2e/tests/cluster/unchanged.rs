@@ -1,7 +1,7 @@
 //! Appends to a topic that has not changed: concurrent callers, lost responses and late requests.
 
 use crate::{nats_wire::NatsWire, with_each_store};
-use e2e::{Store, StoreKind, Wire};
+use e2e::{Store, StoreKind, Wire, eventually};
 use futures_util::future::join_all;
 use std::{
     fmt::Display,
@@ -14,6 +14,9 @@ use tower_sse::hub::backend::{
 };
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// A request timeout that a busy machine does not exceed.
+pub(crate) const PATIENT: Duration = Duration::from_secs(10);
 
 with_each_store!(concurrent_callers_count_without_repetition, callers_count_without_repetition_during_faults);
 
@@ -109,7 +112,8 @@ async fn count<B: Backend>(
 /// Callers of two processes count together, while another topic has records. Returns the number of
 /// errors.
 pub(crate) async fn count_together<B: Backend>(logs: &[B; 2], callers: usize, end: impl Fn() -> usize) -> usize {
-    let bounds = logs[0].bounds().await.expect("the server responds");
+    // The connection may already have a fault.
+    let bounds = eventually(SOON, "the server responds", async || logs[0].bounds().await).await;
     let is_over = AtomicBool::new(false);
     let noise = async {
         let mut noise = 0;
@@ -149,9 +153,11 @@ pub(crate) async fn count_together<B: Backend>(logs: &[B; 2], callers: usize, en
 async fn concurrent_callers_count_without_repetition(kind: StoreKind) {
     let store = Store::start(kind, &[]).await;
     let errors = match kind {
-        StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url())), 6, || 300).await,
-        StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url())), 6, || 300).await,
-        StoreKind::Postgres => count_together(&[(); 2].map(|()| postgres(&store.url())), 6, || 300).await,
+        StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url()).timeout(PATIENT)), 6, || 300).await,
+        StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url()).timeout(PATIENT)), 6, || 300).await,
+        StoreKind::Postgres => {
+            count_together(&[(); 2].map(|()| postgres(&store.url()).timeout(PATIENT)), 6, || 300).await
+        }
     };
     assert_eq!(errors, 0);
 }
@@ -196,9 +202,9 @@ async fn callers_count_without_repetition_during_faults(kind: StoreKind) {
 /// Returns the number of records of the topic that is counted.
 async fn records_of_count(kind: StoreKind, url: &str) -> usize {
     match kind {
-        StoreKind::Redis => read(&redis(url), "count").await.len(),
-        StoreKind::Nats => read(&nats(url), "count").await.len(),
-        StoreKind::Postgres => read(&postgres(url), "count").await.len(),
+        StoreKind::Redis => read(&redis(url).timeout(PATIENT), "count").await.len(),
+        StoreKind::Nats => read(&nats(url).timeout(PATIENT), "count").await.len(),
+        StoreKind::Postgres => read(&postgres(url).timeout(PATIENT), "count").await.len(),
     }
 }
 
@@ -206,7 +212,7 @@ async fn records_of_count(kind: StoreKind, url: &str) -> usize {
 async fn redis_stores_one_copy_if_the_response_is_lost() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_millis(500)));
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_secs(2)));
     let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
     // The server has loaded the script after this.
     let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
@@ -222,7 +228,7 @@ async fn redis_stores_one_copy_if_the_response_is_lost() {
 async fn redis_refuses_a_request_that_arrives_late() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_millis(500)));
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_secs(2)));
     let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
     let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
     wire.silence();
@@ -244,6 +250,7 @@ async fn nats_repeats_a_message_and_stores_one_copy() {
 
 /// The acknowledgement of the first attempt is lost. The second attempt is equal.
 pub(crate) async fn assert_one_copy_if_acknowledgement_is_lost(near: &NatsBackend, far: NatsBackend, wire: &NatsWire) {
+    let far = far.timeout(PATIENT);
     let since = far.bounds().await.expect("the server responds").last;
     for is_first in [true, false] {
         wire.lose_acknowledgements(1);
