@@ -6,6 +6,8 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
+#[cfg(feature = "hub")]
+use http::header::CACHE_CONTROL;
 use http::request::Parts;
 use std::convert::Infallible;
 use tokio_stream::Stream;
@@ -67,7 +69,9 @@ impl IntoResponse for crate::hub::Subscription {
 
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
+    /// Caches must not store the error: some of these statuses are cacheable by default (RFC 9110
+    /// section 15.1), and another client may have another id.
     fn into_response(self) -> Response {
-        (self.status(), self.to_string()).into_response()
+        (self.status(), [(CACHE_CONTROL, "no-store")], self.to_string()).into_response()
     }
 }

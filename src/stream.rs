@@ -7,7 +7,7 @@ use crate::{
     heartbeat::HeartbeatSetting,
     preamble::Preamble,
 };
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header::CACHE_CONTROL};
 use std::{fmt, sync::Mutex, time::Duration};
 use tokio::time::Instant;
 use tokio_stream::{Empty, Stream};
@@ -313,8 +313,8 @@ impl<S> fmt::Debug for SseStream<S> {
     }
 }
 
-/// The response `204 No Content`, which stops a client from reconnecting. Created by
-/// [`SseStream::stop_reconnecting`].
+/// The response `204 No Content`, which stops a client from reconnecting. Caches do not store it.
+/// Created by [`SseStream::stop_reconnecting`].
 #[derive(Debug)]
 #[must_use = "it does nothing until it is returned as a response"]
 pub struct StopReconnecting(());
@@ -328,8 +328,11 @@ impl StopReconnecting {
     }
 }
 
+/// The response says that it must not be stored. A cache could otherwise return it to a client that
+/// has received nothing yet, because a 204 is cacheable by default (RFC 9110 section 15.1).
 fn no_content<S>() -> Response<SseBody<S>> {
     let mut response = Response::new(SseBody::ended());
     *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -39,7 +39,10 @@ async fn handler_uses_hub_error_for_json_and_hub() {
     assert_eq!(text(response).await, "an event does not serialize to JSON");
 
     hub.topic("orders").finish().await.unwrap();
-    assert_eq!(respond(&hub, true).await.status(), StatusCode::GONE);
+    let response = respond(&hub, true).await;
+    assert_eq!(response.status(), StatusCode::GONE);
+    // A cache would otherwise return the error to clients with other ids.
+    assert_eq!(response.headers()["cache-control"], "no-store");
 }
 
 #[tokio::test]

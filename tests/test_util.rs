@@ -254,6 +254,16 @@ async fn service_is_called_like_by_a_browser() {
 }
 
 #[tokio::test]
+async fn resumed_client_keeps_its_id_without_new_one() {
+    let app = Router::new().route("/", get(async || ([("content-type", "text/event-stream")], ": alive\n")));
+    let mut events = test::resume(app, "/", "41").await;
+    assert_eq!(events.last_event_id(), "41");
+    assert_eq!(events.next().await, None);
+    // Only a blank line replaces the id.
+    assert_eq!(events.last_event_id(), "41");
+}
+
+#[tokio::test]
 async fn refused_request_names_the_line_of_the_call() {
     let call = AssertUnwindSafe(test::get(Router::new(), "/absent"));
     let line = line!() - 1;

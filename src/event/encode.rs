@@ -175,9 +175,9 @@ pub(crate) fn comment_lines(text: &str) -> Bytes {
 /// Returns whether a client dispatches at least one of these encoded events.
 ///
 /// A client dispatches only events with a `data` line. Encoding adds an empty `data` line to an
-/// event that has a name and no data.
+/// event that has a name and no data. Durable Streams omit the space after the colon.
 pub(crate) fn is_visible(events: &[u8]) -> bool {
-    events.starts_with(DATA) || memmem::find(events, b"\ndata: ").is_some()
+    events.starts_with(b"data:") || memmem::find(events, b"\ndata:").is_some()
 }
 
 /// A text that is written with one field line for each line of the text. CRLF, CR and LF each end a

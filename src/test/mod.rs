@@ -186,7 +186,8 @@ where
     B: Body<Data = Bytes, Error: fmt::Display> + Send + 'static,
 {
     let request = Request::get(uri).header(ACCEPT, "text/event-stream").header("Last-Event-ID", last_event_id);
-    call(service, request, Location::caller())
+    let (reader, id) = (call(service, request, Location::caller()), last_event_id.to_owned());
+    async move { reader.await.resumed_after(&id) }
 }
 
 async fn call<S, B>(mut service: S, request: http::request::Builder, caller: &Location<'_>) -> EventReader

@@ -56,6 +56,12 @@ impl EventReader {
         }
     }
 
+    /// Sets the id that the client has sent, which stays its last id until the first blank line.
+    pub(super) fn resumed_after(mut self, last_event_id: &str) -> Self {
+        last_event_id.clone_into(&mut self.interpreter.source.last_event_id);
+        self
+    }
+
     /// Sets the deadline: the maximum time that each later call waits for an event before it
     /// panics. Default: 5 seconds.
     #[must_use]

@@ -4,10 +4,10 @@ use super::*;
 use serde_json::{Value, json};
 use std::time::Duration;
 use support::whatwg;
-use tokio::time::{Instant, advance, timeout};
+use tokio::time::{Instant, advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Layer;
-use tower_sse::{SseLayer, hub::durable_streams::Content};
+use tower::{Layer, ServiceExt};
+use tower_sse::{Heartbeat, SseLayer, hub::durable_streams::Content};
 
 /// An event stream, and what it has sent.
 struct Client {
@@ -217,4 +217,22 @@ async fn slow_client_is_disconnected_and_then_gone() {
     assert_eq!(client.read(), []);
     assert!(client.body.is_end_stream());
     assert_eq!(get(&streams, &format!("/t?offset={offset}&live=sse")).await.status, 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_event_stream_gets_no_heartbeat_event() {
+    let hub = Hub::new();
+    let topic = hub.topic("t");
+    publish(&topic, "0").await;
+    let heartbeat = Heartbeat::every(Duration::from_secs(15)).event(Event::default().event("beat"));
+    let service = SseLayer::new().heartbeat(heartbeat).layer(all(&hub));
+    let request = Request::get("/t?offset=-1&live=sse").body(()).unwrap();
+    let mut events = Polled::new(service.oneshot(request).await.unwrap());
+    let mut text = String::new();
+    for n in 1..=50 {
+        text += &available(&mut events);
+        sleep(Duration::from_secs(1)).await;
+        publish(&topic, n.to_string()).await;
+    }
+    assert!(text.contains("data:[49]") && !text.contains("event: beat"), "{text}");
 }
