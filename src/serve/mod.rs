@@ -45,7 +45,7 @@
 //! hyper also writes the bodies of event streams in these cases:
 //!
 //! - the body of the request is not read to its end when the handler responds;
-//! - the request has the method `CONNECT` or an `Upgrade` header;
+//! - the request has the method `CONNECT`, or an `Upgrade` or `Transfer-Encoding` header;
 //! - the response has a known length, or a `Trailer` or `Transfer-Encoding` header.
 //!
 //! | limit | value | beyond it |
