@@ -266,6 +266,9 @@ impl SseLayer {
     /// The key is read from the head of every request, before the inner service sees the request.
     /// The stream stays registered until its body is dropped. A response that is not an event
     /// stream is removed from the registry when the inner service returns the response.
+    ///
+    /// If several layers register a stream under the same key, the stream counts once as soon as
+    /// its response has passed these layers.
     pub fn register<K>(
         self,
         registry: &StreamRegistry<K>,
