@@ -137,9 +137,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// cancelled, or a future.
     ///
     /// The server accepts no more connections, and closes connections that have no request in
-    /// progress. It returns when all responses are complete. An event stream is complete when its
-    /// body ends, so also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does
-    /// not read delays the end of the server until its [`ClientTimeout`].
+    /// progress. A request is in progress when the server has received its whole head. The server
+    /// returns when all responses are complete. An event stream is complete when its body ends, so
+    /// also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
+    /// delays the end of the server until its [`ClientTimeout`].
     ///
     /// # Examples
     ///

@@ -71,6 +71,7 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Ser
     type Future = Http1Call<S>;
 
     fn call(&self, request: Request<Incoming>) -> Http1Call<S> {
+        self.handover.set_requested();
         let (facts, request) = Facts::of(request);
         let request = with_connect_info(request, &self.address, |body| body);
         let call = Call::new(self.service.clone(), request);
