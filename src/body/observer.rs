@@ -86,7 +86,8 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     if body.observation().is_on() {
         let is_over = match &polled {
             Poll::Pending => false,
-            Poll::Ready(Some(Ok(_))) => body.is_over(),
+            // Nothing follows trailers. hyper drops the body after them, without another poll.
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_over(),
             Poll::Ready(_) => true,
         };
         if let Some(observer) = &mut body.observation().observer {

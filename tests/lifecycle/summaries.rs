@@ -1,10 +1,13 @@
 //! Guarantee: each stream is reported once, with the reason of its end and the amount it sent.
 
 use crate::common::{
-    Summaries, assert_summary, channel, has_permit, limited, ours, shutdown_layer, silent, upstream, upstream_response,
+    Summaries, assert_summary, channel, encoded, has_permit, limited, ours, shutdown_layer, silent, upstream,
+    upstream_response,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::HeaderMap;
+use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
     convert::Infallible,
@@ -154,6 +157,22 @@ async fn error_is_reported_even_as_an_event() {
     drop(body);
     assert_eq!(summaries.only().reason, CloseReason::Error);
     assert_eq!((summaries.only().events, summaries.only().bytes), (1, 9));
+}
+
+/// hyper drops a body after its trailers, without another poll.
+#[tokio::test]
+async fn stream_that_ends_with_trailers_is_finished() {
+    let steps = [Step::chunk("data: a\n\n"), Step::Trailers(HeaderMap::new()), Step::Hang];
+    for response in [upstream_response(Script::new(steps.clone())), encoded(&steps)] {
+        let summaries = Summaries::default();
+        let layer = SseLayer::new().on_close(summaries.callback());
+        let mut body = through(&layer, response).into_body();
+        assert!(body.frame().await.unwrap().unwrap().is_data());
+        assert!(body.frame().await.unwrap().unwrap().is_trailers());
+        assert!(!body.is_end_stream());
+        drop(body);
+        assert_eq!((summaries.only().reason, summaries.only().bytes), (CloseReason::Finished, 9));
+    }
 }
 
 #[tokio::test]
