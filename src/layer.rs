@@ -264,8 +264,10 @@ impl SseLayer {
     /// registered.
     ///
     /// The key is read from the head of every request, before the inner service sees the request.
-    /// The stream stays registered until its body is dropped. A response that is not an event
-    /// stream is removed from the registry when the inner service returns the response.
+    /// The stream stays registered until its body is dropped. Then it is removed from the registry
+    /// before the [`on_close`](Self::on_close) callbacks run. So the number of the streams of a key
+    /// is 0 in the callback of the last stream. A response that is not an event stream is removed
+    /// from the registry when the inner service returns the response.
     ///
     /// If several layers register a stream under the same key, the stream counts once as soon as
     /// its response has passed these layers.

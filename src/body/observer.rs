@@ -405,9 +405,10 @@ impl Drop for StreamObserver {
             bytes: self.bytes,
             heartbeats: self.heartbeats,
         };
-        // The permits are released before the callbacks run, so that a callback observes them as
-        // released.
+        // The stream releases its permits and leaves its registries before the callbacks run. So a
+        // callback can find that this was the last stream of a user.
         drop(mem::take(&mut self.permits));
+        self.registrations = Registrations::new(Vec::new());
         contain_panic("metrics observer", || self.counts.ended(&summary));
         contain_panic("tracing subscriber", || self.span.ended(&summary));
         let _entered = self.span.enter();

@@ -23,7 +23,7 @@ use support::{
     script::{Script, Step},
 };
 use tokio::time::advance;
-use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamSummary};
+use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamRegistry, StreamSummary};
 
 #[tokio::test]
 async fn panicking_stream_ends_with_reason_error() {
@@ -241,6 +241,28 @@ async fn callbacks_run_from_handler_to_outermost_layer() {
     body.assert_pending();
     drop(body);
     assert_eq!(*order.lock().unwrap(), [("handler", true), ("inner", true), ("outer", true)]);
+}
+
+/// An application that reports a user as offline when the last stream of the user closes.
+#[tokio::test]
+async fn stream_has_left_its_registry_when_callbacks_run() {
+    for polled in [true, false] {
+        let registry = StreamRegistry::new();
+        let counts = Arc::new(Mutex::new(Vec::new()));
+        let record = || {
+            let (registry, counts) = (registry.clone(), Arc::clone(&counts));
+            move |_: StreamSummary| counts.lock().unwrap().push(registry.count(&7))
+        };
+        let layer = SseLayer::new().register(&registry, |_| Some(7)).on_close(record());
+        let mut body = ours(silent().on_close(record()), &[&layer]);
+        if polled {
+            body.assert_pending();
+        }
+        let other = ours(silent(), &[&layer]);
+        drop(body);
+        drop(other);
+        assert_eq!(*counts.lock().unwrap(), [1, 1, 0], "polled: {polled}");
+    }
 }
 
 #[tokio::test]
