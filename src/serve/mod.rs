@@ -33,7 +33,10 @@
 //!   make-service.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
-//! - A client that disconnects is noticed at once, even if it has sent more bytes meanwhile.
+//! - A client that disconnects during an event stream is noticed at once, even if it has sent more
+//!   bytes meanwhile. Over HTTP/1, this is so while [this server writes](#event-streams-over-http1)
+//!   the stream. While hyper has the connection, for example until the handler responds, a client
+//!   that has sent more bytes is noticed with the next write.
 //!
 //! # Event streams over HTTP/1
 //!
