@@ -310,7 +310,8 @@ impl SseLayer {
 
     /// Calls `f` exactly once for each stream, when the body of the stream is dropped: after its
     /// end, when the client is gone, or when the response was never sent. Requests that a limit
-    /// rejects are not reported.
+    /// rejects are not reported, and neither are responses that are not event streams, such as the
+    /// `204 No Content` of a finished subscription.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,

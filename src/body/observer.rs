@@ -111,6 +111,18 @@ impl Observation {
         Self { link, observer: None }
     }
 
+    /// Creates the observation of a body that has no stream, because the stream was over before the
+    /// response. When the body is dropped, the `on_close` callback of the handler is called with
+    /// the reason `Finished`. Metrics and spans do not count such a body as a stream.
+    pub(super) fn finished(handler: HandlerEnd) -> Self {
+        let mut observer = StreamObserver::new(handler, Vec::new(), trace::Span::none(), metrics::Stream::none());
+        if let Some(observer) = &mut observer {
+            observer.set_reason(CloseReason::Finished);
+            observer.progress = Progress::Over;
+        }
+        Self { link: LayerLink::closed(), observer }
+    }
+
     fn begin(&mut self, handler: HandlerEnd) {
         if let Some((parent, layers)) = self.link.close() {
             let span = trace::Span::begin(&parent, layers.iter().map(|layer| &layer.request));

@@ -6,7 +6,7 @@ use crate::common::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 use support::{
+    polled::Polled,
     respond::through,
     script::{Script, Step},
 };
@@ -205,6 +206,33 @@ async fn slow_subscriber_ends_with_reason_lagged() {
     for summaries in summaries {
         assert_eq!(summaries.only().reason, CloseReason::Lagged);
         assert_eq!((summaries.only().events, summaries.only().bytes), (0, cursor.len() as u64));
+    }
+}
+
+/// The handler counts its stream before it returns the stream, so the callback has to run.
+#[tokio::test(start_paused = true)]
+async fn no_content_of_finished_subscription_is_reported_to_handler() {
+    use tower_sse::hub::{Hub, Start};
+
+    let topic = Hub::new().topic("a");
+    topic.publish(Event::new("only")).await.unwrap();
+    topic.finish().await.unwrap();
+    for polled in [true, false] {
+        let [handler, layer] = [Summaries::default(), Summaries::default()];
+        let subscription = topic.subscribe(Start::Latest).await.unwrap();
+        let response = SseStream::new(subscription).on_close(handler.callback()).into_http_response();
+        assert_eq!(response.status(), StatusCode::NO_CONTENT);
+        let response = through(&SseLayer::new().on_close(layer.callback()), response);
+        assert!(response.body().is_end_stream() && response.body().size_hint().exact() == Some(0));
+        let mut body = Polled::new(response);
+        if polled {
+            body.assert_end();
+        }
+        advance(Duration::from_secs(1)).await;
+        assert!(handler.is_empty());
+        drop(body);
+        assert_summary(&handler, CloseReason::Finished, [0, 0, 0], Duration::from_secs(1));
+        assert!(layer.is_empty(), "a 204 is not a stream");
     }
 }
 
