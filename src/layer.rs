@@ -264,8 +264,13 @@ impl SseLayer {
     /// registered.
     ///
     /// The key is read from the head of every request, before the inner service sees the request.
-    /// The stream stays registered until its body is dropped. A response that is not an event
-    /// stream is removed from the registry when the inner service returns the response.
+    /// The stream stays registered until its body is dropped. Then it is removed from the registry
+    /// before the [`on_close`](Self::on_close) callbacks run. So the number of the streams of a key
+    /// is 0 in the callback of the last stream. A response that is not an event stream is removed
+    /// from the registry when the inner service returns the response.
+    ///
+    /// If several layers register a stream under the same key, the stream counts once as soon as
+    /// its response has passed these layers.
     pub fn register<K>(
         self,
         registry: &StreamRegistry<K>,
@@ -305,7 +310,8 @@ impl SseLayer {
 
     /// Calls `f` exactly once for each stream, when the body of the stream is dropped: after its
     /// end, when the client is gone, or when the response was never sent. Requests that a limit
-    /// rejects are not reported.
+    /// rejects are not reported, and neither are responses that are not event streams, such as the
+    /// `204 No Content` of a finished subscription.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,

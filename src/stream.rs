@@ -175,7 +175,8 @@ impl<S> SseStream<S> {
     }
 
     /// Calls `f` exactly once, when the body of the response is dropped: after the end of the
-    /// stream, when the client is gone, or when the response was never sent.
+    /// stream, when the client is gone, or when the response was never sent. This includes the
+    /// `204 No Content` of a finished subscription, with the reason `Finished`.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. If `f` panics, the
     /// panic is caught, and the callbacks of layers still run. A second call of this method
@@ -268,7 +269,7 @@ impl<S> SseStream<S> {
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<S>> {
         if self.preamble.is_over {
-            return no_content();
+            return no_content(SseBody::ended(self.options));
         }
         let (link, handle) = LayerLink::open();
         let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble.bytes);
@@ -324,14 +325,14 @@ impl StopReconnecting {
     /// return the value itself.
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
-        no_content()
+        no_content(SseBody::default())
     }
 }
 
 /// The response says that it must not be stored. A cache could otherwise return it to a client that
 /// has received nothing yet, because a 204 is cacheable by default (RFC 9110 section 15.1).
-fn no_content<S>() -> Response<SseBody<S>> {
-    let mut response = Response::new(SseBody::ended());
+fn no_content<S>(body: SseBody<S>) -> Response<SseBody<S>> {
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::NO_CONTENT;
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -2,19 +2,21 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Response, StatusCode, header};
+use http::{HeaderName, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
-use support::respond::through;
+use support::respond::{respond, through};
 use tokio_util::sync::CancellationToken;
-use tower_sse::{Event, Heartbeat, Overload, SseLayer, SseStream};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_sse::{Event, Heartbeat, Overload, SseLayer, SseStream, StreamRegistry};
 
 type BoxedBody = UnsyncBoxBody<Bytes, ()>;
 
@@ -91,6 +93,89 @@ async fn different_layers_count_each() {
         let second = pass(kind, &[&inner]);
         assert_eq!(second.status(), StatusCode::OK);
         assert_eq!(pass(kind, &[&inner]).status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+fn user(parts: &Parts) -> Option<String> {
+    Some(parts.headers.get("user")?.to_str().ok()?.to_owned())
+}
+
+fn request(user: Option<&str>) -> Request<()> {
+    let mut request = Request::new(());
+    request.headers_mut().extend(user.map(|user| (HeaderName::from_static("user"), user.parse().unwrap())));
+    request
+}
+
+/// A user logs out between the authentication of a request, which is between the two layers, and
+/// the inner layer.
+#[tokio::test]
+async fn close_between_layers_with_same_registry_ends_stream() {
+    for kind in KINDS {
+        let registry = StreamRegistry::new();
+        let layer = quiet().register(&registry, user);
+        let other = quiet().register(&registry, user);
+        for outer in [layer.clone(), layer.clone().retry(Duration::from_secs(1)), other] {
+            let route = service_fn(|request: Request<()>| {
+                assert_eq!(registry.close(&"alice".to_owned()), 1);
+                let response = boxed(respond(&layer, request, response(kind)));
+                async { Ok::<_, Infallible>(response) }
+            });
+            let Ok(response) = outer.layer(route).oneshot(request(Some("alice"))).await;
+            let text = text(boxed(response)).await;
+            assert!(!text.contains("data"), "{kind}: {text:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn same_layer_twice_keeps_permits_and_registrations_of_outer() {
+    for kind in KINDS {
+        let registry = StreamRegistry::new();
+        let layer = quiet().register(&registry, user).max_streams(9).max_streams_per(1, user);
+        // A middleware between the two removes the header.
+        let open =
+            || boxed(respond(&layer, request(Some("alice")), boxed(respond(&layer, request(None), response(kind)))));
+        let held = open();
+        assert_eq!((held.status(), open().status()), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS), "{kind}");
+        assert_eq!((registry.count(&"alice".to_owned()), registry.len()), (1, 1));
+        drop(held);
+        assert!(registry.is_empty());
+        let again = open();
+        assert_eq!((again.status(), registry.close(&"alice".to_owned())), (StatusCode::OK, 1), "{kind}");
+        assert_eq!(text(again).await, "", "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn stream_is_registered_once_under_each_key() {
+    let open = |[(inner, inside), (outer, outside)]: [(&SseLayer, &str); 2], kind| {
+        let response = boxed(respond(inner, request(Some(inside)), response(kind)));
+        boxed(respond(outer, request(Some(outside)), response))
+    };
+    for kind in KINDS {
+        let [users, others] = [StreamRegistry::new(), StreamRegistry::new()];
+        let layer = quiet().register(&users, user);
+        let with_others = layer.clone().register(&others, |parts| user(parts).filter(|user| user == "alice"));
+        let [alice, bob] = ["alice", "bob"].map(str::to_owned);
+        // The inner and the outer layer, the keys of their requests, and the numbers of streams of
+        // alice, of bob, and in the other registry.
+        for (layers, counts) in [
+            ([(&layer, "alice"), (&layer, "alice")], [1, 0, 0]),
+            ([(&layer, "alice"), (&with_others, "alice")], [1, 0, 1]),
+            ([(&with_others, "alice"), (&with_others, "alice")], [1, 0, 1]),
+            ([(&layer, "alice"), (&layer, "bob")], [1, 1, 0]),
+            ([(&with_others, "alice"), (&with_others, "bob")], [1, 1, 1]),
+            ([(&with_others, "bob"), (&layer, "bob")], [0, 1, 0]),
+        ] {
+            for registry_and_key in [(&users, &alice), (&users, &bob), (&others, &alice)] {
+                let stream = open(layers, kind);
+                assert_eq!([users.count(&alice), users.count(&bob), others.len()], counts, "{kind}");
+                let (registry, key) = registry_and_key;
+                let is_closed = registry.close(key) == 1;
+                assert_eq!(text(stream).await.is_empty(), is_closed, "{kind}");
+                assert!(users.is_empty() && others.is_empty());
+            }
+        }
     }
 }
 

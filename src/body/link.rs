@@ -140,13 +140,24 @@ impl LayerHandle {
     /// or dropped.
     ///
     /// A layer counts once, even if it is applied to a router and again to a route of that router.
-    pub(crate) fn attach(&self, layer: AppliedLayer) {
+    /// The stream is registered once under each key of a registry. The registration of the
+    /// outermost layer stays, because it is the earliest: no close since then is missed.
+    pub(crate) fn attach(&self, mut layer: AppliedLayer) {
         let Some(state) = self.0.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let layers = state.layers.get_or_insert_default();
+        for outer in &layer.registrations {
+            layers.iter_mut().for_each(|inner| inner.registrations.retain(|inner| !inner.has_same_key(outer)));
+        }
         match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
-            // The span of the stream shows the request as the outermost layer saw it.
-            Some(inner) => inner.request = layer.request,
+            Some(inner) => {
+                // The span of the stream shows the request as the outermost layer saw it.
+                inner.request = layer.request;
+                // A middleware between the two may have removed the keys from the request. Then
+                // only the outer layer has permits and registrations.
+                inner.permits.append(&mut layer.permits);
+                inner.registrations.append(&mut layer.registrations);
+            }
             None => {
                 // Most streams have one layer, and a `Vec` would reserve the memory of four.
                 layers.reserve_exact(1);

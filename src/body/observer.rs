@@ -86,7 +86,8 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     if body.observation().is_on() {
         let is_over = match &polled {
             Poll::Pending => false,
-            Poll::Ready(Some(Ok(_))) => body.is_over(),
+            // Nothing follows trailers. hyper drops the body after them, without another poll.
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_over(),
             Poll::Ready(_) => true,
         };
         if let Some(observer) = &mut body.observation().observer {
@@ -108,6 +109,18 @@ pub(super) struct Observation {
 impl Observation {
     pub(super) fn new(link: LayerLink) -> Self {
         Self { link, observer: None }
+    }
+
+    /// Creates the observation of a body that has no stream, because the stream was over before the
+    /// response. When the body is dropped, the `on_close` callback of the handler is called with
+    /// the reason `Finished`. Metrics and spans do not count such a body as a stream.
+    pub(super) fn finished(handler: HandlerEnd) -> Self {
+        let mut observer = StreamObserver::new(handler, Vec::new(), trace::Span::none(), metrics::Stream::none());
+        if let Some(observer) = &mut observer {
+            observer.set_reason(CloseReason::Finished);
+            observer.progress = Progress::Over;
+        }
+        Self { link: LayerLink::closed(), observer }
     }
 
     fn begin(&mut self, handler: HandlerEnd) {
@@ -404,9 +417,10 @@ impl Drop for StreamObserver {
             bytes: self.bytes,
             heartbeats: self.heartbeats,
         };
-        // The permits are released before the callbacks run, so that a callback observes them as
-        // released.
+        // The stream releases its permits and leaves its registries before the callbacks run. So a
+        // callback can find that this was the last stream of a user.
         drop(mem::take(&mut self.permits));
+        self.registrations = Registrations::new(Vec::new());
         contain_panic("metrics observer", || self.counts.ended(&summary));
         contain_panic("tracing subscriber", || self.span.ended(&summary));
         let _entered = self.span.enter();

@@ -168,16 +168,17 @@ impl<S> SseBody<S> {
         self
     }
 
-    /// Creates a body that has no stream and is already at its end.
-    pub(crate) fn ended() -> Self {
+    /// Creates a body that has no stream and is already at its end. When it is dropped, the
+    /// `on_close` callback in `options` is called.
+    pub(crate) fn ended(mut options: Option<Box<Options>>) -> Self {
         Self {
             stream: None,
             idle_timer: IdleTimer::default(),
+            observation: Observation::finished(take_end(&mut options)),
             options: None,
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
-            observation: Observation::new(LayerLink::closed()),
         }
     }
 }
@@ -185,7 +186,7 @@ impl<S> SseBody<S> {
 /// Creates an empty body. Some tower-http middleware creates its responses with a default body.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
-        Self::ended()
+        Self::ended(None)
     }
 }
 

@@ -262,7 +262,7 @@ impl<K> Shared<K> {
 
 impl<K> AnyRegistry for Shared<K>
 where
-    K: Hash + Send + Sync,
+    K: Hash + Eq + Send + Sync,
 {
     fn remove(&self, index: Index) {
         let removed = self.lock().remove(index, |key| self.hash_of(key));
@@ -271,6 +271,10 @@ where
 
     fn closing_event(&self, index: Index) -> Bytes {
         self.lock().closing_event(index)
+    }
+
+    fn has_same_key(&self, index: Index, other: Index) -> bool {
+        self.lock().has_same_key(index, other)
     }
 }
 

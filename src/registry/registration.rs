@@ -6,6 +6,7 @@ use bytes::Bytes;
 use std::{
     fmt,
     num::NonZeroU32,
+    ptr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -77,6 +78,9 @@ pub(super) trait AnyRegistry: Send + Sync {
 
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
     fn closing_event(&self, index: Index) -> Bytes;
+
+    /// Returns whether two streams of this registry have the same key.
+    fn has_same_key(&self, index: Index, other: Index) -> bool;
 }
 
 impl Block {
@@ -145,6 +149,20 @@ impl Registration {
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.block.is_closed(self.slot())
+    }
+
+    /// Returns whether both registrations are under the same key of the same registry. Returns
+    /// `false` if comparing the keys panics.
+    pub(crate) fn has_same_key(&self, other: &Self) -> bool {
+        let (registry, of_other) = (&self.block.registry, &other.block.registry);
+        if !ptr::addr_eq(Arc::as_ptr(registry), Arc::as_ptr(of_other)) {
+            return false;
+        }
+        let mut is_same = false;
+        let indices = self.index().zip(other.index());
+        let compare = || is_same = indices.is_some_and(|(index, other)| registry.has_same_key(index, other));
+        contain_panic("key of a registry", compare);
+        is_same
     }
 
     /// Stores the waker that is woken when a registry closes the stream. The caller checks after

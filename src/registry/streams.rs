@@ -280,6 +280,14 @@ impl<K> Streams<K> {
         self.stream(index).is_some_and(|stream| stream.key == *key)
     }
 
+    /// Returns whether two registered streams have the same key.
+    pub(super) fn has_same_key(&self, index: Index, other: Index) -> bool
+    where
+        K: Eq,
+    {
+        self.stream(other).is_some_and(|other| self.has_key(index, &other.key))
+    }
+
     /// Returns the open streams of a key. `first` is the first stream of the key, or `None` if the
     /// key has no open stream.
     fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {

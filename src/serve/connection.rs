@@ -44,7 +44,8 @@ pin_project! {
         Http1 { http1: Box<Http1<I, S, A>> },
         EventStream { peer: Peer<I, S, A>, #[pin] stream: EventStream<S::Body> },
         Http2 { http2: Pin<Box<dyn Future<Output = ()> + Send>> },
-        /// The last response is complete. The server waits for the client to close the connection.
+        /// The server closes the connection: the last response is complete, or the server shuts
+        /// down before the next request. The server waits for the client to close the connection.
         Closing { io: I, closing: Closing },
         Closed,
     }
@@ -151,6 +152,7 @@ where
                 }
                 StateProjection::Http1 { http1 } => match ready!(http1.poll(cx)) {
                     Next::Closed => return Poll::Ready(()),
+                    Next::Closing(io, closing) => State::Closing { io, closing },
                     Next::EventStream(peer, stream) => State::EventStream { peer, stream },
                 },
                 StateProjection::EventStream { peer, stream } => {

@@ -43,6 +43,8 @@ pub(super) enum Framing {
 pub(super) struct Handover<B> {
     stage: AtomicU8,
     offer: Mutex<Option<Offer<B>>>,
+    /// Set if hyper has received the complete head of a request.
+    has_request: AtomicBool,
     /// Set if the response has switched the connection to another protocol.
     is_upgraded: AtomicBool,
 }
@@ -56,7 +58,12 @@ const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {
     pub(super) fn new() -> Self {
-        Self { stage: AtomicU8::new(IDLE), offer: Mutex::new(None), is_upgraded: AtomicBool::new(false) }
+        Self {
+            stage: AtomicU8::new(IDLE),
+            offer: Mutex::new(None),
+            has_request: AtomicBool::new(false),
+            is_upgraded: AtomicBool::new(false),
+        }
     }
 
     /// Stores an event stream until hyper has sent its head, and returns a placeholder body for
@@ -73,6 +80,15 @@ impl<B> Handover<B> {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
         }
+    }
+
+    /// Records that hyper has received the complete head of a request.
+    pub(super) fn set_requested(&self) {
+        self.has_request.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_request(&self) -> bool {
+        self.has_request.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_upgraded(&self) {

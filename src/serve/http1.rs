@@ -1,6 +1,7 @@
 //! An HTTP/1 connection while hyper serves it.
 
 use super::{
+    closing::Closing,
     event_stream::EventStream,
     handover::Handover,
     io::{Rewound, Watched},
@@ -30,10 +31,11 @@ pub(super) struct Http1<I, S: App, A: Address> {
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-/// The end of an HTTP/1 connection in hyper: either the connection is closed, or this server
-/// continues the connection with an event stream.
+/// The end of an HTTP/1 connection in hyper: the connection is closed, or this server closes it, or
+/// this server continues it with an event stream.
 pub(super) enum Next<I, S: App, A> {
     Closed,
+    Closing(I, Closing),
     EventStream(Peer<I, S, A>, EventStream<S::Body>),
 }
 
@@ -59,6 +61,9 @@ where
         let Some(connection) = &mut self.connection else { return Poll::Ready(Next::Closed) };
         if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
             self.shutdown = None;
+            if !self.handover.has_request() {
+                return Poll::Ready(self.close());
+            }
             Pin::new(&mut *connection).graceful_shutdown();
         }
         // An error of one connection has no receiver: the client sees the end of the connection.
@@ -74,5 +79,15 @@ where
         let mut unread = BytesMut::from(&*parts.read_buf);
         unread.extend_from_slice(&front);
         Poll::Ready(Next::EventStream(Peer { io, service, address }, EventStream::new(offer, unread)))
+    }
+
+    /// Takes a connection from hyper that has not received a complete head of a request, to close
+    /// it. The graceful shutdown of hyper would wait for the rest of the head without a time limit.
+    fn close(&mut self) -> Next<I, S, A> {
+        let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
+            return Next::Closed;
+        };
+        let Rewound { io, closing, .. } = parts.io.into_inner().io;
+        Next::Closing(io, closing)
     }
 }

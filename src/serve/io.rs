@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct Rewound<I> {
     pub(super) io: I,
     pub(super) front: Bytes,
-    closing: Closing,
+    pub(super) closing: Closing,
 }
 
 impl<I> Rewound<I> {

@@ -33,7 +33,10 @@
 //!   make-service.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
-//! - A client that disconnects is noticed at once, even if it has sent more bytes meanwhile.
+//! - A client that disconnects during an event stream is noticed at once, even if it has sent more
+//!   bytes meanwhile. Over HTTP/1, this is so while [this server writes](#event-streams-over-http1)
+//!   the stream. While hyper has the connection, for example until the handler responds, a client
+//!   that has sent more bytes is noticed with the next write.
 //!
 //! # Event streams over HTTP/1
 //!
@@ -45,7 +48,7 @@
 //! hyper also writes the bodies of event streams in these cases:
 //!
 //! - the body of the request is not read to its end when the handler responds;
-//! - the request has the method `CONNECT` or an `Upgrade` header;
+//! - the request has the method `CONNECT`, or an `Upgrade` or `Transfer-Encoding` header;
 //! - the response has a known length, or a `Trailer` or `Transfer-Encoding` header.
 //!
 //! | limit | value | beyond it |
@@ -137,9 +140,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// cancelled, or a future.
     ///
     /// The server accepts no more connections, and closes connections that have no request in
-    /// progress. It returns when all responses are complete. An event stream is complete when its
-    /// body ends, so also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does
-    /// not read delays the end of the server until its [`ClientTimeout`].
+    /// progress. A request is in progress when the server has received its whole head. The server
+    /// returns when all responses are complete. An event stream is complete when its body ends, so
+    /// also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
+    /// delays the end of the server until its [`ClientTimeout`].
     ///
     /// # Examples
     ///

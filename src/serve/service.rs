@@ -71,6 +71,7 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Ser
     type Future = Http1Call<S>;
 
     fn call(&self, request: Request<Incoming>) -> Http1Call<S> {
+        self.handover.set_requested();
         let (facts, request) = Facts::of(request);
         let request = with_connect_info(request, &self.address, |body| body);
         let call = Call::new(self.service.clone(), request);
@@ -85,7 +86,7 @@ struct Facts {
     /// Set if the client asks to close the connection after the response (RFC 9112, §9.6).
     closes: bool,
     /// Set if the response can have a body that this server writes: the request's method is neither
-    /// `HEAD` nor `CONNECT`, and the request has no `Upgrade` header.
+    /// `HEAD` nor `CONNECT`, and the request has no `Upgrade` or `Transfer-Encoding` header.
     is_plain: bool,
     is_connect: bool,
     body: RequestProgress,
@@ -100,11 +101,16 @@ enum RequestProgress {
 
 impl Facts {
     fn of(request: Request<Incoming>) -> (Self, Request<RequestBody>) {
+        // If a request has a `Content-Length` beside its `Transfer-Encoding`, the server must close
+        // the connection (RFC 9112, §6.1). hyper does so, but it removes the `Content-Length`. So
+        // this server cannot know whether it has to close the connection.
+        let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
         let facts = |body| Self {
             version: request.version(),
             closes: headers::has_connection_close(request.headers()),
             is_plain: !matches!(*request.method(), Method::HEAD | Method::CONNECT)
-                && !request.headers().contains_key(UPGRADE),
+                && !request.headers().contains_key(UPGRADE)
+                && !is_chunked,
             is_connect: *request.method() == Method::CONNECT,
             body,
         };

@@ -76,6 +76,15 @@ impl Woken {
     fn new(index: u32, queue: &Arc<Queue>) -> Arc<Self> {
         Arc::new(Self { index, is_queued: AtomicBool::new(false), queue: Arc::clone(queue) })
     }
+
+    /// Records that the stream or the connection has left the queue. Called before its poll.
+    ///
+    /// A wake-up before this call may have found it in the queue, and then adds nothing. Reading
+    /// the flag synchronizes with that wake-up, so the poll sees what happened before it. A store
+    /// would not do that.
+    fn dequeued(&self) {
+        self.is_queued.swap(false, Ordering::AcqRel);
+    }
 }
 
 impl Wake for Woken {
@@ -128,7 +137,7 @@ impl Streams {
     pub(super) fn take_connection(&self) -> Option<Waker> {
         let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
         is_ready.then(|| {
-            self.connection.is_queued.store(false, Ordering::Release);
+            self.connection.dequeued();
             Waker::from(Arc::clone(&self.connection))
         })
     }
@@ -181,7 +190,7 @@ impl Streams {
     fn poll_stream(&mut self, index: u32) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(Slot { stream, woken }) = slot else { return };
-        woken.is_queued.store(false, Ordering::Release);
+        woken.dequeued();
         let waker = Waker::from(Arc::clone(woken));
         // A panic ends the stream and not the connection, as if the stream had a task of its own.
         // The panic hook has reported it.

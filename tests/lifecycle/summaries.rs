@@ -1,10 +1,13 @@
 //! Guarantee: each stream is reported once, with the reason of its end and the amount it sent.
 
 use crate::common::{
-    Summaries, assert_summary, channel, has_permit, limited, ours, shutdown_layer, silent, upstream, upstream_response,
+    Summaries, assert_summary, channel, encoded, has_permit, limited, ours, shutdown_layer, silent, upstream,
+    upstream_response,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::{HeaderMap, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
     convert::Infallible,
@@ -16,11 +19,12 @@ use std::{
     time::Duration,
 };
 use support::{
+    polled::Polled,
     respond::through,
     script::{Script, Step},
 };
 use tokio::time::advance;
-use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamSummary};
+use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamRegistry, StreamSummary};
 
 #[tokio::test]
 async fn panicking_stream_ends_with_reason_error() {
@@ -156,6 +160,22 @@ async fn error_is_reported_even_as_an_event() {
     assert_eq!((summaries.only().events, summaries.only().bytes), (1, 9));
 }
 
+/// hyper drops a body after its trailers, without another poll.
+#[tokio::test]
+async fn stream_that_ends_with_trailers_is_finished() {
+    let steps = [Step::chunk("data: a\n\n"), Step::Trailers(HeaderMap::new()), Step::Hang];
+    for response in [upstream_response(Script::new(steps.clone())), encoded(&steps)] {
+        let summaries = Summaries::default();
+        let layer = SseLayer::new().on_close(summaries.callback());
+        let mut body = through(&layer, response).into_body();
+        assert!(body.frame().await.unwrap().unwrap().is_data());
+        assert!(body.frame().await.unwrap().unwrap().is_trailers());
+        assert!(!body.is_end_stream());
+        drop(body);
+        assert_eq!((summaries.only().reason, summaries.only().bytes), (CloseReason::Finished, 9));
+    }
+}
+
 #[tokio::test]
 async fn client_that_leaves_before_error_is_gone() {
     let summaries = Summaries::default();
@@ -186,6 +206,33 @@ async fn slow_subscriber_ends_with_reason_lagged() {
     for summaries in summaries {
         assert_eq!(summaries.only().reason, CloseReason::Lagged);
         assert_eq!((summaries.only().events, summaries.only().bytes), (0, cursor.len() as u64));
+    }
+}
+
+/// The handler counts its stream before it returns the stream, so the callback has to run.
+#[tokio::test(start_paused = true)]
+async fn no_content_of_finished_subscription_is_reported_to_handler() {
+    use tower_sse::hub::{Hub, Start};
+
+    let topic = Hub::new().topic("a");
+    topic.publish(Event::new("only")).await.unwrap();
+    topic.finish().await.unwrap();
+    for polled in [true, false] {
+        let [handler, layer] = [Summaries::default(), Summaries::default()];
+        let subscription = topic.subscribe(Start::Latest).await.unwrap();
+        let response = SseStream::new(subscription).on_close(handler.callback()).into_http_response();
+        assert_eq!(response.status(), StatusCode::NO_CONTENT);
+        let response = through(&SseLayer::new().on_close(layer.callback()), response);
+        assert!(response.body().is_end_stream() && response.body().size_hint().exact() == Some(0));
+        let mut body = Polled::new(response);
+        if polled {
+            body.assert_end();
+        }
+        advance(Duration::from_secs(1)).await;
+        assert!(handler.is_empty());
+        drop(body);
+        assert_summary(&handler, CloseReason::Finished, [0, 0, 0], Duration::from_secs(1));
+        assert!(layer.is_empty(), "a 204 is not a stream");
     }
 }
 
@@ -222,6 +269,28 @@ async fn callbacks_run_from_handler_to_outermost_layer() {
     body.assert_pending();
     drop(body);
     assert_eq!(*order.lock().unwrap(), [("handler", true), ("inner", true), ("outer", true)]);
+}
+
+/// An application that reports a user as offline when the last stream of the user closes.
+#[tokio::test]
+async fn stream_has_left_its_registry_when_callbacks_run() {
+    for polled in [true, false] {
+        let registry = StreamRegistry::new();
+        let counts = Arc::new(Mutex::new(Vec::new()));
+        let record = || {
+            let (registry, counts) = (registry.clone(), Arc::clone(&counts));
+            move |_: StreamSummary| counts.lock().unwrap().push(registry.count(&7))
+        };
+        let layer = SseLayer::new().register(&registry, |_| Some(7)).on_close(record());
+        let mut body = ours(silent().on_close(record()), &[&layer]);
+        if polled {
+            body.assert_pending();
+        }
+        let other = ours(silent(), &[&layer]);
+        drop(body);
+        drop(other);
+        assert_eq!(*counts.lock().unwrap(), [1, 1, 0], "polled: {polled}");
+    }
 }
 
 #[tokio::test]

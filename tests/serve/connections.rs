@@ -94,6 +94,22 @@ async fn stream_follows_request_with_body() {
     }
 }
 
+/// RFC 9112, §6.1: the server must close the connection. Another server may have read the request
+/// with its `Content-Length`, and may see the rest as a part of another request.
+#[tokio::test]
+async fn connection_closes_after_request_with_length_and_chunks() {
+    let echo = async |body: Bytes| event_stream(Script::of_chunks([body]));
+    let server = Running::new(Router::new().route("/", any(echo))).await;
+    let fields = ["Content-Length: 5", "Transfer-Encoding: chunked"];
+    for [first, second] in [fields, [fields[1], fields[0]]] {
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{first}\r\n{second}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+        let response = exchange(server.address, &(request + "GET /other HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert!(response.contains("connection: close\r\n"), "{response:?}");
+        assert!(response.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{response:?}");
+        assert_eq!(response.matches("HTTP/1.1").count(), 1, "{response:?}");
+    }
+}
+
 #[tokio::test]
 async fn unread_request_body_does_not_disturb_stream() {
     let (driver, app) = live();

@@ -80,6 +80,34 @@ async fn shutdown_closes_idle_connections() {
     }
 }
 
+/// hyper waits for the rest of the head, however long the client takes.
+#[tokio::test]
+async fn shutdown_closes_connections_with_incomplete_head() {
+    for before in [None, Some("/live"), Some("/plain")] {
+        for head in ["\r\n", "GET /pl"] {
+            let (mut drivers, app) = app();
+            let server = Running::new(app).await;
+            let mut socket = TcpStream::connect(server.address).await.unwrap();
+            let request = before.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap_or_default();
+            socket.write_all((request + head).as_bytes()).await.unwrap();
+            if before == Some("/live") {
+                drop(within("the request", drivers.recv()).await);
+            }
+            let mut response = Vec::new();
+            while before.is_some() && !response.ends_with(b"0\r\n\r\n") && !response.ends_with(b"plain") {
+                assert_ne!(within("the response", socket.read_buf(&mut response)).await.unwrap(), 0);
+            }
+            // The server has one thread. When it responds here, it has read the incomplete head.
+            Protocol::Http1.get(server.address, "/plain", &[]).await.complete().await;
+            server.shut_down();
+            let rest = within("the end", socket.read_to_end(&mut Vec::new())).await;
+            assert_eq!(rest.unwrap(), 0, "{before:?}, {head:?}");
+            drop(socket);
+            server.returned().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn stream_that_begins_after_shutdown_announces_close() {
     let (sender, mut requests) = mpsc::unbounded_channel();
