@@ -181,9 +181,10 @@ impl PostgresBackend {
     }
 
     /// Sets the timeout of a request to Postgres, and of a connection attempt. Default: 2 seconds.
+    /// Maximum: one hour; a greater value has the same effect as one hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
+        self.settings.timeout = timeout.min(Duration::from_secs(60 * 60));
         self
     }
 

@@ -334,7 +334,8 @@ impl Drop for Driver {
 /// caller then has to open another connection. Returns `false` if only one command failed.
 pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,
+        _ if is_redirect(error) => true,
+        ErrorKind::Server(kind) => kind == ServerErrorKind::MasterDown,
         // A master that becomes a replica ends blocking commands with `UNBLOCKED`.
         ErrorKind::Extension => matches!(error.code(), Some("UNBLOCKED" | "NOAUTH")),
         _ => true,
@@ -345,7 +346,9 @@ pub(super) fn is_connection_error(error: &RedisError) -> bool {
 /// run the command. Examples are `MOVED` and `READONLY`.
 pub(super) fn is_redirect(error: &RedisError) -> bool {
     use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
-    matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
+    // Redis before version 7 sends the code of an error in a script as a part of the text.
+    let is_read_only_script = || error.detail().is_some_and(|detail| detail.contains("-READONLY "));
+    matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown)) || is_read_only_script()
 }
 
 /// The error of a request to Redis or of a connection attempt: what failed, and the cause.
@@ -362,6 +365,11 @@ impl RequestError {
 
     fn because(what: impl Into<Arc<str>>) -> Self {
         Self { what: what.into(), source: None }
+    }
+
+    /// Returns `true` if no complete response has arrived within the timeout.
+    pub(super) fn is_timeout(&self) -> bool {
+        self.source.as_ref().is_some_and(RedisError::is_timeout)
     }
 
     /// Returns `true` if the server has refused the request because it has no memory left. If the
@@ -396,6 +404,20 @@ mod tests {
         assert_ne!(identity(&info("0123abcd")), identity(&info("0123abce")));
         assert_eq!(identity(&info("")), None);
         assert_eq!(identity("# Server\r\n"), None);
+    }
+
+    #[test]
+    fn script_on_replica_of_redis_6_is_redirect() {
+        let error = |line: &str| {
+            redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).and_then(redis::Value::extract_error)
+        };
+        let replica = "ERR Error running script (call to f_1): @user_script:9: -READONLY You can't write against a read only replica.";
+        for (line, expected) in
+            [(replica, true), ("READONLY You can't write against a read only replica.", true), ("ERR no", false)]
+        {
+            let error = error(line).expect_err("it is an error");
+            assert_eq!((is_redirect(&error), is_connection_error(&error)), (expected, expected), "{error}");
+        }
     }
 
     fn refused(url: &str) -> String {

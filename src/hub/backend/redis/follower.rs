@@ -42,6 +42,9 @@ impl RedisBackend {
                 Ok(answer) => answer,
                 Err(error) => {
                     self.server.follow_redirect(&error);
+                    if error.is_timeout() {
+                        self.note_slow_read();
+                    }
                     if is_connection_error(&error) {
                         // The shared connection is probably broken too, and may not have reported
                         // it yet.
@@ -124,9 +127,10 @@ impl RedisBackend {
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
             .arg(u8::from(is_forced));
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
-            // The id is empty if another node has already added the mark.
+            // The id is empty if another node has already added the mark. The loss counts as
+            // reported only when this process reads the mark back: the server may be a master that
+            // is replaced, and that loses the mark, too.
             entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
-            self.losses().note_marked(lost);
         }
     }
 }

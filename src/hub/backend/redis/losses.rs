@@ -121,7 +121,7 @@ impl Losses {
     }
 
     /// Records that the log now contains a report of the losses up to this position.
-    pub(super) fn note_marked(&mut self, position: Position) {
+    fn note_marked(&mut self, position: Position) {
         if Some(position) >= self.lost {
             (self.lost, self.attempts) = (None, 0);
         }

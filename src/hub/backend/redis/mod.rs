@@ -164,8 +164,9 @@ const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
-/// The number of entries that a read of old entries asks for before the size of entries is known.
-const INITIAL_ENTRIES: usize = 64;
+/// The size in bytes that entries are assumed to have before the first read. A read of new entries
+/// then asks for 64, so that a log of large entries can be read over a slow connection.
+const INITIAL_ENTRY_SIZE: usize = 16 << 10;
 
 impl RedisBackend {
     /// Creates a backend for the server at this URL: `redis://user:password@host:port/database`,
@@ -196,7 +197,7 @@ impl RedisBackend {
             mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
             commands: Mutex::default(),
             follower: Mutex::default(),
-            entry_size: AtomicUsize::new(PAGE_BYTES[0] / INITIAL_ENTRIES),
+            entry_size: AtomicUsize::new(INITIAL_ENTRY_SIZE),
             high_watermark: AtomicU64::new(0),
             losses: SyncMutex::default(),
         })
@@ -292,10 +293,11 @@ impl RedisBackend {
     }
 
     /// Sets the time after which a request to Redis without a response fails, and after which a
-    /// connection attempt fails. Default: 2 seconds.
+    /// connection attempt fails. Default: 2 seconds. Maximum: one hour; a greater value has the same
+    /// effect as one hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(Duration::from_secs(60 * 60));
         self
     }
 
@@ -340,6 +342,13 @@ impl RedisBackend {
     fn note_entry_size(&self, largest: usize) {
         let _always =
             self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
+    }
+
+    /// Makes the next reads smaller after a read that got no complete response within the timeout:
+    /// the entries may be larger than the estimate, on a slow connection.
+    fn note_slow_read(&self) {
+        let larger = |known: usize| Some(known.saturating_mul(8).min(PAGE_BYTES[1]));
+        let _always = self.entry_size.fetch_update(Relaxed, Relaxed, larger);
     }
 
     /// Returns the eviction watermark of the log, its last position, and the time of the server in
@@ -484,7 +493,12 @@ impl Backend for RedisBackend {
                     let mut range = cmd("XRANGE");
                     range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+");
                     range.arg("COUNT").arg(self.count(PAGE_BYTES[0]));
-                    self.run(&Command::Plain(range)).await?
+                    let entries = self.run(&Command::Plain(range)).await;
+                    entries.inspect_err(|error| {
+                        if error.is_timeout() {
+                            self.note_slow_read();
+                        }
+                    })?
                 }
             };
             let wanted = |name: &str| topics.get(name).cloned();

@@ -6,6 +6,7 @@ use crate::{
     redis::{Client, SOON, cli, hub, publish},
     report::GapTiming,
     setup::connect,
+    unchanged::{append, record, redis},
 };
 use e2e::{Store, StoreKind, Wire, eventually};
 use std::{net::SocketAddr, time::Duration};
@@ -27,6 +28,7 @@ use tower_sse::{
 struct Switch {
     address: SocketAddr,
     target: watch::Sender<SocketAddr>,
+    cuts: watch::Sender<()>,
 }
 
 impl Switch {
@@ -35,24 +37,31 @@ impl Switch {
         let address = listener.local_addr().expect("the listener has an address");
         let target = watch::Sender::new(server.address());
         let targets = target.subscribe();
+        let (cuts, all_cuts) = watch::channel(());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut targets = targets.clone();
+                let (target, mut cuts) = (*targets.borrow(), all_cuts.clone());
+                cuts.mark_unchanged();
                 tokio::spawn(async move {
-                    let target = *targets.borrow_and_update();
                     let Ok(mut server) = TcpStream::connect(target).await else { return };
                     tokio::select! {
                         _ = copy_bidirectional(&mut client, &mut server) => {}
-                        _ = targets.changed() => {}
+                        _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { address, target }
+        Self { address, target, cuts }
     }
 
     /// Cuts all connections. New connections go to this server.
     fn switch_to(&self, server: &Store) {
+        self.switch_new_connections_to(server);
+        self.cuts.send_replace(());
+    }
+
+    /// Keeps all connections. New connections go to this server.
+    fn switch_new_connections_to(&self, server: &Store) {
         self.target.send_replace(server.address());
     }
 
@@ -275,4 +284,49 @@ async fn acknowledged_events_that_no_node_read_are_reported() {
         assert!(page.through > page.evicted_through, "{page:?}");
         assert_eq!(client.next().await.0, "gap");
     }
+}
+
+/// The commands of a process still go to the old master when its follower reads from the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn mark_that_the_old_master_loses_is_added_again() {
+    let (old, new) = two_servers().await;
+    let switch = Switch::to(&old).await;
+    let backend = RedisBackend::new(format!("redis://{}", switch.address)).expect("the URL is valid");
+    let begin = backend.bounds().await.expect("the server responds").last;
+    let first = append(&backend, "news", "first").await;
+    assert_eq!(backend.follow(begin).await.expect("a page").through, first);
+    cli(&new, &["replicaof", "127.0.0.1", &old.address().port().to_string()]);
+    eventually(SOON, "the replica has the entry", async || match &*cli(&new, &["xlen", "tower-sse"]) {
+        "1" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    cli(&new, &["replicaof", "no", "one"]);
+    // Only the commands connect again before the new master has the address.
+    cli(&old, &["client", "kill", "type", "normal"]);
+    backend.follow(first).await.expect_err("the connection is cut");
+    let lost = eventually(SOON, "the old master acknowledges", async || {
+        backend.append(vec![record("news", "lost")]).await.map_err(|error| error.to_string())
+    })
+    .await;
+    switch.switch_new_connections_to(&new);
+    let other = redis(&new.url());
+    append(&other, "news", "later").await;
+    let mut after = backend.follow(first).await.expect("a page").through;
+    assert!(after > lost.position, "the follower has passed the lost record");
+    // The process adds a mark on the old master, which loses it.
+    append(&other, "news", "later still").await;
+    after = backend.follow(after).await.expect("a page").through;
+    switch.switch_to(&new);
+    let is_reported = async {
+        loop {
+            match backend.follow(after).await {
+                Ok(page) if page.evicted_through > lost.position => break,
+                Ok(page) => after = page.through,
+                Err(_the_connection_is_cut) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    timeout(SOON, is_reported).await.expect("the loss is reported");
+    assert_eq!(marks(&new), 1);
 }
