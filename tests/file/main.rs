@@ -11,7 +11,7 @@ mod retention;
 use child::Child;
 use folder::{Folder, SOON, all, append, event, open, record};
 use futures_util::StreamExt;
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{collections::HashMap, fs, sync::Mutex, time::Duration};
 use tokio::time::timeout;
 use tower_sse::{
     Event,
@@ -95,6 +95,23 @@ async fn second_process_gets_an_error_until_the_first_ends() {
     let error = open(&folder).bounds().await.expect_err("the same process has opened it").to_string();
     assert!(error.contains("another process has opened it"), "{error}");
     assert!(one.clone().bounds().await.is_ok(), "clones share the log");
+}
+
+#[tokio::test]
+async fn log_is_locked_without_its_mark() {
+    for durability in [Durability::Disk, Durability::Process] {
+        let folder = Folder::new();
+        let log = |name| FileBackend::new(folder.path(name)).durability(durability);
+        let first = log("events.log");
+        let last = append(&first, "1").await;
+        fs::remove_file(folder.mark()).unwrap();
+        fs::hard_link(folder.log(), folder.path("link")).unwrap();
+        for name in ["events.log", "link"] {
+            let error = log(name).bounds().await.expect_err("it is open").to_string();
+            assert!(error.contains("another process has opened it"), "{durability:?}: {error}");
+        }
+        assert_eq!(append(&first, "2").await, last.next());
+    }
 }
 
 #[tokio::test]

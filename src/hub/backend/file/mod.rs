@@ -2,12 +2,15 @@
 
 mod device;
 mod error;
+mod locked;
 mod mark;
 mod page;
 mod queue;
 mod record;
 mod retention;
 mod store;
+#[cfg(test)]
+mod test_file;
 mod writer;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};

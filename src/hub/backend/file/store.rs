@@ -4,6 +4,7 @@ use super::{
     Durability,
     device::{Allocated, ReadOnly, Unsynced},
     error::{FileError, Kind, file_error, guarded},
+    locked::Locked,
     mark::is_read_only,
     page::PageReader,
     record,
@@ -133,9 +134,9 @@ impl Store {
         builder.set_cache_size(CACHE);
         let database = guarded(|| {
             Ok(match (&read_only, durability) {
-                (Some(_), _) => builder.create_with_backend(ReadOnly::new(device).map_err(redb::Error::Io)?)?,
-                (None, Durability::Disk) => builder.create_with_backend(Allocated::new(device))?,
-                (None, Durability::Process) => builder.create_with_backend(Unsynced(device))?,
+                (Some(_), _) => builder.create_with_backend(Locked(ReadOnly::new(device).map_err(redb::Error::Io)?))?,
+                (None, Durability::Disk) => builder.create_with_backend(Locked(Allocated::new(device)))?,
+                (None, Durability::Process) => builder.create_with_backend(Locked(Unsynced(device)))?,
             })
         })?;
         Ok(Some((Self { database, read_only }, second)))
