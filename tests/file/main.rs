@@ -9,9 +9,15 @@ mod folder;
 mod retention;
 
 use child::Child;
-use folder::{Folder, SOON, all, append, event, open, record};
+use folder::{Folder, SOON, all, append, closed, event, open, record};
 use futures_util::StreamExt;
-use std::{collections::HashMap, fs, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    pin::pin,
+    sync::Mutex,
+    time::Duration,
+};
 use tokio::time::timeout;
 use tower_sse::{
     Event,
@@ -112,6 +118,22 @@ async fn log_is_locked_without_its_mark() {
         }
         assert_eq!(append(&first, "2").await, last.next());
     }
+}
+
+#[tokio::test]
+#[clippy::msrv = "1.90"]
+async fn open_waits_for_the_lock_of_the_file() {
+    let folder = Folder::new();
+    append(&open(&folder), "1").await;
+    closed(&folder).await;
+    let other = File::open(folder.log()).unwrap();
+    other.lock().unwrap();
+    let log = open(&folder);
+    let mut opened = pin!(log.open());
+    let is_pending = timeout(Duration::from_millis(50), &mut opened).await.is_err();
+    assert!(is_pending, "the lock may end within a second");
+    other.unlock().unwrap();
+    opened.await.expect("the lock has ended");
 }
 
 #[tokio::test]

@@ -1,7 +1,18 @@
 //! The lock of a database file: all kinds of storage lock the file in the same way.
 
 use redb::{BackendError, StorageBackend, backends::FileBackend};
-use std::{fmt, io, ops::Bound};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    ops::Bound,
+};
+
+/// The number of bytes at the beginning of a database that identify it. They are zero if the
+/// creation of the database was interrupted.
+const MAGIC: usize = 9;
+/// The maximum length in bytes of a database whose creation was interrupted.
+const MAX_NEW: u64 = 8 << 20;
 
 /// A kind of storage for the database, in a file. By default, each method has the effect of the
 /// same method of the file.
@@ -97,6 +108,32 @@ impl<D: Device> StorageBackend for Locked<D> {
     }
 }
 
+/// Empties the file of a database whose creation was interrupted. Returns `false` if the file is
+/// locked: another process may be creating the database.
+pub(super) fn reset_unfinished(file: &mut File, device: &FileBackend) -> io::Result<bool> {
+    let is_locked = match device.try_lock_range(Bound::Unbounded, Bound::Unbounded) {
+        Ok(true) => true,
+        Ok(false) => return Ok(false),
+        // The system has no locks, so the database opens the file without a lock, too.
+        Err(BackendError::Unsupported) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let len = file.metadata()?.len();
+    if (1..=MAX_NEW).contains(&len) {
+        let mut begin = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.take(MAGIC as u64).read_to_end(&mut begin)?;
+        if begin.iter().all(|byte| *byte == 0) {
+            file.set_len(0)?;
+        }
+    }
+    if is_locked {
+        // The database takes locks of its own, which must not overlap with this lock on Windows.
+        device.unlock_range(Bound::Unbounded, Bound::Unbounded)?;
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{
@@ -107,7 +144,6 @@ mod tests {
         *,
     };
     use redb::{Database, DatabaseError};
-    use std::fs::File;
 
     fn open<D: Device>(file: File, device: impl FnOnce(FileBackend) -> D) -> Result<Database, DatabaseError> {
         Database::builder().create_with_backend(Locked(device(FileBackend::new(file).unwrap())))
@@ -131,5 +167,27 @@ mod tests {
         assert!(read_only().is_ok(), "the lock is shared");
         drop(database);
         assert!(unsynced().is_ok(), "the lock ends with the database");
+    }
+
+    #[test]
+    fn file_of_another_process_is_not_emptied() {
+        let file = TestFile::new("unfinished");
+        let device = || FileBackend::new(file.open(false)).unwrap();
+        let len = || file.open(true).metadata().unwrap().len();
+        // The beginning of the file is zero while the database is created.
+        file.open(false).set_len(4096).unwrap();
+        let other = device();
+        assert!(other.try_lock_range(Bound::Unbounded, Bound::Unbounded).unwrap());
+        let reset = || {
+            let mut file = file.open(false);
+            let device = FileBackend::new(file.try_clone().unwrap()).unwrap();
+            reset_unfinished(&mut file, &device).unwrap()
+        };
+        assert!(!reset());
+        assert_eq!(len(), 4096);
+        drop(other);
+        assert!(reset());
+        assert_eq!(len(), 0);
+        assert!(reset(), "the lock has ended");
     }
 }
