@@ -98,9 +98,12 @@ use tokio::{
 /// Each record has a checksum, which is compared when the record is read.
 ///
 /// When a log is opened after a crash, the database verifies all of its pages. If a page is
-/// damaged, `connect` returns an error. Move the two files away to start with an empty log. The
-/// database panics on some damaged pages. The backend catches these panics, and returns an error or
-/// reports a gap. With `panic = "abort"`, they end the process.
+/// damaged, `connect` returns an error. Move the two files away to start with an empty log.
+///
+/// The database panics on some damaged pages. The backend catches most of these panics, and returns
+/// an error or reports a gap. Some damaged pages end the process when the next event is published,
+/// because a second panic occurs during the first: for example, a page that was replaced by another
+/// page of the file. With `panic = "abort"`, each of these panics ends the process.
 ///
 /// # Size of the file
 ///
