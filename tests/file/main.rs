@@ -9,9 +9,15 @@ mod folder;
 mod retention;
 
 use child::Child;
-use folder::{Folder, SOON, all, append, event, open, record};
+use folder::{Folder, SOON, all, append, closed, event, open, record};
 use futures_util::StreamExt;
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    pin::pin,
+    sync::Mutex,
+    time::Duration,
+};
 use tokio::time::timeout;
 use tower_sse::{
     Event,
@@ -95,6 +101,39 @@ async fn second_process_gets_an_error_until_the_first_ends() {
     let error = open(&folder).bounds().await.expect_err("the same process has opened it").to_string();
     assert!(error.contains("another process has opened it"), "{error}");
     assert!(one.clone().bounds().await.is_ok(), "clones share the log");
+}
+
+#[tokio::test]
+async fn log_is_locked_without_its_mark() {
+    for durability in [Durability::Disk, Durability::Process] {
+        let folder = Folder::new();
+        let log = |name| FileBackend::new(folder.path(name)).durability(durability);
+        let first = log("events.log");
+        let last = append(&first, "1").await;
+        fs::remove_file(folder.mark()).unwrap();
+        fs::hard_link(folder.log(), folder.path("link")).unwrap();
+        for name in ["events.log", "link"] {
+            let error = log(name).bounds().await.expect_err("it is open").to_string();
+            assert!(error.contains("another process has opened it"), "{durability:?}: {error}");
+        }
+        assert_eq!(append(&first, "2").await, last.next());
+    }
+}
+
+#[tokio::test]
+#[clippy::msrv = "1.90"]
+async fn open_waits_for_the_lock_of_the_file() {
+    let folder = Folder::new();
+    append(&open(&folder), "1").await;
+    closed(&folder).await;
+    let other = File::open(folder.log()).unwrap();
+    other.lock().unwrap();
+    let log = open(&folder);
+    let mut opened = pin!(log.open());
+    let is_pending = timeout(Duration::from_millis(50), &mut opened).await.is_err();
+    assert!(is_pending, "the lock may end within a second");
+    other.unlock().unwrap();
+    opened.await.expect("the lock has ended");
 }
 
 #[tokio::test]

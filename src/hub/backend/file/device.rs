@@ -1,11 +1,11 @@
 //! The kinds of storage for the database `redb`: a file whose blocks are allocated ahead of the
 //! writes, a file whose writes are not synced, and a file that is only read.
 
-use redb::{BackendError, StorageBackend, backends::FileBackend};
+use super::locked::Device;
+use redb::{StorageBackend, backends::FileBackend};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
-    ops::Bound,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,29 +17,13 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Unsynced(pub(super) FileBackend);
 
-impl StorageBackend for Unsynced {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+impl Device for Unsynced {
+    fn file(&self) -> &FileBackend {
+        &self.0
     }
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.0.close()
     }
 }
 
@@ -84,13 +68,9 @@ impl Allocated {
     }
 }
 
-impl StorageBackend for Allocated {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
+impl Device for Allocated {
+    fn file(&self) -> &FileBackend {
+        &self.file
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -99,10 +79,6 @@ impl StorageBackend for Allocated {
         self.file.set_len(len)?;
         *unwritten = Some(len.min(before));
         Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -121,34 +97,6 @@ impl StorageBackend for Allocated {
             let _not_needed_yet = self.allocate(end, ahead);
         }
         Ok(())
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
     }
 }
 
@@ -201,7 +149,13 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops:
     })
 }
 
-impl StorageBackend for ReadOnly {
+impl Device for ReadOnly {
+    const IS_READ_ONLY: bool = true;
+
+    fn file(&self) -> &FileBackend {
+        &self.file
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.len.load(Relaxed))
     }
@@ -250,36 +204,22 @@ impl StorageBackend for ReadOnly {
         }
         Ok(())
     }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
 }
 
 #[cfg(all(test, unix))]
 mod tests {
-    use super::*;
-    use std::{env, fs, fs::File, os::unix::fs::MetadataExt, path::PathBuf, process};
+    use super::{super::test_file::TestFile, *};
+    use std::{fs, os::unix::fs::MetadataExt};
 
-    struct TestFile(PathBuf);
-
-    impl TestFile {
-        fn open(name: &str) -> (Self, Allocated) {
-            let path = env::temp_dir().join(format!("tower-sse-device-{name}-{}", process::id()));
-            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-            (Self(path), Allocated::new(FileBackend::new(file).unwrap()))
-        }
-    }
-
-    impl Drop for TestFile {
-        fn drop(&mut self) {
-            fs::remove_file(&self.0).unwrap();
-        }
+    fn open(name: &str) -> (TestFile, Allocated) {
+        let file = TestFile::new(name);
+        let device = Allocated::new(FileBackend::new(file.open(false)).unwrap());
+        (file, device)
     }
 
     #[test]
     fn blocks_after_a_new_block_are_allocated() {
-        let (file, device) = TestFile::open("blocks");
+        let (file, device) = open("device-blocks");
         let allocated = || fs::metadata(&file.0).unwrap().blocks() * 512;
         device.set_len(64 << 20).unwrap();
         device.write(16 << 20, &[1; 4096]).unwrap();
@@ -302,7 +242,7 @@ mod tests {
 
     #[test]
     fn zeros_replace_no_data() {
-        let (_file, device) = TestFile::open("zeros");
+        let (_file, device) = open("device-zeros");
         let mut random = 1_u64;
         let mut random = |limit: u64| {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

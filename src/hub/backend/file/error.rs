@@ -66,7 +66,8 @@ impl<E: Into<redb::Error>> From<E> for FileError {
 }
 
 /// Calls a function that uses the database, and converts a panic into an error. The database panics
-/// when it interprets some damaged pages.
+/// when it interprets some damaged pages. A commit can panic again while it unwinds, which aborts
+/// the process. No caller can catch this.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

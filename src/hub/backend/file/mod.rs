@@ -2,12 +2,15 @@
 
 mod device;
 mod error;
+mod locked;
 mod mark;
 mod page;
 mod queue;
 mod record;
 mod retention;
 mod store;
+#[cfg(test)]
+mod test_file;
 mod writer;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};
@@ -82,18 +85,25 @@ use tokio::{
 ///
 /// | | publishing | reading |
 /// |---|---|---|
-/// | the disk is full | an error until there is space | continues |
+/// | the disk is full | an error until there is space | continues, with pauses |
 /// | the files cannot be written (permissions, or a read-only file system) | an error | continues |
 /// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
 /// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
 ///
-/// After a failed commit, publishing returns the same error for a second before the log tries
-/// again. Each record has a checksum, which is compared when the record is read.
+/// After a failed commit, the log opens its file again, which verifies the whole file. This takes
+/// seconds for some hundred megabytes, and readers wait meanwhile. Then publishing returns the same
+/// error for four times as long, and at least for a second, before the log tries again. So readers
+/// wait at most a fifth of the time.
+///
+/// Each record has a checksum, which is compared when the record is read.
 ///
 /// When a log is opened after a crash, the database verifies all of its pages. If a page is
-/// damaged, `connect` returns an error. Move the two files away to start with an empty log. The
-/// database panics on some damaged pages. The backend catches these panics, and returns an error or
-/// reports a gap. With `panic = "abort"`, they end the process.
+/// damaged, `connect` returns an error. Move the two files away to start with an empty log.
+///
+/// The database panics on some damaged pages. The backend catches most of these panics, and returns
+/// an error or reports a gap. Some damaged pages end the process when the next event is published,
+/// because a second panic occurs during the first: for example, a page that was replaced by another
+/// page of the file. With `panic = "abort"`, each of these panics ends the process.
 ///
 /// # Size of the file
 ///

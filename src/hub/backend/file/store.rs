@@ -4,6 +4,7 @@ use super::{
     Durability,
     device::{Allocated, ReadOnly, Unsynced},
     error::{FileError, Kind, file_error, guarded},
+    locked::{Locked, reset_unfinished},
     mark::is_read_only,
     page::PageReader,
     record,
@@ -15,7 +16,6 @@ use redb::{
 };
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Seek, SeekFrom},
     ops::RangeInclusive,
     path::Path,
     slice,
@@ -50,11 +50,6 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// If this number of records at the end of a log is damaged, the log cannot be opened.
 const MAX_DAMAGED: usize = 1000;
-
-/// The number of bytes at the beginning of a database that identify it. They are zero if the
-/// creation of the database was interrupted.
-const MAGIC: usize = 9;
-const MAX_NEW: u64 = 8 << 20;
 
 /// The open database of a log.
 pub(super) struct Store {
@@ -121,24 +116,25 @@ impl Store {
             Err(error) => return Err(file_error("open", path)(error)),
         };
         let second = file.try_clone().map_err(file_error("open", path))?;
-        let device = match FileBackend::new(file.try_clone().map_err(file_error("open", path))?) {
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Ok(None),
-            device => device?,
-        };
-        if read_only.is_none() {
-            reset_unfinished(&mut file).map_err(file_error("read", path))?;
+        let device = FileBackend::new(file.try_clone().map_err(file_error("open", path))?)?;
+        if read_only.is_none() && !reset_unfinished(&mut file, &device).map_err(file_error("read", path))? {
+            return Ok(None);
         }
         drop(file);
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
         let database = guarded(|| {
-            Ok(match (&read_only, durability) {
-                (Some(_), _) => builder.create_with_backend(ReadOnly::new(device).map_err(redb::Error::Io)?)?,
-                (None, Durability::Disk) => builder.create_with_backend(Allocated::new(device))?,
-                (None, Durability::Process) => builder.create_with_backend(Unsynced(device))?,
-            })
+            let created = match (&read_only, durability) {
+                (Some(_), _) => builder.create_with_backend(Locked(ReadOnly::new(device).map_err(redb::Error::Io)?)),
+                (None, Durability::Disk) => builder.create_with_backend(Locked(Allocated::new(device))),
+                (None, Durability::Process) => builder.create_with_backend(Locked(Unsynced(device))),
+            };
+            match created {
+                Err(DatabaseError::DatabaseAlreadyOpen) => Ok(None),
+                created => Ok(Some(created?)),
+            }
         })?;
-        Ok(Some((Self { database, read_only }, second)))
+        Ok(database.map(|database| (Self { database, read_only }, second)))
     }
 
     /// Returns the state of the log, or `None` if the database is new.
@@ -278,18 +274,6 @@ pub(super) fn damaged(message: impl Into<String>) -> FileError {
 /// stores a record in parts, and each part has its own key.
 pub(super) fn keys(first: Position, last: Position) -> RangeInclusive<(u64, u32)> {
     (first.get(), 0)..=(last.get(), u32::MAX)
-}
-
-/// Empties the file of a database whose creation was interrupted.
-fn reset_unfinished(file: &mut File) -> std::io::Result<()> {
-    let len = file.metadata()?.len();
-    if len == 0 || len > MAX_NEW {
-        return Ok(());
-    }
-    let mut begin = Vec::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.take(MAGIC as u64).read_to_end(&mut begin)?;
-    if begin.iter().all(|byte| *byte == 0) { file.set_len(0) } else { Ok(()) }
 }
 
 /// The contents of the database at one moment: later commits do not change them.

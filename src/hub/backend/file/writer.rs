@@ -34,8 +34,13 @@ const EVICTIONS: u64 = 1000;
 /// after the position in the condition, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
-/// The pause after a failed commit. Until its end, publishing returns the same error.
+/// The minimum pause after the database was opened again. Until its end, publishing returns the
+/// error of the failed commit.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The minimum pause as a multiple of the time that opening the database took. Readers wait while
+/// it is opened, so they wait at most a fifth of the time.
+const PAUSE_FACTOR: u32 = 4;
 
 /// The maximum time between two checks of the age of the oldest record.
 const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
@@ -58,11 +63,11 @@ pub(super) struct Writer {
     /// The time when the oldest retained record was appended, in milliseconds since 1970. It
     /// decides when the writer has to remove expired records. `None` if the time is unknown.
     oldest: Option<u64>,
-    /// The error of the last failed commit, and the time until which appends return it.
-    refusal: Option<(FileError, Instant)>,
-    /// The time when the database was last opened. If readers report failures, the writer opens the
-    /// database again at most once a second.
-    reopened: Instant,
+    /// The error of the last failed commit. Appends return it until the end of the pause.
+    refusal: Option<FileError>,
+    /// The end of the pause after the database was opened again. Before this time, neither a reader
+    /// that reports a failure nor an append to a read-only file opens the database another time.
+    pause_end: Instant,
     /// The number of appends in the last commit, and the time that the commit took. They decide how
     /// long the next commit waits for further appends.
     last_commit: (usize, Duration),
@@ -89,7 +94,7 @@ impl Writer {
                 Work::Appends(appends) => self.append(appends),
                 Work::Idle => self.append(Vec::new()),
                 // Several readers may have reported the same failure.
-                Work::Failure(error) if self.reopened.elapsed() >= PAUSE => self.reopen(&error),
+                Work::Failure(error) if !self.is_paused() => self.reopen(&error),
                 Work::Failure(_) => {}
                 Work::Close => break,
             }
@@ -98,26 +103,27 @@ impl Writer {
     }
 
     /// Returns the error for appends if the log cannot be written now, and `None` if the log can be
-    /// written. Opens the database again at most once a second, to find out whether the log can be
+    /// written. After the pause, opens the database again, to find out whether the log can be
     /// written again.
     fn refused(&mut self) -> Option<FileError> {
-        self.refusal.take_if(|(_, until)| Instant::now() >= *until);
-        if let Some((error, _)) = &self.refusal {
-            return Some(error.clone());
+        if self.is_paused() && self.refusal.is_some() {
+            return self.refusal.clone();
         }
+        self.refusal = None;
         // The error of the last attempt to open the database, or of a file that can only be read.
         let error = match &*self.shared.store() {
             Ok(store) => store.read_only.clone()?.context("write to", &self.shared.path),
             Err(error) => error.clone(),
         };
-        self.refusal = Some((error.clone(), Instant::now() + PAUSE));
-        self.reopen(&error);
-        // The file can be written again.
-        if self.is_writable() {
-            self.refusal = None;
-            return None;
+        if !self.is_paused() {
+            self.reopen(&error);
         }
-        Some(error)
+        // The file can be written again.
+        if self.is_writable() { None } else { Some(error) }
+    }
+
+    fn is_paused(&self) -> bool {
+        Instant::now() < self.pause_end
     }
 
     fn is_writable(&self) -> bool {
@@ -137,7 +143,7 @@ impl Writer {
         };
         // The clock of the machine may be set to another time meanwhile.
         let due = Instant::now() + pause.min(MAX_AGE_INTERVAL);
-        Some(self.refusal.as_ref().map_or(due, |(_, until)| due.max(*until)))
+        Some(if self.refusal.is_some() { due.max(self.pause_end) } else { due })
     }
 
     /// Stores appends in the log with one commit, and applies the retention. If `appends` is empty,
@@ -163,8 +169,8 @@ impl Writer {
             }
             Err(error) => {
                 let error = error.context("write to", &self.shared.path);
-                self.refusal = Some((error.clone(), Instant::now() + PAUSE));
                 self.reopen(&error);
+                self.refusal = Some(error.clone());
                 appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
             }
         }
@@ -310,15 +316,24 @@ impl Writer {
     }
 
     /// Closes the database, and opens it again, because after an I/O error the database cannot even
-    /// be read.
+    /// be read. Then a pause begins.
     fn reopen(&mut self, error: &FileError) {
-        self.reopened = Instant::now();
+        let begin = Instant::now();
+        self.refusal = None;
         // Opening a database with a damaged page fails if the database was not closed properly. But
         // its other pages can be read as long as it is open.
-        if error.kind() == Kind::Damage {
-            return;
+        if error.kind() != Kind::Damage {
+            self.replace_store(error);
         }
+        self.pause_end = pause_end(begin, Instant::now());
+    }
+
+    /// Closes the database, and opens it again. Meanwhile, readers wait.
+    fn replace_store(&mut self, error: &FileError) {
         let shared = Arc::clone(&self.shared);
+        // Opening verifies the whole file, which takes seconds for some hundred megabytes. Readers
+        // have to wait for it: the earlier database cannot be read, and the lock of the file
+        // excludes a second database.
         let mut store = shared.store_mut();
         *store = Err(error.clone());
         // If the file was moved away, it must not be created again: the records would be missing.
@@ -347,6 +362,12 @@ impl Writer {
             let _without_the_mark_a_new_epoch_begins = self.mark.end();
         }
     }
+}
+
+/// Returns the end of the pause after the database was opened again. `begin` and `end` are the
+/// times when the opening began and ended.
+fn pause_end(begin: Instant, end: Instant) -> Instant {
+    end + PAUSE.max((end - begin) * PAUSE_FACTOR)
 }
 
 /// Opens a log, and starts its writer.
@@ -384,7 +405,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
         tail,
         oldest: None,
         refusal: None,
-        reopened: Instant::now(),
+        pause_end: Instant::now(),
         last_commit: (0, Duration::ZERO),
     };
     let thread = thread::Builder::new().name("tower-sse-file".to_owned()).spawn(move || writer.run());
@@ -448,4 +469,18 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
         guarded(|| Ok(store.database.compact().map(drop)?))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pause_is_longer_than_the_reopening() {
+        let begin = Instant::now();
+        for (milliseconds, pause) in [(0, 1_000), (100, 1_000), (250, 1_000), (3_000, 12_000)] {
+            let end = begin + Duration::from_millis(milliseconds);
+            assert_eq!(pause_end(begin, end), end + Duration::from_millis(pause), "after {milliseconds} ms");
+        }
+    }
 }

@@ -1,0 +1,31 @@
+//! A file for the unit tests of a log in a file.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    path::PathBuf,
+    process,
+};
+
+/// The path of a file in the folder for temporary files. Dropping it removes the file.
+pub(super) struct TestFile(pub(super) PathBuf);
+
+impl TestFile {
+    /// Creates an empty file. Each test needs another name.
+    pub(super) fn new(name: &str) -> Self {
+        let path = env::temp_dir().join(format!("tower-sse-{name}-{}", process::id()));
+        File::create(&path).unwrap();
+        Self(path)
+    }
+
+    /// Opens the file for reading, and for writing unless `is_read_only` is set.
+    pub(super) fn open(&self, is_read_only: bool) -> File {
+        OpenOptions::new().read(true).write(!is_read_only).open(&self.0).unwrap()
+    }
+}
+
+impl Drop for TestFile {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
