@@ -90,6 +90,37 @@ async fn restored_copy_is_another_epoch_for_a_running_node() {
     }
 }
 
+/// The positions of the copy pass those that the node knows, and the first request after the restore
+/// reads the records at these positions.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_read_of_a_restored_copy_keeps_the_known_record() {
+    for is_followed in [false, true] {
+        let (mut store, log) = start().await;
+        append_each(&log, 0..3).await;
+        store.kill();
+        let backup = store.back_up();
+        store.restart().await;
+        let kept = bounds(&log).await;
+        append_each(&log, 3..6).await;
+        store.kill();
+        store.restore(&backup);
+        store.restart().await;
+        for n in 0..100 {
+            store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
+        }
+        eventually(SOON, "the node finds another log", async || {
+            let page = match is_followed {
+                true => log.follow(kept.last).await,
+                false => log.read(&["t".into()], kept.last).await,
+            };
+            let error = page.expect_err("the log has lost its newest records").to_string();
+            if error.contains("another one") { Ok(()) } else { Err(error) }
+        })
+        .await;
+        assert_ne!(bounds(&log).await.epoch, kept.epoch, "is_followed: {is_followed}");
+    }
+}
+
 /// Without a bound request in between: the first request after the restore is an append.
 #[tokio::test(flavor = "multi_thread")]
 async fn append_to_a_restored_copy_has_another_epoch() {
