@@ -106,8 +106,8 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the rows that this query has returned. Remembers the newest of these records as the
-    /// newest record that this process knows.
+    /// Decodes the rows that this query has returned. If the log is still the known log, remembers
+    /// the newest of these records as the newest record that this process knows.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;
@@ -129,7 +129,10 @@ impl<'a> PageQuery<'a> {
                 records.push((from_sql(position), Record { topic, kind, event: event.to_vec().into() }));
             }
         }
-        if let Some(newest) = rows.last() {
+        let is_current = state.try_get("is_current")?;
+        // A record of another log must not replace the known record, because `bounds` needs the
+        // known record to detect this other log.
+        if let Some(newest) = rows.last().filter(|_| is_current) {
             log.note_known(Known { epoch, position: newest.try_get(0)?, stored_at: newest.try_get(4)? });
         }
         Ok(LogPage {
@@ -140,7 +143,7 @@ impl<'a> PageQuery<'a> {
                 through: from_sql(state.try_get(0)?),
             },
             last: from_sql(state.try_get("last")?),
-            is_current: state.try_get("is_current")?,
+            is_current,
             count: rows.len(),
         })
     }
@@ -149,8 +152,9 @@ impl<'a> PageQuery<'a> {
 impl Log {
     /// Returns a page with the records of these topics that come after a position.
     pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let connection = self.shared_connection().await?;
         let query = PageQuery::new(self, Wanted::Topics(topics), after);
-        let rows = self.query(&self.sql.page, &query.parameters()).await?;
+        let rows = self.query(&connection, &self.sql.page, &query.parameters()).await?;
         let page = query.decode(self, &rows)?;
         if !page.is_current {
             return Err(self.is_replaced().into());

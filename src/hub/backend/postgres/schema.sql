@@ -1,11 +1,12 @@
--- Version 1 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
+-- Version 2 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
 -- advisory lock, {channel} the channel of NOTIFY, and {pending} and {evicting} the names of settings.
 --
--- Each statement can run again, so that a table that was dropped is created again.
+-- Each statement can run again, so that a table that was dropped is created again, and an older
+-- version is updated. Nodes of the older version use the functions until they connect again.
 
 CREATE TABLE IF NOT EXISTS {schema}.log (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    -- Random bits. They change when the positions of this log may be issued a second time.
+    -- Changes when the positions of this log may be issued a second time. A later epoch is greater.
     epoch bigint NOT NULL,
     -- Identifies the server, its timeline, and the tables.
     identity text NOT NULL,
@@ -41,7 +42,9 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
     PRIMARY KEY (transaction, n)
 );
 
-CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE
+-- Runs as the owner of the schema. Otherwise a role that may not call one of the functions below would
+-- find another identity than the other roles, and start a new epoch.
+CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     tables text := '{schema}.records'::regclass::oid || '.' || '{schema}.positions'::regclass::oid;
@@ -57,7 +60,8 @@ END
 $tower_sse$;
 
 -- Returns whether the log is the one that has issued its epoch: on the same server and timeline,
--- and with the newest record that the caller knows.
+-- and with the newest record that the caller knows. A log with an earlier epoch than that of the
+-- caller is a copy from an earlier time. Another node may have started a later epoch.
 CREATE OR REPLACE FUNCTION {schema}.is_current(
     known_epoch bigint, known_position bigint, known_stored_at timestamptz
 ) RETURNS boolean LANGUAGE plpgsql STABLE
@@ -65,11 +69,13 @@ SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     RETURN coalesce((
         SELECT log.identity = {schema}.identity() AND (
-            known_epoch IS DISTINCT FROM log.epoch
-            OR known_position <= log.evicted_through
-            OR EXISTS (
-                SELECT FROM {schema}.records
-                WHERE records.position = known_position AND records.stored_at = known_stored_at
+            known_epoch IS NULL OR known_epoch < log.epoch
+            OR known_epoch = log.epoch AND (
+                known_position <= log.evicted_through
+                OR EXISTS (
+                    SELECT FROM {schema}.records
+                    WHERE records.position = known_position AND records.stored_at = known_stored_at
+                )
             )
         ) FROM {schema}.log
     ), false);
@@ -98,6 +104,9 @@ $tower_sse$;
 -- Wakes the followers. If a session listens and stays in a transaction, the queue of the server
 -- becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly full. Followers also
 -- read once a second.
+--
+-- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
+-- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
 CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
@@ -107,11 +116,14 @@ BEGIN
 END
 $tower_sse$;
 
--- Chooses the epoch of each inserted row, even if the row comes from a dump.
+-- Chooses the epoch of each inserted row, even if the row comes from a dump: 42 bits of the time in
+-- milliseconds, and 21 random bits. The clock may be behind, so the epoch is also greater than the
+-- given one.
 CREATE OR REPLACE FUNCTION {schema}.choose_epoch() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    NEW.epoch := ('x' || replace(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint;
+    NEW.epoch := greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, (NEW.epoch >> 21) + 1);
+    NEW.epoch := (NEW.epoch << 21) | (('x' || left(gen_random_uuid()::text, 6))::bit(24)::bigint >> 3);
     RETURN NEW;
 END
 $tower_sse$;
@@ -120,17 +132,26 @@ CREATE TRIGGER choose_epoch BEFORE INSERT ON {schema}.log
     FOR EACH ROW EXECUTE FUNCTION {schema}.choose_epoch();
 ALTER TABLE {schema}.log ENABLE ALWAYS TRIGGER choose_epoch;
 
+-- Starts an epoch that is later than that of the log and `known_epoch`.
+CREATE OR REPLACE FUNCTION {schema}.new_epoch_after(known_epoch bigint) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+    -- The trigger of the table chooses a greater epoch.
+    INSERT INTO {schema}.log (epoch, identity)
+        VALUES (greatest(known_epoch, (SELECT log.epoch FROM {schema}.log), 0), {schema}.identity())
+        ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
+    PERFORM {schema}.pass_newest();
+    PERFORM {schema}.notify();
+END
+$tower_sse$;
+
 -- Starts another epoch. Call it after the data of a server was replaced by an older copy while no
 -- node was connected.
 CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    PERFORM pg_advisory_xact_lock({lock});
-    -- The trigger of the table chooses the epoch.
-    INSERT INTO {schema}.log (epoch, identity) VALUES (0, {schema}.identity())
-        ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
-    PERFORM {schema}.pass_newest();
-    PERFORM {schema}.notify();
+    PERFORM {schema}.new_epoch_after(NULL);
 END
 $tower_sse$;
 
@@ -139,12 +160,15 @@ CREATE OR REPLACE FUNCTION {schema}.bounds(
     OUT epoch bigint, OUT evicted_through bigint, OUT last bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $tower_sse$
 BEGIN
+    -- Nodes do not use this table. The cast fails if the table does not exist. The node then connects
+    -- again, and creates the table.
+    PERFORM '{schema}.inbox'::regclass;
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM set_config('lock_timeout', '1000', true);
         PERFORM pg_advisory_xact_lock({lock});
         -- Another node may have started the epoch.
         IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
-            PERFORM {schema}.new_epoch();
+            PERFORM {schema}.new_epoch_after(known_epoch);
         END IF;
     END IF;
     SELECT log.epoch, log.evicted_through,
@@ -180,7 +204,7 @@ BEGIN
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
     PERFORM pg_advisory_xact_lock({lock});
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
-        PERFORM {schema}.new_epoch();
+        PERFORM {schema}.new_epoch_after(known_epoch);
     END IF;
     SELECT log.epoch INTO epoch FROM {schema}.log;
     IF since IS NOT NULL THEN
@@ -217,6 +241,9 @@ $tower_sse$;
 -- The function is stable, so all of its queries see the same snapshot. A plan without the index can
 -- be cached while the table is small, so the other plans are disabled. JIT would compile the plans,
 -- because a disabled plan of the table `log` has a high cost.
+--
+-- The generic plan keeps the topics in a hash table. A plan for the given topics would compare each
+-- record with each topic if there are so many topics that the planner expects too large a table.
 CREATE OR REPLACE FUNCTION {schema}.page(
     after bigint, topics bytea[], max_examined bigint, max_records bigint, max_bytes bigint,
     known_epoch bigint, known_position bigint, known_stored_at timestamptz
@@ -224,7 +251,8 @@ CREATE OR REPLACE FUNCTION {schema}.page(
     "position" bigint, kind "char", topic bytea, event bytea, stored_at timestamptz,
     epoch bigint, evicted_through bigint, last bigint, is_current boolean
 ) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
-SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
+SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $tower_sse$
 DECLARE
     bytes bigint := 0;
     count bigint := 0;
@@ -248,7 +276,7 @@ BEGIN
         WHERE records.position > after AND records.position <= through
             -- The size of a value is known without reading it.
             AND CASE WHEN octet_length(records.topic) + octet_length(records.event) > {max_record_bytes} THEN true
-                ELSE topics IS NULL OR records.topic = ANY (topics) END
+                ELSE topics IS NULL OR records.topic IN (SELECT unnest(topics)) END
         ORDER BY records.position LIMIT max_records
     LOOP
         -- Another program has inserted a record that no node can read in time. The record counts as

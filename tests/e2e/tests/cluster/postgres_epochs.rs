@@ -1,11 +1,12 @@
 //! Logs that were replaced: dropped tables, restored backups, and replicas that lack records.
 
 use crate::{
+    postgres_hosts::{hanging_host, with_hosts},
     postgres_sql::{data, start},
     unchanged::{append, append_if_unchanged, postgres, record},
 };
 use e2e::{Store, StoreKind, eventually};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -88,6 +89,119 @@ async fn restored_copy_is_another_epoch_for_a_running_node() {
         assert_eq!(appended.epoch, restored.epoch);
         assert_eq!(data(&log).await.len(), if is_published_first { 104 } else { 4 });
     }
+}
+
+/// The positions of the copy pass the known positions, and the first request after the restore reads
+/// the records there.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_read_of_a_restored_copy_keeps_the_known_record() {
+    for is_followed in [false, true] {
+        let (mut store, log) = start().await;
+        append_each(&log, 0..3).await;
+        store.kill();
+        let backup = store.back_up();
+        store.restart().await;
+        let kept = bounds(&log).await;
+        append_each(&log, 3..6).await;
+        store.kill();
+        store.restore(&backup);
+        store.restart().await;
+        for n in 0..100 {
+            store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
+        }
+        eventually(SOON, "the node finds another log", async || {
+            let page = match is_followed {
+                true => log.follow(kept.last).await,
+                false => log.read(&["t".into()], kept.last).await,
+            };
+            let error = page.expect_err("the log has lost its newest records").to_string();
+            if error.contains("another one") { Ok(()) } else { Err(error) }
+        })
+        .await;
+        assert_ne!(bounds(&log).await.epoch, kept.epoch, "is_followed: {is_followed}");
+    }
+}
+
+/// The copy has an earlier epoch, and clients may have ids of this epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_with_an_earlier_epoch_is_another_epoch() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    store.kill();
+    let backup = store.back_up();
+    store.restart().await;
+    let first = bounds(&log).await;
+    append_each(&log, 3..6).await;
+    store.sql("SELECT tower_sse.new_epoch()");
+    append_each(&log, 6..9).await;
+    let second = bounds(&log).await;
+    let other = postgres(&store.url());
+    other.follow(second.evicted_through).await.expect("the server runs");
+    store.kill();
+    store.restore(&backup);
+    store.restart().await;
+    let restored = bounds(&log).await;
+    assert!(![first.epoch, second.epoch].contains(&restored.epoch), "{first:?} {second:?} {restored:?}");
+    // The other node finds the epoch that this node has started.
+    assert_eq!(bounds(&other).await, restored);
+    assert_eq!(data(&other).await, ["0", "1", "2"]);
+}
+
+/// The clock of a promoted replica can be behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn epoch_is_greater_than_all_known_epochs() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    let future = before.epoch + (1 << 40);
+    store.sql(&format!("UPDATE tower_sse.log SET epoch = {future}"));
+    append(&log, "t", 2).await;
+    assert_eq!(bounds(&log).await.epoch, future, "another node may have started this epoch");
+    store.sql("DROP SCHEMA tower_sse CASCADE");
+    let after = bounds(&log).await;
+    assert!(after.epoch > future, "{after:?} {future}");
+    assert_eq!(bounds(&log).await, after, "the node starts one epoch");
+    store.sql("SELECT tower_sse.new_epoch()");
+    assert!(bounds(&log).await.epoch > after.epoch);
+}
+
+/// The read begins before its node knows the newest records, and reaches the server after the
+/// restore.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_read_checks_the_newest_known_record() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    store.kill();
+    let backup = store.back_up();
+    store.restart().await;
+    let kept = bounds(&log).await;
+    let hanging = hanging_host().await;
+    let address = hanging.local_addr().expect("the listener has an address");
+    let node = with_hosts(address, store.address()).follower_url(store.url()).expect("the URL is valid");
+    let node = Arc::new(node.timeout(Duration::from_secs(60)));
+    node.follow(Position::START).await.expect("the server runs");
+    let reading = tokio::spawn({
+        let node = Arc::clone(&node);
+        async move { node.read(&["t".into()], kept.last).await }
+    });
+    let connection = hanging.accept().await.expect("the read connects");
+    append_each(&log, 3..6).await;
+    let last = bounds(&log).await.last;
+    let mut after = kept.last;
+    while after < last {
+        after = node.follow(after).await.expect("the server runs").through;
+    }
+    store.kill();
+    store.restore(&backup);
+    store.restart().await;
+    for n in 0..100 {
+        store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
+    }
+    // The read continues with the second host.
+    drop(connection);
+    let error = reading.await.expect("no panic").expect_err("the log has lost its newest records");
+    assert!(error.to_string().contains("another one"), "{error}");
+    assert_ne!(bounds(&node).await.epoch, kept.epoch);
 }
 
 /// Without a bound request in between: the first request after the restore is an append.
@@ -198,6 +312,63 @@ async fn operator_starts_an_epoch() {
     let after = bounds(&log).await;
     assert_ne!(after.epoch, before.epoch);
     assert_eq!(after.last, before.last);
+}
+
+/// The role of the node may not call a function that the owner of the schema may call.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_of_the_caller_start_no_epoch() {
+    let (store, log) = start().await;
+    let before = bounds(&log).await;
+    store.sql(
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;
+         CREATE ROLE node LOGIN; GRANT USAGE ON SCHEMA tower_sse TO node;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tower_sse TO node;
+         GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA tower_sse TO node;
+         GRANT UPDATE ON tower_sse.log TO node;
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO node",
+    );
+    let node = postgres(&store.url_with("node@"));
+    append(&node, "t", 1).await;
+    store.sql("SELECT tower_sse.publish('t', NULL, '2')");
+    append(&node, "t", 3).await;
+    assert_eq!(bounds(&node).await.epoch, before.epoch);
+    assert_eq!(data(&node).await, ["1", "2", "3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_inbox_is_created_again() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    store.sql("DROP TABLE tower_sse.inbox");
+    log.bounds().await.expect_err("a table is missing");
+    assert_eq!(bounds(&log).await, before, "the log itself is unchanged");
+    store.sql("SELECT tower_sse.publish('t', NULL, '2')");
+    assert_eq!(data(&log).await, ["1", "2"]);
+}
+
+/// A node of the older version continues until it connects again.
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_of_an_older_version_is_updated() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    let is_old = "SELECT prosrc LIKE '%an older version%' FROM pg_proc WHERE proname = 'page'";
+    let version = store.sql("SELECT max(version) FROM tower_sse.version");
+    store.sql(
+        "UPDATE tower_sse.version SET version = 1;
+         DO $$ BEGIN
+             EXECUTE replace(pg_get_functiondef('tower_sse.page'::regproc), 'BEGIN', 'BEGIN -- an older version');
+         END $$",
+    );
+    assert_eq!(store.sql(is_old), "t");
+    let updating = postgres(&store.url());
+    append(&updating, "t", 2).await;
+    assert_eq!(store.sql(is_old), "f");
+    assert_eq!(store.sql("SELECT max(version) FROM tower_sse.version"), version);
+    append(&log, "t", 3).await;
+    assert_eq!(bounds(&log).await.epoch, before.epoch);
+    assert_eq!(data(&updating).await, ["1", "2", "3"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
