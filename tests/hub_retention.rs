@@ -2,7 +2,8 @@
 
 use std::{task::Poll, time::Duration};
 use support::whatwg;
-use tokio::time::sleep;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_test::{assert_pending, task};
 use tower_sse::{
     Event,
@@ -162,6 +163,30 @@ async fn removed_topic_expires_under_limits_of_the_hub_again() {
     publish(&hub.topic("a"), 1).await;
     sleep(2 * MINUTE).await;
     assert_eq!(hub.stats().events, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recording_keeps_its_limits_after_silence() {
+    let hubs = [Hub::new(), Hub::builder().backend(MemoryBackend::new(1000)).connect().await.unwrap()];
+    for hub in hubs {
+        let (events, recorded) = mpsc::unbounded_channel();
+        let topic = hub.topic("a").retention(Retention::new().max_events(2).max_age(8 * SECOND));
+        let recording = topic.record(UnboundedReceiverStream::new(recorded)).end_with(Event::new("last")).start();
+        for _ in 0..3 {
+            for n in 0..5 {
+                events.send(Event::display(n)).unwrap();
+            }
+            sleep(SECOND).await;
+            assert_eq!(hub.stats().events, 2);
+            // The topic and its limits are dropped.
+            sleep(2 * MINUTE).await;
+            assert!(!topic.exists());
+        }
+        drop(events);
+        recording.outcome().await;
+        sleep(20 * SECOND).await;
+        assert_eq!(hub.stats().events, 0, "the last event has the limits, too");
+    }
 }
 
 /// The limits concern the memory of the node. The backend has the other events.
