@@ -1,7 +1,10 @@
 //! Clients of a node that is behind, when it learns that the log has evicted unread events.
 
 use super::{Faulty, Mode, Shared, data_soon, publish, settle, two};
-use futures_util::future::{MaybeDone, maybe_done};
+use futures_util::{
+    FutureExt,
+    future::{MaybeDone, maybe_done},
+};
 use std::{
     pin::Pin,
     sync::{
@@ -16,7 +19,7 @@ use tokio_stream::Stream;
 use tokio_test::task;
 use tower_sse::{
     EventId,
-    hub::{Error, Hub, Start, Subscription},
+    hub::{Error, GapReason, Hub, LagPolicy, Start, Subscription},
 };
 
 const TOPICS: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
@@ -61,7 +64,9 @@ struct Behind {
     other: Hub,
     /// The id up to which the first node has read the log.
     read: EventId,
-    /// A later id. Each of the topics has one event between these two ids.
+    /// The ids of the unread events, one for each topic.
+    unread: Vec<EventId>,
+    /// An id after those of the unread events.
     ahead: EventId,
 }
 
@@ -72,11 +77,12 @@ impl Behind {
         let read = publish(&other, "other", "").await;
         settle().await;
         connection.set(Mode::Lags);
+        let mut unread = Vec::new();
         for topic in TOPICS {
-            publish(&other, topic, "unread").await;
+            unread.push(publish(&other, topic, "unread").await);
         }
         let ahead = publish(&other, "other", "").await;
-        Self { node, connection, other, read, ahead }
+        Self { node, connection, other, read, unread, ahead }
     }
 
     /// Makes the log evict the events of the topics, and no later event.
@@ -120,8 +126,7 @@ async fn client_that_returns_during_truncation_gets_gap() {
         client.as_mut().await;
         let mut client = task::spawn(client.as_mut().take_output().unwrap().unwrap());
         let received = data_soon(&mut client).await;
-        assert!(client.gap().is_some(), "topic {topic} at cursor {:?}: {received:?}", client.cursor());
-        assert!(received.len() == 1, "one gap: {received:?}");
+        assert_eq!(received, ["evicted"], "topic {topic} at cursor {:?}", client.cursor());
     }
 }
 
@@ -154,4 +159,51 @@ async fn merged_client_passes_no_evicted_event_during_truncation() {
         data_soon(&mut merged).await;
         assert!(merged.gap().is_some(), "topic {topic} at cursor {:?}", merged.cursor());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_that_joins_during_truncation_gets_no_gap() {
+    let behind = Behind::new().await;
+    behind.evict().await;
+    let clients = Arc::new(Mutex::new(Vec::new()));
+    let subscribe_all = {
+        let (clients, hub) = (clients.clone(), behind.node.clone());
+        move || {
+            for topic in TOPICS.into_iter().chain(["new"]) {
+                let client = hub.topic(topic).subscribe(Start::Latest).now_or_never();
+                clients.lock().unwrap().push(client.expect("the client needs no read").unwrap());
+            }
+        }
+    };
+    let _watchers = at_changes(&behind.node, subscribe_all).await;
+    behind.catch_up().await;
+    for topic in TOPICS {
+        publish(&behind.other, topic, "live").await;
+    }
+    for client in std::mem::take(&mut *clients.lock().unwrap()) {
+        let mut client = task::spawn(client);
+        data_soon(&mut client).await;
+        assert_eq!(client.gap(), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_behind_reports_known_eviction_before_the_response() {
+    let behind = Behind::new().await;
+    behind.evict().await;
+    let topic = behind.node.topic("7");
+    // The node asks the backend for the end of the log, because it has not read this id.
+    let client = topic.subscribe(behind.unread[3].clone()).await.unwrap().lag_policy(LagPolicy::Disconnect);
+    assert_eq!(client.gap().map(|gap| (gap.reason(), gap.requested())), Some((GapReason::Evicted, &behind.unread[3])));
+    let at_end = topic.subscribe(behind.unread[7].clone()).await.unwrap();
+    assert!(at_end.is_resumed(), "the log retains all events after this id");
+    let earliest = topic.subscribe(Start::Earliest).await.unwrap();
+    assert_eq!(earliest.gap(), None);
+
+    behind.catch_up().await;
+    publish(&behind.other, "7", "live").await;
+    let mut clients = [client, at_end, earliest].map(task::spawn);
+    assert_eq!(data_soon(&mut clients[0]).await, ["evicted", "live"]);
+    assert_eq!(data_soon(&mut clients[1]).await, ["live"]);
+    assert_eq!(data_soon(&mut clients[2]).await, ["live"]);
 }
