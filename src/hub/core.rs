@@ -17,7 +17,7 @@ use super::{
     node::BackendClient,
     presence::Presences,
     recording::nodes::Recordings,
-    registry::{Registry, check_reserved},
+    registry::{Registry, SWEEP, check_reserved},
     retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
@@ -172,10 +172,15 @@ impl Core {
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let topic = registry.topic(name, &self.config)?;
+        let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
-            return Err(Error::finished(name));
+            drop(contents);
+            topic = registry.renew(&topic, &self.config, now)?;
+            contents = topic.lock();
+            if contents.finished.is_some() {
+                return Err(Error::finished(name));
+            }
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
@@ -211,8 +216,13 @@ impl Core {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let topic = registry.topic(name, &self.config)?;
+        let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
+        if contents.finished.is_some() {
+            drop(contents);
+            topic = registry.renew(&topic, &self.config, now)?;
+            contents = topic.lock();
+        }
         if *contents.retention != limits {
             contents.retention =
                 if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
@@ -245,7 +255,7 @@ impl Core {
     /// Returns an error if publishing to the topic must fail. This is the case after a shutdown, at
     /// the limit of topics, or if this node knows that the topic is finished.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
-        let registry: MutexGuard<'_, Registry> = self.registry.lock();
+        let mut registry = self.registry.lock();
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
@@ -273,9 +283,14 @@ impl Core {
     /// Returns `true` if this node knows that the topic is finished. Returns `false` while another
     /// node has finished the topic and this node has not read that in the log yet.
     pub(super) fn is_finished(&self, name: &str) -> bool {
-        let topic = self.registry.lock().topics.get(name).cloned();
-        let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
-        is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
+        if self.backend.as_ref().is_some_and(|backend| backend.is_finished(name)) {
+            return true;
+        }
+        let mut registry = self.registry.lock();
+        let topic = registry.topics.get(name).cloned();
+        let Some(topic) = topic.filter(|topic| topic.lock().finished.is_some()) else { return false };
+        registry.refresh(&topic, Instant::now());
+        registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
     }
 
     /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
@@ -470,7 +485,7 @@ impl Core {
     /// time when the next removal is due, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
-        registry.sweep(64);
+        registry.sweep(SWEEP);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         registry.next_sweep = next;
         if next.is_none() {

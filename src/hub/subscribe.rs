@@ -340,7 +340,7 @@ impl Core {
             if index > 0 {
                 self.registry.give_way();
             }
-            let registry = self.registry.lock();
+            let mut registry = self.registry.lock();
             if registry.is_shut_down {
                 return Ok(());
             }
