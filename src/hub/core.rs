@@ -201,6 +201,7 @@ impl Core {
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
+        contents.awaited_until = None;
         if contents.latest_only {
             contents.log.replace();
         }
@@ -211,7 +212,8 @@ impl Core {
 
     /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
     /// topic if it does not exist. The caller then publishes or subscribes to the topic. If the
-    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`].
+    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`]. So
+    /// the limits are not lost before the event or the subscriber arrives.
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
@@ -232,7 +234,8 @@ impl Core {
         }
         // The limits have to wait for the event of a slow backend. If no event follows, the topic
         // is dropped, however long its events would be retained.
-        let due = if contents.is_idle(now) { now.checked_add(UNUSED) } else { contents.expiry() };
+        contents.awaited_until = now.checked_add(UNUSED).filter(|_| contents.finished.is_none());
+        let due = contents.expiry().or(contents.awaited_until);
         registry.schedule(&topic, &mut contents, due);
         drop(contents);
         self.call_janitor(&mut registry, now);
@@ -335,6 +338,7 @@ impl Core {
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
         contents.retention = registry.limits(&self.config);
+        contents.awaited_until = None;
         // A finished topic stays finished until its open subscriptions have ended. Then the hub
         // drops it.
         contents.is_removed = contents.finished.is_some();

@@ -231,7 +231,10 @@ impl Registry {
     pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, now: Instant) {
         let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        if is_current && contents.is_idle(now) {
+        if !is_current {
+            return;
+        }
+        if contents.is_idle(now) {
             self.topics.remove(&topic.name);
             self.unschedule(topic, &mut contents);
             // The log of the backend has the finish record after the topic's last event. The higher
@@ -239,6 +242,8 @@ impl Registry {
             let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
+        } else if let Some(until) = contents.awaited_until.filter(|until| *until > now) {
+            self.schedule(topic, &mut contents, Some(until));
         }
     }
 }

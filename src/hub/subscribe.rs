@@ -299,6 +299,7 @@ impl Core {
             let mut contents = topic.lock();
             let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
+            contents.awaited_until = None;
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were

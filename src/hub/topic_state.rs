@@ -46,6 +46,10 @@ pub(super) struct Contents {
     /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
+    /// Set after a publisher or a subscriber has set limits of this topic, until the next event or
+    /// subscriber. The topic and its limits are kept until this time, even if the topic has neither
+    /// events nor subscribers.
+    pub(super) awaited_until: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the application has removed the topic after the topic was finished, and no event and
     /// no finish has followed. The hub then forgets that the topic is finished when its last
@@ -66,6 +70,7 @@ impl TopicState {
             left_at: None,
             latest_only: false,
             due: None,
+            awaited_until: None,
             is_shut_down: false,
             is_removed: false,
         };
@@ -227,11 +232,15 @@ impl Contents {
 
     /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
     /// need not remember that the topic is finished. The hub remembers a finished topic for the
-    /// maximum age of the topic's retention, unless the application has removed the topic.
+    /// maximum age of the topic's retention, unless the application has removed the topic. A topic
+    /// whose limits wait for an event or a subscriber is not dropped either.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         let is_remembered =
             |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
-        self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
+        self.subscribers == 0
+            && self.log.retained().events == 0
+            && !self.finished.is_some_and(is_remembered)
+            && self.awaited_until.is_none_or(|until| until <= now)
     }
 }
 
