@@ -11,7 +11,11 @@ use super::{
     waiters::{Batch, Waiters},
 };
 use crate::callback::contain_panic;
-use std::{collections::BTreeMap, sync::Arc, task::Waker};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64 as StdAtomicU64},
+    task::Waker,
+};
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -19,7 +23,30 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
+    /// The number of this topic in the [wake queue](super::wake_queue).
+    pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
+}
+
+/// The number of a topic in the wake queue. The queue numbers its additions from zero. `None` if
+/// the topic is not in the queue.
+///
+/// The number is read and written only while the queue is locked. So no other memory access depends
+/// on its order, and it is an atomic of `std` in loom tests, too.
+#[derive(Default)]
+pub(super) struct QueueNumber {
+    /// The number plus one, or 0 for `None`.
+    number: StdAtomicU64,
+}
+
+impl QueueNumber {
+    pub(super) fn get(&self) -> Option<u64> {
+        self.number.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(super) fn set(&self, number: Option<u64>) {
+        self.number.store(number.map_or(0, |number| number + 1), Ordering::Relaxed);
+    }
 }
 
 pub(super) struct Contents {
@@ -74,7 +101,7 @@ impl TopicState {
             is_shut_down: false,
             is_removed: false,
         };
-        Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
+        Self { name, version: AtomicU64::new(0), queue_number: QueueNumber::default(), contents: Mutex::new(contents) }
     }
 
     /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
