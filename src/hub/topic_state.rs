@@ -10,11 +10,9 @@ use super::{
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::{Batch, Waiters},
 };
-use crate::callback::contain_panic;
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::AtomicU64 as StdAtomicU64},
-    task::Waker,
 };
 use tokio::time::Instant;
 
@@ -60,6 +58,9 @@ pub(super) struct Contents {
     /// subscription during its pause, but the end of the topic does, through the ready list. The
     /// key of the map is the address of the ready list in memory.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
+    /// Set while the end of the topic still has to end the pauses of the subscriptions in
+    /// `lingering` from this key on.
+    pauses_from: Option<usize>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
@@ -91,6 +92,7 @@ impl TopicState {
             retention,
             waiters: Waiters::default(),
             lingering: BTreeMap::new(),
+            pauses_from: None,
             finished: None,
             subscribers: 0,
             count_watch: None,
@@ -125,27 +127,30 @@ impl TopicState {
     /// Makes a change of the topic visible to its readers. A reader reads the topic for one
     /// subscription. Moves up to 32 of the waiting readers into `change`. The caller wakes the
     /// readers in `change` after it has released all locks.
+    ///
+    /// If the topic is finished or the hub is shut down, the pauses of its lingering subscriptions
+    /// end, too. Such a subscription is then woken like a waiting reader.
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
-        contents.waiters.take_due(&mut change.first);
         if contents.finished.is_some() || contents.is_shut_down {
-            change.lingering.extend(contents.lingering.values().filter_map(|list| list.end_pause()));
+            contents.pauses_from = contents.lingering.first_key_value().map(|(key, _)| *key);
         }
-        change.rest = contents.waiters.has_due().then_some(through);
+        contents.take_due(&mut change.first);
+        change.rest = contents.has_due().then_some(through);
     }
 
     /// Wakes the waiting readers of the topic that are due and whose entry in the queue of waiting
     /// readers has a number smaller than `through`. A reader is due if the topic has changed since
-    /// the reader began to wait.
+    /// the reader began to wait. Also ends all pauses that the end of the topic has to end.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
-            if !contents.waiters.has_due_before(through) {
+            if !contents.waiters.has_due_before(through) && contents.pauses_from.is_none() {
                 return;
             }
             let mut batch = Batch::<BATCH>::new();
-            contents.waiters.take_due(&mut batch);
+            contents.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -156,8 +161,8 @@ impl TopicState {
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let mut batch = Batch::<BATCH>::new();
-        contents.waiters.take_due(&mut batch);
-        let has_more = contents.waiters.has_due();
+        contents.take_due(&mut batch);
+        let has_more = contents.has_due();
         drop(contents);
         batch.wake();
         has_more
@@ -169,9 +174,9 @@ impl TopicState {
     /// Readers call this. So waiters are woken even if the task that should wake them does not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
-        if contents.waiters.has_due() {
+        if contents.has_due() {
             let mut batch = Batch::<HELP>::new();
-            contents.waiters.take_due(&mut batch);
+            contents.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -192,9 +197,6 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// The wakers of the topic's subscriptions that currently pause after a write to their client.
-    /// Contains wakers only if the topic is finished or the hub is shut down, which ends the pause.
-    lingering: Vec<Waker>,
     /// Set if more than 32 readers wait for the change, because `first` contains only 32 of them.
     /// All remaining readers whose entry in the topic's queue of waiting readers has a smaller
     /// number than this value have to be woken.
@@ -203,21 +205,35 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) const fn new() -> Self {
-        Self { first: Batch::new(), lingering: Vec::new(), rest: None }
+        Self { first: Batch::new(), rest: None }
     }
 
-    /// Wakes up to 32 readers that wait for the change of the topic. If the topic is finished or
-    /// the hub is shut down, also wakes all subscriptions that pause after a write to their client.
-    /// This ends their pause. The caller must hold no lock.
+    /// Wakes up to 32 readers that wait for the change of the topic. The caller must hold no lock.
     pub(super) fn wake(&mut self) {
         self.first.wake();
-        for waker in self.lingering.drain(..) {
-            contain_panic("waker", || waker.wake());
-        }
     }
 }
 
 impl Contents {
+    /// Returns `true` if waiting readers are due to be woken, or if pauses have to be ended.
+    #[inline]
+    fn has_due(&self) -> bool {
+        self.waiters.has_due() || self.pauses_from.is_some()
+    }
+
+    /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions, if
+    /// the topic has ended. Adds all wakers to `batch`, which must be empty.
+    fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
+        self.waiters.take_due(batch);
+        let Some(from) = self.pauses_from else { return };
+        let mut lists = self.lingering.range(from..);
+        // The number of lists is limited, too, because a list may have no waker.
+        for (_, list) in lists.by_ref().take(N - batch.len()) {
+            list.end_pause().into_iter().for_each(|waker| batch.push(waker));
+        }
+        self.pauses_from = lists.next().map(|(key, _)| *key);
+    }
+
     /// Returns the start time for the age of the topic's oldest event. The caller computes the
     /// expiry of the event from this time. Returns `None` if the topic has no event.
     ///
