@@ -57,7 +57,11 @@ struct Audience {
 
 impl Audience {
     fn new(topic: &Topic) -> Self {
-        let subscriptions = (0..SUBSCRIBERS).map(|_| now(topic.subscribe(Start::Latest)).unwrap()).collect();
+        Self::of(topic, SUBSCRIBERS)
+    }
+
+    fn of(topic: &Topic, subscribers: usize) -> Self {
+        let subscriptions = (0..subscribers).map(|_| now(topic.subscribe(Start::Latest)).unwrap()).collect();
         let mut audience = Self { subscriptions, woken: Arc::default() };
         assert_eq!(audience.read(), 0);
         audience
@@ -104,6 +108,27 @@ fn task_wakes_most_of_a_large_audience() {
         }
     });
     assert_eq!(audience.woken(), 3 * SUBSCRIBERS, "each event wakes each subscriber once");
+}
+
+/// More events than the wake queue has entries, before its task runs.
+#[test]
+fn publisher_of_a_burst_wakes_few_per_event() {
+    let hub = Hub::new();
+    let topics = ["a", "b"].map(|name| hub.topic(name));
+    let audiences = topics.each_ref().map(|topic| Audience::of(topic, 20_000));
+    let woken = || audiences.iter().map(Audience::woken).sum::<usize>();
+    runtime().block_on(async {
+        for n in 0..1_100 {
+            let before = woken();
+            publish(&topics[n % 2], "x");
+            let by_publisher = woken() - before;
+            assert!(by_publisher <= WOKEN_BY_PUBLISHER, "the publisher of event {n} wakes {by_publisher}");
+        }
+        assert!(woken() < 40_000);
+        while woken() < 40_000 {
+            yield_now().await;
+        }
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use http_body::Body;
 use std::{task::Poll, time::Duration};
 use support::whatwg;
-use tokio::time::sleep;
+use tokio::{task::yield_now, time::sleep};
 use tokio_test::{
     assert_pending,
     task::{self, Spawn},
@@ -105,6 +105,41 @@ async fn end_of_the_topics_ends_the_pause() {
         assert!(subscription.is_woken());
         assert_eq!(data(&mut subscription), ["2"]);
         assert!(matches!(subscription.poll_next(), Poll::Ready(None)));
+    }
+}
+
+/// The publisher ends a few pauses, and a task ends the others in slices.
+#[tokio::test(start_paused = true)]
+async fn end_of_a_topic_ends_many_pauses_in_slices() {
+    const SUBSCRIBERS: usize = 5_000;
+    for is_shutdown in [false, true] {
+        let hub = Hub::builder().linger(PAUSE).build();
+        let mut subscriptions = Vec::new();
+        for _ in 0..SUBSCRIBERS {
+            subscriptions.push(subscribe(&hub, &["a"]).await);
+        }
+        publish(&hub, "a", "1").await;
+        for subscription in &mut subscriptions {
+            assert_eq!(data(subscription), ["1"]);
+        }
+        let woken = |all: &[Spawn<Subscription>]| all.iter().filter(|subscription| subscription.is_woken()).count();
+        if is_shutdown {
+            hub.shutdown();
+            assert_eq!(woken(&subscriptions), SUBSCRIBERS);
+        } else {
+            hub.topic("a").finish().await.unwrap();
+            let mut before = woken(&subscriptions);
+            assert!(before <= 64, "the publisher wakes {before}");
+            while before < SUBSCRIBERS {
+                yield_now().await;
+                let now = woken(&subscriptions);
+                assert!((before + 1..=before + 600).contains(&now), "{before} and then {now}");
+                before = now;
+            }
+        }
+        for mut subscription in subscriptions {
+            assert!(matches!(subscription.poll_next(), Poll::Ready(None | Some(Err(_)))));
+        }
     }
 }
 

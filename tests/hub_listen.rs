@@ -37,6 +37,25 @@ fn read(listener: &mut Task) -> Vec<String> {
     read
 }
 
+/// The newest state takes the place of the replaced one, and comes again after its id.
+#[test]
+fn newest_state_has_the_id_of_the_replaced_state() {
+    let hub = Hub::new();
+    let publish_state = |data| now(hub.topic("state").latest_only().publish(Event::new(data))).unwrap();
+    let mut listener = listen(&hub, &["a", "state"], Start::Latest);
+    publish(&hub, "a", "1");
+    let replaced = publish_state("old");
+    assert_eq!(&*next(&mut listener).topic, "a");
+    publish(&hub, "a", "2");
+    let newest = publish_state("new");
+    let published = next(&mut listener);
+    assert_eq!((&*published.topic, &published.id), ("state", &replaced));
+    assert_eq!(published.event, Event::new("new"));
+    assert_eq!(read(&mut listener), ["a 2"]);
+    assert_eq!(listener.cursor(), newest);
+    assert_eq!(read(&mut listen(&hub, &["a", "state"], replaced)), ["a 2", "state new"]);
+}
+
 #[test]
 fn listener_yields_events_as_published() {
     let hub = Hub::new();

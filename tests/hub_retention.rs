@@ -1,16 +1,43 @@
 //! `Topic::retention`: limits of one topic instead of those of the hub.
 
-use std::{task::Poll, time::Duration};
+use futures_util::{FutureExt, future::join};
+use std::{sync::Arc, task::Poll, time::Duration};
 use support::whatwg;
-use tokio::time::sleep;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_test::{assert_pending, task};
 use tower_sse::{
-    Event,
-    hub::{ErrorKind, GapReason, Hub, Retention, Start, Subscription, Topic, backend::MemoryBackend},
+    BoxError, Event,
+    hub::{
+        ErrorKind, GapReason, Hub, Retention, Start, Subscription, Topic,
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// A log that needs 5 seconds for each append.
+struct Slow(MemoryBackend);
+
+impl Backend for Slow {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.0.bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        sleep(5 * SECOND).await;
+        self.0.append(records).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.0.read(topics, after).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        self.0.follow(after).await
+    }
+}
 
 async fn publish(topic: &Topic, count: usize) {
     for n in 0..count {
@@ -162,6 +189,61 @@ async fn removed_topic_expires_under_limits_of_the_hub_again() {
     publish(&hub.topic("a"), 1).await;
     sleep(2 * MINUTE).await;
     assert_eq!(hub.stats().events, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recording_keeps_its_limits_after_silence() {
+    let hubs = [Hub::new(), Hub::builder().backend(MemoryBackend::new(1000)).connect().await.unwrap()];
+    for hub in hubs {
+        let (events, recorded) = mpsc::unbounded_channel();
+        let topic = hub.topic("a").retention(Retention::new().max_events(2).max_age(8 * SECOND));
+        let recording = topic.record(UnboundedReceiverStream::new(recorded)).end_with(Event::new("last")).start();
+        for _ in 0..3 {
+            for n in 0..5 {
+                events.send(Event::display(n)).unwrap();
+            }
+            sleep(SECOND).await;
+            assert_eq!(hub.stats().events, 2);
+            // The topic and its limits are dropped.
+            sleep(2 * MINUTE).await;
+            assert!(!topic.exists());
+        }
+        drop(events);
+        recording.outcome().await;
+        sleep(20 * SECOND).await;
+        assert_eq!(hub.stats().events, 0, "the last event has the limits, too");
+    }
+}
+
+/// No task removes the first event when it has expired.
+#[test]
+fn limits_apply_to_event_after_an_expired_event() {
+    let hub = Hub::new();
+    let topic = hub.topic("a").retention(Retention::new().max_age(Duration::from_millis(1)));
+    for _ in 0..2 {
+        topic.publish_now(Event::new("")).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let subscription = hub.topic("a").subscribe(Start::Earliest).now_or_never().unwrap();
+    assert_eq!(data(&mut task::spawn(subscription.unwrap())), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_wait_for_the_event_of_a_slow_backend() {
+    let backend = Slow(MemoryBackend::new(1000));
+    let hub = Hub::builder().backend(backend).connect().await.unwrap();
+    let topic = hub.topic("a").retention(Retention::new().max_age(2 * SECOND));
+    for _ in 0..3 {
+        // In the meantime, the previous event expires, and the last subscriber leaves.
+        let subscriber = subscribe(&hub.topic("a"), Start::Latest).await;
+        let leave = async { drop((sleep(4 * SECOND).await, subscriber)) };
+        join(topic.publish(Event::new("")), leave).await.0.unwrap();
+        sleep(SECOND).await;
+        assert_eq!(hub.stats().events, 1);
+        sleep(2 * SECOND).await;
+        assert_eq!(hub.stats().events, 0);
+    }
+    assert_eq!(hub.stats().topics, 0, "the event has come");
 }
 
 /// The limits concern the memory of the node. The backend has the other events.

@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, time::sleep};
 use tokio_test::{assert_pending, task};
 use tower_sse::{
     Event, EventId, SseStream,
-    hub::{Hub, Start, Subscription},
+    hub::{ErrorKind, Hub, Retention, Start, Subscription},
 };
 
 const MAX_AGE: Duration = Duration::from_secs(64);
@@ -194,6 +194,44 @@ fn topics_expire_outside_of_a_runtime() {
         publish("another");
     }
     assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
+}
+
+/// An error needs no successful call before, which would remove expired events.
+#[test]
+fn full_hub_drops_expired_topics_outside_of_a_runtime() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).max_topics(10).build();
+    let subscribe = |topics: &[&str]| futures_executor::block_on(hub.subscribe(topics, Start::Latest));
+    let publish = |topic: &str| futures_executor::block_on(publish(&hub, topic, ""));
+    let expire = || std::thread::sleep(Duration::from_millis(2));
+    let names = ["0", "1", "2", "3", "4", "5", "6", "7"];
+    for (first, second) in [("8", "9"), ("10", "11")] {
+        [names.as_slice(), &[first, second]].concat().into_iter().for_each(|topic| _ = publish(topic));
+        expire();
+    }
+    let new = subscribe(&["new", "newer"]).unwrap();
+    let others = subscribe(&names).unwrap();
+    expire();
+    // Topics with subscribers are not dropped.
+    let error = subscribe(&["newest"]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooManyTopics);
+    drop((new, others));
+}
+
+#[test]
+fn expired_finish_is_forgotten_outside_of_a_runtime() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let topic = hub.topic("a");
+    for handle in [topic.clone(), topic.retention(Retention::new().max_events(1))] {
+        futures_executor::block_on(handle.finish()).unwrap();
+        // An open subscription keeps the topic finished.
+        let subscription = futures_executor::block_on(handle.subscribe(Start::Latest)).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(handle.publish_now(Event::new("")).unwrap_err().kind(), ErrorKind::Finished);
+        drop(subscription);
+        futures_executor::block_on(handle.finish()).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        handle.publish_now(Event::new("")).unwrap();
+    }
 }
 
 #[test]

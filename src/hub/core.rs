@@ -17,7 +17,7 @@ use super::{
     node::BackendClient,
     presence::Presences,
     recording::nodes::Recordings,
-    registry::{Registry, check_reserved},
+    registry::{Registry, SWEEP, check_reserved},
     retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
@@ -172,10 +172,15 @@ impl Core {
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let topic = registry.topic(name, &self.config)?;
+        let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
-            return Err(Error::finished(name));
+            drop(contents);
+            topic = registry.renew(&topic, &self.config, now)?;
+            contents = topic.lock();
+            if contents.finished.is_some() {
+                return Err(Error::finished(name));
+            }
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
@@ -196,6 +201,7 @@ impl Core {
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
+        contents.awaited_until = None;
         if contents.latest_only {
             contents.log.replace();
         }
@@ -206,13 +212,19 @@ impl Core {
 
     /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
     /// topic if it does not exist. The caller then publishes or subscribes to the topic. If the
-    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`].
+    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`]. So
+    /// the limits are not lost before the event or the subscriber arrives.
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let topic = registry.topic(name, &self.config)?;
+        let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
+        if contents.finished.is_some() {
+            drop(contents);
+            topic = registry.renew(&topic, &self.config, now)?;
+            contents = topic.lock();
+        }
         if *contents.retention != limits {
             contents.retention =
                 if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
@@ -222,7 +234,8 @@ impl Core {
         }
         // The limits have to wait for the event of a slow backend. If no event follows, the topic
         // is dropped, however long its events would be retained.
-        let due = if contents.is_idle(now) { now.checked_add(UNUSED) } else { contents.expiry() };
+        contents.awaited_until = now.checked_add(UNUSED).filter(|_| contents.finished.is_none());
+        let due = contents.expiry().or(contents.awaited_until);
         registry.schedule(&topic, &mut contents, due);
         drop(contents);
         self.call_janitor(&mut registry, now);
@@ -245,7 +258,7 @@ impl Core {
     /// Returns an error if publishing to the topic must fail. This is the case after a shutdown, at
     /// the limit of topics, or if this node knows that the topic is finished.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
-        let registry: MutexGuard<'_, Registry> = self.registry.lock();
+        let mut registry = self.registry.lock();
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
@@ -273,9 +286,14 @@ impl Core {
     /// Returns `true` if this node knows that the topic is finished. Returns `false` while another
     /// node has finished the topic and this node has not read that in the log yet.
     pub(super) fn is_finished(&self, name: &str) -> bool {
-        let topic = self.registry.lock().topics.get(name).cloned();
-        let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
-        is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
+        if self.backend.as_ref().is_some_and(|backend| backend.is_finished(name)) {
+            return true;
+        }
+        let mut registry = self.registry.lock();
+        let topic = registry.topics.get(name).cloned();
+        let Some(topic) = topic.filter(|topic| topic.lock().finished.is_some()) else { return false };
+        registry.refresh(&topic, Instant::now());
+        registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
     }
 
     /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
@@ -320,6 +338,7 @@ impl Core {
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
         contents.retention = registry.limits(&self.config);
+        contents.awaited_until = None;
         // A finished topic stays finished until its open subscriptions have ended. Then the hub
         // drops it.
         contents.is_removed = contents.finished.is_some();
@@ -470,7 +489,7 @@ impl Core {
     /// time when the next removal is due, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
-        registry.sweep(64);
+        registry.sweep(SWEEP);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         registry.next_sweep = next;
         if next.is_none() {

@@ -139,9 +139,13 @@ impl Core {
 
     /// Removes all events up to and including `through` from this process, because the backend has
     /// evicted them.
+    ///
+    /// The topics are truncated one after the other, and the registry is unlocked in between. So
+    /// the newest position of the registry stays the same until all topics are truncated. Otherwise
+    /// a client that returns in the meantime could get a cursor after events that its topic does
+    /// not report as evicted yet.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
-        registry.last = registry.last.max(through);
         let topics = registry.truncate_through(through);
         for topic in topics {
             let mut contents = topic.lock();
@@ -149,6 +153,7 @@ impl Core {
             self.commit(registry, &topic, contents, now);
             registry = self.registry.lock();
         }
+        registry.last = registry.last.max(through);
         self.set_committed(&registry);
     }
 

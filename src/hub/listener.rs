@@ -27,7 +27,9 @@ pub struct Published {
     /// The name of the event's topic.
     pub topic: Arc<str>,
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
-    /// following event.
+    /// following event. In a listener to several topics, the newest event of a
+    /// [`latest_only`](super::Topic::latest_only) topic can have the id of an earlier event that it
+    /// has replaced. Listening after that id yields the newest event again.
     pub id: EventId,
     /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
@@ -37,9 +39,13 @@ pub struct Published {
 /// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) creates it.
 ///
 /// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
-/// more memory than a fast one. A listener yields published events in the order of publication, but
-/// no `hub-cursor` and no `gap` events. The pause of [`linger`](super::Builder::linger) does not
-/// apply to listeners. After 64 events, a listener is pending once, so that other tasks can run.
+/// more memory than a fast one. A listener yields published events, but no `hub-cursor` and no
+/// `gap` events. The pause of [`linger`](super::Builder::linger) does not apply to listeners. After
+/// 64 events, a listener is pending once, so that other tasks can run.
+///
+/// Events are yielded in the order of publication, with one exception. If a
+/// [`latest_only`](super::Topic::latest_only) event is replaced before a listener to several topics
+/// yields it, the newest event of its topic can take its place, with its id.
 ///
 /// # Gaps
 ///

@@ -136,6 +136,7 @@
 //!   clients have left.
 //! - **A node can be behind** the log, and so behind another node. A client that reconnects to it
 //!   with a newer id resumes after that id, and receives no event twice.
+//!   If the node knows that the log has evicted later events, the client gets the gap at once.
 //! - **A topic** becomes [finished](Topic::finish), a [state](Topic::latest_only) or
 //!   [existing](Topic::exists) on a node when the node reads the record that makes it so.
 //! - **A gap** is reported if the backend may have evicted an event of the client's topics. A

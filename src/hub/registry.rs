@@ -16,6 +16,10 @@ use std::{
 };
 use tokio::{task::AbortHandle, time::Instant};
 
+/// The maximum number of topics whose expired events are removed without releasing the lock of the
+/// registry.
+pub(super) const SWEEP: usize = 64;
+
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
@@ -70,7 +74,7 @@ impl Registry {
         self.limits.get_or_insert_with(|| Arc::new(config.retention)).clone()
     }
 
-    pub(super) fn check_topic_limit(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+    pub(super) fn check_topic_limit(&mut self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
         self.count_new_topics(names, 0, config).map(drop)
     }
 
@@ -78,21 +82,33 @@ impl Registry {
     /// new topics that the caller has counted before. Returns an error if the hub would have more
     /// than `max_topics` topics with them, or if a name is reserved.
     pub(super) fn count_new_topics(
-        &self,
+        &mut self,
         names: &[Arc<str>],
         others: usize,
         config: &HubConfig,
     ) -> Result<usize, Error> {
-        let room = config.max_topics.saturating_sub(self.topics.len());
         let mut count = others;
-        for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
+        for name in names {
+            if self.topics.contains_key(name) {
+                continue;
+            }
             check_reserved(name)?;
-            if count >= room {
+            count += 1;
+            if !self.has_room(count, config) {
                 return Err(Error::too_many_topics(name, config.max_topics));
             }
-            count += 1;
         }
         Ok(count)
+    }
+
+    /// Returns `true` if the hub can have `count` more topics. If it cannot, first drops expired
+    /// topics, because the janitor may not run.
+    fn has_room(&mut self, count: usize, config: &HubConfig) -> bool {
+        let has_room = |topics: usize| count <= config.max_topics.saturating_sub(topics);
+        if !has_room(self.topics.len()) {
+            self.sweep(SWEEP);
+        }
+        has_room(self.topics.len())
     }
 
     /// Removes all topics, because another log has replaced the log of the backend. Events of the
@@ -148,6 +164,25 @@ impl Registry {
         }
     }
 
+    /// Returns the topic to use in place of a finished topic. It is a new topic if the hub need not
+    /// remember the finish any more. Otherwise it is the same topic.
+    pub(super) fn renew(
+        &mut self,
+        finished: &Arc<TopicState>,
+        config: &HubConfig,
+        now: Instant,
+    ) -> Result<Arc<TopicState>, Error> {
+        self.refresh(finished, now);
+        self.topic(&finished.name, config)
+    }
+
+    /// Removes the expired events of one topic now, and drops the topic if it is not needed any
+    /// more. Used before an error depends on the topic, because the janitor may not run.
+    pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
+        self.unschedule(topic, &mut topic.lock());
+        self.expire(topic, now);
+    }
+
     /// Removes the expired events of topics whose scheduled time has come, but of at most `at_once`
     /// topics.
     pub(super) fn sweep(&mut self, at_once: usize) {
@@ -196,7 +231,10 @@ impl Registry {
     pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, now: Instant) {
         let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        if is_current && contents.is_idle(now) {
+        if !is_current {
+            return;
+        }
+        if contents.is_idle(now) {
             self.topics.remove(&topic.name);
             self.unschedule(topic, &mut contents);
             // The log of the backend has the finish record after the topic's last event. The higher
@@ -204,6 +242,8 @@ impl Registry {
             let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
+        } else if let Some(until) = contents.awaited_until.filter(|until| *until > now) {
+            self.schedule(topic, &mut contents, Some(until));
         }
     }
 }

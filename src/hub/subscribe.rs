@@ -173,9 +173,11 @@ impl Core {
         let now = Instant::now();
         let mut registry = self.registry.lock();
         let epoch = self.epoch();
+        // The eviction watermark of the backend, as far as this node knows it. `None` in memory.
+        let watermark = self.backend.as_ref().map(|backend| backend.evicted_through());
         let (last, is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.last.max(end.last), end.is_unsure),
+            Some(end) => (registry.last.max(end.last).max(watermark.unwrap_or_default()), end.is_unsure),
             None => (registry.last, false),
         };
         let has_own_starts = topics.starts.len() > 1;
@@ -210,13 +212,16 @@ impl Core {
             return Ok(Some(subscription));
         }
 
-        // The eviction watermark of the backend: it retains the events after this position.
-        let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, |backend| backend.evicted_through());
+        // The backend retains the events after this position.
+        let evicted_by_backend = watermark.unwrap_or(Position::MAX);
+        // The backend has evicted events that the client has not received and this node has not
+        // read. The topics of this node do not report them yet, but the page of a replay does.
+        let has_missed_unread = watermark.is_some_and(|through| through > base.max(registry.last));
         let mut joined = Joined {
             readers: Vec::with_capacity(topics.names.len()),
             point: ResumePoint { cursor: last, first: None },
             evicted_after: None,
-            needs_no_replay: true,
+            needs_no_replay: !has_missed_unread,
             count_wakers: Wakers::default(),
             has_own_starts,
         };
@@ -294,6 +299,7 @@ impl Core {
             let mut contents = topic.lock();
             let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
+            contents.awaited_until = None;
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were
@@ -335,7 +341,7 @@ impl Core {
             if index > 0 {
                 self.registry.give_way();
             }
-            let registry = self.registry.lock();
+            let mut registry = self.registry.lock();
             if registry.is_shut_down {
                 return Ok(());
             }

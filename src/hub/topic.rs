@@ -120,7 +120,8 @@ impl Topic {
     /// A limit may be smaller than that of the hub, for example for a topic with many events that
     /// are soon worthless, or greater. The limits apply to the whole topic as soon as this handle
     /// publishes, subscribes or records. They replace limits that another handle has set. Handles
-    /// without limits do not change them. When the topic is dropped, its limits are forgotten.
+    /// without limits do not change them. When the topic is dropped, its limits are forgotten. A
+    /// recording sets its limits again with each batch of events.
     ///
     /// Events that exceed the new limits are evicted at once. A client that has not received them
     /// gets a gap, as after any eviction.
@@ -386,7 +387,7 @@ impl Topic {
     {
         // The recording itself reports an error: the hub is shut down, or has too many topics.
         let _ = self.apply_retention();
-        Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, stream)
+        Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, self.retention, stream)
     }
 
     /// Stops the recordings of this topic on all nodes. A recording is a task that publishes the

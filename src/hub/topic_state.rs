@@ -10,8 +10,10 @@ use super::{
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::{Batch, Waiters},
 };
-use crate::callback::contain_panic;
-use std::{collections::BTreeMap, sync::Arc, task::Waker};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64 as StdAtomicU64},
+};
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -19,7 +21,30 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
+    /// The number of this topic in the [wake queue](super::wake_queue).
+    pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
+}
+
+/// The number of a topic in the wake queue. The queue numbers its additions from zero. `None` if
+/// the topic is not in the queue.
+///
+/// The number is read and written only while the queue is locked. So no other memory access depends
+/// on its order, and it is an atomic of `std` in loom tests, too.
+#[derive(Default)]
+pub(super) struct QueueNumber {
+    /// The number plus one, or 0 for `None`.
+    number: StdAtomicU64,
+}
+
+impl QueueNumber {
+    pub(super) fn get(&self) -> Option<u64> {
+        self.number.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(super) fn set(&self, number: Option<u64>) {
+        self.number.store(number.map_or(0, |number| number + 1), Ordering::Relaxed);
+    }
 }
 
 pub(super) struct Contents {
@@ -33,6 +58,9 @@ pub(super) struct Contents {
     /// subscription during its pause, but the end of the topic does, through the ready list. The
     /// key of the map is the address of the ready list in memory.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
+    /// Set while the end of the topic still has to end the pauses of the subscriptions in
+    /// `lingering` from this key on.
+    pauses_from: Option<usize>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
@@ -46,6 +74,10 @@ pub(super) struct Contents {
     /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
+    /// Set after a publisher or a subscriber has set limits of this topic, until the next event or
+    /// subscriber. The topic and its limits are kept until this time, even if the topic has neither
+    /// events nor subscribers.
+    pub(super) awaited_until: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the application has removed the topic after the topic was finished, and no event and
     /// no finish has followed. The hub then forgets that the topic is finished when its last
@@ -60,16 +92,18 @@ impl TopicState {
             retention,
             waiters: Waiters::default(),
             lingering: BTreeMap::new(),
+            pauses_from: None,
             finished: None,
             subscribers: 0,
             count_watch: None,
             left_at: None,
             latest_only: false,
             due: None,
+            awaited_until: None,
             is_shut_down: false,
             is_removed: false,
         };
-        Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
+        Self { name, version: AtomicU64::new(0), queue_number: QueueNumber::default(), contents: Mutex::new(contents) }
     }
 
     /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
@@ -93,27 +127,30 @@ impl TopicState {
     /// Makes a change of the topic visible to its readers. A reader reads the topic for one
     /// subscription. Moves up to 32 of the waiting readers into `change`. The caller wakes the
     /// readers in `change` after it has released all locks.
+    ///
+    /// If the topic is finished or the hub is shut down, the pauses of its lingering subscriptions
+    /// end, too. Such a subscription is then woken like a waiting reader.
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
-        contents.waiters.take_due(&mut change.first);
         if contents.finished.is_some() || contents.is_shut_down {
-            change.lingering.extend(contents.lingering.values().filter_map(|list| list.end_pause()));
+            contents.pauses_from = contents.lingering.first_key_value().map(|(key, _)| *key);
         }
-        change.rest = contents.waiters.has_due().then_some(through);
+        contents.take_due(&mut change.first);
+        change.rest = contents.has_due().then_some(through);
     }
 
     /// Wakes the waiting readers of the topic that are due and whose entry in the queue of waiting
     /// readers has a number smaller than `through`. A reader is due if the topic has changed since
-    /// the reader began to wait.
+    /// the reader began to wait. Also ends all pauses that the end of the topic has to end.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
-            if !contents.waiters.has_due_before(through) {
+            if !contents.waiters.has_due_before(through) && contents.pauses_from.is_none() {
                 return;
             }
             let mut batch = Batch::<BATCH>::new();
-            contents.waiters.take_due(&mut batch);
+            contents.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -124,8 +161,8 @@ impl TopicState {
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let mut batch = Batch::<BATCH>::new();
-        contents.waiters.take_due(&mut batch);
-        let has_more = contents.waiters.has_due();
+        contents.take_due(&mut batch);
+        let has_more = contents.has_due();
         drop(contents);
         batch.wake();
         has_more
@@ -137,9 +174,9 @@ impl TopicState {
     /// Readers call this. So waiters are woken even if the task that should wake them does not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
-        if contents.waiters.has_due() {
+        if contents.has_due() {
             let mut batch = Batch::<HELP>::new();
-            contents.waiters.take_due(&mut batch);
+            contents.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -160,9 +197,6 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// The wakers of the topic's subscriptions that currently pause after a write to their client.
-    /// Contains wakers only if the topic is finished or the hub is shut down, which ends the pause.
-    lingering: Vec<Waker>,
     /// Set if more than 32 readers wait for the change, because `first` contains only 32 of them.
     /// All remaining readers whose entry in the topic's queue of waiting readers has a smaller
     /// number than this value have to be woken.
@@ -171,21 +205,35 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) const fn new() -> Self {
-        Self { first: Batch::new(), lingering: Vec::new(), rest: None }
+        Self { first: Batch::new(), rest: None }
     }
 
-    /// Wakes up to 32 readers that wait for the change of the topic. If the topic is finished or
-    /// the hub is shut down, also wakes all subscriptions that pause after a write to their client.
-    /// This ends their pause. The caller must hold no lock.
+    /// Wakes up to 32 readers that wait for the change of the topic. The caller must hold no lock.
     pub(super) fn wake(&mut self) {
         self.first.wake();
-        for waker in self.lingering.drain(..) {
-            contain_panic("waker", || waker.wake());
-        }
     }
 }
 
 impl Contents {
+    /// Returns `true` if waiting readers are due to be woken, or if pauses have to be ended.
+    #[inline]
+    fn has_due(&self) -> bool {
+        self.waiters.has_due() || self.pauses_from.is_some()
+    }
+
+    /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions, if
+    /// the topic has ended. Adds all wakers to `batch`, which must be empty.
+    fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
+        self.waiters.take_due(batch);
+        let Some(from) = self.pauses_from else { return };
+        let mut lists = self.lingering.range(from..);
+        // The number of lists is limited, too, because a list may have no waker.
+        for (_, list) in lists.by_ref().take(N - batch.len()) {
+            list.end_pause().into_iter().for_each(|waker| batch.push(waker));
+        }
+        self.pauses_from = lists.next().map(|(key, _)| *key);
+    }
+
     /// Returns the start time for the age of the topic's oldest event. The caller computes the
     /// expiry of the event from this time. Returns `None` if the topic has no event.
     ///
@@ -227,11 +275,15 @@ impl Contents {
 
     /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
     /// need not remember that the topic is finished. The hub remembers a finished topic for the
-    /// maximum age of the topic's retention, unless the application has removed the topic.
+    /// maximum age of the topic's retention, unless the application has removed the topic. A topic
+    /// whose limits wait for an event or a subscriber is not dropped either.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         let is_remembered =
             |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
-        self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
+        self.subscribers == 0
+            && self.log.retained().events == 0
+            && !self.finished.is_some_and(is_remembered)
+            && self.awaited_until.is_none_or(|until| until <= now)
     }
 }
 

@@ -158,7 +158,11 @@ impl<const N: usize> Batch<N> {
         Self { wakers: [const { None }; N], count: 0 }
     }
 
-    fn push(&mut self, waker: Waker) {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn push(&mut self, waker: Waker) {
         self.wakers[self.count] = Some(waker);
         self.count += 1;
     }

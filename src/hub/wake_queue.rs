@@ -5,7 +5,7 @@ use super::{
     sync::{AtomicU64, Mutex, Ordering, lock},
     topic_state::TopicState,
 };
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ptr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The topics that have changed and have more than 32 waiting readers. The publisher wakes the
@@ -17,24 +17,19 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of topics that were added to the wake queue since the queue was created. The next
-    /// added topic gets this number.
+    /// The number of additions to the wake queue since the queue was created. The next added topic
+    /// gets this number.
     added: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
-    topics: VecDeque<Due>,
+    /// The topics in the wake queue, each of them once. A topic stores its number itself, in
+    /// [`TopicState::queue_number`].
+    topics: VecDeque<Arc<TopicState>>,
     /// The time when the task that wakes waiting readers was started, or last began with a topic of
     /// the queue. `None` if the task is not running.
     active_at: Option<Instant>,
-}
-
-struct Due {
-    /// The number of this entry in the wake queue. Entries are numbered from zero, in the order in
-    /// which topics are added.
-    number: u64,
-    topic: Arc<TopicState>,
 }
 
 impl WakeQueue {
@@ -51,45 +46,48 @@ impl WakeQueue {
     /// 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the new
-    /// entry in the queue.
+    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the
+    /// topic in the queue. If the topic is already in the queue, it only gets a new number.
     ///
     /// The caller makes the log position of the change visible only after this call. So a
     /// subscription that sees this position also finds the topic in the queue.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
-        queue.topics.push_back(Due { number, topic: topic.clone() });
+        if topic.queue_number.get().is_none() {
+            queue.topics.push_back(topic.clone());
+        }
+        topic.queue_number.set(Some(number));
         self.added.store(number + 1, Ordering::Release);
         number
     }
 
-    /// Calls `found` for each queued topic that was added since the previous call. `looked_at` is
-    /// the number of the first entry that the caller has not seen yet. This method sets it to the
-    /// number that the next added topic gets.
+    /// Calls `found` for each queued topic that was added, or added again, since the previous call.
+    /// `looked_at` is the smallest number that the caller has not seen yet. This method sets it to
+    /// the number that the next added topic gets.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
         }
         let queue = lock(&self.queue);
-        let new = queue.topics.iter().filter(|due| due.number >= *looked_at);
-        let topics: Vec<_> = new.map(|due| due.topic.clone()).collect();
+        let is_new = |topic: &&Arc<TopicState>| topic.queue_number.get().is_some_and(|number| number >= *looked_at);
+        let topics: Vec<_> = queue.topics.iter().filter(is_new).cloned().collect();
         *looked_at = self.added.load(Ordering::Relaxed);
         drop(queue);
         topics.iter().for_each(|topic| found(topic));
     }
 
     /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of the
-    /// topic's entry in the queue, which [`add`](Self::add) has returned. Starts the task that
-    /// wakes readers, unless the task is running. Outside of a runtime, this method itself wakes
-    /// the waiting readers of `topic` whose number is smaller than `through`.
+    /// topic in the queue, which [`add`](Self::add) has returned. Starts the task that wakes
+    /// readers, unless the task is running. Outside of a runtime, this method itself wakes the
+    /// waiting readers of `topic` whose number is smaller than `through`.
     ///
     /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
     /// is short enough. The caller must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
-            lock(&self.queue).topics.retain(|due| due.number != number);
+            lock(&self.queue).remove(topic, Some(number));
             return;
         };
         let mut queue = lock(&self.queue);
@@ -114,25 +112,48 @@ impl WakeQueue {
     /// afterwards.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
-        let Some(next) = queue.topics.front() else {
+        let Some(topic) = queue.topics.front().cloned() else {
             queue.active_at = None;
             return false;
         };
-        let (number, topic) = (next.number, next.topic.clone());
+        let number = topic.queue_number.get();
         queue.active_at = Some(Instant::now());
         drop(queue);
         let has_more = (0..Self::BATCHES).all(|_| topic.wake_batch());
         let mut queue = lock(&self.queue);
-        // Another thread may have removed the entry of the topic.
-        if let Some(index) = queue.topics.iter().position(|due| due.number == number) {
-            let due = queue.topics.remove(index);
-            queue.topics.extend(due.filter(|_| has_more));
+        if has_more || !queue.remove(&topic, number) {
+            queue.move_to_end(&topic);
         }
         let is_empty = queue.topics.is_empty();
         if is_empty {
             queue.active_at = None;
         }
         !is_empty
+    }
+}
+
+impl Queue {
+    /// Removes a topic from the queue, unless its number is not `number`: it was then added again,
+    /// or another thread has removed it. Returns `true` if the topic is not in the queue any more.
+    fn remove(&mut self, topic: &TopicState, number: Option<u64>) -> bool {
+        if topic.queue_number.get() == number {
+            topic.queue_number.set(None);
+            let index = self.index(topic);
+            index.map(|index| self.topics.remove(index));
+        }
+        topic.queue_number.get().is_none()
+    }
+
+    fn move_to_end(&mut self, topic: &TopicState) {
+        // Another thread may have removed the topic.
+        if let Some(index) = self.index(topic) {
+            let topic = self.topics.remove(index);
+            self.topics.extend(topic);
+        }
+    }
+
+    fn index(&self, topic: &TopicState) -> Option<usize> {
+        self.topics.iter().position(|queued| ptr::eq(&**queued, topic))
     }
 }
 

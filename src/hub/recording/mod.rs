@@ -14,7 +14,7 @@ use self::{
     nodes::Local,
     task::{Items, Registered},
 };
-use super::{core::Core, error::Error, topic::check_name};
+use super::{core::Core, error::Error, retention::Retention, topic::check_name};
 use crate::{BoxError, Event, SseItem, random};
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
@@ -68,6 +68,8 @@ pub struct Recorder {
 }
 
 struct Settings {
+    /// The limits for the retained events of the topic. `None` if the topic keeps its limits.
+    retention: Option<Retention>,
     abandon_after: Option<Duration>,
     time_limit: Option<Duration>,
     lease: Duration,
@@ -101,12 +103,19 @@ pub struct Recording {
 }
 
 impl Recorder {
-    pub(super) fn new<S>(core: Arc<Core>, topic: Arc<str>, latest_only: bool, stream: S) -> Self
+    pub(super) fn new<S>(
+        core: Arc<Core>,
+        topic: Arc<str>,
+        latest_only: bool,
+        retention: Option<Retention>,
+        stream: S,
+    ) -> Self
     where
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
         let settings = Settings {
+            retention,
             abandon_after: None,
             time_limit: None,
             lease: LEASE,

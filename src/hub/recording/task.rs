@@ -14,6 +14,7 @@ use crate::{
     hub::{
         backend::{Record, RecordKind},
         core::Core,
+        retention::Retention,
         topic::check_name,
     },
 };
@@ -114,7 +115,7 @@ impl Drop for Registered {
 }
 
 async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Settings) -> Outcome {
-    let Settings { abandon_after, time_limit, will, end, on_error, on_stop, .. } = settings;
+    let Settings { retention, abandon_after, time_limit, will, end, on_error, on_stop, .. } = settings;
     let mut stop = local.stop.subscribe();
     let mut requested = pin!(async move { stop.wait_for(Option::is_some).await.ok().and_then(|stop| *stop) });
     let mut expired = pin!(after(time_limit));
@@ -142,7 +143,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
         .await;
         let step = match step {
             Step::Publish(events) => {
-                let mut publishing = pin!(publish(core, local, events));
+                let mut publishing = pin!(publish(core, local, retention, events));
                 let published = poll_fn(|cx| {
                     if let Poll::Ready(published) = publishing.as_mut().poll(cx) {
                         return Poll::Ready(Ok(published));
@@ -187,7 +188,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     if let Some(last) = last {
         // The event gets the same form as an event of the stream.
         let last = decode(&last.into()).collect();
-        if let Err(Failure::Ended) = publish(core, local, last).await {
+        if let Err(Failure::Ended) = publish(core, local, retention, last).await {
             ended = Outcome::Interrupted;
         }
     }
@@ -251,19 +252,30 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     })
 }
 
-async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<(), Failure> {
+/// Publishes a batch of a recording. Sets the retention limits of the topic first, because the hub
+/// forgets them when it drops the topic during a silence of the stream.
+async fn publish(
+    core: &Arc<Core>,
+    local: &Local,
+    retention: Option<Retention>,
+    events: Vec<Event>,
+) -> Result<(), Failure> {
     let refused = |error| Failure::Refused(BoxError::from(error));
     // The events before an invalid event are published.
     let check = |(index, event): (usize, &Event)| Some((index, check_name(event.name()).err()?));
     if let Some((valid, error)) = events.iter().enumerate().find_map(check) {
         let valid = events.into_iter().take(valid).collect();
-        Box::pin(publish(core, local, valid)).await?;
+        Box::pin(publish(core, local, retention, valid)).await?;
         return Err(refused(error));
     }
     if events.is_empty() {
         return Ok(());
     }
     let topic = &local.announced.topic;
+    if let Some(retention) = retention {
+        // Publishing itself reports an error: the hub is shut down, or has too many topics.
+        let _ = core.set_retention(topic, retention);
+    }
     if core.backend.is_none() {
         return match core.publish(topic, local.announced.latest_only, events).await {
             Ok(_) => Ok(()),
