@@ -265,3 +265,49 @@ async fn event_stream_of_a_quiet_topic_announces_the_new_offset_at_its_end() {
     assert!(offset(&after) > offset(&before));
     assert!(offset(&after).ends_with("00512"));
 }
+
+/// Publishes this number of events to a busy topic, whose events evict those of quiet topics.
+async fn publish_busy(hub: &Hub, events: usize) {
+    for _ in 0..events / 50 {
+        publish_all(&hub.topic("busy"), 0..50).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_quiet_topic_is_valid_on_all_nodes() {
+    let shared = Shared::new(1_000);
+    let (hub, _) = node(&shared).await;
+    publish(&hub.topic("quiet"), "1").await;
+    let streams = all(&hub).existing(|_| true);
+    // The log still retains the event of the topic in the first round only.
+    for _ in 0..2 {
+        publish_busy(&hub, 800).await;
+        let now = get(&streams, "/quiet?offset=now").await.next_offset();
+        let tail = head(&streams, "/quiet").await.next_offset();
+        let events = respond(&streams, Request::get("/quiet?offset=now&live=sse").body(()).unwrap()).await;
+        let control = available(&mut Polled::new(events));
+        assert_eq!(now, tail);
+        assert!(control.contains(&now), "{control:?}");
+
+        publish_busy(&hub, 600).await;
+        let (other, _) = node(&shared).await;
+        let answer = get(&all(&other).existing(|_| true), &format!("/quiet?offset={now}")).await;
+        assert_eq!(answer.summary(), (200, "[]", true, false), "{now}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_forgotten_topic_is_valid_on_all_nodes() {
+    let shared = Shared::new(1_000);
+    let hub = hub(shared.connect(), Hub::builder().max_age(Duration::from_secs(10))).await;
+    publish(&hub.topic("quiet"), "1").await;
+    publish_busy(&hub, 800).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(!hub.topic("quiet").exists());
+    let now = get(&all(&hub), "/quiet?offset=now").await.next_offset();
+    assert_eq!(head(&all(&hub), "/quiet").await.next_offset(), now);
+    publish_busy(&hub, 600).await;
+    let (other, _) = node(&shared).await;
+    let answer = get(&all(&other), &format!("/quiet?offset={now}")).await;
+    assert_eq!(answer.summary(), (200, "[]", true, false), "{now}");
+}

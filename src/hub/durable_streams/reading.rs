@@ -120,7 +120,7 @@ pub(super) struct Reading {
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
     /// The position of the client, which has all events of the topic up to this position. `None` if
-    /// the reader did not begin after a position and has not read an event yet.
+    /// the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }
@@ -168,6 +168,10 @@ impl Reading {
             if !exists {
                 return Err(ReadError::NotFound);
             }
+        } else if begin == Begin::Now {
+            // The reader wants no event up to the cursor, which is the end of the log.
+            reading.position = Some(reading.position());
+            reading.advance(reading.subscription.cursor);
         }
         Ok(reading)
     }
@@ -177,12 +181,17 @@ impl Reading {
     async fn find(&mut self, begin: Begin) -> Result<bool, ReadError> {
         poll_fn(|cx| {
             loop {
+                let committed = self.core.committed();
                 match self.poll_available(cx) {
                     Poll::Ready(Ok(true)) if begin == Begin::Now => drop(self.take_event()),
                     Poll::Ready(Ok(_)) => return Poll::Ready(Ok(true)),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending if self.awaits_backend() => return Poll::Pending,
-                    Poll::Pending => return Poll::Ready(Ok(self.position.is_some())),
+                    Poll::Pending => {
+                        let exists = self.position.is_some();
+                        self.advance(committed);
+                        return Poll::Ready(Ok(exists));
+                    }
                 }
             }
         })
