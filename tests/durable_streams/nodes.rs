@@ -6,13 +6,13 @@ mod faulty;
 
 use super::*;
 use faulty::{Faulty, Mode, Shared};
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{
     task::yield_now,
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, task};
-use tower_sse::hub::{Builder, backend::Backend};
+use tower_sse::hub::{Builder, backend::Backend, durable_streams::Content};
 
 async fn hub(backend: impl Backend, builder: Builder) -> Hub {
     builder.backend(backend).connect().await.unwrap()
@@ -310,4 +310,20 @@ async fn end_of_a_forgotten_topic_is_valid_on_all_nodes() {
     let (other, _) = node(&shared).await;
     let answer = get(&all(&other), &format!("/quiet?offset={now}")).await;
     assert_eq!(answer.summary(), (200, "[]", true, false), "{now}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn event_that_is_not_base64_is_an_error_in_every_mode() {
+    let shared = Shared::new(1_000_000);
+    let (hub, backend) = node(&shared).await;
+    publish_all(&hub.topic("t"), ["AQID", "not base64!", "BAUG", "BAUG", "BAUG"]).await;
+    let streams = all(&hub).content(|_| Content::base64());
+    let next = get(&streams, "/t").await.next_offset();
+    // Reads of the backend are faster or slower than the time for which a subscription waits.
+    for milliseconds in [0, 3_000] {
+        backend.delay.store(milliseconds, Relaxed);
+        for mode in ["", "&live=long-poll", "&live=sse"] {
+            assert_eq!(get(&streams, &format!("/t?offset={next}{mode}")).await.status, 500, "{mode}");
+        }
+    }
 }

@@ -391,9 +391,10 @@ impl DurableStreams {
         let mut reading = self.open(topic, begin).await?;
         let (page, rest) = match query.mode {
             Mode::Events => {
+                let first = reading.first_part(&content, page_size).await?;
                 let is_base64 = content.is_base64_in_events();
                 let cursor = query.cursor.as_deref().map(str::to_owned);
-                let events = Events::new(reading, content, page_size, cursor, events);
+                let events = Events::new(reading, first, content, page_size, cursor, events);
                 let mut response = SseStream::new(events).into_http_response().map(StreamBody::events);
                 if is_base64 {
                     response::set_base64(response.headers_mut());

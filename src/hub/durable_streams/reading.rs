@@ -388,6 +388,21 @@ impl Reading {
         Ok((page, rest))
     }
 
+    /// Reads the first part of an event stream, so that an error before the first event can still
+    /// become the response. Does not wait for new events. Waits for at most 10 seconds for old
+    /// events from the backend. Returns `None` if none have arrived by then.
+    pub(super) async fn first_part(
+        &mut self,
+        content: &Content,
+        size: usize,
+    ) -> Result<Option<(Page, Fill)>, ReadError> {
+        let first = poll_fn(|cx| match self.part(content, size, cx) {
+            (page, Ok(Fill::AwaitsBackend)) if page.count == 0 => Poll::Pending,
+            (page, fill) => Poll::Ready(fill.map(|fill| (page, fill))),
+        });
+        timeout(BACKEND_TIMEOUT, first).await.ok().transpose()
+    }
+
     /// Reads the available events as the next part of an event stream. If no event is available,
     /// moves the position of the client towards the end of the log, like
     /// [`advance`](Self::advance).
