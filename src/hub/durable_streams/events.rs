@@ -115,6 +115,8 @@ impl Stream for Events {
             Ok(Fill::AwaitsBackend) if page.count > 0 => (false, false),
             Ok(Fill::Waits) if has_moved || this.state == State::Behind => (true, false),
             Ok(Fill::Closed) => (true, true),
+            // The next request of the client continues the search.
+            Ok(Fill::AwaitsBackend) if is_over && this.reading.skip() => (false, false),
             Ok(Fill::Waits | Fill::AwaitsBackend) if !is_over => return Poll::Pending,
             // The client reconnects. After an error, the response to its next request reports the
             // error.

@@ -80,6 +80,9 @@
 //! has issued. A read with an offset does not check whether such a topic exists: the response is an
 //! empty page, or a 410 if retention has passed the offset.
 //!
+//! In a large log, a search for the next event can take several requests. The response is then an
+//! empty page with the offset up to which the log was searched, and without `Stream-Up-To-Date`.
+//!
 //! # Caches
 //!
 //! A page with events can be cached for a minute. A request whose `If-None-Match` has the `ETag` of
@@ -412,7 +415,9 @@ impl DurableStreams {
         };
 
         let is_empty = page.count == 0;
-        let has_content = query.mode == Mode::CatchUp || !is_empty;
+        // A 204 means that the client has all events (§5.7 of the Durable Streams protocol), so the
+        // response to an unfinished search is an empty page.
+        let has_content = query.mode == Mode::CatchUp || !is_empty || rest == Rest::More;
         let mut response = response::uncached(if has_content { StatusCode::OK } else { StatusCode::NO_CONTENT });
         let headers = response.headers_mut();
         let next = offset::format(reading.epoch(), reading.position());
