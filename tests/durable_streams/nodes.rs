@@ -319,7 +319,7 @@ async fn event_that_is_not_base64_is_an_error_in_every_mode() {
     publish_all(&hub.topic("t"), ["AQID", "not base64!", "BAUG", "BAUG", "BAUG"]).await;
     let streams = all(&hub).content(|_| Content::base64());
     let next = get(&streams, "/t").await.next_offset();
-    // Reads of the backend are faster or slower than the time for which a subscription waits.
+    // Subscribing waits for the backend for two seconds.
     for milliseconds in [0, 3_000] {
         backend.delay.store(milliseconds, Relaxed);
         for mode in ["", "&live=long-poll", "&live=sse"] {

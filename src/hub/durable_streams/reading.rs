@@ -144,7 +144,11 @@ impl Reading {
         // A node with a backend may have forgotten a topic whose events the backend retains.
         let is_known = is_declared || core.exists(topic);
         if !is_known && core.backend.is_none() {
-            return Err(ReadError::NotFound);
+            let registry = core.registry.lock();
+            // A reader that has all events of an expired topic waits for the next event.
+            if !matches!(begin, Begin::After(_, position) if registry.has_expired(topic, position)) {
+                return Err(ReadError::NotFound);
+            }
         }
         let (start, position) = match begin {
             Begin::Now if is_known => (Start::Latest, None),
