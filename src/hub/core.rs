@@ -321,9 +321,13 @@ impl Core {
     fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let Some(topic) = registry.topics.get(name).cloned() else { return };
+        let Some(topic) = registry.topics.get(name).cloned() else {
+            registry.note_removed(name, Position::START);
+            return;
+        };
         let mut contents = topic.lock();
         self.remove_contents(&mut registry, &topic, &mut contents);
+        registry.note_removed(name, contents.log.evicted_through());
         drop(contents);
         registry.forget_if_idle(&topic, now);
     }

@@ -10,6 +10,7 @@ use super::{
     topic_state::{Contents, TopicState},
 };
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     hash::BuildHasher,
     sync::Arc,
@@ -144,7 +145,24 @@ impl Registry {
     /// Notes that this process does not retain the event at `position`, because the limit of topics
     /// was reached. Later subscribers read it from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
-        self.tombstones.note(self.topics.hasher().hash_one(topic), position);
+        self.tombstones.note(self.topics.hasher().hash_one(topic), position, false);
+    }
+
+    /// Records that the application has removed a topic, whose events up to and including `through`
+    /// were removed.
+    pub(super) fn note_removed(&mut self, name: &Arc<str>, through: Position) {
+        let topic = self.topics.hasher().hash_one(name);
+        let through = through.max(self.tombstones.evicted_through(topic));
+        self.tombstones.note(topic, through, true);
+    }
+
+    /// Returns `true` if the topic was dropped because its events have expired, and had no event
+    /// after `position`. Returns `false` for a topic that was finished or removed, and for a topic
+    /// without a tombstone.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn has_expired(&self, name: &Arc<str>, position: Position) -> bool {
+        let tombstone = self.tombstones.topics.get(&self.topics.hasher().hash_one(name));
+        tombstone.is_some_and(|tombstone| !tombstone.is_ended && tombstone.evicted_through <= position)
     }
 
     /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
@@ -241,7 +259,8 @@ impl Registry {
             // watermark makes a returning client read it from the backend.
             let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
-            self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
+            let is_ended = contents.finished.is_some();
+            self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through, is_ended);
         } else if let Some(until) = contents.awaited_until.filter(|until| *until > now) {
             self.schedule(topic, &mut contents, Some(until));
         }
@@ -261,27 +280,42 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 /// or if two names have the same hash, a gap may be reported although no event is missing.
 #[derive(Default)]
 struct Tombstones {
-    topics: HashMap<u64, Position>,
+    topics: HashMap<u64, Tombstone>,
     /// An eviction watermark that applies to every topic. When more than 10,000 watermarks would be
     /// kept, it becomes the greatest of them. It also rises when the backend evicts events.
     others: Position,
+}
+
+/// A dropped topic.
+#[derive(Clone, Copy, Default)]
+struct Tombstone {
+    /// The eviction watermark of the topic when it was dropped.
+    evicted_through: Position,
+    /// Set if the topic was finished or removed, and no event has followed.
+    is_ended: bool,
 }
 
 impl Tombstones {
     const MAX: usize = 10_000;
 
     fn evicted_through(&self, topic: u64) -> Position {
-        self.topics.get(&topic).copied().unwrap_or_default().max(self.others)
+        self.topics.get(&topic).map_or(self.others, |tombstone| tombstone.evicted_through.max(self.others))
     }
 
-    fn note(&mut self, topic: u64, evicted_through: Position) {
+    fn note(&mut self, topic: u64, evicted_through: Position, is_ended: bool) {
         if evicted_through <= self.others {
             return;
         }
         if self.topics.len() >= Self::MAX {
-            self.others = self.topics.drain().map(|(_, through)| through).fold(self.others, Position::max);
+            let topics = self.topics.drain().map(|(_, tombstone)| tombstone.evicted_through);
+            self.others = topics.fold(self.others, Position::max);
         }
         let known = self.topics.entry(topic).or_default();
-        *known = evicted_through.max(*known);
+        match evicted_through.cmp(&known.evicted_through) {
+            Ordering::Less => {}
+            // A subscriber can create the topic again. That does not undo its end.
+            Ordering::Equal => known.is_ended |= is_ended,
+            Ordering::Greater => *known = Tombstone { evicted_through, is_ended },
+        }
     }
 }

@@ -122,6 +122,14 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
+    /// Returns `true` if events up to the cursor are missing, or may be missing, and no gap has
+    /// reported them yet.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn has_unreported_gap(&self) -> bool {
+        let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
+        pending_gap.is_some_and(|pending_gap| pending_gap.is_confirmed || pending_gap.after < self.cursor)
+    }
+
     /// Returns `true` while the cursor of the subscription may be after the end of the log, because
     /// the backend has not responded yet.
     pub(super) fn is_unsure(&self) -> bool {

@@ -69,6 +69,21 @@ async fn entity_tag_changes_with_the_end_and_with_evictions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn entity_tag_changes_when_more_events_follow() {
+    let hub = Hub::new();
+    let topic = hub.topic("t");
+    publish(&topic, "1").await;
+    let streams = all(&hub).page_size(1);
+    let last = get(&streams, "/t").await;
+    assert_eq!(last.summary(), (200, "[1]", true, false));
+    publish(&topic, "2").await;
+    // A 304 does not remove a header from the stored response (RFC 9111, §3.2).
+    let full = get_if_none_match(&streams, "/t", last.header("etag").unwrap()).await;
+    assert_eq!(full.summary(), (200, "[1]", false, false));
+    assert_eq!(get_if_none_match(&streams, "/t", full.header("etag").unwrap()).await.status, 304);
+}
+
+#[tokio::test(start_paused = true)]
 async fn cursor_exceeds_that_of_the_client() {
     let hub = Hub::new();
     publish(&hub.topic("t"), "1").await;

@@ -123,6 +123,20 @@ async fn binary_streams_are_base64() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn event_that_is_not_base64_ends_the_stream_and_is_then_an_error() {
+    let hub = Hub::new();
+    publish_all(&hub.topic("t"), ["AQ==", "not base64!", "AgM="]).await;
+    let streams = all(&hub).content(|_| Content::base64());
+    let mut client = Client::new(&streams, "/t?offset=-1&live=sse").await;
+    let events = client.read();
+    assert_eq!(events[0], Ok("AQ==".into()));
+    assert!(client.body.is_end_stream());
+    let offset = control(&events[1])["streamNextOffset"].as_str().unwrap().to_owned();
+    let answer = get(&streams, &format!("/t?offset={offset}&live=sse")).await;
+    assert_eq!((answer.status.as_u16(), answer.header("cache-control")), (500, Some("no-store")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn text_keeps_its_lines_and_cannot_break_out() {
     let hub = Hub::new();
     publish_all(&hub.topic("t"), ["a\n\nevent: control\ndata: {}\n\n", "b"]).await;

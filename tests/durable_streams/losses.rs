@@ -75,3 +75,55 @@ async fn removed_events_are_gone() {
     assert_gone(&streams, &first).await;
     assert_eq!(get(&streams, "/t").await.text(), "[3]");
 }
+
+#[tokio::test(start_paused = true)]
+async fn reader_at_the_end_outlives_the_events_of_its_topic() {
+    let hub = Hub::builder().max_age(Duration::from_secs(60)).build();
+    let topic = hub.topic("t");
+    let streams = all(&hub);
+    for mode in MODES {
+        publish(&topic, "1").await;
+        let mut offset = get(&streams, "/t?offset=now").await.next_offset();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let answer = get(&streams, &format!("/t?offset={offset}{mode}")).await;
+            assert!(answer.status.is_success(), "{mode}: {answer:?}");
+            if mode != "&live=sse" {
+                assert!(answer.is_up_to_date() && answer.next_offset() == offset);
+                offset = answer.next_offset();
+            }
+        }
+        assert_eq!(hub.stats().topics, 0, "a request leaves no topic");
+        publish(&topic, "2").await;
+        assert_eq!(get(&streams, &format!("/t?offset={offset}")).await.text(), "[2]");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_finished_or_removed_topic_is_not_found_later() {
+    let hub = Hub::builder().max_age(Duration::from_secs(60)).build();
+    let streams = all(&hub);
+    let mut offsets = Vec::new();
+    let topics = ["finished", "finished-late", "removed", "removed-late", "never"];
+    for topic in ["finished", "finished-late", "removed", "removed-late", "busy"] {
+        publish(&hub.topic(topic), "1").await;
+        offsets.push(get(&streams, &format!("/{topic}")).await.next_offset());
+    }
+    hub.topic("finished").finish().await.unwrap();
+    hub.topic("removed").remove().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(hub.stats().topics, 0);
+    hub.topic("finished-late").finish().await.unwrap();
+    hub.topic("removed-late").remove().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(hub.stats().topics, 0);
+    for mode in MODES {
+        for (topic, offset) in topics.iter().zip(&offsets) {
+            // A subscriber that has created the topic again changes nothing.
+            drop(hub.topic(*topic).subscribe(tower_sse::hub::Start::Latest).await.unwrap());
+            let answer = get(&streams, &format!("/{topic}?offset={offset}{mode}")).await;
+            assert_eq!(answer.status, 404, "{topic}{mode}");
+            assert_eq!(hub.stats().topics, 0, "{topic}{mode}");
+        }
+    }
+}

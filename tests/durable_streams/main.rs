@@ -8,6 +8,7 @@ mod losses;
 mod nodes;
 mod pages;
 mod requests;
+mod searches;
 mod stress;
 
 use bytes::Bytes;

@@ -6,13 +6,13 @@ mod faulty;
 
 use super::*;
 use faulty::{Faulty, Mode, Shared};
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{
     task::yield_now,
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, task};
-use tower_sse::hub::{Builder, backend::Backend};
+use tower_sse::hub::{Builder, backend::Backend, durable_streams::Content};
 
 async fn hub(backend: impl Backend, builder: Builder) -> Hub {
     builder.backend(backend).connect().await.unwrap()
@@ -264,4 +264,66 @@ async fn event_stream_of_a_quiet_topic_announces_the_new_offset_at_its_end() {
     };
     assert!(offset(&after) > offset(&before));
     assert!(offset(&after).ends_with("00512"));
+}
+
+/// Publishes this number of events to a busy topic, whose events evict those of quiet topics.
+async fn publish_busy(hub: &Hub, events: usize) {
+    for _ in 0..events / 50 {
+        publish_all(&hub.topic("busy"), 0..50).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_quiet_topic_is_valid_on_all_nodes() {
+    let shared = Shared::new(1_000);
+    let (hub, _) = node(&shared).await;
+    publish(&hub.topic("quiet"), "1").await;
+    let streams = all(&hub).existing(|_| true);
+    // The log still retains the event of the topic in the first round only.
+    for _ in 0..2 {
+        publish_busy(&hub, 800).await;
+        let now = get(&streams, "/quiet?offset=now").await.next_offset();
+        let tail = head(&streams, "/quiet").await.next_offset();
+        let events = respond(&streams, Request::get("/quiet?offset=now&live=sse").body(()).unwrap()).await;
+        let control = available(&mut Polled::new(events));
+        assert_eq!(now, tail);
+        assert!(control.contains(&now), "{control:?}");
+
+        publish_busy(&hub, 600).await;
+        let (other, _) = node(&shared).await;
+        let answer = get(&all(&other).existing(|_| true), &format!("/quiet?offset={now}")).await;
+        assert_eq!(answer.summary(), (200, "[]", true, false), "{now}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_forgotten_topic_is_valid_on_all_nodes() {
+    let shared = Shared::new(1_000);
+    let hub = hub(shared.connect(), Hub::builder().max_age(Duration::from_secs(10))).await;
+    publish(&hub.topic("quiet"), "1").await;
+    publish_busy(&hub, 800).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(!hub.topic("quiet").exists());
+    let now = get(&all(&hub), "/quiet?offset=now").await.next_offset();
+    assert_eq!(head(&all(&hub), "/quiet").await.next_offset(), now);
+    publish_busy(&hub, 600).await;
+    let (other, _) = node(&shared).await;
+    let answer = get(&all(&other), &format!("/quiet?offset={now}")).await;
+    assert_eq!(answer.summary(), (200, "[]", true, false), "{now}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn event_that_is_not_base64_is_an_error_in_every_mode() {
+    let shared = Shared::new(1_000_000);
+    let (hub, backend) = node(&shared).await;
+    publish_all(&hub.topic("t"), ["AQID", "not base64!", "BAUG", "BAUG", "BAUG"]).await;
+    let streams = all(&hub).content(|_| Content::base64());
+    let next = get(&streams, "/t").await.next_offset();
+    // Subscribing waits for the backend for two seconds.
+    for milliseconds in [0, 3_000] {
+        backend.delay.store(milliseconds, Relaxed);
+        for mode in ["", "&live=long-poll", "&live=sse"] {
+            assert_eq!(get(&streams, &format!("/t?offset={next}{mode}")).await.status, 500, "{mode}");
+        }
+    }
 }

@@ -19,6 +19,8 @@ use tokio_stream::Stream;
 /// the topic, each followed by a `control` event with the next offset.
 pub(super) struct Events {
     reading: Reading,
+    /// The part of the stream that was read before the response.
+    first: Option<(Page, Fill)>,
     content: Content,
     page_size: usize,
     /// The cursor that the client sent.
@@ -39,10 +41,11 @@ enum State {
 }
 
 impl Events {
-    /// Creates an event stream that ends after `lifetime`, or up to a tenth later, so that not all
-    /// clients reconnect at the same time.
+    /// Creates an event stream that begins with the part `first` of the topic. The stream ends after
+    /// `lifetime`, or up to a tenth later, so that not all clients reconnect at the same time.
     pub(super) fn new(
         reading: Reading,
+        first: Option<(Page, Fill)>,
         content: Content,
         page_size: usize,
         cursor: Option<String>,
@@ -50,7 +53,7 @@ impl Events {
     ) -> Self {
         let jitter = (lifetime / 10).mul_f64(random::fraction());
         let lifetime = Box::pin(sleep(lifetime.saturating_add(jitter)));
-        Self { reading, content, page_size, cursor, lifetime, state: State::Behind }
+        Self { reading, first, content, page_size, cursor, lifetime, state: State::Behind }
     }
 
     /// Returns the `data` event with the data of the events in `page`, and the `control` event
@@ -102,13 +105,18 @@ impl Stream for Events {
         }
         let is_over = this.lifetime.as_mut().poll(cx).is_ready();
         let before = this.reading.position();
-        let (page, fill) = this.reading.part(&this.content, this.page_size, cx);
+        let (page, fill) = match this.first.take() {
+            Some((page, fill)) => (page, Ok(fill)),
+            None => this.reading.part(&this.content, this.page_size, cx),
+        };
         let has_moved = page.count > 0 || this.reading.position() != before;
         let (is_up_to_date, is_closed) = match fill {
             Ok(Fill::Full) => (false, false),
             Ok(Fill::AwaitsBackend) if page.count > 0 => (false, false),
             Ok(Fill::Waits) if has_moved || this.state == State::Behind => (true, false),
             Ok(Fill::Closed) => (true, true),
+            // The next request of the client continues the search.
+            Ok(Fill::AwaitsBackend) if is_over && this.reading.skip() => (false, false),
             Ok(Fill::Waits | Fill::AwaitsBackend) if !is_over => return Poll::Pending,
             // The client reconnects. After an error, the response to its next request reports the
             // error.

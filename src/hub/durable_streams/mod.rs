@@ -62,6 +62,9 @@
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
+//! - A topic in memory does not exist any more after its last event has expired. A reader that has all
+//!   of its events can still wait for the next event, unless the topic was finished or removed. The
+//!   hub remembers this for the last 10,000 expired topics or fewer. Other readers get a 404.
 //! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
 //!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
 //!   reserves.
@@ -79,6 +82,9 @@
 //! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
 //! has issued. A read with an offset does not check whether such a topic exists: the response is an
 //! empty page, or a 410 if retention has passed the offset.
+//!
+//! In a large log, a search for the next event can take several requests. The response is then an
+//! empty page with the offset up to which the log was searched, and without `Stream-Up-To-Date`.
 //!
 //! # Caches
 //!
@@ -242,8 +248,8 @@ impl DurableStreams {
     /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
     /// 404.
     ///
-    /// Use this filter for topics whose clients can come before the first event. Such a client gets
-    /// an empty page, or waits. Reading creates the topic in the hub, so the topic counts towards
+    /// Use this filter for topics whose clients can come before the first event, or after the last
+    /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in the hub, so the topic counts towards
     /// [`max_topics`](super::Builder::max_topics) while it is read. Accept only names that the
     /// application has issued.
     ///
@@ -391,9 +397,10 @@ impl DurableStreams {
         let mut reading = self.open(topic, begin).await?;
         let (page, rest) = match query.mode {
             Mode::Events => {
+                let first = reading.first_part(&content, page_size).await?;
                 let is_base64 = content.is_base64_in_events();
                 let cursor = query.cursor.as_deref().map(str::to_owned);
-                let events = Events::new(reading, content, page_size, cursor, events);
+                let events = Events::new(reading, first, content, page_size, cursor, events);
                 let mut response = SseStream::new(events).into_http_response().map(StreamBody::events);
                 if is_base64 {
                     response::set_base64(response.headers_mut());
@@ -411,7 +418,9 @@ impl DurableStreams {
         };
 
         let is_empty = page.count == 0;
-        let has_content = query.mode == Mode::CatchUp || !is_empty;
+        // A 204 means that the client has all events (§5.7 of the Durable Streams protocol), so the
+        // response to an unfinished search is an empty page.
+        let has_content = query.mode == Mode::CatchUp || !is_empty || rest == Rest::More;
         let mut response = response::uncached(if has_content { StatusCode::OK } else { StatusCode::NO_CONTENT });
         let headers = response.headers_mut();
         let next = offset::format(reading.epoch(), reading.position());

@@ -120,8 +120,11 @@ pub(super) struct Reading {
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
     /// The position of the client, which has all events of the topic up to this position. `None` if
-    /// the reader did not begin after a position and has not read an event yet.
+    /// the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
+    /// Set if the topic exists only if the backend has an event of it, because this node does not
+    /// know the topic.
+    needs_event: bool,
     failure: Option<Failure>,
 }
 
@@ -141,7 +144,11 @@ impl Reading {
         // A node with a backend may have forgotten a topic whose events the backend retains.
         let is_known = is_declared || core.exists(topic);
         if !is_known && core.backend.is_none() {
-            return Err(ReadError::NotFound);
+            let registry = core.registry.lock();
+            // A reader that has all events of an expired topic waits for the next event.
+            if !matches!(begin, Begin::After(_, position) if registry.has_expired(topic, position)) {
+                return Err(ReadError::NotFound);
+            }
         }
         let (start, position) = match begin {
             Begin::Now if is_known => (Start::Latest, None),
@@ -162,31 +169,45 @@ impl Reading {
             return Err(ReadError::Shutdown);
         }
         let (core, pending) = (core.clone(), Bytes::new());
-        let mut reading = Self { core, subscription, topic, pending, position, failure: None };
-        if !is_known && position.is_none() {
-            let exists = timeout(BACKEND_TIMEOUT, reading.find(begin)).await.unwrap_or(Err(ReadError::Backend))?;
-            if !exists {
-                return Err(ReadError::NotFound);
+        let needs_event = !is_known && position.is_none();
+        let mut reading = Self { core, subscription, topic, pending, position, needs_event, failure: None };
+        if begin == Begin::Now {
+            if needs_event {
+                timeout(BACKEND_TIMEOUT, reading.read_to_end()).await.unwrap_or(Err(ReadError::Backend))?;
+            } else {
+                // The reader wants no event up to the cursor, which is the end of the log.
+                reading.position = Some(reading.position());
+                reading.advance(reading.subscription.cursor);
             }
         }
         Ok(reading)
     }
 
-    /// Looks for the topic in the log of the backend, and returns whether the topic exists. For
-    /// [`Begin::Now`], reads to the end of the topic.
-    async fn find(&mut self, begin: Begin) -> Result<bool, ReadError> {
+    /// Reads all events of a topic that this node does not know, without returning them.
+    async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
+                let committed = self.core.committed();
                 match self.poll_available(cx) {
-                    Poll::Ready(Ok(true)) if begin == Begin::Now => drop(self.take_event()),
-                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(Ok(true)) => drop(self.take_event()),
+                    Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending if self.awaits_backend() => return Poll::Pending,
-                    Poll::Pending => return Poll::Ready(Ok(self.position.is_some())),
+                    Poll::Pending if self.is_missing() => return Poll::Ready(Err(ReadError::NotFound)),
+                    Poll::Pending => {
+                        self.advance(committed);
+                        return Poll::Ready(Ok(()));
+                    }
                 }
             }
         })
         .await
+    }
+
+    /// Returns `true` if the topic does not exist, provided that the reader has reached the end of
+    /// the log.
+    fn is_missing(&self) -> bool {
+        self.needs_event && self.position.is_none()
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -224,13 +245,14 @@ impl Reading {
     }
 
     /// If a search for the next event of the topic has covered a part of the log and found no
-    /// event, moves the position of the client to the end of this part. Returns whether the
+    /// event, moves the position of the client to the end of this part. Returns `true` if the
     /// position has moved. The next request then continues the search, which can take several
     /// requests in a large log.
-    fn skip(&mut self) -> bool {
+    pub(super) fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
-        let is_known = self.pending.is_empty() && !subscription.is_undecided() && !subscription.is_unsure();
-        let has_moved = is_known && subscription.cursor > self.position();
+        let is_known = self.pending.is_empty() && !subscription.has_unreported_gap() && !subscription.is_unsure();
+        // A reader without a position began at the start of the log.
+        let has_moved = is_known && subscription.cursor > self.position.unwrap_or(Position::START);
         if has_moved {
             self.position = Some(subscription.cursor);
         }
@@ -283,6 +305,7 @@ impl Reading {
                 Poll::Ready(Err(_)) if page.count > 0 => return Ok(Fill::Full),
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending if self.awaits_backend() => return Ok(Fill::AwaitsBackend),
+                Poll::Pending if self.is_missing() => return Err(ReadError::NotFound),
                 Poll::Pending => return Ok(Fill::Waits),
             }
             let position = self.position();
@@ -341,7 +364,8 @@ impl Reading {
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
     /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down while the reader has all events.
+    /// down while the reader has all events. If old events from the backend are missing by then, the
+    /// result is that of [`page`](Self::page).
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -349,7 +373,7 @@ impl Reading {
         time: Duration,
     ) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
-        let (mut awaits_backend, mut committed) = (false, self.core.committed());
+        let (mut awaits_backend, mut committed) = (self.awaits_backend(), self.core.committed());
         let read = poll_fn(|cx| {
             committed = self.core.committed();
             let fill = self.fill(&mut page, size, cx);
@@ -370,6 +394,7 @@ impl Reading {
             // The client has all events only if none was expected from the backend.
             Ok(Err(ReadError::Shutdown)) if !awaits_backend => Rest::Nothing,
             Ok(rest) => rest?,
+            Err(_) if awaits_backend && self.skip() => Rest::More,
             Err(_) if awaits_backend => return Err(ReadError::Backend),
             Err(_) => {
                 self.advance(committed);
@@ -377,6 +402,27 @@ impl Reading {
             }
         };
         Ok((page, rest))
+    }
+
+    /// Reads the first part of an event stream, so that an error before the first event can still
+    /// become the response. Does not wait for new events. Waits for at most 10 seconds for old
+    /// events from the backend, and returns `None` if none have arrived by then.
+    pub(super) async fn first_part(
+        &mut self,
+        content: &Content,
+        size: usize,
+    ) -> Result<Option<(Page, Fill)>, ReadError> {
+        let first = poll_fn(|cx| match self.part(content, size, cx) {
+            (page, Ok(Fill::AwaitsBackend)) if page.count == 0 => Poll::Pending,
+            (page, fill) => Poll::Ready(fill.map(|fill| (page, fill))),
+        });
+        match timeout(BACKEND_TIMEOUT, first).await {
+            Ok(first) => first.map(Some),
+            // After the response has begun, it is too late for a 404. So the topic counts as existing
+            // from here on, like that of an offset.
+            Err(_) if !self.skip() && self.is_missing() => Err(ReadError::Backend),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Reads the available events as the next part of an event stream. If no event is available,

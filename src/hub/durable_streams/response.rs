@@ -230,9 +230,15 @@ pub(super) fn page(
 ) -> Response<StreamBody> {
     if let Some(requested) = requested {
         // The events between two offsets never change. After an eviction, a page from `-1` contains
-        // fewer of them. So the two offsets and the number of events identify the page.
-        let closed = if rest == Rest::Closed { ":c" } else { "" };
-        let etag = format!("\"{requested}:{next}:{}{closed}\"", page.count);
+        // fewer of them. So the two offsets and the number of events identify the page. The tag also
+        // contains what follows the page, because a 304 removes no header from the stored response
+        // (RFC 9111, §3.2).
+        let rest = match rest {
+            Rest::More => "",
+            Rest::Nothing => ":u",
+            Rest::Closed => ":c",
+        };
+        let etag = format!("\"{requested}:{next}:{}{rest}\"", page.count);
         let is_cached = matches_etag(request, &etag);
         if let Ok(etag) = HeaderValue::try_from(etag) {
             response.headers_mut().insert(ETAG, etag);
