@@ -7,6 +7,7 @@ mod opening;
 mod presence;
 mod reads;
 mod recording;
+mod recording_loss;
 mod registry;
 mod registry_model;
 mod remove;

@@ -2,7 +2,7 @@
 //! topics), sends signs of life, and notices the death of other nodes.
 
 use super::{
-    append::{Fence, caught_up, caught_up_unless_dropped, retry_pause},
+    append::{Fence, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
     beat::{Announced, Beat, Message},
     nodes::{Contact, Local, Recordings, State},
 };
@@ -344,7 +344,7 @@ async fn probe(
 /// only if the appending node has read all records of the topic. So the will is published once.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
-    let claim = core.recordings.claim(&announced.topic);
+    let claim = core.recordings.claim(node, &announced);
     // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
@@ -358,7 +358,18 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             core.recordings.settle(node, &announced);
             break;
         }
+        let is_uncertain = claim.is_uncertain();
+        let has_read = !is_uncertain || has_read_to_end(&core, backend).await;
+        if is_uncertain && has_read && core.recordings.has_successor(&announced) {
+            // The newer recording of the topic must not end. Its own end finishes the topic.
+            core.recordings.settle(node, &announced);
+            break;
+        }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
+        if !has_read {
+            sleep(retry_pause(1)).await;
+            continue;
+        }
         let record = Record { topic: announced.topic.clone(), kind, event };
         match fence.append(backend, vec![record]).await {
             Ok(Some(_)) if kind == RecordKind::Finish => {
@@ -401,14 +412,14 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let now = Instant::now();
     // This process may have been paused since it has found that the node is dead.
     let is_in_contact = last.is_some_and(|last| now.duration_since(last) < peer.lease() / BEATS);
-    let is_dead = is_in_contact && peer.is_dead(now, since);
+    let is_dead = peer.is_dead(now, since);
     let foreign = peer.recordings.get_mut(&announced.topic)?;
     if foreign.announced.id != announced.id {
         return None;
     }
-    foreign.is_claimed = is_dead || foreign.is_orphan;
+    foreign.is_claimed = is_in_contact && (is_dead || foreign.is_orphan);
     let will = &foreign.announced.will;
-    let record = match foreign.has_will || will.is_empty() {
+    let record = match foreign.has_will || foreign.is_uncertain || will.is_empty() {
         true => (RecordKind::Finish, Bytes::new()),
         false => (foreign.announced.kind(), will.clone()),
     };

@@ -172,7 +172,9 @@ impl Recorder {
     /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
     /// about one second. If this process was only paused and comes back, it publishes nothing more,
     /// so the event is published once. Without another node, or without a backend, the will is
-    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
+    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings). It is not
+    /// published if the log has [lost records](Outcome::Interrupted) that may include the end of
+    /// the recording.
     ///
     /// Each sign of life of this node contains the will, so keep it short. A recording
     /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or

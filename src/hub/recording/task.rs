@@ -122,7 +122,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // Another node has to know the recording before its first event is in the log.
     let mut announced = pin!(announced(core, local));
     let mut is_announced = core.backend.is_none();
-    if local.is_over() {
+    if local.has_ended() {
         return Outcome::Interrupted;
     }
     let (ended, last) = loop {
@@ -193,7 +193,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     }
     // If another node has published the will and died, this node finishes the topic.
     match finish(core, local).await {
-        Ok(()) if !local.has_foreign_will() => ended,
+        Ok(()) if !local.is_silenced() => ended,
         // The topic does not exist, because the hub has too many topics.
         Err(Failure::Refused(_)) if core.backend.is_none() => Outcome::Failed,
         _ => Outcome::Interrupted,
