@@ -2,8 +2,8 @@
 //! topics), sends signs of life, and notices the death of other nodes.
 
 use super::{
-    append::{Fence, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
-    beat::{Announced, Beat, Message},
+    append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
+    beat::{self, Announced, Beat, Message},
     nodes::{Contact, Local, Recordings, State},
 };
 use crate::{
@@ -342,6 +342,9 @@ async fn probe(
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
 /// only if the appending node has read all records of the topic. So the will is published once.
+///
+/// If the backend refuses the records for 60 seconds although it accepts others, for example because
+/// the name of the topic is too long for it, this node gives up and forgets the recording.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(node, &announced);
@@ -349,6 +352,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
     let mut has_published_will = false;
+    // When the backend has first refused the records while it accepted another record.
+    let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
             break;
@@ -384,15 +389,32 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             Ok(None) => fence.passed(&core).await,
             Err(_) => {
                 failures += 1;
-                if !has_published_will {
-                    // If the backend accepts no records, the other node may be alive, too.
-                    core.recordings.state().contact.last = None;
+                let is_refused = match refused_since {
+                    None => accepts_records(backend).await,
+                    Some(_) => backend.newest().await.is_some(),
+                };
+                if !is_refused {
+                    refused_since = None;
+                    // If the backend accepts no records, the other node may be alive. A published
+                    // will ends its recording in any case.
+                    if !has_published_will {
+                        core.recordings.lose_contact();
+                    }
+                } else if refused_since.get_or_insert_with(Instant::now).elapsed() >= REFUSED {
+                    core.recordings.settle(node, &announced);
+                    break;
                 }
                 sleep(retry_pause(failures)).await;
             }
         }
     }
     core.recordings.end_claim(&claim);
+}
+
+/// Returns `true` if the backend accepts a record without an effect: a request to stop the
+/// recordings of a topic that cannot have any.
+async fn accepts_records(backend: &BackendClient) -> bool {
+    backend.append_record(Message::Stop(beat::TOPIC.into()).record()).await.is_ok()
 }
 
 /// Returns the kind and the event of the record that has to be appended next for a recording of the
