@@ -312,6 +312,12 @@ async fn refused_events_fail_a_recording_after_a_minute() {
     assert_eq!(timeout(SECOND * 3, recording.outcome()).await, Ok(Outcome::Failed));
     assert_eq!(log(&shared, "a"), ["1", "the record is too big", "."]);
 
+    // The event of `end_with` is refused.
+    let recording = hubs[0].topic("end").record(tokio_stream::once(Event::new("1")));
+    let recording = recording.on_error(|error| Some(Event::display(error))).end_with(Event::new("large")).start();
+    assert_eq!(timeout(SECOND * 63, recording.outcome()).await, Ok(Outcome::Failed));
+    assert_eq!(log(&shared, "end"), ["1", "the record is too big", "."]);
+
     // A recording that is refused can be stopped.
     let (sender, recording) = fails(&hubs[0], "b");
     sender.send(Event::new("large")).unwrap();
