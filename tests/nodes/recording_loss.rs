@@ -127,6 +127,36 @@ async fn loss_does_not_end_a_newer_recording_of_the_topic() {
     drop(third_hub);
 }
 
+/// Creates a log in which the second of two nodes has finished the topic `a` of the first node, which
+/// is dead. The second node has not read the end of the topic.
+async fn unread_takeover() -> (Shared, [Hub; 2], [Faulty; 2]) {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    hubs[0].topic("a").record(items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].set(Mode::Lags);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["."]);
+    (shared, hubs, connections)
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_end_of_a_takeover_is_appended_again() {
+    let (shared, _hubs, connections) = unread_takeover().await;
+    evict(&shared.connect()).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), [".", "."]);
+
+    let (shared, _hubs, connections) = unread_takeover().await;
+    shared.replace(RETAINED, Vec::new());
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["."], "in the other log");
+}
+
 /// Returns a part of a sign of life of a node with these recordings.
 fn part(number: u64, recordings: &[&str], is_first: bool, is_last: bool) -> Record {
     let recordings: Vec<Value> = recordings.iter().map(|topic| json!([topic, 1, "data: will\n\n", false])).collect();

@@ -345,7 +345,8 @@ impl Recordings {
         state.noted_through = after;
         state.local.values().flatten().for_each(|local| local.reset());
         for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
-            foreign.has_will = false;
+            // A completed takeover is repeated, because the other log does not have its records.
+            (foreign.has_will, foreign.is_claimed) = (false, false);
         }
         drop(state);
         self.progressed.notify_waiters();
@@ -423,7 +424,10 @@ impl State {
         for peer in self.peers.values_mut() {
             // Recordings in a lost part would count as orphans.
             peer.incoming = None;
-            peer.recordings.values_mut().for_each(|foreign| foreign.is_uncertain = true);
+            for foreign in peer.recordings.values_mut() {
+                // The records of a completed takeover may be lost, so it is repeated.
+                (foreign.is_uncertain, foreign.is_claimed) = (true, false);
+            }
         }
     }
 
