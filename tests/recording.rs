@@ -247,6 +247,19 @@ async fn large_or_reserved_will_fails_the_recording() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reserved_name_of_end_fails_the_recording_at_its_start() {
+    let topic = Hub::new().topic("a");
+    let (_sender, items) = channel();
+    let recording = topic
+        .record(items)
+        .end_with(Event::new("").event("gap"))
+        .on_error(|error| Some(Event::display(error).event("failed")))
+        .start();
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Failed));
+    assert!(all(&topic).await[0].starts_with("failed: the event name \"gap\" is reserved"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn recording_of_a_finished_topic_is_interrupted() {
     let topic = Hub::new().topic("finished");
     let (sender, items) = channel();

@@ -354,7 +354,8 @@ impl Topic {
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
     /// published twice. If this node dies, another node publishes the
     /// [`will`](super::Recorder::will), an event for this case, and finishes the topic. If the log
-    /// is [replaced](super::backend) by another log, the recording continues in the other log.
+    /// is [replaced](super::backend) by another log, the recording continues in the other log. If
+    /// the same log loses records, the recording is [interrupted](super::Outcome::Interrupted).
     ///
     /// # Examples
     ///

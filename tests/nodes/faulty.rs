@@ -63,7 +63,7 @@ pub(crate) enum Mode {
     LosesAnswers,
     /// Nothing new is read, and that is no error.
     Lags,
-    /// Appends of records with the text "large" fail, and other requests succeed.
+    /// Appends of records whose text or topic ends with "large" fail, and other requests succeed.
     Refuses,
     /// Every append fails, and other requests succeed.
     ReadsOnly,
@@ -185,9 +185,9 @@ impl Faulty {
     }
 
     fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
-        let is_large = records.iter().any(|record| record.event.ends_with(b"large\n\n"));
+        let is_large = |record: &Record| record.event.ends_with(b"large\n\n") || record.topic.ends_with("large");
         match self.mode() {
-            Mode::Refuses if is_large => Err("the record is too big".into()),
+            Mode::Refuses if records.iter().any(is_large) => Err("the record is too big".into()),
             Mode::ReadsOnly => Err("the log is read-only".into()),
             _ => Ok(()),
         }
@@ -255,11 +255,14 @@ impl Backend for Faulty {
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let _held = Held::new(&self.asked.follows);
-        self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
-        let page = self.answered(async |backend| backend.follow(after).await).await?;
-        // Also a request that was sent before.
-        self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
-        Ok(self.cut(page))
+        loop {
+            self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
+            let page = self.answered(async |backend| backend.follow(after).await).await?;
+            // A request that was sent before the node lags is repeated, so its page is not old.
+            if self.mode() != Mode::Lags {
+                return Ok(self.cut(page));
+            }
+        }
     }
 }
 

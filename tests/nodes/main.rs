@@ -8,6 +8,8 @@ mod opening;
 mod presence;
 mod reads;
 mod recording;
+mod recording_loss;
+mod recording_refused;
 mod registry;
 mod registry_model;
 mod remove;

@@ -24,16 +24,16 @@ use tower_sse::{
     },
 };
 
-const SECOND: Duration = Duration::from_secs(1);
-const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
 
-fn channel() -> (mpsc::UnboundedSender<Event>, impl Stream<Item = Event> + Send + 'static) {
+pub(crate) fn channel() -> (mpsc::UnboundedSender<Event>, impl Stream<Item = Event> + Send + 'static) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (sender, UnboundedReceiverStream::new(receiver))
 }
 
 /// Returns what the log has of a topic: the data of its events, and `.` for the end.
-fn log(shared: &Shared, topic: &str) -> Vec<String> {
+pub(crate) fn log(shared: &Shared, topic: &str) -> Vec<String> {
     let of_topic = |record: &Record| (*record.topic == *topic).then(|| text(record));
     shared.log().all.values().filter_map(of_topic).collect()
 }
@@ -46,7 +46,7 @@ fn text(record: &Record) -> String {
     }
 }
 
-fn record(hub: &Hub, topic: &str, items: impl Stream<Item = Event> + Send + 'static) -> Recorder {
+pub(crate) fn record(hub: &Hub, topic: &str, items: impl Stream<Item = Event> + Send + 'static) -> Recorder {
     hub.topic(topic).record(items).will(Event::new("will")).end_with(Event::new("end"))
 }
 
@@ -312,6 +312,12 @@ async fn refused_events_fail_a_recording_after_a_minute() {
     assert_eq!(timeout(SECOND * 3, recording.outcome()).await, Ok(Outcome::Failed));
     assert_eq!(log(&shared, "a"), ["1", "the record is too big", "."]);
 
+    // The event of `end_with` is refused.
+    let recording = hubs[0].topic("end").record(tokio_stream::once(Event::new("1")));
+    let recording = recording.on_error(|error| Some(Event::display(error))).end_with(Event::new("large")).start();
+    assert_eq!(timeout(SECOND * 63, recording.outcome()).await, Ok(Outcome::Failed));
+    assert_eq!(log(&shared, "end"), ["1", "the record is too big", "."]);
+
     // A recording that is refused can be stopped.
     let (sender, recording) = fails(&hubs[0], "b");
     sender.send(Event::new("large")).unwrap();
@@ -349,7 +355,7 @@ async fn stop_reaches_a_recording_that_has_just_started() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn node_that_missed_evicted_records_publishes_nothing() {
+async fn node_that_missed_evicted_records_publishes_no_event() {
     let shared = Shared::new(10);
     let (hubs, connections) = two(&shared, Hub::builder).await;
     let (sender, items) = channel();
@@ -366,7 +372,8 @@ async fn node_that_missed_evicted_records_publishes_nothing() {
     sleep(SECOND).await;
     connections[0].set(Mode::Works);
     assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
-    assert_eq!(log(&shared, "a"), ["."]);
+    // The node does not know that the topic is finished. A second end has no effect on readers.
+    assert_eq!(log(&shared, "a"), [".", "."]);
 }
 
 #[tokio::test(start_paused = true)]

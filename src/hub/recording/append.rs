@@ -90,6 +90,15 @@ pub(in crate::hub) async fn caught_up_unless_dropped(
     (core.strong_count() > 0).then_some(is_in_time)
 }
 
+/// Waits for at most one second until this node has read the log up to its current end. Returns
+/// `false` if the node has not read that far in time, or if the backend does not respond.
+pub(super) async fn has_read_to_end(core: &Core, backend: &BackendClient) -> bool {
+    match backend.newest().await {
+        Some(newest) => caught_up(core, newest, Instant::now() + FOLLOWER).await,
+        None => false,
+    }
+}
+
 /// Returns a random pause before an append is repeated, after `failures` consecutive failures: 25
 /// to 50 ms after the first failure, doubled after each further failure, and at most 400 ms.
 pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
@@ -120,6 +129,15 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
     // When the backend has first refused the records while it responded to other requests.
     let mut refused_since = None;
     loop {
+        if local.is_silenced() {
+            // The topic may belong to a newer recording, which this one must not end.
+            while !has_read_to_end(core, backend).await && !core.is_shut_down() {
+                sleep(retry_pause(1)).await;
+            }
+            if core.recordings.has_successor(&local.announced) {
+                return Err(Failure::Ended);
+            }
+        }
         // Every record up to the position of the fence was noted before, so an earlier attempt that
         // has succeeded is either noted, or prevents the next one.
         let fence = Fence::new(core).ok_or(Failure::Ended)?;

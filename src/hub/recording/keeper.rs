@@ -2,8 +2,8 @@
 //! topics), sends signs of life, and notices the death of other nodes.
 
 use super::{
-    append::{Fence, caught_up, caught_up_unless_dropped, retry_pause},
-    beat::{Announced, Beat, Message},
+    append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
+    beat::{self, Announced, Beat, Message},
     nodes::{Contact, Local, Recordings, State},
 };
 use crate::{
@@ -342,13 +342,18 @@ async fn probe(
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
 /// only if the appending node has read all records of the topic. So the will is published once.
+///
+/// If the backend refuses the records for 60 seconds although it accepts others, for example because
+/// the name of the topic is too long for it, this node gives up and forgets the recording.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
-    let claim = core.recordings.claim(&announced.topic);
+    let claim = core.recordings.claim(node, &announced);
     // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
     let mut has_published_will = false;
+    // When the backend has first refused the records while it accepted another record.
+    let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
             break;
@@ -358,7 +363,18 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             core.recordings.settle(node, &announced);
             break;
         }
+        let is_uncertain = claim.is_uncertain();
+        let has_read = !is_uncertain || has_read_to_end(&core, backend).await;
+        if is_uncertain && has_read && core.recordings.has_successor(&announced) {
+            // The newer recording of the topic must not end. Its own end finishes the topic.
+            core.recordings.settle(node, &announced);
+            break;
+        }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
+        if !has_read {
+            sleep(retry_pause(1)).await;
+            continue;
+        }
         let record = Record { topic: announced.topic.clone(), kind, event };
         match fence.append(backend, vec![record]).await {
             Ok(Some(_)) if kind == RecordKind::Finish => {
@@ -373,15 +389,32 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             Ok(None) => fence.passed(&core).await,
             Err(_) => {
                 failures += 1;
-                if !has_published_will {
-                    // If the backend accepts no records, the other node may be alive, too.
-                    core.recordings.state().contact.last = None;
+                let is_refused = match refused_since {
+                    None => accepts_records(backend).await,
+                    Some(_) => backend.newest().await.is_some(),
+                };
+                if !is_refused {
+                    refused_since = None;
+                    // If the backend accepts no records, the other node may be alive. A published
+                    // will ends its recording in any case.
+                    if !has_published_will {
+                        core.recordings.lose_contact();
+                    }
+                } else if refused_since.get_or_insert_with(Instant::now).elapsed() >= REFUSED {
+                    core.recordings.settle(node, &announced);
+                    break;
                 }
                 sleep(retry_pause(failures)).await;
             }
         }
     }
     core.recordings.end_claim(&claim);
+}
+
+/// Returns `true` if the backend accepts a record without an effect: a request to stop the
+/// recordings of a topic that cannot have any.
+async fn accepts_records(backend: &BackendClient) -> bool {
+    backend.append_record(Message::Stop(beat::TOPIC.into()).record()).await.is_ok()
 }
 
 /// Returns the kind and the event of the record that has to be appended next for a recording of the
@@ -401,14 +434,14 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let now = Instant::now();
     // This process may have been paused since it has found that the node is dead.
     let is_in_contact = last.is_some_and(|last| now.duration_since(last) < peer.lease() / BEATS);
-    let is_dead = is_in_contact && peer.is_dead(now, since);
+    let is_dead = peer.is_dead(now, since);
     let foreign = peer.recordings.get_mut(&announced.topic)?;
     if foreign.announced.id != announced.id {
         return None;
     }
-    foreign.is_claimed = is_dead || foreign.is_orphan;
+    foreign.is_claimed = is_in_contact && (is_dead || foreign.is_orphan);
     let will = &foreign.announced.will;
-    let record = match foreign.has_will || will.is_empty() {
+    let record = match foreign.has_will || foreign.is_uncertain || will.is_empty() {
         true => (RecordKind::Finish, Bytes::new()),
         false => (foreign.announced.kind(), will.clone()),
     };

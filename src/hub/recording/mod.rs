@@ -168,6 +168,9 @@ impl Recorder {
 
     /// Sets the last event of the recording, the task that publishes the stream, for the case that
     /// the stream ends without an error. By default, the topic is finished without another event.
+    ///
+    /// A recording [fails](Outcome::Failed) immediately if this event is named `gap` or
+    /// `hub-cursor`. It fails at its end if the backend refuses this event.
     pub fn end_with(mut self, event: Event) -> Self {
         self.settings.end = Some(event);
         self
@@ -181,7 +184,9 @@ impl Recorder {
     /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
     /// about one second. If this process was only paused and comes back, it publishes nothing more,
     /// so the event is published once. Without another node, or without a backend, the will is
-    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
+    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings). It is not
+    /// published if the log has [lost records](Outcome::Interrupted) that may include the end of
+    /// the recording.
     ///
     /// Each sign of life of this node contains the will, so keep it short. A recording
     /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or
@@ -211,9 +216,11 @@ impl Recorder {
     pub fn start(self) -> Recording {
         let Self { core, topic, latest_only, mut items, mut settings } = self;
         let will = settings.will.clone().map(|will| will.without_id().complete().encode()).unwrap_or_default();
-        // Another node publishes the will as it is.
-        let name = settings.will.as_ref().and_then(Event::name);
-        let checked = check_name(name).map_err(BoxError::from).and_then(|()| check_size(&will));
+        // Another node publishes the will as it is. The end is published too late to report a
+        // mistake of the caller.
+        let names = [&settings.will, &settings.end].map(|event| event.as_ref().and_then(Event::name));
+        let checked = names.into_iter().try_for_each(check_name).map_err(BoxError::from);
+        let checked = checked.and_then(|()| check_size(&will));
         let will = if checked.is_ok() { will } else { Bytes::new() };
         if let Err(error) = checked {
             settings.will = None;

@@ -124,6 +124,10 @@ pub(super) struct Foreign {
     /// although its topic is not finished. This node then takes over the recording immediately,
     /// without waiting until the other node counts as dead.
     pub(super) is_orphan: bool,
+    /// Set if this recording may have ended in a part of the log that was lost or evicted before
+    /// this node has read it. A takeover then publishes no will: it only finishes the topic. The
+    /// next sign of life that lists the recording clears this flag.
+    pub(super) is_uncertain: bool,
 }
 
 /// A note that this node is taking over a recording of a dead node: it is about to publish the last
@@ -132,6 +136,9 @@ pub(super) struct Foreign {
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
+    /// Set if the topic may have been finished in a part of the log that this node could not read.
+    /// The topic may then belong to a newer recording.
+    is_uncertain: AtomicBool,
 }
 
 /// A recording of this node: a task that publishes a stream into a topic.
@@ -162,10 +169,11 @@ struct LocalState {
     /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
     /// publishes nothing more.
     has_ended: bool,
-    /// Set if another node has published the will of this recording, because it considered this
-    /// node dead. The will is the event that other nodes publish in this case. The recording then
-    /// publishes nothing more.
-    has_will: bool,
+    /// Set if this recording may publish no further event, and only finishes its topic. Another
+    /// node has published its will, because it considered this node dead, or may have done so in a
+    /// part of the log that was lost or evicted before this node has read it. The will is the event
+    /// that other nodes publish in this case.
+    is_silenced: bool,
     /// The records of the topic that this node has read from the log since the recording began its
     /// current append. If the append gets no response, they show whether the log has its records.
     /// `None` if no append is in progress.
@@ -254,12 +262,16 @@ impl Recordings {
         }
     }
 
-    /// Registers that this node is about to take over a recording of this topic from a dead node:
-    /// to publish the last event of that task and finish the topic. The returned [`Claim`] later
+    /// Registers that this node is about to take over a recording from the dead node `node`: to
+    /// publish the last event of that task and finish the topic. The returned [`Claim`] later
     /// shows whether the topic was finished since this call.
-    pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
-        let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
-        self.state().claims.push(claim.clone());
+    pub(super) fn claim(&self, node: u64, announced: &Announced) -> Arc<Claim> {
+        let topic = announced.topic.clone();
+        let mut state = self.state();
+        let foreign = state.peers.get(&node).and_then(|peer| peer.recordings.get(&topic));
+        let is_uncertain = AtomicBool::new(foreign.is_some_and(|foreign| foreign.is_uncertain));
+        let claim = Arc::new(Claim { topic, is_finished: AtomicBool::new(false), is_uncertain });
+        state.claims.push(claim.clone());
         claim
     }
 
@@ -275,10 +287,7 @@ impl Recordings {
         let mut state = self.state();
         let noted_through = state.noted_through;
         if page.evicted_through > noted_through {
-            // This node was cut off for longer than the retention. It cannot know which recordings
-            // were taken over or finished in the meantime.
-            state.local.values().flatten().for_each(|local| local.end());
-            state.peers.clear();
+            state.note_loss();
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             let is_presence = presence::is_of(record);
@@ -336,7 +345,8 @@ impl Recordings {
         state.noted_through = after;
         state.local.values().flatten().for_each(|local| local.reset());
         for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
-            foreign.has_will = false;
+            // A completed takeover is repeated, because the other log does not have its records.
+            (foreign.has_will, foreign.is_claimed) = (false, false);
         }
         drop(state);
         self.progressed.notify_waiters();
@@ -353,6 +363,18 @@ impl Recordings {
             }
             progressed.await;
         }
+    }
+
+    /// Returns `true` if this node knows a newer recording, a task that publishes a stream, of the
+    /// same topic. The end of the newer recording finishes the topic. `announced` is a recording
+    /// that may have ended in a part of the log that this node could not read. So a recording is
+    /// newer if its node has announced it after that part.
+    pub(super) fn has_successor(&self, announced: &Announced) -> bool {
+        let state = self.state();
+        let mut here = state.local.get(&announced.topic).into_iter().flatten();
+        let mut elsewhere = state.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));
+        here.any(|local| local.announced.id != announced.id && !local.is_over())
+            || elsewhere.any(|foreign| foreign.announced.id != announced.id && !foreign.is_uncertain)
     }
 
     /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
@@ -382,6 +404,31 @@ impl State {
 
     pub(super) fn locals(&self) -> impl Iterator<Item = &Arc<Local>> {
         self.local.values().flatten()
+    }
+
+    /// Handles a loss: the log has evicted or lost records that this node has not read. They may
+    /// include the will or the end of each recording, a task that publishes a stream. So the known
+    /// recordings get no further event. Their topics are finished, because readers would otherwise
+    /// wait for ever. A second end of a topic has no effect on its readers.
+    ///
+    /// A recording of this node cannot continue, even if this node was in contact with the backend
+    /// until now. In a failover that splits the servers, another node may have taken over the
+    /// recording on the new server, while the old server still confirmed the signs of life of this
+    /// node. The will is then at a position that this node does not read any more.
+    fn note_loss(&mut self) {
+        self.locals().for_each(|local| local.silence());
+        // The lost records may include signs of life, so each node gets a whole lease to send
+        // another one. Before the next contact, this node may not know the newer recordings.
+        self.contact.last = None;
+        self.claims.iter().for_each(|claim| claim.is_uncertain.store(true, Relaxed));
+        for peer in self.peers.values_mut() {
+            // Recordings in a lost part would count as orphans.
+            peer.incoming = None;
+            for foreign in peer.recordings.values_mut() {
+                // The records of a completed takeover may be lost, so it is repeated.
+                (foreign.is_uncertain, foreign.is_claimed) = (true, false);
+            }
+        }
     }
 
     /// Returns the topics into which other nodes publish recordings (streams) that end after some
@@ -492,7 +539,8 @@ impl Peer {
             let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
             let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
             let has_will = same.is_some_and(|same| same.has_will);
-            self.recordings.insert(topic, Foreign { announced, has_will, is_claimed, is_orphan: false });
+            let foreign = Foreign { announced, has_will, is_claimed, is_orphan: false, is_uncertain: false };
+            self.recordings.insert(topic, foreign);
         }
     }
 
@@ -514,6 +562,10 @@ impl Peer {
 impl Claim {
     pub(super) fn is_finished(&self) -> bool {
         self.is_finished.load(Relaxed)
+    }
+
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.is_uncertain.load(Relaxed)
     }
 }
 
@@ -543,6 +595,12 @@ impl Local {
         self.stop(Outcome::Interrupted);
     }
 
+    /// Ends the recording without another event. It finishes its topic.
+    fn silence(&self) {
+        self.lock().is_silenced = true;
+        self.stop(Outcome::Interrupted);
+    }
+
     pub(super) fn is_announced(&self) -> bool {
         self.lock().is_announced
     }
@@ -568,7 +626,7 @@ impl Local {
             seen.push((position, record.kind, record.event.clone()));
         } else {
             state.note_foreign(record.kind, &record.event, &self.announced.will);
-            let is_over = state.has_ended || state.has_will;
+            let is_over = state.has_ended || state.is_silenced;
             drop(state);
             if is_over {
                 self.stop(Outcome::Interrupted);
@@ -600,8 +658,9 @@ impl Local {
     /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
     /// `true` if there was such an attempt.
     ///
-    /// Returns `None` if the recording must not append `records`: its topic was finished, or
-    /// another node has published its will, the event for the death of this node.
+    /// Returns `None` if the recording must not append `records`. Its topic was finished, or
+    /// another node has published its will, the event for the death of this node, or may have done
+    /// so.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -620,10 +679,10 @@ impl Local {
         state.seen = Some(if is_unsure { seen } else { Vec::new() });
         if let Some(last) = last {
             state.complete_append(last, &self.announced.will);
-            // Another node has finished the topic, with the will.
-            return (!is_finish || !state.has_will).then_some(true);
+            // Another node may have finished the topic, with the will.
+            return (!is_finish || !state.is_silenced).then_some(true);
         }
-        (!state.has_ended && (is_finish || !state.has_will)).then_some(false)
+        (!state.has_ended && (is_finish || !state.is_silenced)).then_some(false)
     }
 
     /// Notes that an append to the log by this recording, a task that publishes a stream, has
@@ -632,18 +691,24 @@ impl Local {
         self.lock().complete_append(position, &self.announced.will);
     }
 
-    /// Returns `true` if another node has published the will of this recording, because it
-    /// considered this node dead. The will is the event that a recording, a task that publishes a
-    /// stream, has announced for this case.
-    pub(super) fn has_foreign_will(&self) -> bool {
-        self.lock().has_will
+    /// Returns `true` if this recording may publish no further event, and only finishes its topic.
+    /// Another node has published its will, the event for the death of this node, or may have done
+    /// so in a part of the log that this node could not read.
+    pub(super) fn is_silenced(&self) -> bool {
+        self.lock().is_silenced
     }
 
-    /// Returns `true` if this recording must publish nothing more. Its topic is finished, another
-    /// node has taken over the recording, or the hub is shut down.
+    /// Returns `true` if this recording must append nothing more. Its topic is finished, or the hub
+    /// is shut down.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().has_ended
+    }
+
+    /// Returns `true` if this recording must publish no further event. It has
+    /// [ended](Self::has_ended), or is [silenced](Self::is_silenced).
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
-        state.has_ended || state.has_will
+        state.has_ended || state.is_silenced
     }
 }
 
@@ -653,7 +718,7 @@ impl LocalState {
     /// `will`. `will` is the event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
-        self.has_will |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
+        self.is_silenced |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
     }
 
     fn complete_append(&mut self, position: Position, will: &Bytes) {

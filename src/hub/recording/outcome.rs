@@ -16,11 +16,13 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The stream has ended without an error.
+    /// The stream has ended without an error, and all of its events were published, including
+    /// [`end_with`](super::Recorder::end_with).
     Finished,
-    /// The stream of the recording returned an error or panicked, or one of its events could not be
-    /// published. This is also the outcome if a hub in memory cannot create the topic, because the
-    /// hub already has its maximum number of topics. The topic then does not exist.
+    /// The stream of the recording returned an error or panicked, or one of its events or
+    /// [`end_with`](super::Recorder::end_with) could not be published. This is also the outcome if
+    /// a hub in memory cannot create the topic, because the hub already has its maximum number of
+    /// topics. The topic then does not exist.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.
@@ -30,16 +32,21 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// Something outside of the recording has ended it. After the first two of these causes, its
+    /// Something outside of the recording has ended it. After the first three of these causes, its
     /// topic is finished; after the others, it may not be:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).
+    /// - The log has lost or evicted records before this node has read them. Redis loses records in
+    ///   a failover, a crash, or with `FLUSHALL`. Any backend evicts records that a node could not
+    ///   read for longer than they are retained. Another node may have taken over the recording in
+    ///   this part of the log, so the recording publishes no further event. Usually its topic is
+    ///   finished without a last event. If the topic has a newer recording, that recording finishes
+    ///   it.
     /// - The hub was [shut down](crate::hub::Hub::shutdown), or its tokio runtime was.
     /// - Another node has published the [`will`](super::Recorder::will), because this node did not
     ///   renew its [`lease`](super::Recorder::lease) in time. That node, or this one, finishes the
     ///   topic.
-    /// - This node could not read the log for longer than the backend retains records.
     /// - The backend did not accept the record that finishes the topic.
     /// - The name of its topic has more than 16 KiB, or is reserved for the hub.
     Interrupted,

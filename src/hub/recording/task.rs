@@ -115,7 +115,7 @@ impl Drop for Registered {
 }
 
 async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Settings) -> Outcome {
-    let Settings { retention, abandon_after, time_limit, will, end, on_error, on_stop, .. } = settings;
+    let Settings { retention, abandon_after, time_limit, will, end, mut on_error, on_stop, .. } = settings;
     let mut stop = local.stop.subscribe();
     let mut requested = pin!(async move { stop.wait_for(Option::is_some).await.ok().and_then(|stop| *stop) });
     let mut expired = pin!(after(time_limit));
@@ -123,10 +123,10 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // Another node has to know the recording before its first event is in the log.
     let mut announced = pin!(announced(core, local));
     let mut is_announced = core.backend.is_none();
-    if local.is_over() {
+    if local.has_ended() {
         return Outcome::Interrupted;
     }
-    let (ended, last) = loop {
+    let (mut ended, mut last) = loop {
         let step = poll_fn(|cx| {
             if let Poll::Ready(outcome) = requested.as_mut().poll(cx) {
                 return Poll::Ready(Step::End(outcome.unwrap_or(Outcome::Interrupted)));
@@ -176,7 +176,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
         };
         match step {
             Step::Publish(_) => {}
-            Step::Fail(error) => break (Outcome::Failed, on_error.and_then(|f| contained(|| f(error)))),
+            Step::Fail(error) => break (Outcome::Failed, on_error.take().and_then(|f| contained(|| f(error)))),
             Step::End(Outcome::Finished) => break (Outcome::Finished, end),
             Step::End(Outcome::Interrupted) => break (Outcome::Interrupted, will.filter(|_| !local.is_over())),
             Step::End(outcome) => break (outcome, on_stop.and_then(|f| contained(|| f(outcome)))),
@@ -184,17 +184,22 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     };
     // The stream is dropped before the end is published, so that it does nothing more.
     contain_panic("recording", || drop(items));
-    let mut ended = ended;
-    if let Some(last) = last {
+    while let Some(event) = last.take() {
         // The event gets the same form as an event of the stream.
-        let last = decode(&last.into()).collect();
-        if let Err(Failure::Ended) = publish(core, local, retention, last).await {
-            ended = Outcome::Interrupted;
+        let event = decode(&event.into()).collect();
+        match publish(core, local, retention, event).await {
+            Err(Failure::Ended) => ended = Outcome::Interrupted,
+            // Without its last event, the topic does not show that the stream has ended.
+            Err(Failure::Refused(error)) if ended == Outcome::Finished => {
+                ended = Outcome::Failed;
+                last = on_error.take().and_then(|f| contained(|| f(error)));
+            }
+            Ok(()) | Err(Failure::Refused(_)) => {}
         }
     }
     // If another node has published the will and died, this node finishes the topic.
     match finish(core, local).await {
-        Ok(()) if !local.has_foreign_will() => ended,
+        Ok(()) if !local.is_silenced() => ended,
         // The topic does not exist, because the hub has too many topics.
         Err(Failure::Refused(_)) if core.backend.is_none() => Outcome::Failed,
         _ => Outcome::Interrupted,

@@ -1,6 +1,6 @@
-//! Recordings whose node is killed or paused, with real servers.
+//! Recordings whose node is killed or paused, or whose log loses events, with real servers.
 
-use crate::{processes::Process, with_each_store};
+use crate::{processes::Process, redis::Client, setup::two_hubs, with_each_store};
 use e2e::{Store, StoreKind, eventually, request};
 use std::{
     env,
@@ -8,7 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 use support::whatwg;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc::{self, UnboundedSender},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use tower_sse::{
+    Event,
+    hub::{Hub, Outcome, Recording, Start},
+};
 
 with_each_store! {
     recordings_of_a_killed_node_end_after_the_lease,
@@ -113,5 +122,62 @@ async fn recordings_of_a_paused_node_get_nothing_after_their_end(kind: StoreKind
             assert_interrupted(job, &read(paused, job).await);
             assert_interrupted(job, &read(other, job).await);
         }
+    }
+}
+
+/// Starts a recording on the first node, with a client on the second one, in a log that a crash of
+/// the server loses from the second event on.
+async fn record(hubs: &[Hub; 2], store: &Store) -> (UnboundedSender<Event>, Recording, Client) {
+    let (sender, items) = mpsc::unbounded_channel();
+    let recorder = hubs[0].topic("job").record(UnboundedReceiverStream::new(items)).lease(LEASE);
+    let recording = recorder.will(Event::new("will")).end_with(Event::new("end")).start();
+    let mut client = Client::of(&hubs[1].topic("job"), Start::Earliest).await;
+    for step in ["0", "1"] {
+        sender.send(Event::new(step)).expect("the recording runs");
+        client.assert_next(step).await;
+        if step == "0" {
+            assert!(store.redis("SAVE").await.starts_with("+OK"));
+        }
+    }
+    (sender, recording, client)
+}
+
+/// Asserts that the topic of a recording is finished on all nodes, without a last event.
+async fn assert_finished_without_event(hubs: &[Hub; 2], recording: &Recording, mut client: Client) {
+    assert_eq!(timeout(SOON, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(client.next().await.0, "gap");
+    assert!(timeout(SOON, client.subscription.next()).await.expect("the stream ends").is_none());
+    sleep(LEASE * 3).await;
+    for hub in hubs {
+        let mut client = Client::of(&hub.topic("job"), Start::Earliest).await;
+        while let Some(events) = timeout(SOON, client.subscription.next()).await.expect("the stream ends") {
+            let events = String::from_utf8(events.expect("no error").as_bytes().to_vec()).expect("it is UTF-8");
+            assert!(!events.contains("data: will") && !events.contains("data: end"), "{events}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recordings_end_when_redis_is_flushed() {
+    for _ in 0..rounds() {
+        let store = Store::start(StoreKind::Redis, &["--appendonly", "no"]).await;
+        let hubs = two_hubs(StoreKind::Redis, &store.url()).await;
+        let (sender, recording, client) = record(&hubs, &store).await;
+        assert!(store.redis("FLUSHALL").await.starts_with("+OK"));
+        let _is_running = sender.send(Event::new("2"));
+        assert_finished_without_event(&hubs, &recording, client).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recordings_end_when_redis_restarts_without_newest_events() {
+    for _ in 0..rounds() {
+        let mut store = Store::start(StoreKind::Redis, &["--appendonly", "no"]).await;
+        let hubs = two_hubs(StoreKind::Redis, &store.url()).await;
+        let (sender, recording, client) = record(&hubs, &store).await;
+        store.kill();
+        store.restart().await;
+        let _is_running = sender.send(Event::new("2"));
+        assert_finished_without_event(&hubs, &recording, client).await;
     }
 }

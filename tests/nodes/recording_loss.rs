@@ -1,0 +1,205 @@
+//! Recordings on several nodes whose log has lost records before the nodes have read them. The
+//! records may include the end of a recording, so its topic gets no event any more, but an end.
+
+use super::{
+    faulty::{Faulty, Mode, Shared},
+    recording::{LEASE, SECOND, channel, log, record},
+    settle, two,
+};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering::Relaxed;
+use tokio::time::{sleep, timeout};
+use tower_sse::{
+    Event,
+    hub::{
+        Hub, Outcome,
+        backend::{Backend, Record, RecordKind},
+    },
+};
+
+/// The number of records that the log retains.
+const RETAINED: usize = 10;
+
+/// Appends events of another topic until the log has evicted all records before them.
+async fn evict(connection: &Faulty) {
+    for n in 0..2 * RETAINED {
+        let event = format!("data: {n}\n\n").into();
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
+        connection.append(vec![record]).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn loss_on_all_nodes_finishes_recordings_without_event() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    evict(&shared.connect()).await;
+    sender.send(Event::new("2")).unwrap();
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// The recording may have ended with another event, in the part of the log that was lost.
+#[tokio::test(start_paused = true)]
+async fn dead_node_gets_no_will_after_a_loss() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE - SECOND).await;
+    assert_eq!(log(&shared, "a"), ["1"], "the node may be alive");
+    sleep(SECOND * 4).await;
+    assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_after_a_loss_restores_the_will() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[1].set(Mode::Lags);
+    settle().await;
+    for n in 0..2 * RETAINED {
+        hubs[0].topic("news").publish(Event::display(n)).await.unwrap();
+        settle().await;
+    }
+    connections[1].set(Mode::Works);
+    sleep(LEASE).await;
+    assert_eq!(log(&shared, "a"), ["1"], "the node lives");
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+}
+
+/// Two nodes have missed the end of a recording, and the beginning of another recording of the
+/// topic.
+#[tokio::test(start_paused = true)]
+async fn loss_does_not_end_a_newer_recording_of_the_topic() {
+    let shared = Shared::new(RETAINED);
+    let builder = || Hub::builder().max_age(SECOND);
+    let (hubs, connections) = two(&shared, builder).await;
+    let third = shared.connect();
+    let third_hub = builder().backend(third.clone()).connect().await.unwrap();
+    let (sender, items) = channel();
+    let earlier = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    third.set(Mode::Lags);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+    // The hub forgets that the topic is finished.
+    sleep(SECOND * 10).await;
+    evict(&shared.connect()).await;
+    sleep(SECOND).await;
+    let (sender, items) = channel();
+    let newer = record(&hubs[1], "a", items).start();
+    sleep(SECOND).await;
+
+    // They read the loss in another page than the announcement of the newer recording.
+    for connection in [&connections[0], &third] {
+        connection.page.store(1, Relaxed);
+        connection.set(Mode::Works);
+    }
+    assert_eq!(timeout(SECOND * 5, earlier.outcome()).await, Ok(Outcome::Interrupted));
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE * 2).await;
+    sender.send(Event::new("2")).unwrap();
+    drop(sender);
+    assert_eq!(timeout(SECOND, newer.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!(log(&shared, "a"), ["1", "will", ".", "2", "end", "."]);
+    drop(third_hub);
+}
+
+/// Creates a log in which the second of two nodes has finished the topic `a` of the first node, which
+/// is dead. The second node has not read the end of the topic.
+async fn unread_takeover() -> (Shared, [Hub; 2], [Faulty; 2]) {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    hubs[0].topic("a").record(items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].set(Mode::Lags);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["."]);
+    (shared, hubs, connections)
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_end_of_a_takeover_is_appended_again() {
+    let (shared, _hubs, connections) = unread_takeover().await;
+    evict(&shared.connect()).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), [".", "."]);
+
+    let (shared, _hubs, connections) = unread_takeover().await;
+    shared.replace(RETAINED, Vec::new());
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["."], "in the other log");
+}
+
+/// Returns a part of a sign of life of a node with these recordings.
+fn part(number: u64, recordings: &[&str], is_first: bool, is_last: bool) -> Record {
+    let recordings: Vec<Value> = recordings.iter().map(|topic| json!([topic, 1, "data: will\n\n", false])).collect();
+    let text = json!({
+        "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
+        "first": is_first, "last": is_last
+    });
+    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+}
+
+/// The lost part of the sign of life has a recording that the other parts do not have.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_with_a_lost_part_ends_no_recording() {
+    let shared = Shared::new(RETAINED);
+    let (_hubs, connections) = two(&shared, Hub::builder).await;
+    let node = shared.connect();
+    node.append(vec![part(1, &["a", "b"], true, true)]).await.unwrap();
+    node.append(vec![part(2, &["a"], true, false)]).await.unwrap();
+    settle().await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    settle().await;
+    node.append(vec![part(2, &["b"], false, false)]).await.unwrap();
+    evict(&node).await;
+    node.append(vec![part(2, &[], false, true)]).await.unwrap();
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(SECOND * 5).await;
+    node.append(vec![part(3, &["a", "b"], true, true)]).await.unwrap();
+    sleep(SECOND * 5).await;
+    assert_eq!([log(&shared, "a"), log(&shared, "b")], [[""; 0]; 2]);
+}
+
+/// The newest sign of life of a node is lost, shortly before the end of its lease.
+#[tokio::test(start_paused = true)]
+async fn loss_gives_other_nodes_another_lease() {
+    let shared = Shared::new(RETAINED);
+    let _hubs = two(&shared, Hub::builder).await;
+    let node = shared.connect();
+    node.append(vec![part(1, &["a"], true, true)]).await.unwrap();
+    sleep(LEASE - SECOND / 10).await;
+    node.append(vec![part(2, &["a"], true, true)]).await.unwrap();
+    evict(&node).await;
+    sleep(LEASE - SECOND).await;
+    node.append(vec![part(3, &["a"], true, true)]).await.unwrap();
+    sleep(LEASE - SECOND).await;
+    assert_eq!(log(&shared, "a"), [""; 0]);
+}
