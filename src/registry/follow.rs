@@ -450,10 +450,12 @@ where
             if announcement["node"].as_str().is_none_or(|node| node == self.node) {
                 continue;
             }
+            // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
+            let Some(key) = announcement.get_mut("key").map(Value::take) else { continue };
             // Only a whole event reaches clients, whatever an application has written.
             let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
             let event = event.map(Event::encode).unwrap_or_default();
-            if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {
+            if let Ok(key) = serde_json::from_value::<K>(key) {
                 // Comparing keys runs code of the application.
                 let close = || registry.close(&key, &event);
                 contain_panic("key of a registry", || _ = close());

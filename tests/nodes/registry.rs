@@ -5,7 +5,7 @@ use super::{Faulty, Mode, PLENTY, Shared, hub, settle, two};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, request::Parts};
-use std::{task::Poll, time::Duration};
+use std::{hash::Hash, task::Poll, time::Duration};
 use support::{polled::Polled, respond::respond};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
@@ -17,6 +17,9 @@ use tower_sse::{
 };
 
 type Registry = StreamRegistry<String>;
+
+trait Key: Hash + Eq + Clone + Send + Sync + 'static {}
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
 
 const ALICE: &str = "alice";
 /// The silence of the log after which a node fails closed.
@@ -38,14 +41,17 @@ async fn two_registries(max_records: usize) -> (Shared, [Hub; 2], [Faulty; 2], [
 
 /// Opens a stream of this user.
 fn open(registry: &Registry, user: &str) -> Polled {
-    let mut body = request(registry, user);
+    open_under(registry, user.to_owned())
+}
+
+fn open_under<K: Key>(registry: &StreamRegistry<K>, key: K) -> Polled {
+    let mut body = request(registry, key);
     body.assert_pending();
     body
 }
 
-fn request(registry: &Registry, user: &str) -> Polled {
-    let user = user.to_owned();
-    let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(user.clone()));
+fn request<K: Key>(registry: &StreamRegistry<K>, key: K) -> Polled {
+    let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(key.clone()));
     let stream = SseStream::new(stream::pending::<Event>());
     Polled::new(respond(&layer, Request::new(()), stream.into_http_response()))
 }
@@ -175,7 +181,7 @@ async fn node_that_cannot_read_the_log_fails_closed() {
         assert_eq!(ends(&mut body).await, "");
         assert!(begun.elapsed() < LIMIT + Duration::from_secs(3), "{:?}", begun.elapsed());
         // New streams end at once until the node reads the log again.
-        assert_eq!(request(&registry, ALICE).rest(), "");
+        assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
         connection.set(Mode::Works);
         sleep(LIMIT).await;
         stays_open(&mut open(&registry, ALICE)).await;
@@ -200,7 +206,7 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     sleep(2 * LIMIT).await;
     for _ in 0..10 {
         sleep(LIMIT / 7).await;
-        assert_eq!(request(&registry, ALICE).rest(), "");
+        assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
     }
     connections[0].set(Mode::Works);
     sleep(LIMIT).await;
@@ -208,7 +214,7 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     // A hub that is shut down closes no more streams.
     connections[0].set(Mode::Hangs);
     sleep(2 * LIMIT).await;
-    assert_eq!(request(&registry, ALICE).rest(), "");
+    assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
     hubs[0].shutdown();
     sleep(LIMIT).await;
     stays_open(&mut open(&registry, ALICE)).await;
@@ -366,4 +372,23 @@ async fn slow_announcement_delays_no_sign_of_life() {
     stays_open(&mut alice).await;
     connection.set(Mode::Hangs);
     ends(&mut alice).await;
+}
+
+/// A sign of life has no key, and `None` is `null` in JSON.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_closes_no_stream_without_a_user() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut registries = Vec::new();
+    for hub in &hubs {
+        let registry = StreamRegistry::<Option<String>>::new().fail_closed_after(LIMIT);
+        registry.follow(hub).await.unwrap();
+        registries.push(registry);
+    }
+    let mut anonymous = open_under(&registries[0], None);
+    let mut alice = open_under(&registries[0], Some(ALICE.to_owned()));
+    sleep(3 * LIMIT).await;
+    stays_open(&mut anonymous).await;
+    registries[1].close_with(&None, Event::new("bye"));
+    assert_eq!(ends(&mut anonymous).await, "data: bye\n\n");
+    stays_open(&mut alice).await;
 }
