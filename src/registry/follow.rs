@@ -89,7 +89,7 @@ where
     /// ```
     pub async fn follow(&self, hub: &Hub) -> Result<(), Error> {
         let topic = hub.topic(TOPIC);
-        let subscription = topic.subscribe(Start::Latest).await?;
+        let subscription = subscribe(&topic, Start::Latest).await?;
         let node = format!("{:016x}", random::bits());
         let (queue, announcements) = unbounded_channel();
         let announcer =
@@ -405,7 +405,7 @@ where
             sleep(RETRY_PAUSE).await;
             // If subscribing fails, the old subscription is kept. It has ended, so the loop comes
             // here again.
-            let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
+            let again = until(deadline, subscribe(&self.topic, Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
             // An ended subscription is ready each time, so the wait for its next item never sees
             // the deadline.
@@ -462,6 +462,12 @@ where
             }
         }
     }
+}
+
+/// Subscribes to the announcements. The pause of [`Builder::linger`](crate::hub::Builder::linger),
+/// which the hub sets for its clients, would delay the closes.
+async fn subscribe(topic: &Topic, start: Start) -> Result<Subscription, Error> {
+    Ok(topic.subscribe(start).await?.linger(Duration::ZERO))
 }
 
 async fn next(subscription: &mut Subscription) -> Option<<Subscription as Stream>::Item> {

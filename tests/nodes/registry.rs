@@ -392,3 +392,26 @@ async fn sign_of_life_closes_no_stream_without_a_user() {
     assert_eq!(ends(&mut anonymous).await, "data: bye\n\n");
     stays_open(&mut alice).await;
 }
+
+/// Events for clients may wait, and the end of a session may not.
+#[tokio::test(start_paused = true)]
+async fn linger_of_the_hub_delays_no_close() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _connections) = two(&shared, || Hub::builder().linger(LIMIT)).await;
+    let [one, other] = [following(&hubs[0]).await, following(&hubs[1]).await];
+    let close_in_time = async || {
+        // The linger is a pause after an event.
+        let mut there = [open(&other, ALICE), open(&other, "bob")];
+        for (user, body) in [ALICE, "bob"].into_iter().zip(&mut there) {
+            one.close_everywhere(&user.to_owned()).await.unwrap();
+            let begun = Instant::now();
+            ends(body).await;
+            assert!(begun.elapsed() < LIMIT / 10, "{user} after {:?}", begun.elapsed());
+        }
+    };
+    close_in_time().await;
+    // The registries subscribe again.
+    shared.replace(PLENTY, Vec::new());
+    sleep(2 * LIMIT).await;
+    close_in_time().await;
+}
