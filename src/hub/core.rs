@@ -6,6 +6,8 @@
 //! [committed](Core::committed) position can be read. No waker is woken, cloned or dropped while a
 //! lock is held.
 
+#[cfg(feature = "json")]
+use super::stream_registries::StreamRegistries;
 use super::{
     backend::{Appended, IdFormat, Position, Record, RecordKind},
     config::HubConfig,
@@ -69,6 +71,8 @@ pub(super) struct Core {
     /// time until which the janitor sleeps.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
+    #[cfg(feature = "json")]
+    pub(super) stream_registries: Arc<StreamRegistries>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -86,6 +90,8 @@ impl Core {
             wake_queue: Arc::default(),
             recordings,
             presence,
+            #[cfg(feature = "json")]
+            stream_registries: Arc::default(),
             earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),

@@ -251,9 +251,19 @@ async fn node_whose_topic_was_finished_fails_closed() {
 async fn foreign_records_close_no_stream() {
     let (_shared, hubs, _connections, [one, other]) = two_registries(PLENTY).await;
     let mut there = open(&other, ALICE);
-    for data in
-        ["", "no JSON", "{}", "[]", r#"{"node":"x"}"#, r#"{"node":"x","key":7}"#, r#"{"key":"alice"}"#, "two\nlines"]
-    {
+    for data in [
+        "",
+        "no JSON",
+        "{}",
+        "[]",
+        r#"{"node":"x"}"#,
+        r#"{"node":"x","key":7}"#,
+        r#"{"key":"alice"}"#,
+        "two\nlines",
+        r#"{"node":"x","registry":"","key":7}"#,
+        r#"{"node":"x","registry":"users","key":"alice"}"#,
+        r#"{"node":"x","registry":[],"key":"alice"}"#,
+    ] {
         hubs[0].topic("tower-sse/closed-streams").publish(Event::new(data)).await.unwrap();
     }
     stays_open(&mut there).await;
@@ -262,7 +272,8 @@ async fn foreign_records_close_no_stream() {
     // Bytes that are not one whole event do not reach a client.
     for event in ["data: incomplete", "data: a\n\ndata: b\n\n", "id: 7\ndata: a\n\n"] {
         let mut there = open(&other, ALICE);
-        let announcement = Event::json(&serde_json::json!({ "node": "x", "key": ALICE, "event": event })).unwrap();
+        let announcement = serde_json::json!({ "node": "x", "registry": "", "key": ALICE, "event": event });
+        let announcement = Event::json(&announcement).unwrap();
         hubs[0].topic("tower-sse/closed-streams").publish(announcement).await.unwrap();
         assert_eq!(ends(&mut there).await, "", "{event:?}");
     }
@@ -372,6 +383,84 @@ async fn slow_announcement_delays_no_sign_of_life() {
     stays_open(&mut alice).await;
     connection.set(Mode::Hangs);
     ends(&mut alice).await;
+}
+
+/// The keys of the registries are equal, and the layers can put one stream into both.
+#[tokio::test(start_paused = true)]
+async fn registries_with_different_names_close_their_own_streams() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut nodes = Vec::new();
+    for hub in &hubs {
+        let [users, tenants] = [StreamRegistry::<u64>::new(), StreamRegistry::new()];
+        users.follow(hub).await.unwrap();
+        tenants.follow_as(hub, "tenants").await.unwrap();
+        nodes.push([users, tenants]);
+    }
+    let mut users = [open_under(&nodes[0][0], 7), open_under(&nodes[1][0], 7)];
+    let mut tenants = [open_under(&nodes[0][1], 7), open_under(&nodes[1][1], 7)];
+    assert_eq!(nodes[0][1].close_with(&7, Event::new("tenant")), 1);
+    for body in &mut tenants {
+        assert_eq!(ends(body).await, "data: tenant\n\n");
+    }
+    for body in &mut users {
+        stays_open(body).await;
+    }
+    nodes[1][0].close_everywhere_with(&7, Event::new("user")).await.unwrap();
+    for body in &mut users {
+        assert_eq!(ends(body).await, "data: user\n\n");
+    }
+}
+
+/// Otherwise each registry would close the streams of the other, also if their keys have other
+/// types.
+#[tokio::test(start_paused = true)]
+async fn second_registry_of_a_name_gets_an_error() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let [first, second, names] = [Registry::new(), Registry::new(), Registry::new()];
+    first.follow(&hubs[0]).await.unwrap();
+    let error = second.follow(&hubs[0]).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::RegistryNameInUse, 500));
+    assert_eq!(
+        error.to_string(),
+        "a stream registry of this process already follows the hub under the name \"\"; \
+         choose another name in follow_as"
+    );
+    names.follow_as(&hubs[0], "a").await.unwrap();
+    for error in [
+        StreamRegistry::<u64>::new().follow(&hubs[0]).await.unwrap_err(),
+        second.follow_as(&hubs[0], "a").await.unwrap_err(),
+        first.follow(&hubs[0]).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::RegistryNameInUse);
+    }
+    let mut body = open(&second, ALICE);
+    first.close(&ALICE.to_owned());
+    stays_open(&mut body).await;
+    // On another node, and when the first registry is dropped, the name is free.
+    second.follow(&hubs[1]).await.unwrap();
+    drop(first);
+    second.follow(&hubs[0]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn name_of_a_registry_has_a_maximum_length() {
+    let hub = Hub::new();
+    let registry = Registry::new();
+    let error = registry.follow_as(&hub, &"n".repeat(257)).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::RegistryNameTooLong, 500));
+    assert!(error.to_string().ends_with("has 257 bytes: at most 256 are allowed"), "{error}");
+    registry.follow_as(&hub, &"n".repeat(256)).await.unwrap();
+}
+
+/// The subscription is rejected, and the next attempt may use the same name.
+#[tokio::test(start_paused = true)]
+async fn name_is_free_after_a_failure() {
+    let hub = Hub::builder().max_topics(1).build();
+    hub.topic("news").publish(Event::new("x")).await.unwrap();
+    let registry = Registry::new();
+    assert_eq!(registry.follow(&hub).await.unwrap_err().kind(), ErrorKind::TooManyTopics);
+    hub.topic("news").remove().await.unwrap();
+    registry.follow(&hub).await.unwrap();
 }
 
 /// A sign of life has no key, and `None` is `null` in JSON.
