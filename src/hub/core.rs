@@ -309,11 +309,21 @@ impl Core {
     fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let Some(topic) = registry.topics.get(name).cloned() else { return };
-        let mut contents = topic.lock();
-        self.remove_contents(&mut registry, &topic, &mut contents);
-        drop(contents);
-        registry.forget_if_idle(&topic, now);
+        if let Some(topic) = registry.topics.get(name).cloned() {
+            let mut contents = topic.lock();
+            self.remove_contents(&mut registry, &topic, &mut contents);
+            drop(contents);
+            registry.forget_if_idle(&topic, now);
+        }
+        self.note_removed(&mut registry, name);
+    }
+
+    /// Notes the removal of a topic, if the later leaves of its members would otherwise get events.
+    /// Such an event would create the topic again.
+    pub(super) fn note_removed(&self, registry: &mut Registry, name: &Arc<str>) {
+        if self.presence.has_events_to_come(name) {
+            registry.note_removed(name);
+        }
     }
 
     /// Removes the events and the settings of a topic. The caller then drops the topic if it has no
@@ -418,6 +428,12 @@ impl Core {
 
     pub(super) fn exists(&self, name: &str) -> bool {
         self.registry.lock().topics.contains_key(name)
+    }
+
+    /// Returns `true` if the application has removed the topic while it had members, and the topic
+    /// was not created again.
+    pub(super) fn is_removed(&self, name: &Arc<str>) -> bool {
+        self.registry.lock().is_removed(name)
     }
 
     pub(super) fn subscribers(&self, name: &str) -> usize {

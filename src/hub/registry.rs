@@ -10,11 +10,16 @@ use super::{
     topic_state::{Contents, TopicState},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::BuildHasher,
     sync::Arc,
 };
 use tokio::{task::AbortHandle, time::Instant};
+
+/// The maximum number of removed topics that are remembered because they have members. Beyond it,
+/// all of them are forgotten. The event of a leave can then create such a topic, until the event
+/// expires.
+const MAX_REMOVED: usize = 10_000;
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -26,6 +31,9 @@ pub(super) struct Registry {
     /// has no limits of its own; only the `Arc` is shared. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
+    /// The hashes of the names of topics with members that the application has removed. A topic
+    /// that was created again is not included.
+    removed: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
@@ -55,7 +63,9 @@ impl Registry {
             return Ok(topic.clone());
         }
         self.check_topic_limit(std::slice::from_ref(name), config)?;
-        let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
+        let hash = self.topics.hasher().hash_one(name);
+        self.removed.remove(&hash);
+        let evicted_through = self.tombstones.evicted_through(hash);
         let topic = Arc::new(TopicState::new(name.clone(), evicted_through, self.limits(config)));
         if let Some(watch) = self.count_watches.get(name) {
             topic.lock().count_watch = Some(watch.clone());
@@ -114,6 +124,7 @@ impl Registry {
         self.retained = Amount::default();
         self.due.clear();
         self.tombstones = Tombstones { topics: HashMap::new(), others: evicted_through };
+        self.removed.clear();
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
@@ -128,7 +139,27 @@ impl Registry {
     /// Notes that this process does not retain the event at `position`, because the limit of topics
     /// was reached. Later subscribers read it from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
-        self.tombstones.note(self.topics.hasher().hash_one(topic), position);
+        let hash = self.topics.hasher().hash_one(topic);
+        self.removed.remove(&hash);
+        self.tombstones.note(hash, position);
+    }
+
+    /// Notes that the application has removed a topic that has members. Has no effect if the topic
+    /// still exists, for example because it has subscribers.
+    pub(super) fn note_removed(&mut self, topic: &Arc<str>) {
+        if self.topics.contains_key(topic) {
+            return;
+        }
+        if self.removed.len() >= MAX_REMOVED {
+            self.removed.clear();
+        }
+        self.removed.insert(self.topics.hasher().hash_one(topic));
+    }
+
+    /// Returns `true` if the application has removed the topic while it had members, and the topic
+    /// was not created again.
+    pub(super) fn is_removed(&self, topic: &Arc<str>) -> bool {
+        self.removed.contains(&self.topics.hasher().hash_one(topic))
     }
 
     /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
@@ -243,5 +274,25 @@ impl Tombstones {
         }
         let known = self.topics.entry(topic).or_default();
         *known = evicted_through.max(*known);
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_topics_need_little_memory() {
+        let mut registry = Registry::default();
+        let name = |n: usize| -> Arc<str> { n.to_string().into() };
+        for n in 0..3 * MAX_REMOVED {
+            registry.note_removed(&name(n));
+            assert!(registry.is_removed(&name(n)) && registry.removed.len() <= MAX_REMOVED);
+        }
+        let last = name(3 * MAX_REMOVED - 1);
+        registry.topic(&last, &HubConfig::DEFAULT).unwrap();
+        assert!(!registry.is_removed(&last));
+        registry.note_removed(&last);
+        assert!(!registry.is_removed(&last), "the topic exists");
     }
 }
