@@ -22,6 +22,8 @@ use tower_sse::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// The maximum age of events, after which a topic without subscribers is dropped.
+const HOUR: Duration = Duration::from_secs(3600);
 
 async fn join(topic: &Topic, member: &str) -> Subscription {
     topic.join(member, topic.subscribe(Start::Latest).await.unwrap()).unwrap()
@@ -53,7 +55,11 @@ fn with_events() -> Builder {
 
 /// Returns the data of all events that a topic retains.
 async fn events(topic: &Topic) -> Vec<String> {
-    let mut subscription = topic.subscribe(Start::Earliest).await.unwrap();
+    read(&mut topic.subscribe(Start::Earliest).await.unwrap())
+}
+
+/// Returns the data of the events that the subscription yields without waiting.
+fn read(subscription: &mut Subscription) -> Vec<String> {
     let mut bytes = Vec::new();
     while let Some(Some(Ok(events))) = subscription.next().now_or_never() {
         bytes.extend_from_slice(events.as_bytes());
@@ -394,17 +400,60 @@ async fn member_that_joins_a_finished_topic_does_not_bring_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leave_does_not_create_a_topic() {
+async fn leave_does_not_bring_a_removed_topic_back() {
     let hub = with_events().build();
     let lobby = hub.topic("lobby");
-    let reader = hub.topic("other").subscribe(Start::Latest).await.unwrap();
-    let reader = lobby.join("a", reader).unwrap();
-    assert_eq!(events(&lobby).await, ["lobby +a"]);
+    let join_as_reader_of_another_topic =
+        async || lobby.join("a", hub.topic("other").subscribe(Start::Latest).await.unwrap()).unwrap();
+    for is_quiet in [false, true] {
+        let reader = join_as_reader_of_another_topic().await;
+        assert_eq!(events(&lobby).await, ["lobby +a"]);
+        if is_quiet {
+            sleep(2 * HOUR).await;
+            assert!(!lobby.exists());
+        }
+        lobby.remove().await.unwrap();
+        drop(reader);
+        sleep(6 * SECOND).await;
+        assert_eq!(members(&lobby).await, [""; 0]);
+        assert!(!lobby.exists());
+    }
+    // An event creates the topic again, and expires.
+    let reader = join_as_reader_of_another_topic().await;
     lobby.remove().await.unwrap();
+    lobby.publish(Event::new("again")).await.unwrap();
+    sleep(2 * HOUR).await;
     drop(reader);
     sleep(6 * SECOND).await;
-    assert_eq!(members(&lobby).await, [""; 0]);
-    assert!(!lobby.exists());
+    assert_eq!(events(&lobby).await, ["lobby -a"]);
+}
+
+/// All clients lose their connections after more than an hour without an event, and only one of
+/// them returns.
+#[tokio::test(start_paused = true)]
+async fn returning_client_of_a_quiet_topic_gets_the_leaves() {
+    let lobby = with_events().build().topic("lobby");
+    for is_removed in [false, true] {
+        let [a, mut b] = [join(&lobby, "a").await, join(&lobby, "b").await];
+        read(&mut b);
+        sleep(2 * HOUR).await;
+        if is_removed {
+            // The topic has subscribers, so only its events are removed.
+            lobby.remove().await.unwrap();
+        }
+        let id = b.cursor();
+        drop([a, b]);
+        sleep(6 * SECOND).await;
+        let mut b = lobby.join("b", lobby.subscribe(Start::After(id)).await.unwrap()).unwrap();
+        assert!(b.is_resumed() && b.gap().is_none());
+        let mut missed = read(&mut b);
+        missed[..2].sort();
+        assert_eq!(missed, ["lobby -a", "lobby -b", "lobby +b"]);
+        drop(b);
+        // The events of the leaves expire like others.
+        sleep(2 * HOUR).await;
+        assert!(!lobby.exists());
+    }
 }
 
 struct Wakes(AtomicUsize);

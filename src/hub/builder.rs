@@ -156,11 +156,17 @@ impl Builder {
     /// so return `None` for such topics.
     ///
     /// A finished topic gets no events of joins and leaves. If the topic is then removed, it gets
-    /// them again after another event or a subscription has created it again. A leave never creates
-    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. If the
-    /// topic exists on other nodes only, the event of the leave can come after the event of a later
-    /// join. An event whose name is reserved for the hub is not published. With a backend, neither
-    /// is an event of more than 256 KiB. If the function panics, the change has no event.
+    /// them again after another event or a subscription has created it again.
+    ///
+    /// An event can create a topic that does not [exist](super::Topic::exists), because it had
+    /// neither retained events nor subscribers. So a client that returns to the topic gets the
+    /// leaves that it has missed. The topic exists until these events expire. The exception is a
+    /// topic that the application has [removed](super::Topic::remove) while it had members: a leave
+    /// does not create it again, but a join does. The hub remembers this for up to 10,000 removed
+    /// topics.
+    ///
+    /// An event whose name is reserved for the hub is not published. With a backend, neither is an
+    /// event of more than 256 KiB. If the function panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,

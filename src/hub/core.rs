@@ -6,6 +6,8 @@
 //! [committed](Core::committed) position can be read. No waker is woken, cloned or dropped while a
 //! lock is held.
 
+#[cfg(feature = "json")]
+use super::stream_registries::StreamRegistries;
 use super::{
     backend::{Appended, IdFormat, Position, Record, RecordKind},
     config::HubConfig,
@@ -69,6 +71,8 @@ pub(super) struct Core {
     /// time until which the janitor sleeps.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
+    #[cfg(feature = "json")]
+    pub(super) stream_registries: Arc<StreamRegistries>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -86,6 +90,8 @@ impl Core {
             wake_queue: Arc::default(),
             recordings,
             presence,
+            #[cfg(feature = "json")]
+            stream_registries: Arc::default(),
             earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
@@ -321,15 +327,24 @@ impl Core {
     fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let Some(topic) = registry.topics.get(name).cloned() else {
+        if let Some(topic) = registry.topics.get(name).cloned() {
+            let mut contents = topic.lock();
+            self.remove_contents(&mut registry, &topic, &mut contents);
+            registry.note_removed(name, contents.log.evicted_through());
+            drop(contents);
+            registry.forget_if_idle(&topic, now);
+        } else {
             registry.note_removed(name, Position::START);
-            return;
-        };
-        let mut contents = topic.lock();
-        self.remove_contents(&mut registry, &topic, &mut contents);
-        registry.note_removed(name, contents.log.evicted_through());
-        drop(contents);
-        registry.forget_if_idle(&topic, now);
+        }
+        self.note_removed_with_members(&mut registry, name);
+    }
+
+    /// Notes the removal of a topic, if the later leaves of its members would otherwise get events.
+    /// Such an event would create the topic again.
+    pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
+        if self.presence.has_events_to_come(name) {
+            registry.note_removed_with_members(name);
+        }
     }
 
     /// Removes the events and the settings of a topic. The caller then drops the topic if it has no
@@ -435,6 +450,12 @@ impl Core {
 
     pub(super) fn exists(&self, name: &str) -> bool {
         self.registry.lock().topics.contains_key(name)
+    }
+
+    /// Returns `true` if the application has removed the topic while it had members, and the topic
+    /// was not created again.
+    pub(super) fn is_removed_with_members(&self, name: &Arc<str>) -> bool {
+        self.registry.lock().is_removed_with_members(name)
     }
 
     pub(super) fn subscribers(&self, name: &str) -> usize {

@@ -87,6 +87,7 @@ impl Core {
                 registry.note_skipped(name, *position);
                 if record.kind == RecordKind::Remove {
                     self.note_removal(name, *position, *position);
+                    self.note_removed_with_members(&mut registry, name);
                 }
             }
             return;
@@ -124,7 +125,9 @@ impl Core {
         }
         self.commit(registry, &topic, contents, now);
         if is_removed {
-            self.registry.lock().forget_if_idle(&topic, now);
+            let mut registry = self.registry.lock();
+            registry.forget_if_idle(&topic, now);
+            self.note_removed_with_members(&mut registry, name);
         }
     }
 

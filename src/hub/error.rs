@@ -38,8 +38,8 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic, of the event or of the member, or the number of topics in the
-    /// subscription, depending on `kind`. Empty for other kinds.
+    /// The name of the topic, of the event, of the member or of the stream registry, or the number
+    /// of topics in the subscription, depending on `kind`. Empty for other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -71,6 +71,12 @@ pub enum ErrorKind {
     /// The name of a topic with [members](super::Topic::join) has more than 1,024 bytes. 400 Bad
     /// Request.
     TopicTooLong,
+    /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
+    /// Server Error.
+    RegistryNameTooLong,
+    /// A [stream registry](crate::StreamRegistry) of this process already follows the hub under the
+    /// same name. 500 Internal Server Error.
+    RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
     /// Internal Server Error.
@@ -145,6 +151,16 @@ impl Error {
         Self { kind: ErrorKind::TopicTooLong, topic: topic.into(), limit, source: None }
     }
 
+    #[cfg(feature = "json")]
+    pub(super) fn registry_name_too_long(name: &str, limit: usize) -> Self {
+        Self { kind: ErrorKind::RegistryNameTooLong, topic: name.into(), limit, source: None }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn registry_name_in_use(name: &str) -> Self {
+        Self { kind: ErrorKind::RegistryNameInUse, topic: name.into(), limit: 0, source: None }
+    }
+
     pub(super) fn needs_await(topic: &str) -> Self {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
@@ -185,7 +201,11 @@ impl Error {
             | ErrorKind::ReservedTopic
             | ErrorKind::TooManyTopicsInSubscription
             | ErrorKind::TopicTooLong => StatusCode::BAD_REQUEST,
-            ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::Json
+            | ErrorKind::NeedsAwait
+            | ErrorKind::RegistryNameInUse
+            | ErrorKind::RegistryNameTooLong
+            | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -214,6 +234,15 @@ impl fmt::Display for Error {
                 let (bytes, limit) = (self.topic.len(), self.limit);
                 write!(f, "the topic {topic} has {bytes} bytes: at most {limit} are allowed in a topic with members")
             }
+            ErrorKind::RegistryNameTooLong => {
+                let (bytes, limit) = (self.topic.len(), self.limit);
+                write!(f, "the name {topic} of a stream registry has {bytes} bytes: at most {limit} are allowed")
+            }
+            ErrorKind::RegistryNameInUse => write!(
+                f,
+                "a stream registry of this process already follows the hub under the name {topic}; \
+                 choose another name in follow_as"
+            ),
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
             }

@@ -30,6 +30,13 @@ impl Hub {
         &self.core
     }
 
+    /// Reserves a name for a stream registry that follows this hub. Dropping the result releases
+    /// the name.
+    #[cfg(feature = "json")]
+    pub(crate) fn reserve_registry_name(&self, name: &str) -> Result<super::RegistryName, Error> {
+        self.core.stream_registries.reserve(name)
+    }
+
     /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic
     /// retains up to 10,000 events and 8 MiB, for one hour. The hub has up to 100,000 topics.
     #[must_use]

@@ -188,6 +188,8 @@ mod retention;
 mod segment;
 mod start;
 mod stats;
+#[cfg(feature = "json")]
+mod stream_registries;
 mod subscribe;
 mod subscriber_counts;
 mod subscription;
@@ -207,6 +209,8 @@ pub use recording::{Outcome, Recorder, Recording};
 pub use retention::Retention;
 pub use start::{IntoTopicStart, Start};
 pub use stats::Stats;
+#[cfg(feature = "json")]
+pub(crate) use stream_registries::RegistryName;
 pub use subscriber_counts::SubscriberCounts;
 pub use subscription::Subscription;
 pub use topic::Topic;

@@ -11,7 +11,7 @@ use super::{
 };
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::BuildHasher,
     sync::Arc,
 };
@@ -20,6 +20,11 @@ use tokio::{task::AbortHandle, time::Instant};
 /// The maximum number of topics whose expired events are removed without releasing the lock of the
 /// registry.
 pub(super) const SWEEP: usize = 64;
+
+/// The maximum number of removed topics that are remembered because they have members. Beyond it,
+/// all of them are forgotten. The event of a leave can then create such a topic, until the event
+/// expires.
+const MAX_REMOVED: usize = 10_000;
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -31,6 +36,9 @@ pub(super) struct Registry {
     /// has no limits of its own; only the `Arc` is shared. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
+    /// The hashes of the names of topics with members that the application has removed. A topic
+    /// that was created again is not included.
+    removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
@@ -60,7 +68,9 @@ impl Registry {
             return Ok(topic.clone());
         }
         self.check_topic_limit(std::slice::from_ref(name), config)?;
-        let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
+        let hash = self.topics.hasher().hash_one(name);
+        self.removed_with_members.remove(&hash);
+        let evicted_through = self.tombstones.evicted_through(hash);
         let topic = Arc::new(TopicState::new(name.clone(), evicted_through, self.limits(config)));
         if let Some(watch) = self.count_watches.get(name) {
             topic.lock().count_watch = Some(watch.clone());
@@ -131,6 +141,7 @@ impl Registry {
         self.retained = Amount::default();
         self.due.clear();
         self.tombstones = Tombstones { topics: HashMap::new(), others: evicted_through };
+        self.removed_with_members.clear();
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
@@ -145,7 +156,9 @@ impl Registry {
     /// Notes that this process does not retain the event at `position`, because the limit of topics
     /// was reached. Later subscribers read it from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
-        self.tombstones.note(self.topics.hasher().hash_one(topic), position, false);
+        let hash = self.topics.hasher().hash_one(topic);
+        self.removed_with_members.remove(&hash);
+        self.tombstones.note(hash, position, false);
     }
 
     /// Records that the application has removed a topic, whose events up to and including `through`
@@ -163,6 +176,24 @@ impl Registry {
     pub(super) fn has_expired(&self, name: &Arc<str>, position: Position) -> bool {
         let tombstone = self.tombstones.topics.get(&self.topics.hasher().hash_one(name));
         tombstone.is_some_and(|tombstone| !tombstone.is_ended && tombstone.evicted_through <= position)
+    }
+
+    /// Notes that the application has removed a topic that has members. Has no effect if the topic
+    /// still exists, for example because it has subscribers.
+    pub(super) fn note_removed_with_members(&mut self, topic: &Arc<str>) {
+        if self.topics.contains_key(topic) {
+            return;
+        }
+        if self.removed_with_members.len() >= MAX_REMOVED {
+            self.removed_with_members.clear();
+        }
+        self.removed_with_members.insert(self.topics.hasher().hash_one(topic));
+    }
+
+    /// Returns `true` if the application has removed the topic while it had members, and the topic
+    /// was not created again.
+    pub(super) fn is_removed_with_members(&self, topic: &Arc<str>) -> bool {
+        self.removed_with_members.contains(&self.topics.hasher().hash_one(topic))
     }
 
     /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
@@ -317,5 +348,25 @@ impl Tombstones {
             Ordering::Equal => known.is_ended |= is_ended,
             Ordering::Greater => *known = Tombstone { evicted_through, is_ended },
         }
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_topics_need_little_memory() {
+        let mut registry = Registry::default();
+        let name = |n: usize| -> Arc<str> { n.to_string().into() };
+        for n in 0..3 * MAX_REMOVED {
+            registry.note_removed_with_members(&name(n));
+            assert!(registry.is_removed_with_members(&name(n)) && registry.removed_with_members.len() <= MAX_REMOVED);
+        }
+        let last = name(3 * MAX_REMOVED - 1);
+        registry.topic(&last, &HubConfig::DEFAULT).unwrap();
+        assert!(!registry.is_removed_with_members(&last));
+        registry.note_removed_with_members(&last);
+        assert!(!registry.is_removed_with_members(&last), "the topic exists");
     }
 }

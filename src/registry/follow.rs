@@ -7,7 +7,7 @@ use super::{Shared, StreamRegistry};
 use crate::{
     Event, JsonError,
     callback::contain_panic,
-    hub::{Error, ErrorKind, Hub, Start, Subscription, SubscriptionError, Topic},
+    hub::{Error, ErrorKind, Hub, RegistryName, Start, Subscription, SubscriptionError, Topic},
     random, trace,
 };
 use bytes::Bytes;
@@ -60,6 +60,9 @@ where
     /// topic or publish to it. If the application finishes the topic, closes reach the other nodes
     /// only when the topic accepts events again.
     ///
+    /// If several registries follow one log, for example those of users and of tenants, give each
+    /// of them a name with [`follow_as`](Self::follow_as).
+    ///
     /// An announcement reaches the other nodes after some milliseconds. If a user logs in again
     /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
     /// session, and not the user, as the key.
@@ -70,7 +73,9 @@ where
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Topic::subscribe`].
+    /// Returns the errors of [`follow_as`](Self::follow_as). A second registry of this process that
+    /// calls `follow` for the same hub gets the error
+    /// [`RegistryNameInUse`](ErrorKind::RegistryNameInUse).
     ///
     /// # Panics
     ///
@@ -88,21 +93,72 @@ where
     /// }
     /// ```
     pub async fn follow(&self, hub: &Hub) -> Result<(), Error> {
+        self.follow_as(hub, "").await
+    }
+
+    /// Connects this registry with a hub, as [`follow`](Self::follow) does, under a name. A close
+    /// ends streams only in the registries that follow the log under the same name. `follow` uses
+    /// the empty name.
+    ///
+    /// A registry has the same name on all nodes, and each registry of a node has a name of its
+    /// own. All applications that share the log share these names, too. The user 7 and the tenant 7
+    /// have the same key in JSON. If their registries had the same name, closing the streams of the
+    /// tenant on one node would close the streams of the user on the other nodes.
+    ///
+    /// # Errors
+    ///
+    /// - The errors of [`Topic::subscribe`].
+    /// - [`RegistryNameInUse`](ErrorKind::RegistryNameInUse) if a registry of this process already
+    ///   follows the hub under this name. The name becomes free when all handles of that registry
+    ///   and all layers with it are dropped.
+    /// - [`RegistryNameTooLong`](ErrorKind::RegistryNameTooLong) if the name has more than 256
+    ///   bytes.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{StreamRegistry, hub::{Error, Hub}};
+    ///
+    /// #[derive(Clone)]
+    /// struct Streams {
+    ///     users: StreamRegistry<u64>,
+    ///     tenants: StreamRegistry<u64>,
+    /// }
+    ///
+    /// async fn streams(hub: &Hub) -> Result<Streams, Error> {
+    ///     let streams = Streams { users: StreamRegistry::new(), tenants: StreamRegistry::new() };
+    ///     streams.users.follow_as(hub, "users").await?;
+    ///     streams.tenants.follow_as(hub, "tenants").await?;
+    ///     Ok(streams)
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let hub = Hub::new();
+    /// # let streams = streams(&hub).await?;
+    /// # let error = streams.users.follow_as(&hub, "tenants").await.unwrap_err();
+    /// # assert_eq!(error.kind(), tower_sse::hub::ErrorKind::RegistryNameInUse);
+    /// # Ok(()) }
+    /// ```
+    pub async fn follow_as(&self, hub: &Hub, name: &str) -> Result<(), Error> {
+        let name = hub.reserve_registry_name(name)?;
         let topic = hub.topic(TOPIC);
-        let subscription = topic.subscribe(Start::Latest).await?;
+        let subscription = subscribe(&topic, Start::Latest).await?;
         let node = format!("{:016x}", random::bits());
         let (queue, announcements) = unbounded_channel();
-        let announcer =
-            Announcer { topic: topic.clone(), node: node.clone(), queue, encode: |key| serde_json::to_value(key) };
         let silence = *lock(&self.shared.following.fail_closed_after);
         let follower = Follower {
             topic: topic.clone(),
             node: node.clone(),
+            name: name.as_str().into(),
             registry: Arc::downgrade(&self.shared),
             silence,
             is_cut_off: false,
         };
         let sign = Event::json(&json!({ "node": node }))?;
+        let announcer = Announcer { topic: topic.clone(), node, name, queue, encode: |key| serde_json::to_value(key) };
         // The signs of life have a task of their own, so that a slow announcement does not delay
         // them.
         let beats = silence.map(|silence| tokio::spawn(beat(topic.clone(), sign, silence / 3)));
@@ -267,6 +323,7 @@ struct Announcer<K> {
     /// The random name of this node, which all of its announcements contain. This node ignores
     /// announcements with this name.
     node: String,
+    name: RegistryName,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
 }
@@ -274,7 +331,8 @@ struct Announcer<K> {
 impl<K> Announcer<K> {
     fn prepare(&self, key: &K, event: &Bytes) -> Result<Announcement, JsonError> {
         let key = (self.encode)(key).map_err(JsonError::new)?;
-        let event = json!({ "node": self.node, "key": key, "event": String::from_utf8_lossy(event) });
+        let (node, registry, event) = (&self.node, self.name.as_str(), String::from_utf8_lossy(event));
+        let event = json!({ "node": node, "registry": registry, "key": key, "event": event });
         Ok(Announcement { topic: self.topic.clone(), queue: self.queue.clone(), event: Some(Event::json(&event)?) })
     }
 }
@@ -362,6 +420,9 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
 struct Follower<K> {
     topic: Topic,
     node: String,
+    /// The name under which the registry follows the hub. The task skips the announcements of
+    /// registries with other names.
+    name: Box<str>,
     registry: Weak<Shared<K>>,
     /// The maximum time that this node waits for an event in the topic of the announcements, as
     /// [`fail_closed_after`](StreamRegistry::fail_closed_after) has set it. After this time, the
@@ -405,7 +466,7 @@ where
             sleep(RETRY_PAUSE).await;
             // If subscribing fails, the old subscription is kept. It has ended, so the loop comes
             // here again.
-            let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
+            let again = until(deadline, subscribe(&self.topic, Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
             // An ended subscription is ready each time, so the wait for its next item never sees
             // the deadline.
@@ -450,16 +511,28 @@ where
             if announcement["node"].as_str().is_none_or(|node| node == self.node) {
                 continue;
             }
+            // Equal keys of another registry, such as the number of a tenant, mean other streams.
+            if announcement["registry"] != *self.name {
+                continue;
+            }
+            // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
+            let Some(key) = announcement.get_mut("key").map(Value::take) else { continue };
             // Only a whole event reaches clients, whatever an application has written.
             let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
             let event = event.map(Event::encode).unwrap_or_default();
-            if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {
+            if let Ok(key) = serde_json::from_value::<K>(key) {
                 // Comparing keys runs code of the application.
                 let close = || registry.close(&key, &event);
                 contain_panic("key of a registry", || _ = close());
             }
         }
     }
+}
+
+/// Subscribes to the announcements. The pause of [`Builder::linger`](crate::hub::Builder::linger),
+/// which the hub sets for its clients, would delay the closes.
+async fn subscribe(topic: &Topic, start: Start) -> Result<Subscription, Error> {
+    Ok(topic.subscribe(start).await?.linger(Duration::ZERO))
 }
 
 async fn next(subscription: &mut Subscription) -> Option<<Subscription as Stream>::Item> {

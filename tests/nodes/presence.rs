@@ -2,7 +2,7 @@
 //! published as an event once and in order, in spite of failures of nodes and of the backend.
 
 use super::{
-    PLENTY,
+    PLENTY, data_soon,
     faulty::{Faulty, Mode, Shared},
     settle,
 };
@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::{Stream, StreamExt};
+use tokio_test::task;
 use tower_sse::{
     Event,
     hub::{
@@ -33,6 +34,8 @@ use tower_sse::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// The maximum age of events, after which a topic without subscribers is dropped.
+const HOUR: Duration = Duration::from_secs(3600);
 const LEASE: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -996,6 +999,75 @@ async fn finished_and_removed_topic_does_not_come_back() {
             true => assert_eq!(events, ["-a", "-b", "again"]),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_does_not_bring_a_removed_topic_back() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    for is_reopened in [false, true] {
+        let before = events(&shared).len();
+        let reader = hubs[0].topic("other").subscribe(Start::Latest).await.unwrap();
+        let reader = hubs[0].topic("lobby").join("a", reader).unwrap();
+        sleep(SECOND).await;
+        hubs[1].topic("lobby").remove().await.unwrap();
+        if is_reopened {
+            hubs[1].topic("lobby").publish(Event::new("again")).await.unwrap();
+            sleep(HOUR * 2).await;
+        }
+        hubs.iter().for_each(|hub| assert!(!hub.topic("lobby").exists()));
+        drop(reader);
+        sleep(GRACE * 2).await;
+        assert_members(&hubs, &[]).await;
+        // A removal has no data.
+        let events = events(&shared).split_off(before);
+        match is_reopened {
+            false => assert_eq!(events, ["+a", ""]),
+            true => assert_eq!(events, ["+a", "", "again", "-a"]),
+        }
+        hubs.iter().for_each(|hub| assert_eq!(hub.topic("lobby").exists(), is_reopened));
+    }
+}
+
+/// All clients lose their connections after more than an hour without an event, and only one of
+/// them returns.
+#[tokio::test(start_paused = true)]
+async fn returning_client_of_a_quiet_topic_gets_the_leaves() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<3>(&shared).await;
+    let lobby = hubs[1].topic("lobby");
+    for _ in 0..3 {
+        let before = events(&shared).len();
+        let [a, b] = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+        sleep(HOUR * 2).await;
+        let mut b = task::spawn(b);
+        data_soon(&mut b).await;
+        let id = b.cursor();
+        drop((a, b));
+        sleep(GRACE + SECOND * 2).await;
+        let b = lobby.join("b", lobby.subscribe(Start::After(id)).await.unwrap()).unwrap();
+        assert!(b.is_resumed() && b.gap().is_none());
+        sleep(SECOND * 2).await;
+        let mut missed = data_soon(&mut task::spawn(b)).await;
+        missed[..2].sort();
+        assert_eq!(missed, ["-a", "-b", "+b"]);
+        sleep(HOUR * 2).await;
+        // Each event is published once.
+        assert_eq!(events(&shared).len() - before, 6);
+        hubs.iter().for_each(|hub| assert!(!hub.topic("lobby").exists()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaves_of_a_dead_node_reach_a_quiet_topic() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(HOUR * 2).await;
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + GRACE + SECOND * 2).await;
+    assert_members(&hubs[1..], &[]).await;
+    assert_eq!(events(&shared), ["+a", "-a"]);
 }
 
 /// The response of the backend takes longer than the lease of one of the nodes.

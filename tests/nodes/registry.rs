@@ -5,7 +5,7 @@ use super::{Faulty, Mode, PLENTY, Shared, hub, settle, two};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, request::Parts};
-use std::{task::Poll, time::Duration};
+use std::{hash::Hash, task::Poll, time::Duration};
 use support::{polled::Polled, respond::respond};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
@@ -17,6 +17,9 @@ use tower_sse::{
 };
 
 type Registry = StreamRegistry<String>;
+
+trait Key: Hash + Eq + Clone + Send + Sync + 'static {}
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
 
 const ALICE: &str = "alice";
 /// The silence of the log after which a node fails closed.
@@ -38,14 +41,17 @@ async fn two_registries(max_records: usize) -> (Shared, [Hub; 2], [Faulty; 2], [
 
 /// Opens a stream of this user.
 fn open(registry: &Registry, user: &str) -> Polled {
-    let mut body = request(registry, user);
+    open_under(registry, user.to_owned())
+}
+
+fn open_under<K: Key>(registry: &StreamRegistry<K>, key: K) -> Polled {
+    let mut body = request(registry, key);
     body.assert_pending();
     body
 }
 
-fn request(registry: &Registry, user: &str) -> Polled {
-    let user = user.to_owned();
-    let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(user.clone()));
+fn request<K: Key>(registry: &StreamRegistry<K>, key: K) -> Polled {
+    let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(key.clone()));
     let stream = SseStream::new(stream::pending::<Event>());
     Polled::new(respond(&layer, Request::new(()), stream.into_http_response()))
 }
@@ -175,7 +181,7 @@ async fn node_that_cannot_read_the_log_fails_closed() {
         assert_eq!(ends(&mut body).await, "");
         assert!(begun.elapsed() < LIMIT + Duration::from_secs(3), "{:?}", begun.elapsed());
         // New streams end at once until the node reads the log again.
-        assert_eq!(request(&registry, ALICE).rest(), "");
+        assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
         connection.set(Mode::Works);
         sleep(LIMIT).await;
         stays_open(&mut open(&registry, ALICE)).await;
@@ -200,7 +206,7 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     sleep(2 * LIMIT).await;
     for _ in 0..10 {
         sleep(LIMIT / 7).await;
-        assert_eq!(request(&registry, ALICE).rest(), "");
+        assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
     }
     connections[0].set(Mode::Works);
     sleep(LIMIT).await;
@@ -208,7 +214,7 @@ async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
     // A hub that is shut down closes no more streams.
     connections[0].set(Mode::Hangs);
     sleep(2 * LIMIT).await;
-    assert_eq!(request(&registry, ALICE).rest(), "");
+    assert_eq!(request(&registry, ALICE.to_owned()).rest(), "");
     hubs[0].shutdown();
     sleep(LIMIT).await;
     stays_open(&mut open(&registry, ALICE)).await;
@@ -245,9 +251,19 @@ async fn node_whose_topic_was_finished_fails_closed() {
 async fn foreign_records_close_no_stream() {
     let (_shared, hubs, _connections, [one, other]) = two_registries(PLENTY).await;
     let mut there = open(&other, ALICE);
-    for data in
-        ["", "no JSON", "{}", "[]", r#"{"node":"x"}"#, r#"{"node":"x","key":7}"#, r#"{"key":"alice"}"#, "two\nlines"]
-    {
+    for data in [
+        "",
+        "no JSON",
+        "{}",
+        "[]",
+        r#"{"node":"x"}"#,
+        r#"{"node":"x","key":7}"#,
+        r#"{"key":"alice"}"#,
+        "two\nlines",
+        r#"{"node":"x","registry":"","key":7}"#,
+        r#"{"node":"x","registry":"users","key":"alice"}"#,
+        r#"{"node":"x","registry":[],"key":"alice"}"#,
+    ] {
         hubs[0].topic("tower-sse/closed-streams").publish(Event::new(data)).await.unwrap();
     }
     stays_open(&mut there).await;
@@ -256,7 +272,8 @@ async fn foreign_records_close_no_stream() {
     // Bytes that are not one whole event do not reach a client.
     for event in ["data: incomplete", "data: a\n\ndata: b\n\n", "id: 7\ndata: a\n\n"] {
         let mut there = open(&other, ALICE);
-        let announcement = Event::json(&serde_json::json!({ "node": "x", "key": ALICE, "event": event })).unwrap();
+        let announcement = serde_json::json!({ "node": "x", "registry": "", "key": ALICE, "event": event });
+        let announcement = Event::json(&announcement).unwrap();
         hubs[0].topic("tower-sse/closed-streams").publish(announcement).await.unwrap();
         assert_eq!(ends(&mut there).await, "", "{event:?}");
     }
@@ -366,4 +383,124 @@ async fn slow_announcement_delays_no_sign_of_life() {
     stays_open(&mut alice).await;
     connection.set(Mode::Hangs);
     ends(&mut alice).await;
+}
+
+/// The keys of the registries are equal, and the layers can put one stream into both.
+#[tokio::test(start_paused = true)]
+async fn registries_with_different_names_close_their_own_streams() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut nodes = Vec::new();
+    for hub in &hubs {
+        let [users, tenants] = [StreamRegistry::<u64>::new(), StreamRegistry::new()];
+        users.follow(hub).await.unwrap();
+        tenants.follow_as(hub, "tenants").await.unwrap();
+        nodes.push([users, tenants]);
+    }
+    let mut users = [open_under(&nodes[0][0], 7), open_under(&nodes[1][0], 7)];
+    let mut tenants = [open_under(&nodes[0][1], 7), open_under(&nodes[1][1], 7)];
+    assert_eq!(nodes[0][1].close_with(&7, Event::new("tenant")), 1);
+    for body in &mut tenants {
+        assert_eq!(ends(body).await, "data: tenant\n\n");
+    }
+    for body in &mut users {
+        stays_open(body).await;
+    }
+    nodes[1][0].close_everywhere_with(&7, Event::new("user")).await.unwrap();
+    for body in &mut users {
+        assert_eq!(ends(body).await, "data: user\n\n");
+    }
+}
+
+/// Otherwise each registry would close the streams of the other, also if their keys have other
+/// types.
+#[tokio::test(start_paused = true)]
+async fn second_registry_of_a_name_gets_an_error() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let [first, second, names] = [Registry::new(), Registry::new(), Registry::new()];
+    first.follow(&hubs[0]).await.unwrap();
+    let error = second.follow(&hubs[0]).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::RegistryNameInUse, 500));
+    assert_eq!(
+        error.to_string(),
+        "a stream registry of this process already follows the hub under the name \"\"; \
+         choose another name in follow_as"
+    );
+    names.follow_as(&hubs[0], "a").await.unwrap();
+    for error in [
+        StreamRegistry::<u64>::new().follow(&hubs[0]).await.unwrap_err(),
+        second.follow_as(&hubs[0], "a").await.unwrap_err(),
+        first.follow(&hubs[0]).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::RegistryNameInUse);
+    }
+    let mut body = open(&second, ALICE);
+    first.close(&ALICE.to_owned());
+    stays_open(&mut body).await;
+    // On another node, and when the first registry is dropped, the name is free.
+    second.follow(&hubs[1]).await.unwrap();
+    drop(first);
+    second.follow(&hubs[0]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn name_of_a_registry_has_a_maximum_length() {
+    let hub = Hub::new();
+    let registry = Registry::new();
+    let error = registry.follow_as(&hub, &"n".repeat(257)).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::RegistryNameTooLong, 500));
+    assert!(error.to_string().ends_with("has 257 bytes: at most 256 are allowed"), "{error}");
+    registry.follow_as(&hub, &"n".repeat(256)).await.unwrap();
+}
+
+/// The subscription is rejected, and the next attempt may use the same name.
+#[tokio::test(start_paused = true)]
+async fn name_is_free_after_a_failure() {
+    let hub = Hub::builder().max_topics(1).build();
+    hub.topic("news").publish(Event::new("x")).await.unwrap();
+    let registry = Registry::new();
+    assert_eq!(registry.follow(&hub).await.unwrap_err().kind(), ErrorKind::TooManyTopics);
+    hub.topic("news").remove().await.unwrap();
+    registry.follow(&hub).await.unwrap();
+}
+
+/// A sign of life has no key, and `None` is `null` in JSON.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_closes_no_stream_without_a_user() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut registries = Vec::new();
+    for hub in &hubs {
+        let registry = StreamRegistry::<Option<String>>::new().fail_closed_after(LIMIT);
+        registry.follow(hub).await.unwrap();
+        registries.push(registry);
+    }
+    let mut anonymous = open_under(&registries[0], None);
+    let mut alice = open_under(&registries[0], Some(ALICE.to_owned()));
+    sleep(3 * LIMIT).await;
+    stays_open(&mut anonymous).await;
+    registries[1].close_with(&None, Event::new("bye"));
+    assert_eq!(ends(&mut anonymous).await, "data: bye\n\n");
+    stays_open(&mut alice).await;
+}
+
+/// Events for clients may wait, and the end of a session may not.
+#[tokio::test(start_paused = true)]
+async fn linger_of_the_hub_delays_no_close() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _connections) = two(&shared, || Hub::builder().linger(LIMIT)).await;
+    let [one, other] = [following(&hubs[0]).await, following(&hubs[1]).await];
+    let close_in_time = async || {
+        // The linger is a pause after an event.
+        let mut there = [open(&other, ALICE), open(&other, "bob")];
+        for (user, body) in [ALICE, "bob"].into_iter().zip(&mut there) {
+            one.close_everywhere(&user.to_owned()).await.unwrap();
+            let begun = Instant::now();
+            ends(body).await;
+            assert!(begun.elapsed() < LIMIT / 10, "{user} after {:?}", begun.elapsed());
+        }
+    };
+    close_in_time().await;
+    // The registries subscribe again.
+    shared.replace(PLENTY, Vec::new());
+    sleep(2 * LIMIT).await;
+    close_in_time().await;
 }

@@ -105,8 +105,9 @@ fn publish_in_memory(core: &Arc<Core>) {
         (state.is_publishing, is_publishing) = (true, true);
         drop(state);
         let Transition { topic, change, .. } = &transition;
-        // A leave creates no topic.
-        let is_late = matches!(change, Presence::Left(_)) && !core.exists(topic);
+        // A topic without events and subscribers does not exist, but a client that returns to it
+        // resumes, and needs the leave. A leave does not bring a removed topic back.
+        let is_late = matches!(change, Presence::Left(_)) && core.is_removed_with_members(topic);
         if is_late || is_over(core, topic) {
             continue;
         }
@@ -360,8 +361,10 @@ impl Publishing {
         let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
         if is_over(&core, &self.topic) {
             presence.state().pending.forget(&self.topic);
-        } else if !core.exists(&self.topic) {
+        } else if core.is_removed_with_members(&self.topic) {
             presence.state().pending.forget_leaves(&self.topic);
+        } else if !core.exists(&self.topic) {
+            presence.state().pending.forget_leaves_of_others(&self.topic, Instant::now());
         }
         let events = match self.next_events() {
             None => return Next::End,

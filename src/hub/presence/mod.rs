@@ -256,6 +256,12 @@ impl Presences {
         }
     }
 
+    /// Returns `true` if members of this topic will leave or are leaving, and their leaves get
+    /// events.
+    pub(super) fn has_events_to_come(&self, topic: &str) -> bool {
+        self.events.is_some() && self.state().has_members_or_events(topic)
+    }
+
     /// Returns the event of a join or a leave of a member, ready to be published. Returns `None` if
     /// the application has set no function for events. Also returns `None` if the function returns
     /// `None`, panics, or uses a reserved name.

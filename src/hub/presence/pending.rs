@@ -53,6 +53,8 @@ struct OfTopic {
 struct PendingEvent {
     member: Arc<str>,
     is_leave: bool,
+    /// Set if this node has caused the join or the leave.
+    is_own: bool,
     event: Bytes,
     /// The time when this node publishes this event of a join or a leave of a member, unless
     /// another node has published it before.
@@ -110,7 +112,7 @@ impl Pending {
         let due = Instant::now() + pause;
         let of_topic = self.topics.entry(topic.clone()).or_default();
         let (member, is_leave) = (change.member().clone(), matches!(change, Presence::Left(_)));
-        of_topic.add(PendingEvent { member, is_leave, event, due });
+        of_topic.add(PendingEvent { member, is_leave, is_own, event, due });
         if !of_topic.is_publishing {
             self.idle.insert(topic.clone());
         }
@@ -150,11 +152,23 @@ impl Pending {
     }
 
     /// Gives up the unpublished events of a topic that come before its first unpublished join of a
-    /// member. They are leaves. The topic does not exist on this node, and the event of a leave
-    /// creates no topic.
+    /// member. They are leaves. The topic was removed, and the event of a leave does not bring it
+    /// back.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
-        let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
-        while self.topics.get(topic).is_some_and(is_leave) {
+        self.forget_first_while(topic, |event| event.is_leave);
+    }
+
+    /// Gives up the first unpublished events of a topic as long as they are leaves that other nodes
+    /// have caused and have had the time to publish. The topic does not exist on this node. Perhaps
+    /// it was removed before this node could read the removal, unlike the node that has caused the
+    /// leave.
+    pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
+        self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
+    }
+
+    fn forget_first_while(&mut self, topic: &str, is_void: impl Fn(&PendingEvent) -> bool) {
+        let is_void = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| is_void(event));
+        while self.topics.get(topic).is_some_and(&is_void) {
             self.forget_first(topic);
         }
     }
@@ -267,6 +281,20 @@ mod tests {
         pending.forget_leaves("t");
         pending.forget_leaves("u");
         assert_eq!(texts(&mut pending), ["c+", "a+", "a-"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leaves_of_other_nodes_are_given_up_when_they_are_due() {
+        let mut pending = Pending::default();
+        let topic: Arc<str> = "t".into();
+        for (event, is_own) in [("a-", false), ("b-", true), ("c-", false)] {
+            pending.add(&topic, &change(event), Bytes::from_static(event.as_bytes()), is_own);
+        }
+        pending.forget_leaves_of_others("t", Instant::now());
+        assert!(texts(&mut pending).is_empty(), "the node that has caused the first leave has time to publish it");
+        tokio::time::advance(PAUSE * 2).await;
+        pending.forget_leaves_of_others("t", Instant::now());
+        assert_eq!(texts(&mut pending), ["b-", "c-"]);
     }
 
     #[tokio::test]

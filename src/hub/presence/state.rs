@@ -211,11 +211,18 @@ impl State {
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
-            let Self { view, pending, ended, .. } = self;
-            ended.retain(|topic| view.members(topic).next().is_some() || pending.has(topic));
+            let mut ended = std::mem::take(&mut self.ended);
+            ended.retain(|topic| self.has_members_or_events(topic));
+            self.ended = ended;
             self.cleanup_at = 2 * self.ended.len();
         }
         self.ended.insert(topic.clone());
+    }
+
+    /// Returns `true` if the topic has members, or events of joins and leaves that are not in the
+    /// log yet.
+    pub(super) fn has_members_or_events(&self, topic: &str) -> bool {
+        self.view.members(topic).next().is_some() || self.pending.has(topic)
     }
 
     /// Notes that a finished topic is used again, so that its joins and leaves of members get
