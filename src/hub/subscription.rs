@@ -455,7 +455,7 @@ impl Subscription {
         merge.linger = Some(Linger::new(time));
         let ready = &merge.ready;
         for reader in &*self.readers {
-            let replaced = reader.topic.lock().lingering.insert(Arc::as_ptr(ready).addr(), ready.clone());
+            let replaced = reader.topic.lock().add_lingering(ready);
             drop(replaced);
         }
         self
@@ -576,7 +576,7 @@ impl Subscription {
         }
         for reader in &mut *mem::take(&mut self.readers) {
             if let Some(merge) = &self.merge {
-                let removed = reader.topic.lock().lingering.remove(&Arc::as_ptr(&merge.ready).addr());
+                let removed = reader.topic.lock().remove_lingering(&merge.ready);
                 drop(removed);
             }
             self.core.leave(&reader.topic, &mut reader.ticket);

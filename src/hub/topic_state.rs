@@ -53,14 +53,9 @@ pub(super) struct Contents {
     /// hub. They apply to this topic alone, even if other topics share the `Arc`.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The ready lists of the subscriptions that pause after each write to their client. A ready
-    /// list contains the changed topics of one subscription. A published event does not wake a
-    /// subscription during its pause, but the end of the topic does, through the ready list. The
-    /// key of the map is the address of the ready list in memory.
-    pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
-    /// Set while the end of the topic still has to end the pauses of the subscriptions in
-    /// `lingering` from this key on.
-    pauses_from: Option<usize>,
+    /// The subscriptions that pause after each write to their client. `None` if there is no such
+    /// subscription, so that other topics need less memory.
+    lingering: Option<Box<Lingering>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
@@ -91,8 +86,7 @@ impl TopicState {
             log: Log::new(evicted_through),
             retention,
             waiters: Waiters::default(),
-            lingering: BTreeMap::new(),
-            pauses_from: None,
+            lingering: None,
             finished: None,
             subscribers: 0,
             count_watch: None,
@@ -134,7 +128,7 @@ impl TopicState {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
         if contents.finished.is_some() || contents.is_shut_down {
-            contents.pauses_from = contents.lingering.first_key_value().map(|(key, _)| *key);
+            contents.lingering.as_mut().into_iter().for_each(|lingering| lingering.end());
         }
         contents.take_due(&mut change.first);
         change.rest = contents.has_due().then_some(through);
@@ -146,7 +140,7 @@ impl TopicState {
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
-            if !contents.waiters.has_due_before(through) && contents.pauses_from.is_none() {
+            if !contents.waiters.has_due_before(through) && !contents.has_pauses_to_end() {
                 return;
             }
             let mut batch = Batch::<BATCH>::new();
@@ -215,23 +209,35 @@ impl Change {
 }
 
 impl Contents {
+    /// Adds the ready list of a subscription that pauses after each write to its client. Returns the
+    /// list if it was already added, for the caller to drop after it has unlocked the topic.
+    pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
+        self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
+    }
+
+    /// Removes the ready list of a subscription. Returns the list, which the caller drops after it
+    /// has unlocked the topic.
+    pub(super) fn remove_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
+        let removed = self.lingering.as_mut()?.lists.remove(&key(list));
+        self.lingering.take_if(|lingering| lingering.lists.is_empty());
+        removed
+    }
+
+    fn has_pauses_to_end(&self) -> bool {
+        self.lingering.as_ref().is_some_and(|lingering| lingering.ends_from.is_some())
+    }
+
     /// Returns `true` if waiting readers are due to be woken, or if pauses have to be ended.
     #[inline]
     fn has_due(&self) -> bool {
-        self.waiters.has_due() || self.pauses_from.is_some()
+        self.waiters.has_due() || self.has_pauses_to_end()
     }
 
     /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions, if
     /// the topic has ended. Adds all wakers to `batch`, which must be empty.
     fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         self.waiters.take_due(batch);
-        let Some(from) = self.pauses_from else { return };
-        let mut lists = self.lingering.range(from..);
-        // The number of lists is limited, too, because a list may have no waker.
-        for (_, list) in lists.by_ref().take(N - batch.len()) {
-            list.end_pause().into_iter().for_each(|waker| batch.push(waker));
-        }
-        self.pauses_from = lists.next().map(|(key, _)| *key);
+        self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
     }
 
     /// Returns the start time for the age of the topic's oldest event. The caller computes the
@@ -285,6 +291,41 @@ impl Contents {
             && !self.finished.is_some_and(is_remembered)
             && self.awaited_until.is_none_or(|until| until <= now)
     }
+}
+
+/// The ready lists of the subscriptions that pause after each write to their client. A ready list
+/// contains the changed topics of one subscription. A published event does not wake a subscription
+/// during its pause, but the end of the topic does, through the ready list.
+#[derive(Default)]
+struct Lingering {
+    /// The key is the address of the ready list in memory.
+    lists: BTreeMap<usize, Arc<ReadyList>>,
+    /// Set while the end of the topic still has to end the pauses of the subscriptions with this
+    /// key and the keys after it.
+    ends_from: Option<usize>,
+}
+
+impl Lingering {
+    /// Makes all pauses due to be ended.
+    fn end(&mut self) {
+        self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
+    }
+
+    /// Ends pauses that are due to be ended, as many as `batch` has room for. Adds the wakers of
+    /// the subscriptions to `batch`.
+    fn end_pauses<const N: usize>(&mut self, batch: &mut Batch<N>) {
+        let Some(from) = self.ends_from else { return };
+        let mut lists = self.lists.range(from..);
+        // The number of lists is limited, too, because a list may have no waker.
+        for (_, list) in lists.by_ref().take(N - batch.len()) {
+            list.end_pause().into_iter().for_each(|waker| batch.push(waker));
+        }
+        self.ends_from = lists.next().map(|(key, _)| *key);
+    }
+}
+
+fn key(list: &Arc<ReadyList>) -> usize {
+    Arc::as_ptr(list).addr()
 }
 
 /// Ends all subscriptions to these topics, because the hub is shut down, and wakes the waiting

@@ -154,7 +154,8 @@ async fn merged_client_passes_no_evicted_event_during_truncation() {
     let _watchers = at_changes(&behind.node, poll_all).await;
     behind.catch_up().await;
     assert_eq!(changes.load(Relaxed), TOPICS.len());
-    for (topic, merged) in TOPICS.iter().zip(std::mem::take(&mut *merged.lock().unwrap())) {
+    let merged = std::mem::take(&mut *merged.lock().unwrap());
+    for (topic, merged) in TOPICS.iter().zip(merged) {
         let mut merged = task::spawn(merged);
         data_soon(&mut merged).await;
         assert!(merged.gap().is_some(), "topic {topic} at cursor {:?}", merged.cursor());
@@ -180,7 +181,8 @@ async fn client_that_joins_during_truncation_gets_no_gap() {
     for topic in TOPICS {
         publish(&behind.other, topic, "live").await;
     }
-    for client in std::mem::take(&mut *clients.lock().unwrap()) {
+    let clients = std::mem::take(&mut *clients.lock().unwrap());
+    for client in clients {
         let mut client = task::spawn(client);
         data_soon(&mut client).await;
         assert_eq!(client.gap(), None);
