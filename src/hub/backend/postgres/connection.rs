@@ -1,6 +1,6 @@
 //! Connections to Postgres: URLs, notifications, and requests with a time limit.
 
-use super::{error::RequestError, schema::Schema};
+use super::{error::RequestError, hosts, schema::Schema};
 use crate::BoxError;
 #[cfg(feature = "postgres-tls")]
 use crate::hub::backend::tls::{Files, Tls};
@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,10 +24,14 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The address of a Postgres server, and the settings for connections to this server.
+/// Begins the errors of connection attempts.
+const UNUSABLE: &str = "Postgres cannot be used";
+
+/// The hosts of a Postgres server, and the settings for connections to this server.
 #[derive(Clone)]
 pub(super) struct Server {
-    config: Config,
+    /// The settings of each host.
+    hosts: Vec<Config>,
     #[cfg(feature = "postgres-tls")]
     tls: Option<Arc<Tls>>,
 }
@@ -43,9 +47,6 @@ impl Server {
         // The error names the part of the URL that is invalid, without its value.
         let mut config: Config =
             url.parse().map_err(|error| RequestError::new("this is no URL of Postgres", &error))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err("the URL of Postgres has no host".into());
-        }
         let is_tls = config.get_ssl_mode() == SslMode::Require;
         if is_tls && !cfg!(feature = "postgres-tls") {
             return Err("sslmode=require takes TLS: enable the feature `postgres-tls` of tower-sse".into());
@@ -57,7 +58,7 @@ impl Server {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5));
         Ok(Self {
-            config,
+            hosts: hosts::split(&config)?,
             #[cfg(feature = "postgres-tls")]
             tls: is_tls.then(Arc::default),
         })
@@ -71,30 +72,64 @@ impl Server {
         }
     }
 
-    /// Connects to Postgres with the application name `name`. Creates the schema of the log unless
-    /// the database has it.
+    /// Connects to the first host that accepts writes, with the application name `name`. Creates the
+    /// schema of the log unless the database has it.
+    ///
+    /// `time` is the time limit for each address of each host.
     pub(super) async fn connect(
         &self,
         name: &str,
         schema: &Schema,
         time: Duration,
     ) -> Result<Connection, RequestError> {
-        let what = "Postgres cannot be used";
-        let open = async {
-            let connection = self.open(name).await.map_err(|source| RequestError::new(what, &source))?;
-            let prepared = schema.prepare(&connection.client).await;
-            prepared.map_err(|error| match error.downcast::<tokio_postgres::Error>() {
-                Ok(source) => RequestError::new(what, &source),
-                Err(other) => RequestError::broken(format!("{what}: {other}")),
-            })?;
-            Ok(connection)
-        };
-        let opened = timeout(time, open).await;
-        opened.unwrap_or_else(|_| Err(RequestError::broken(format!("{what}: it has not answered within {time:?}"))))
+        let mut failures = Vec::new();
+        for host in hosts::in_order(&self.hosts) {
+            let mut begin = Instant::now();
+            let addresses = match timeout(time, hosts::resolve(host)).await {
+                Ok(Ok(addresses)) => addresses,
+                Ok(Err(error)) => {
+                    failures.push(format!("{}: {error}", hosts::name(host)));
+                    continue;
+                }
+                Err(_) => {
+                    failures.push(format!("{}: no address was found within {time:?}", hosts::name(host)));
+                    continue;
+                }
+            };
+            for address in addresses {
+                // The first address shares its time limit with the name.
+                let left = time.saturating_sub(begin.elapsed());
+                match timeout(left, self.connect_to(&address, name, schema)).await {
+                    Ok(Ok(connection)) => return connection,
+                    Ok(Err(failure)) => failures.push(failure.to_string()),
+                    Err(_) => failures.push(format!("{}: it has not answered within {time:?}", hosts::name(&address))),
+                }
+                begin = Instant::now();
+            }
+        }
+        Err(RequestError::broken(format!("{UNUSABLE}: {}", failures.join("; "))))
     }
 
-    async fn open(&self, name: &str) -> Result<Connection, tokio_postgres::Error> {
-        let mut config = self.config.clone();
+    /// Connects to one address. The outer error is that of the address, so another address may be
+    /// usable. The inner error is that of the schema in the database.
+    async fn connect_to(
+        &self,
+        address: &Config,
+        name: &str,
+        schema: &Schema,
+    ) -> Result<Result<Connection, RequestError>, RequestError> {
+        let host = hosts::name(address);
+        let connection = self.open(address, name).await.map_err(|source| RequestError::new(&host, &source))?;
+        let what = format!("{UNUSABLE}: {host}");
+        let prepared = schema.prepare(&connection.client).await;
+        Ok(prepared.map(|()| connection).map_err(|error| match error.downcast::<tokio_postgres::Error>() {
+            Ok(source) => RequestError::new(&what, &source),
+            Err(other) => RequestError::broken(format!("{what}: {other}")),
+        }))
+    }
+
+    async fn open(&self, address: &Config, name: &str) -> Result<Connection, tokio_postgres::Error> {
+        let mut config = address.clone();
         if config.get_application_name().is_none() {
             config.application_name(name);
         }
@@ -199,7 +234,7 @@ mod tests {
     fn sslmode_decides_whether_tls_is_used() {
         for mode in ["", "?sslmode=disable", "?sslmode=prefer"] {
             let server = Server::parse(&format!("postgres://host{mode}")).unwrap();
-            assert_eq!(server.config.get_ssl_mode(), SslMode::Disable);
+            assert_eq!(server.hosts[0].get_ssl_mode(), SslMode::Disable);
         }
         for mode in ["require", "verify-ca", "verify-full"] {
             let server = Server::parse(&format!("postgres://host?sslmode={mode}"));

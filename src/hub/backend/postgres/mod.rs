@@ -5,6 +5,7 @@ mod commands;
 mod connection;
 mod error;
 mod follower;
+mod hosts;
 mod page;
 mod retention;
 mod schema;
@@ -76,7 +77,9 @@ impl PostgresBackend {
     /// The backend connects when it is first used.
     ///
     /// - Several hosts, for a failover: `postgres://user@one,two/database`. Each connection goes to
-    ///   the first host that accepts writes.
+    ///   the first host that accepts writes. Each address of a host has its own time limit, the
+    ///   [`timeout`](Self::timeout). So an address that does not answer is skipped after 2 seconds by
+    ///   default.
     /// - A Unix socket: `postgres:///database?host=/run/postgresql`.
     /// - TLS (feature `postgres-tls`): `?sslmode=require`. The certificate of the server is always
     ///   verified, so `verify-ca` and `verify-full` mean the same. Without `sslmode`, or with
@@ -180,7 +183,11 @@ impl PostgresBackend {
         self
     }
 
-    /// Sets the timeout of a request to Postgres, and of a connection attempt. Default: 2 seconds.
+    /// Sets the timeout of a request to Postgres, and of a connection attempt to each address of
+    /// each host. Default: 2 seconds.
+    ///
+    /// A hub waits for ten seconds until it has read from its log. So if more than four addresses
+    /// can be unreachable at the same time, set a shorter timeout.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout;

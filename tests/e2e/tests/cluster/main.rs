@@ -17,6 +17,7 @@ mod nodes;
 mod postgres_access;
 mod postgres_application;
 mod postgres_epochs;
+mod postgres_hosts;
 mod postgres_operators;
 mod postgres_order;
 mod postgres_sql;
