@@ -197,6 +197,7 @@ impl Log {
         // The server stops waiting for the lock of the log before the request of this process times
         // out.
         let lock_timeout = i64::try_from(self.settings.timeout.mul_f64(0.75).as_millis()).unwrap_or(i64::MAX).max(1);
+        let connection = self.shared_connection().await?;
         let known = KnownParameters::of(self.known());
         let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&kinds, Type::CHAR_ARRAY),
@@ -208,7 +209,7 @@ impl Log {
             (&lock_timeout, Type::INT8),
         ];
         parameters.extend(known.all());
-        let rows = self.query(&self.sql.append, &parameters).await?;
+        let rows = self.query(&connection, &self.sql.append, &parameters).await?;
         let Some(known) =
             rows.first().map(appended).transpose().map_err(|e| RequestError::new(&self.what(), &e))?.flatten()
         else {

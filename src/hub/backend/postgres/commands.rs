@@ -21,19 +21,22 @@ pub(super) struct Commands {
 }
 
 impl Log {
-    /// Sends a query on the connection to Postgres that all tasks of this node share. Opens the
-    /// connection first if there is none.
+    /// Sends a query on the shared connection to Postgres.
+    ///
+    /// Call [`shared_connection`](Self::shared_connection) before [`known`](Self::known). If the
+    /// query names a record that the node knew before it waited for the connection, the server does
+    /// not check the newer records that the node knows by then.
     pub(super) async fn query(
         &self,
+        connection: &Arc<Connection>,
         sql: &str,
         parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, RequestError> {
-        let connection = self.shared_connection().await?;
         let rows = connection.query(&self.what(), sql, parameters, self.settings.timeout).await;
         if rows.as_ref().is_err_and(RequestError::breaks_connection) {
             let mut commands = self.commands.lock().await;
             // Another caller may have replaced the connection already.
-            if commands.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, &connection)) {
+            if commands.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
                 commands.connection = None;
             }
         }
@@ -42,7 +45,7 @@ impl Log {
 
     /// Returns the connection to Postgres that all tasks of this node share. Opens the connection
     /// if there is none.
-    async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
+    pub(super) async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;
         if let Some(connection) = commands.connection.as_ref().filter(|connection| !connection.has_ended()) {

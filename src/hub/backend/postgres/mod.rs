@@ -241,8 +241,9 @@ impl Log {
     /// for example after a failover, first starts a new epoch, so that old ids are not valid any
     /// more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
+        let connection = self.shared_connection().await?;
         let known = KnownParameters::of(self.known());
-        let rows = self.query(&self.sql.bounds, &known.all()).await?;
+        let rows = self.query(&connection, &self.sql.bounds, &known.all()).await?;
         let row = rows.first().ok_or("there are no bounds")?;
         let epoch: i64 = row.try_get(0)?;
         Ok(Bounds {

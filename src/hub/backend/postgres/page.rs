@@ -152,8 +152,9 @@ impl<'a> PageQuery<'a> {
 impl Log {
     /// Returns a page with the records of these topics that come after a position.
     pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let connection = self.shared_connection().await?;
         let query = PageQuery::new(self, Wanted::Topics(topics), after);
-        let rows = self.query(&self.sql.page, &query.parameters()).await?;
+        let rows = self.query(&connection, &self.sql.page, &query.parameters()).await?;
         let page = query.decode(self, &rows)?;
         if !page.is_current {
             return Err(self.is_replaced().into());

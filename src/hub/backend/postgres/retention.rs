@@ -104,8 +104,9 @@ impl Log {
                 (&max_deleted, Type::INT8),
                 (&max_bytes, Type::INT8),
             ];
-            let rows = self.query(&self.sql.evict, &parameters).await;
             // An error is reported by the next request that a publisher or client needs.
+            let Ok(connection) = self.shared_connection().await else { return };
+            let rows = self.query(&connection, &self.sql.evict, &parameters).await;
             let has_more: Option<bool> = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
             if has_more != Some(true) {
                 return;

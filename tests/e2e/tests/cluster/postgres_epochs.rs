@@ -1,11 +1,12 @@
 //! Logs that were replaced: dropped tables, restored backups, and replicas that lack records.
 
 use crate::{
+    postgres_hosts::{hanging_host, with_hosts},
     postgres_sql::{data, start},
     unchanged::{append, append_if_unchanged, postgres, record},
 };
 use e2e::{Store, StoreKind, eventually};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -119,6 +120,45 @@ async fn first_read_of_a_restored_copy_keeps_the_known_record() {
         .await;
         assert_ne!(bounds(&log).await.epoch, kept.epoch, "is_followed: {is_followed}");
     }
+}
+
+/// The read begins before its node knows the newest records, and reaches the server after the
+/// restore.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_read_checks_the_newest_known_record() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    store.kill();
+    let backup = store.back_up();
+    store.restart().await;
+    let kept = bounds(&log).await;
+    let hanging = hanging_host().await;
+    let address = hanging.local_addr().expect("the listener has an address");
+    let node = with_hosts(address, store.address()).follower_url(store.url()).expect("the URL is valid");
+    let node = Arc::new(node.timeout(Duration::from_secs(60)));
+    node.follow(Position::START).await.expect("the server runs");
+    let reading = tokio::spawn({
+        let node = Arc::clone(&node);
+        async move { node.read(&["t".into()], kept.last).await }
+    });
+    let connection = hanging.accept().await.expect("the read connects");
+    append_each(&log, 3..6).await;
+    let last = bounds(&log).await.last;
+    let mut after = kept.last;
+    while after < last {
+        after = node.follow(after).await.expect("the server runs").through;
+    }
+    store.kill();
+    store.restore(&backup);
+    store.restart().await;
+    for n in 0..100 {
+        store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
+    }
+    // The read continues with the second host.
+    drop(connection);
+    let error = reading.await.expect("no panic").expect_err("the log has lost its newest records");
+    assert!(error.to_string().contains("another one"), "{error}");
+    assert_ne!(bounds(&node).await.epoch, kept.epoch);
 }
 
 /// Without a bound request in between: the first request after the restore is an append.
