@@ -72,8 +72,8 @@ impl Server {
         }
     }
 
-    /// Connects to the first host that accepts writes, with the application name `name`. Creates the
-    /// schema of the log unless the database has it.
+    /// Connects to the first host that accepts writes, with the application name `name`. Creates or
+    /// updates the schema of the log unless the database has it.
     ///
     /// `time` is the time limit for each address of each host.
     pub(super) async fn connect(

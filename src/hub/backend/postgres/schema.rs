@@ -4,7 +4,7 @@ use crate::{BoxError, hub::backend::fnv::fnv};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
 /// The version of the schema that this crate uses.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
 /// A node must be able to read an event within the timeout of a request. Otherwise it can read no
@@ -64,7 +64,7 @@ impl Schema {
             .replace("{version}", &VERSION.to_string())
     }
 
-    /// Creates the schema, unless the database has it.
+    /// Creates the schema, or updates an older version of it, unless the database has this version.
     ///
     /// Several nodes can do this at the same time. The role needs no permission to create the
     /// schema if the database has it.

@@ -1,7 +1,8 @@
--- Version 1 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
+-- Version 2 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
 -- advisory lock, {channel} the channel of NOTIFY, and {pending} and {evicting} the names of settings.
 --
--- Each statement can run again, so that a table that was dropped is created again.
+-- Each statement can run again, so that a table that was dropped is created again, and an older
+-- version is updated. Nodes of the older version use the functions until they connect again.
 
 CREATE TABLE IF NOT EXISTS {schema}.log (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -217,6 +218,9 @@ $tower_sse$;
 -- The function is stable, so all of its queries see the same snapshot. A plan without the index can
 -- be cached while the table is small, so the other plans are disabled. JIT would compile the plans,
 -- because a disabled plan of the table `log` has a high cost.
+--
+-- The generic plan keeps the topics in a hash table. A plan for the given topics would compare each
+-- record with each topic if there are so many topics that the planner expects too large a table.
 CREATE OR REPLACE FUNCTION {schema}.page(
     after bigint, topics bytea[], max_examined bigint, max_records bigint, max_bytes bigint,
     known_epoch bigint, known_position bigint, known_stored_at timestamptz
@@ -224,7 +228,8 @@ CREATE OR REPLACE FUNCTION {schema}.page(
     "position" bigint, kind "char", topic bytea, event bytea, stored_at timestamptz,
     epoch bigint, evicted_through bigint, last bigint, is_current boolean
 ) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
-SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
+SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off
+SET plan_cache_mode = force_generic_plan AS $tower_sse$
 DECLARE
     bytes bigint := 0;
     count bigint := 0;
@@ -248,7 +253,7 @@ BEGIN
         WHERE records.position > after AND records.position <= through
             -- The size of a value is known without reading it.
             AND CASE WHEN octet_length(records.topic) + octet_length(records.event) > {max_record_bytes} THEN true
-                ELSE topics IS NULL OR records.topic = ANY (topics) END
+                ELSE topics IS NULL OR records.topic IN (SELECT unnest(topics)) END
         ORDER BY records.position LIMIT max_records
     LOOP
         -- Another program has inserted a record that no node can read in time. The record counts as

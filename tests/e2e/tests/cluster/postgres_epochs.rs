@@ -271,6 +271,30 @@ async fn operator_starts_an_epoch() {
     assert_eq!(after.last, before.last);
 }
 
+/// A node of the older version continues until it connects again.
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_of_an_older_version_is_updated() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    let is_old = "SELECT prosrc LIKE '%an older version%' FROM pg_proc WHERE proname = 'page'";
+    let version = store.sql("SELECT max(version) FROM tower_sse.version");
+    store.sql(
+        "UPDATE tower_sse.version SET version = 1;
+         DO $$ BEGIN
+             EXECUTE replace(pg_get_functiondef('tower_sse.page'::regproc), 'BEGIN', 'BEGIN -- an older version');
+         END $$",
+    );
+    assert_eq!(store.sql(is_old), "t");
+    let updating = postgres(&store.url());
+    append(&updating, "t", 2).await;
+    assert_eq!(store.sql(is_old), "f");
+    assert_eq!(store.sql("SELECT max(version) FROM tower_sse.version"), version);
+    append(&log, "t", 3).await;
+    assert_eq!(bounds(&log).await.epoch, before.epoch);
+    assert_eq!(data(&updating).await, ["1", "2", "3"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_of_a_newer_version_is_an_error() {
     let store = Store::start(StoreKind::Postgres, &[]).await;

@@ -5,7 +5,7 @@ use crate::{
     unchanged::{append, postgres, record},
 };
 use e2e::{Store, StoreKind, eventually};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
 
@@ -237,6 +237,25 @@ async fn full_queue_of_notifications_fails_no_append() {
     }
     store.sql("SELECT tower_sse.publish('t', NULL, '100')");
     assert_eq!(data(&log).await.len(), 101);
+}
+
+/// A comparison of each record with each topic would take more than ten seconds. The plan must use
+/// a hash table in each session, even if the table is larger than the memory for a sort.
+#[tokio::test(flavor = "multi_thread")]
+async fn read_of_many_topics_takes_a_short_time() {
+    let (store, _log) = start().await;
+    store.sql("ALTER ROLE postgres SET work_mem = '64kB'");
+    store.sql(
+        "INSERT INTO tower_sse.records SELECT nextval('tower_sse.positions'), 'e',
+            convert_to('topic ' || 1000000 + n, 'UTF8'), 'data: x', now() FROM generate_series(1, 20000) AS n",
+    );
+    let topics: Vec<Arc<str>> = (1..=300_000).map(|n| format!("topic {}", 1_000_000 + n * 11).into()).collect();
+    for mode in ["force_generic_plan", "force_custom_plan"] {
+        store.sql(&format!("ALTER ROLE postgres SET plan_cache_mode = '{mode}'"));
+        let node = postgres(&store.url()).timeout(Duration::from_secs(10));
+        let page = node.read(&topics, Position::START).await.expect("the read ends in time");
+        assert_eq!((page.records.len(), page.through), (909, Position::new(10_000)), "{mode}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
