@@ -42,7 +42,9 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
     PRIMARY KEY (transaction, n)
 );
 
-CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE
+-- Runs as the owner of the schema. Otherwise a role that may not call one of the functions below would
+-- find another identity than the other roles, and start a new epoch.
+CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     tables text := '{schema}.records'::regclass::oid || '.' || '{schema}.positions'::regclass::oid;

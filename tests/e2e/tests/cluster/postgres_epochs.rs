@@ -271,6 +271,27 @@ async fn operator_starts_an_epoch() {
     assert_eq!(after.last, before.last);
 }
 
+/// The role of the node may not call a function that the owner of the schema may call.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_of_the_caller_start_no_epoch() {
+    let (store, log) = start().await;
+    let before = bounds(&log).await;
+    store.sql(
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;
+         CREATE ROLE node LOGIN; GRANT USAGE ON SCHEMA tower_sse TO node;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tower_sse TO node;
+         GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA tower_sse TO node;
+         GRANT UPDATE ON tower_sse.log TO node;
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO node",
+    );
+    let node = postgres(&store.url_with("node@"));
+    append(&node, "t", 1).await;
+    store.sql("SELECT tower_sse.publish('t', NULL, '2')");
+    append(&node, "t", 3).await;
+    assert_eq!(bounds(&node).await.epoch, before.epoch);
+    assert_eq!(data(&node).await, ["1", "2", "3"]);
+}
+
 /// A node of the older version continues until it connects again.
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_of_an_older_version_is_updated() {
