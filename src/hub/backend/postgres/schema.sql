@@ -142,6 +142,9 @@ CREATE OR REPLACE FUNCTION {schema}.bounds(
     OUT epoch bigint, OUT evicted_through bigint, OUT last bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $tower_sse$
 BEGIN
+    -- Nodes do not use this table. The cast fails if the table does not exist. The node then connects
+    -- again, and creates the table.
+    PERFORM '{schema}.inbox'::regclass;
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM set_config('lock_timeout', '1000', true);
         PERFORM pg_advisory_xact_lock({lock});

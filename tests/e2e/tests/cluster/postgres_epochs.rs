@@ -292,6 +292,18 @@ async fn permissions_of_the_caller_start_no_epoch() {
     assert_eq!(data(&node).await, ["1", "2", "3"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_inbox_is_created_again() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    store.sql("DROP TABLE tower_sse.inbox");
+    log.bounds().await.expect_err("a table is missing");
+    assert_eq!(bounds(&log).await, before, "the log itself is unchanged");
+    store.sql("SELECT tower_sse.publish('t', NULL, '2')");
+    assert_eq!(data(&log).await, ["1", "2"]);
+}
+
 /// A node of the older version continues until it connects again.
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_of_an_older_version_is_updated() {
