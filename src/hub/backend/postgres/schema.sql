@@ -101,6 +101,9 @@ $tower_sse$;
 -- Wakes the followers. If a session listens and stays in a transaction, the queue of the server
 -- becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly full. Followers also
 -- read once a second.
+--
+-- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
+-- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
 CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
