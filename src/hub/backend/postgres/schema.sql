@@ -6,7 +6,7 @@
 
 CREATE TABLE IF NOT EXISTS {schema}.log (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    -- Random bits. They change when the positions of this log may be issued a second time.
+    -- Changes when the positions of this log may be issued a second time. A later epoch is greater.
     epoch bigint NOT NULL,
     -- Identifies the server, its timeline, and the tables.
     identity text NOT NULL,
@@ -60,7 +60,8 @@ END
 $tower_sse$;
 
 -- Returns whether the log is the one that has issued its epoch: on the same server and timeline,
--- and with the newest record that the caller knows.
+-- and with the newest record that the caller knows. A log with an earlier epoch than that of the
+-- caller is a copy from an earlier time. Another node may have started a later epoch.
 CREATE OR REPLACE FUNCTION {schema}.is_current(
     known_epoch bigint, known_position bigint, known_stored_at timestamptz
 ) RETURNS boolean LANGUAGE plpgsql STABLE
@@ -68,11 +69,13 @@ SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     RETURN coalesce((
         SELECT log.identity = {schema}.identity() AND (
-            known_epoch IS DISTINCT FROM log.epoch
-            OR known_position <= log.evicted_through
-            OR EXISTS (
-                SELECT FROM {schema}.records
-                WHERE records.position = known_position AND records.stored_at = known_stored_at
+            known_epoch IS NULL OR known_epoch < log.epoch
+            OR known_epoch = log.epoch AND (
+                known_position <= log.evicted_through
+                OR EXISTS (
+                    SELECT FROM {schema}.records
+                    WHERE records.position = known_position AND records.stored_at = known_stored_at
+                )
             )
         ) FROM {schema}.log
     ), false);
@@ -113,11 +116,14 @@ BEGIN
 END
 $tower_sse$;
 
--- Chooses the epoch of each inserted row, even if the row comes from a dump.
+-- Chooses the epoch of each inserted row, even if the row comes from a dump: 42 bits of the time in
+-- milliseconds, and 21 random bits. The clock may be behind, so the epoch is also greater than the
+-- given one.
 CREATE OR REPLACE FUNCTION {schema}.choose_epoch() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    NEW.epoch := ('x' || replace(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint;
+    NEW.epoch := greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, (NEW.epoch >> 21) + 1);
+    NEW.epoch := (NEW.epoch << 21) | (('x' || left(gen_random_uuid()::text, 6))::bit(24)::bigint >> 3);
     RETURN NEW;
 END
 $tower_sse$;
@@ -126,17 +132,26 @@ CREATE TRIGGER choose_epoch BEFORE INSERT ON {schema}.log
     FOR EACH ROW EXECUTE FUNCTION {schema}.choose_epoch();
 ALTER TABLE {schema}.log ENABLE ALWAYS TRIGGER choose_epoch;
 
+-- Starts an epoch that is later than that of the log and `known_epoch`.
+CREATE OR REPLACE FUNCTION {schema}.new_epoch_after(known_epoch bigint) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+    -- The trigger of the table chooses a greater epoch.
+    INSERT INTO {schema}.log (epoch, identity)
+        VALUES (greatest(known_epoch, (SELECT log.epoch FROM {schema}.log), 0), {schema}.identity())
+        ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
+    PERFORM {schema}.pass_newest();
+    PERFORM {schema}.notify();
+END
+$tower_sse$;
+
 -- Starts another epoch. Call it after the data of a server was replaced by an older copy while no
 -- node was connected.
 CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    PERFORM pg_advisory_xact_lock({lock});
-    -- The trigger of the table chooses the epoch.
-    INSERT INTO {schema}.log (epoch, identity) VALUES (0, {schema}.identity())
-        ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
-    PERFORM {schema}.pass_newest();
-    PERFORM {schema}.notify();
+    PERFORM {schema}.new_epoch_after(NULL);
 END
 $tower_sse$;
 
@@ -153,7 +168,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock({lock});
         -- Another node may have started the epoch.
         IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
-            PERFORM {schema}.new_epoch();
+            PERFORM {schema}.new_epoch_after(known_epoch);
         END IF;
     END IF;
     SELECT log.epoch, log.evicted_through,
@@ -189,7 +204,7 @@ BEGIN
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
     PERFORM pg_advisory_xact_lock({lock});
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
-        PERFORM {schema}.new_epoch();
+        PERFORM {schema}.new_epoch_after(known_epoch);
     END IF;
     SELECT log.epoch INTO epoch FROM {schema}.log;
     IF since IS NOT NULL THEN

@@ -122,6 +122,49 @@ async fn first_read_of_a_restored_copy_keeps_the_known_record() {
     }
 }
 
+/// The copy has an earlier epoch, and clients may have ids of this epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_with_an_earlier_epoch_is_another_epoch() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    store.kill();
+    let backup = store.back_up();
+    store.restart().await;
+    let first = bounds(&log).await;
+    append_each(&log, 3..6).await;
+    store.sql("SELECT tower_sse.new_epoch()");
+    append_each(&log, 6..9).await;
+    let second = bounds(&log).await;
+    let other = postgres(&store.url());
+    other.follow(second.evicted_through).await.expect("the server runs");
+    store.kill();
+    store.restore(&backup);
+    store.restart().await;
+    let restored = bounds(&log).await;
+    assert!(![first.epoch, second.epoch].contains(&restored.epoch), "{first:?} {second:?} {restored:?}");
+    // The other node finds the epoch that this node has started.
+    assert_eq!(bounds(&other).await, restored);
+    assert_eq!(data(&other).await, ["0", "1", "2"]);
+}
+
+/// The clock of a promoted replica can be behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn epoch_is_greater_than_all_known_epochs() {
+    let (store, log) = start().await;
+    append(&log, "t", 1).await;
+    let before = bounds(&log).await;
+    let future = before.epoch + (1 << 40);
+    store.sql(&format!("UPDATE tower_sse.log SET epoch = {future}"));
+    append(&log, "t", 2).await;
+    assert_eq!(bounds(&log).await.epoch, future, "another node may have started this epoch");
+    store.sql("DROP SCHEMA tower_sse CASCADE");
+    let after = bounds(&log).await;
+    assert!(after.epoch > future, "{after:?} {future}");
+    assert_eq!(bounds(&log).await, after, "the node starts one epoch");
+    store.sql("SELECT tower_sse.new_epoch()");
+    assert!(bounds(&log).await.epoch > after.epoch);
+}
+
 /// The read begins before its node knows the newest records, and reaches the server after the
 /// restore.
 #[tokio::test(flavor = "multi_thread")]
