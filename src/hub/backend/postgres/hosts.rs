@@ -129,7 +129,7 @@ mod tests {
     fn each_host_has_its_port_and_address() {
         assert_eq!(names("postgres://one,two"), ["one:5432", "two:5432"]);
         assert_eq!(names("postgres://one:1,two:2"), ["one:1", "two:2"]);
-        assert_eq!(names("postgres://one,two?port=3"), ["one:3", "two:3"]);
+        assert_eq!(names("postgres://?host=one&host=two&port=3"), ["one:3", "two:3"]);
         assert_eq!(names("postgres://one:4,two:5?hostaddr=10.0.0.1,::1"), ["one at 10.0.0.1:4", "two at [::1]:5"]);
         assert_eq!(names("postgres://?hostaddr=10.0.0.1,10.0.0.2"), ["10.0.0.1:5432", "10.0.0.2:5432"]);
         #[cfg(unix)]
@@ -141,7 +141,7 @@ mod tests {
         for (url, reason) in [
             ("postgres://", "no host"),
             ("postgres://one,two?hostaddr=10.0.0.1", "1 values for hostaddr"),
-            ("postgres://one,two,three?port=1,2", "2 ports"),
+            ("postgres://?host=one&host=two&host=three&port=1,2", "2 ports"),
         ] {
             let error = hosts(url).expect_err(url).to_string();
             assert!(error.contains(reason), "{error}");

@@ -91,7 +91,7 @@ async fn restored_copy_is_another_epoch_for_a_running_node() {
     }
 }
 
-/// The positions of the copy pass the known positions, and the first request after the restore reads
+/// The positions of the copy pass the known positions. The first request after the restore reads
 /// the records there.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_read_of_a_restored_copy_keeps_the_known_record() {
