@@ -11,6 +11,7 @@ mod nats_access;
 mod nats_cluster;
 mod nats_creation;
 mod nats_logs;
+mod nats_pages;
 mod nats_unchanged;
 mod nats_wire;
 mod nodes;
