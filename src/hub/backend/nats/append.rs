@@ -112,15 +112,18 @@ impl NatsBackend {
             Some(condition) => Box::pin(self.publish_if_unchanged(&stream, &new, condition)).await?,
         };
         let Some((before, sequence)) = published else { return Ok(None) };
-        // The stream may have been replaced before it stored the message.
+        // The stream may have been replaced before it stored the message. A sequence that was
+        // issued before proves that the stream has lost messages.
+        let is_truncated = sequence <= before.newest;
+        if is_truncated {
+            self.identity.note_truncation(before.epoch);
+        }
         let epoch = match confirmation.epoch().await {
-            Some(epoch) => epoch,
-            None if self.identity.check_witness(&stream).await?.epoch == before.epoch && sequence > before.newest => {
-                before.epoch
-            }
-            None => self.log_of(&stream, sequence, &new.id).await?,
+            Some(epoch) if !is_truncated => epoch,
+            _ if !is_truncated && self.identity.check_witness(&stream).await?.epoch == before.epoch => before.epoch,
+            _ => self.log_of(&stream, sequence, &new.id).await?,
         };
-        self.identity.note_message(epoch, sequence, Witness::new(sequence, &new.id, bytes));
+        self.identity.note_message(epoch, sequence, Some(Witness::new(sequence, &new.id, bytes)).into());
         if condition.is_some_and(|condition| condition.epoch != epoch) {
             return Err("the stream was replaced meanwhile by another log, which has stored it".into());
         }

@@ -4,7 +4,7 @@
 use super::{
     confirmation::Confirmations,
     consumer::{HEARTBEAT, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
-    identity::{Identity, KnownLog, Witness},
+    identity::{Identity, KnownLog, Witness, Witnesses},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
     read::next_messages,
@@ -152,8 +152,8 @@ impl Follower {
                     }
                 }
             };
-            if let Some((page, witness)) = page {
-                identity.note_followed(&self.log, sequence(page.through), witness);
+            if let Some((page, witnesses)) = page {
+                identity.note_followed(&self.log, sequence(page.through), witnesses);
                 self.after = page.through;
                 return Ok(page);
             }
@@ -175,7 +175,7 @@ impl Follower {
         &mut self,
         stream: &Stream<'_>,
         identity: &Identity,
-    ) -> Result<Option<(Page, Option<Witness>)>, BoxError> {
+    ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         let messages = next_messages(stream, sequence_after(self.after)).await?;
         if messages.is_empty() {
             return Ok(None);
@@ -187,14 +187,14 @@ impl Follower {
                 break;
             }
         }
-        Ok(Some((page.page, page.witness)))
+        Ok(Some((page.page, page.witnesses)))
     }
 
     async fn receive_page(
         &mut self,
         stream: &Stream<'_>,
         confirmations: &Confirmations,
-    ) -> Result<(Page, Option<Witness>), BoxError> {
+    ) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
         loop {
             // There is no `await` after the first message is taken, so dropping the future loses no
@@ -221,12 +221,12 @@ impl Follower {
                 break;
             }
         }
-        Ok((page.page, page.witness))
+        Ok((page.page, page.witnesses))
     }
 
     fn new_page(&self) -> NewPage {
         let page = Page { epoch: self.epoch, through: self.after, ..Page::default() };
-        NewPage { page, after: self.after, count: 0, witness: None }
+        NewPage { page, after: self.after, count: 0, witnesses: Witnesses::default() }
     }
 
     /// Waits until the NATS consumer delivers its next message. Returns an error if the connection
@@ -271,7 +271,7 @@ struct NewPage {
     page: Page,
     after: Position,
     count: usize,
-    witness: Option<Witness>,
+    witnesses: Witnesses,
 }
 
 impl NewPage {
@@ -292,7 +292,7 @@ impl NewPage {
             self.page.evicted_through = before;
         }
         message::add(&mut self.page, self.after, stream, message);
-        self.witness = Witness::of(message).or(self.witness);
+        Witness::of(message).into_iter().for_each(|witness| self.witnesses.add(witness));
         self.count += 1;
         Ok(true)
     }

@@ -62,7 +62,8 @@ use tokio::{sync::Mutex, time::timeout};
 /// has read or published. The node checks that the stream still has this message before it returns
 /// the id of a published event, and when it reads. It also checks this every two seconds without
 /// new messages. If the stream ends before this message, or has another message in its place, the
-/// node adds a mark, which begins a new log. From then on no node accepts an id of the old log. A
+/// node adds a mark, which begins a new log. The node also does so if the stream stores a message
+/// under a sequence that the node has already seen. From then on no node accepts an id of the old log. A
 /// client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published

@@ -1,13 +1,16 @@
 //! Requests to JetStream about the stream that holds the log: its configuration, its state, and
 //! single messages.
 
-use super::{link::Link, message::Stored};
+use super::{
+    link::Link,
+    message::{Nanoseconds, Stored},
+};
 use crate::BoxError;
 use async_nats::jetstream::{
     self, ErrorCode,
     context::{PublishError, PublishErrorKind},
     message::StreamMessage,
-    stream::{Config, RawMessage},
+    stream::{self, Config, RawMessage},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -41,6 +44,8 @@ pub(super) struct State {
     /// message was removed since.
     pub(super) last: u64,
     pub(super) messages: u64,
+    /// The time when the newest message was stored, or `None` if the server does not return it.
+    pub(super) last_time: Option<Nanoseconds>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
@@ -133,9 +138,11 @@ impl Stream<'_> {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone(), message.sequence);
+                let time = message.time.unix_timestamp_nanos();
                 // A message whose headers do not parse is treated like a message of another
                 // program, which is skipped.
-                let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
+                let foreign =
+                    |_| Stored { subject: subject.into(), sequence, time, headers: None, payload: Bytes::new() };
                 Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
             }
             Err(RequestError::Refused { error: NO_MESSAGE, .. }) => Ok(None),
@@ -186,8 +193,10 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     };
     let max_age = info["config"]["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
     let messages = state["messages"].as_u64().unwrap_or(0);
+    let last_time = serde_json::from_value::<stream::State>(state.clone()).ok();
+    let last_time = last_time.map(|state| state.last_timestamp.unix_timestamp_nanos());
     let replicas = info["config"]["num_replicas"].as_u64().unwrap_or(1);
-    Ok(State { first: first.max(1), last, messages, max_age, replicas })
+    Ok(State { first: first.max(1), last, messages, last_time, max_age, replicas })
 }
 
 /// The reason why a request to JetStream failed: the server refused the request, or there was no
@@ -244,7 +253,7 @@ mod tests {
             (u64::MAX - 1, u64::MAX, 1, true),
             (1, u64::MAX, u64::MAX, false),
         ] {
-            let state = State { first, last, messages, max_age: None, replicas: 1 };
+            let state = State { first, last, messages, last_time: None, max_age: None, replicas: 1 };
             assert_eq!(state.has_holes(), has_holes, "{state:?}");
         }
     }

@@ -10,6 +10,7 @@ mod nats;
 mod nats_access;
 mod nats_cluster;
 mod nats_creation;
+mod nats_epochs;
 mod nats_logs;
 mod nats_pages;
 mod nats_unchanged;

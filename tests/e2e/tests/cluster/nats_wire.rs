@@ -34,6 +34,7 @@ struct Faults {
     /// Holds the messages to the stream while this is set.
     is_holding: watch::Sender<bool>,
     held: AtomicUsize,
+    bytes_from_server: AtomicUsize,
 }
 
 impl NatsWire {
@@ -72,6 +73,11 @@ impl NatsWire {
         self.faults.deliveries_until_loss.store(nth, SeqCst);
     }
 
+    /// Returns the number of bytes in messages from the server.
+    pub(crate) fn bytes_from_server(&self) -> usize {
+        self.faults.bytes_from_server.load(SeqCst)
+    }
+
     /// Delivers no message to the stream until `hold(false)`, and then all of them.
     pub(crate) fn hold(&self, is_holding: bool) {
         self.faults.is_holding.send_replace(is_holding);
@@ -93,6 +99,9 @@ impl Drop for NatsWire {
 async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) {
     let mut from = BufReader::new(from);
     while let Ok(Some(bytes)) = read(&mut from).await {
+        if ["MSG ", "HMSG "].iter().any(|name| bytes.starts_with(name.as_bytes())) {
+            faults.bytes_from_server.fetch_add(bytes.len(), SeqCst);
+        }
         let is_acknowledgement = bytes.starts_with(b"MSG ") && memory_contains(&bytes, b"\r\n{\"stream\":");
         let lose_one = |count: usize| count.checked_sub(1);
         let losing = &faults.acknowledgements_to_lose;
