@@ -56,6 +56,9 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 /// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
+/// The maximum length of the id of a log in bytes.
+const MAX_ID_BYTES: usize = 64;
+
 /// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
 /// log, its first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
@@ -68,7 +71,8 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 /// identify the log: the newest mark, and the witnesses, which are recent messages.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log. It is the payload of each mark in the JetStream stream.
+    /// The id of the log. It is the payload of each mark in the JetStream stream, or its hash
+    /// ([`Mark::read`]).
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark that this node has read. 0 if retention had removed every
@@ -214,13 +218,17 @@ struct Mark {
 }
 
 impl Mark {
-    /// Decodes a mark, a message whose payload is the id of the log. Any payload is a valid id. So
-    /// a mark that a program other than a hub has published also begins a log, and causes no error.
+    /// Decodes a mark, a message whose payload is the id of the log. A mark that a program other
+    /// than a hub has published also begins a log, and causes no error: if its payload cannot be an
+    /// id, the id is the hash of the payload.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
+        let payload = String::from_utf8_lossy(&message.payload);
+        // Each message has the id in a header, where a line break would make it unreadable.
+        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && payload.bytes().all(|byte| byte.is_ascii_graphic());
         Self {
             sequence: message.sequence,
-            id: String::from_utf8_lossy(&message.payload).into(),
+            id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
             replaces: message.header(REPLACES).map(Into::into),
             last_event: last_event.unwrap_or(message.sequence),
         }

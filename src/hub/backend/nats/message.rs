@@ -115,6 +115,14 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    /// Creates a message whose headers and payload cannot be read. It counts as a message of a
+    /// program other than a hub, so it has no events.
+    pub(super) fn unreadable(subject: Subject, sequence: u64, time: Nanoseconds) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(KIND, "unreadable");
+        Self { subject, sequence, time, headers: Some(headers), payload: Bytes::new() }
+    }
+
     pub(super) fn header(&self, name: impl IntoHeaderName) -> Option<&str> {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }

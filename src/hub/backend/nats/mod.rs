@@ -103,6 +103,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// stream causes an error. If the stream is full and rejects new messages (`discard: new`), or the
 /// disk is full, `publish` returns an error that says so.
 ///
+/// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
+/// client library cannot parse the headers of a message, each node loses its connection once and
+/// reads this message by a single request.
+///
 /// # Resources and permissions
 ///
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
@@ -367,17 +371,21 @@ impl Backend for NatsBackend {
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let mut kept = self.follower.lock().await;
-        let link = self.link().await?;
+        let follower = kept.take().filter(|follower| follower.after == after && !follower.link.is_stuck());
+        // A follower also handles a loss of its connection, so it keeps its link.
+        let link = match &follower {
+            Some(follower) => follower.link.clone(),
+            None => self.link().await?,
+        };
         let config = self.config();
         let stream = Stream { link: &link, config: &config };
         let log = self.identity.known();
         let reported = self.reported.load(Relaxed);
         if log.is_some_and(|log| reported != 0 && reported != log.epoch) {
-            *kept = None;
             self.confirmations.set_following(false);
             return Err("the stream was replaced".into());
         }
-        let follower = match kept.take().filter(|follower| follower.after == after) {
+        let follower = match follower {
             Some(follower) => follower,
             None => {
                 self.confirmations.set_following(false);

@@ -12,13 +12,17 @@ use crate::{
 };
 use async_nats::{client::Request, jetstream::consumer::pull};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
 /// The time to wait for the server to create a JetStream consumer. After it, messages are read one
 /// by one, which needs no consumer. In a cluster, only the meta leader can create a consumer. While
 /// the meta leader is being elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// The time after which a page of messages that are requested one by one ends. With a slow network,
+/// a page of 1,000 messages would exceed the time limit of the hub.
+const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
 /// Reads one page of the messages of a JetStream stream that come after the position `after`. The
 /// page contains the messages of these subjects, and possibly messages of other subjects. If
@@ -51,7 +55,11 @@ pub(super) async fn read(
                 // The server has ended the fetch at its byte limit, or a message was lost. The next
                 // page begins after the messages of this page.
                 Err(_) if page.through > after => break,
-                Err(error) => return Err(error),
+                // The next message may have headers that end the connection.
+                Err(_) => {
+                    losses.reconnected_soon().await?;
+                    return read_one_by_one(stream, state, after).await;
+                }
             };
             received += 1;
             pending = delivered.pending;
@@ -128,12 +136,17 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages or about 4
-/// MiB. Sends one request for each message, and needs no consumer. The result is empty at the end
-/// of the stream.
+/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages, about 4
+/// MiB, or the messages of about one second ([`ONE_BY_ONE`]). Sends one request for each message,
+/// and needs no consumer. The result is empty at the end of the stream.
+///
+/// A consumer delivers each message as it is stored. The client library ends the connection if it
+/// cannot parse the headers of a message. The response to a request contains the headers in Base64,
+/// so a message with malformed headers causes no error here.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
-    while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
+    let begin = Instant::now();
+    while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES && begin.elapsed() < ONE_BY_ONE {
         let Some(message) = stream.next(sequence).await? else { break };
         let next = message.sequence.checked_add(1);
         bytes += message.payload.len();

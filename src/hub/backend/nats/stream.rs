@@ -12,7 +12,6 @@ use async_nats::jetstream::{
     message::StreamMessage,
     stream::{self, Config, RawMessage},
 };
-use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;
@@ -137,13 +136,10 @@ impl Stream<'_> {
         match send(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
-                let (subject, sequence) = (message.subject.clone(), message.sequence);
+                let (subject, sequence) = (message.subject.clone().into(), message.sequence);
                 let time = message.time.unix_timestamp_nanos();
-                // A message whose headers do not parse is treated like a message of another
-                // program, which is skipped.
-                let foreign =
-                    |_| Stored { subject: subject.into(), sequence, time, headers: None, payload: Bytes::new() };
-                Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
+                let message = StreamMessage::try_from(message).map(Stored::from);
+                Ok(Some(message.unwrap_or_else(|_| Stored::unreadable(subject, sequence, time))))
             }
             Err(RequestError::Refused { error: NO_MESSAGE, .. }) => Ok(None),
             Err(failure) => Err(failure.into()),

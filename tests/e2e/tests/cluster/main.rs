@@ -12,6 +12,7 @@ mod nats_cluster;
 mod nats_creation;
 mod nats_epochs;
 mod nats_logs;
+mod nats_malformed;
 mod nats_pages;
 mod nats_unchanged;
 mod nats_wire;
