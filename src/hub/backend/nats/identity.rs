@@ -362,10 +362,16 @@ impl Identity {
             verdict = self.compare(stream, &known, &state).await?;
         }
         let mark = mark_of(stream, &state).await?;
-        let another = match verdict {
+        let another = match (verdict, mark) {
+            (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
+            // The stream retains nothing that this node remembers, so this node has to find out the
+            // log like a node that has just connected.
+            (Verdict::Same, _) if known.witnesses.iter().all(|witness| witness.sequence < state.first) => {
+                named_by_messages(stream, &state).await?
+            }
             // An older mark changes nothing: the known mark may have been deleted since.
-            Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
-            Verdict::Shorter | Verdict::Different => Some(replace(stream, &known, mark).await?),
+            (Verdict::Same, _) => None,
+            (Verdict::Shorter | Verdict::Different, mark) => Some(replace(stream, &known, mark).await?),
         };
         match another {
             Some(mark) if mark.id != known.id || verdict != Verdict::Same => {
@@ -468,23 +474,36 @@ impl Identity {
 }
 
 /// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
-/// If retention has removed all marks, takes the id of the log from a header of the newest message.
-/// Begins a log if the stream has none.
+/// If retention has removed all marks, the messages name the log. Begins a log if the stream has
+/// none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
     }
-    // If the oldest messages were removed, the mark was probably removed with them, and the last
-    // message names the log. If no message was removed, the stream never had a mark. A message that
-    // names a log then comes from a node that does not know yet that its log is lost.
-    if state.first > 1 && state.messages > 0 {
-        if let Some(message) = stream.get(state.last).await? {
-            if let Some(id) = message.log() {
-                return Ok(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 });
-            }
+    match named_by_messages(stream, state).await? {
+        Some(mark) => Ok(mark),
+        None => begin(stream, None, 0).await,
+    }
+}
+
+/// Returns a mark for the log that the messages of a JetStream stream name in a header, if the
+/// stream has no mark. Returns `None` if the stream is empty, or if the messages name no log.
+async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+    // If the oldest messages were removed, the mark was probably removed with them. If no message
+    // was removed, the stream never had a mark. A message that names a log then comes from a node
+    // that does not know yet that its log is lost.
+    if state.first == 1 || state.messages == 0 {
+        return Ok(None);
+    }
+    // A node that does not know this log yet may just have published the newest message. So the
+    // newest message counts only if the oldest one is from a program other than a hub.
+    for sequence in [state.first, state.last] {
+        let message = stream.get(sequence).await?;
+        if let Some(id) = message.as_ref().and_then(Stored::log) {
+            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
         }
     }
-    begin(stream, None, 0).await
+    Ok(None)
 }
 
 /// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a

@@ -1,10 +1,11 @@
 //! Epochs of a log in NATS that has lost messages, for small and large messages.
 
 use crate::{
-    nats::{SOON, copy_all},
+    nats::{SOON, admin, copy_all},
     nats_wire::NatsWire,
     unchanged::{nats, record},
 };
+use async_nats::jetstream::stream;
 use e2e::{Store, StoreKind};
 use std::{fs, path::PathBuf, time::Duration};
 use tempfile::TempDir;
@@ -124,6 +125,41 @@ async fn truncated_log_that_has_grown_again_is_another_epoch() {
             assert_ne!(bounds.epoch, lost[2].epoch, "{what}");
             let same = log.bounds().await.expect("the server responds");
             assert_eq!(same.epoch, bounds.epoch, "{what}: one loss begins one new log");
+        }
+    }
+}
+
+/// The stream is created again, and its retention has then removed the sequences of all messages
+/// and marks that the first node knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn recreated_log_without_known_messages_is_another_epoch() {
+    for (bytes, is_first_to_append) in SIZES.into_iter().flat_map(|bytes| [(bytes, false), (bytes, true)]) {
+        let store = Store::start(StoreKind::Nats, &[]).await;
+        let admin = admin(&store.url()).await;
+        let config = stream::Config {
+            name: "tower-sse".to_owned(),
+            subjects: vec!["tower-sse.>".to_owned()],
+            max_messages: 5,
+            ..stream::Config::default()
+        };
+        admin.create_stream(config.clone()).await.expect("the stream is new");
+        let nodes = [nats(&store.url()), nats(&store.url())];
+        let old = nodes[0].bounds().await.expect("the server responds");
+        append_all(&nodes[0], "old", 9, bytes).await;
+        admin.delete_stream("tower-sse").await.expect("the server responds");
+        // nats-server 2.9 still removes files after its response, and would remove those of a new
+        // stream as well.
+        sleep(Duration::from_secs(1)).await;
+        admin.create_stream(config).await.expect("the stream is deleted");
+        let new = nodes[1].bounds().await.expect("the server responds");
+        append_all(&nodes[1], "new", 20, bytes).await;
+        let what = format!("{bytes} bytes, appends first: {is_first_to_append}");
+        if is_first_to_append {
+            assert_ne!(append(&nodes[0], "first", bytes).await.epoch, old.epoch, "{what}");
+        }
+        for node in &nodes {
+            let bounds = node.bounds().await.expect("the server responds");
+            assert_eq!(bounds.epoch, new.epoch, "{what}: the epoch of the log has not changed");
         }
     }
 }
