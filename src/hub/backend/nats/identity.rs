@@ -91,6 +91,8 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
+    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    pub(super) duplicate_window: Duration,
     /// The time when the node adds another mark. A message that arrives before postpones this time.
     /// Without another mark, retention could remove all marks.
     renewal: Instant,
@@ -422,6 +424,7 @@ impl Identity {
             is_truncated: false,
             witnesses: newest(stream, state).await?.into(),
             max_age: state.max_age,
+            duplicate_window: state.duplicate_window,
             renewal: Instant::now() + FIRST_RENEWAL.min(state.max_age.unwrap_or_default() / 4),
         };
         *self.lock() = Some(known.clone());
@@ -469,6 +472,7 @@ impl Identity {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
         now.newest = now.newest.max(state.last);
+        now.duplicate_window = state.duplicate_window;
         Ok(now.clone())
     }
 }
@@ -614,9 +618,10 @@ mod tests {
             is_truncated: false,
             witnesses: Witnesses::default(),
             max_age: None,
+            duplicate_window: Duration::ZERO,
             renewal: Instant::now(),
         };
-        let state = State { first: u64::MAX, last: u64::MAX, messages: 1, last_time: None, max_age: None, replicas: 1 };
+        let state = State { first: u64::MAX, last: u64::MAX, messages: 1, ..State::default() };
         assert_eq!(log.evicted_through(&state), position(7));
     }
 }

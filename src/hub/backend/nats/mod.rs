@@ -75,7 +75,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// retention, before the client received them.
 ///
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
-/// with its message id. The server stores it once. If `publish` returns an error, the events may
+/// with its message id. The server stores it once. The server detects duplicates only within the
+/// `duplicate_window` of the stream, so the backend sends a message again only within half of this
+/// time. Streams that the backend creates have a window of at least 30 seconds or four
+/// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an error, the events may
 /// already be in the log, or appear a little later. They are certainly not in the log if the error
 /// says that the server refused them. An application that publishes the same events again after
 /// another error can therefore store them twice.

@@ -33,8 +33,8 @@ pub(super) struct Stream<'a> {
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a JetStream stream at one moment, its maximum age, and its number of replicas.
-#[derive(Clone, Debug)]
+/// The bounds of a JetStream stream at one moment, and settings that this crate needs.
+#[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// The sequence of the oldest message in the JetStream stream. If the stream is empty, this is
     /// the sequence of the next message.
@@ -48,6 +48,8 @@ pub(super) struct State {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
+    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    pub(super) duplicate_window: Duration,
     /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,
 }
@@ -188,11 +190,12 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
         return Err(format!("the server does not say where the stream {name:?} begins and ends").into());
     };
     let max_age = info["config"]["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
+    let duplicate_window = Duration::from_nanos(info["config"]["duplicate_window"].as_u64().unwrap_or(0));
     let messages = state["messages"].as_u64().unwrap_or(0);
     let last_time = serde_json::from_value::<stream::State>(state.clone()).ok();
     let last_time = last_time.map(|state| state.last_timestamp.unix_timestamp_nanos());
     let replicas = info["config"]["num_replicas"].as_u64().unwrap_or(1);
-    Ok(State { first: first.max(1), last, messages, last_time, max_age, replicas })
+    Ok(State { first: first.max(1), last, messages, last_time, max_age, duplicate_window, replicas })
 }
 
 /// The reason why a request to JetStream failed: the server refused the request, or there was no
@@ -249,7 +252,7 @@ mod tests {
             (u64::MAX - 1, u64::MAX, 1, true),
             (1, u64::MAX, u64::MAX, false),
         ] {
-            let state = State { first, last, messages, last_time: None, max_age: None, replicas: 1 };
+            let state = State { first, last, messages, ..State::default() };
             assert_eq!(state.has_holes(), has_holes, "{state:?}");
         }
     }
