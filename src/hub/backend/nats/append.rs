@@ -22,6 +22,7 @@ use async_nats::{
         publish::PublishAck,
     },
 };
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// The first version of nats-server that reliably compares the last sequence of a subject with the
@@ -103,7 +104,7 @@ impl NatsBackend {
         let new = NewMessage { subject, id, message };
         let confirmation = self.confirmations.expect(&new.id);
         let published = match condition {
-            None => match self.publish(&link, &new.subject, &new.message).await? {
+            None => match self.publish(&link, &new.subject, &new.message, Some(before.duplicate_window)).await? {
                 Published::Stored(sequence) => Some((before, sequence)),
                 Published::Refused { .. } => None,
             },
@@ -112,15 +113,18 @@ impl NatsBackend {
             Some(condition) => Box::pin(self.publish_if_unchanged(&stream, &new, condition)).await?,
         };
         let Some((before, sequence)) = published else { return Ok(None) };
-        // The stream may have been replaced before it stored the message.
+        // The stream may have been replaced before it stored the message. A sequence that was
+        // issued before proves that the stream has lost messages.
+        let is_truncated = sequence <= before.newest;
+        if is_truncated {
+            self.identity.note_truncation(before.epoch);
+        }
         let epoch = match confirmation.epoch().await {
-            Some(epoch) => epoch,
-            None if self.identity.check_witness(&stream).await?.epoch == before.epoch && sequence > before.newest => {
-                before.epoch
-            }
-            None => self.log_of(&stream, sequence, &new.id).await?,
+            Some(epoch) if !is_truncated => epoch,
+            _ if !is_truncated && self.identity.check_witness(&stream).await?.epoch == before.epoch => before.epoch,
+            _ => self.log_of(&stream, sequence, &new.id).await?,
         };
-        self.identity.note_message(epoch, sequence, Witness::new(sequence, &new.id, bytes));
+        self.identity.note_message(epoch, sequence, Some(Witness::new(sequence, &new.id, bytes)).into());
         if condition.is_some_and(|condition| condition.epoch != epoch) {
             return Err("the stream was replaced meanwhile by another log, which has stored it".into());
         }
@@ -147,7 +151,8 @@ impl NatsBackend {
             if let Some(last) = expected.stream {
                 message = message.expected_last_sequence(last);
             }
-            match self.publish(stream.link, &new.subject, &message).await? {
+            // The expected sequence prevents a second copy, so the window does not matter.
+            match self.publish(stream.link, &new.subject, &message, None).await? {
                 Published::Stored(sequence) => return Ok(Some((expected.log, sequence))),
                 Published::Refused { is_certain: false } => {
                     let sequence = stored_by_earlier_attempt(stream, new, expected.subject).await?;
@@ -195,8 +200,20 @@ impl NatsBackend {
     /// within half of the request timeout, or if the connection is lost. The server detects the
     /// duplicate by the message id. Returns an error if the whole request timeout passes without a
     /// response.
-    async fn publish(&self, link: &Link, subject: &str, message: &PublishMessage) -> Result<Published, BoxError> {
-        let deadline = Instant::now() + self.timeout;
+    ///
+    /// `window` is the time for which the stream remembers message ids. The message is sent again
+    /// only within half of this time, because the last copy also takes time to arrive. `None` means
+    /// no limit.
+    async fn publish(
+        &self,
+        link: &Link,
+        subject: &str,
+        message: &PublishMessage,
+        window: Option<Duration>,
+    ) -> Result<Published, BoxError> {
+        let begin = Instant::now();
+        let deadline = begin + self.timeout;
+        let can_repeat_at = |time: Instant| window.is_none_or(|window| time.duration_since(begin) < window / 2);
         link.soon(async {
             let mut is_certain = true;
             loop {
@@ -205,15 +222,25 @@ impl NatsBackend {
                 // An attempt gets at most half of the time, so that there is time for a second
                 // attempt. The request may be lost, for example with the cluster server that
                 // received it.
-                let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8);
-                match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
+                let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8).min(deadline);
+                // The last attempt ends with the request timeout, which `soon` measures.
+                let patience = if can_repeat_at(patience) { patience } else { deadline + self.timeout };
+                match timeout_at(patience, losses.unless_lost(attempt)).await {
                     Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
                     Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
                     Ok(Ok(Err(error))) if !is_unsure(&error) => return Err(error.into()),
-                    Ok(Err(_is_lost)) => losses.reconnected().await,
-                    Ok(Ok(Err(_))) | Err(_) => {}
+                    Ok(Err(_is_lost)) if can_repeat_at(Instant::now()) => losses.reconnected().await,
+                    Ok(Err(_) | Ok(Err(_))) | Err(_) => {}
                 }
                 is_certain = false;
+                if let Some(window) = window.filter(|_| !can_repeat_at(Instant::now())) {
+                    return Err(format!(
+                        "the response was lost, and the stream detects duplicates only for {window:?}, so the message \
+                         was not sent again: set its duplicate_window to {:?} or more",
+                        self.timeout * 4
+                    )
+                    .into());
+                }
             }
         })
         .await

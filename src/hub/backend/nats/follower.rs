@@ -1,10 +1,11 @@
 //! The follower of a log in a NATS stream. It reads the new messages through a consumer, or
-//! requests them one by one while there is no consumer.
+//! requests them one by one while there is no consumer. It also requests the messages at which a
+//! consumer has failed: headers of another program can end the connection of each consumer.
 
 use super::{
     confirmation::Confirmations,
     consumer::{HEARTBEAT, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
-    identity::{Identity, KnownLog, Witness},
+    identity::{Identity, KnownLog, Witness, Witnesses},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
     read::next_messages,
@@ -47,6 +48,7 @@ pub(super) struct Follower {
     /// the log.
     pub(super) epoch: u64,
     log: KnownLog,
+    pub(super) link: Link,
     source: Source,
     losses: Losses,
     /// A message that the consumer has already delivered, and that begins the next page, because
@@ -66,6 +68,8 @@ enum Source {
     /// still the same log.
     Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
+    /// The consumer has failed with this error.
+    Failed(Option<BoxError>),
 }
 
 type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>;
@@ -97,6 +101,7 @@ impl Follower {
             after,
             epoch: log.epoch,
             log: log.clone(),
+            link: stream.link.clone(),
             source: Source::Starting(Box::pin(std::future::pending()), 0),
             // The watch starts before the first read, so it sees each loss of the connection since
             // then.
@@ -119,7 +124,7 @@ impl Follower {
 
     /// Waits for the next page of the log that this follower reads. The page contains at least one
     /// message. Cancel safe: dropping the future loses no message. After an error, the follower
-    /// cannot be used any more.
+    /// cannot be used any more. `stream` uses the [`link`](Self::link) of this follower.
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -128,7 +133,22 @@ impl Follower {
     ) -> Result<Page, BoxError> {
         loop {
             let page = match &mut self.source {
-                Source::Consumer(_) => Some(self.receive_page(stream, confirmations).await?),
+                Source::Consumer(_) => match self.receive_page(stream, confirmations).await {
+                    Ok(page) => Some(page),
+                    Err(error) => {
+                        confirmations.set_following(false);
+                        self.source = Source::Failed(Some(error));
+                        None
+                    }
+                },
+                Source::Failed(error) => {
+                    let error = error.take();
+                    match self.read_past_failure(stream, identity).await {
+                        Ok(Some(page)) => Some(page),
+                        Ok(None) => return Err(error.unwrap_or_else(|| CONSUMER_ENDED.into())),
+                        Err(later) => return Err(error.unwrap_or(later)),
+                    }
+                }
                 Source::Unchecked(_) => {
                     // If the future is dropped here, the next call checks again.
                     expect_log(stream, identity, self.epoch).await?;
@@ -152,9 +172,12 @@ impl Follower {
                     }
                 }
             };
-            if let Some((page, witness)) = page {
-                identity.note_followed(&self.log, sequence(page.through), witness);
+            if let Some((page, witnesses)) = page {
+                identity.note_followed(&self.log, sequence(page.through), witnesses);
                 self.after = page.through;
+                if matches!(self.source, Source::Failed(_)) {
+                    self.start(stream, Duration::ZERO, 0);
+                }
                 return Ok(page);
             }
         }
@@ -175,26 +198,47 @@ impl Follower {
         &mut self,
         stream: &Stream<'_>,
         identity: &Identity,
-    ) -> Result<Option<(Page, Option<Witness>)>, BoxError> {
+    ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         let messages = next_messages(stream, sequence_after(self.after)).await?;
         if messages.is_empty() {
             return Ok(None);
         }
         expect_log(stream, identity, self.epoch).await?;
+        self.fill_page(stream, messages).map(Some)
+    }
+
+    /// Requests the next messages from the NATS server one by one, after a consumer has failed.
+    /// Returns `None` if there are no new messages. Waits up to one second for a lost connection.
+    async fn read_past_failure(
+        &mut self,
+        stream: &Stream<'_>,
+        identity: &Identity,
+    ) -> Result<Option<(Page, Witnesses)>, BoxError> {
+        self.losses.reconnected_soon().await?;
+        self.losses = stream.link.losses();
+        let messages = next_messages(stream, sequence_after(self.after)).await?;
+        // The stream may have been replaced while there was no connection, as for a new follower.
+        if messages.is_empty() || identity.check(stream).await?.0.epoch != self.epoch {
+            return Ok(None);
+        }
+        self.fill_page(stream, messages).map(Some)
+    }
+
+    fn fill_page(&mut self, stream: &Stream<'_>, messages: Vec<Stored>) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
         for message in messages {
             if !page.add(stream.name(), &mut self.log, &message)? {
                 break;
             }
         }
-        Ok(Some((page.page, page.witness)))
+        Ok((page.page, page.witnesses))
     }
 
     async fn receive_page(
         &mut self,
         stream: &Stream<'_>,
         confirmations: &Confirmations,
-    ) -> Result<(Page, Option<Witness>), BoxError> {
+    ) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
         loop {
             // There is no `await` after the first message is taken, so dropping the future loses no
@@ -221,12 +265,12 @@ impl Follower {
                 break;
             }
         }
-        Ok((page.page, page.witness))
+        Ok((page.page, page.witnesses))
     }
 
     fn new_page(&self) -> NewPage {
         let page = Page { epoch: self.epoch, through: self.after, ..Page::default() };
-        NewPage { page, after: self.after, count: 0, witness: None }
+        NewPage { page, after: self.after, count: 0, witnesses: Witnesses::default() }
     }
 
     /// Waits until the NATS consumer delivers its next message. Returns an error if the connection
@@ -271,7 +315,7 @@ struct NewPage {
     page: Page,
     after: Position,
     count: usize,
-    witness: Option<Witness>,
+    witnesses: Witnesses,
 }
 
 impl NewPage {
@@ -292,7 +336,7 @@ impl NewPage {
             self.page.evicted_through = before;
         }
         message::add(&mut self.page, self.after, stream, message);
-        self.witness = Witness::of(message).or(self.witness);
+        Witness::of(message).into_iter().for_each(|witness| self.witnesses.add(witness));
         self.count += 1;
         Ok(true)
     }

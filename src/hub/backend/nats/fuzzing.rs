@@ -40,7 +40,7 @@ pub fn read(
     payload: Bytes,
     after: Position,
 ) -> Page {
-    let message = Stored { subject: subject.into(), sequence, headers, payload };
+    let message = Stored { subject: subject.into(), sequence, time: 0, headers, payload };
     let _does_not_panic = (message.log(), message.identity());
     let mut page = Page::default();
     message::add(&mut page, after, stream, &message);

@@ -10,9 +10,14 @@
 //! position, it checks that the stream still has the witness at that sequence. If the witness is
 //! missing, the stream has lost its newest messages or was replaced. The node then adds a mark,
 //! which begins a new log with a new epoch.
+//!
+//! This check fetches the witness, so the witness is a small message. A log of large messages has
+//! no recent small message. So each node remembers the latest message of any size as well, and
+//! compares it in complete checks only. Besides, a log issues no sequence twice: if the stream
+//! stores a new message at a sequence that the node has seen before, its log has lost messages.
 
 use super::{
-    message::{self, Stored, position},
+    message::{self, Nanoseconds, Stored, position},
     shared_check::SharedCheck,
     stream::{State, Stream, is_refusal},
 };
@@ -29,7 +34,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 /// A witness is a recent message that a node remembers to recognize the log. This is the maximum
-/// size of its payload, because each check fetches the whole message from the server.
+/// payload size of the witness of quick checks. Each quick check fetches the whole message from the
+/// server.
 const MAX_WITNESS_BYTES: usize = 4096;
 
 /// If a JetStream stream with replicas seems to have lost its newest messages, its state is read
@@ -50,6 +56,9 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 /// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
+/// The maximum length of the id of a log in bytes.
+const MAX_ID_BYTES: usize = 64;
+
 /// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
 /// log, its first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
@@ -58,11 +67,12 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// header of a mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The knowledge of this node about the log in the JetStream stream. It includes the two messages
-/// that identify the log: the newest mark, and the witness, a recent message.
+/// The knowledge of this node about the log in the JetStream stream. It includes the messages that
+/// identify the log: the newest mark, and the witnesses, which are recent messages.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log. It is the payload of each mark in the JetStream stream.
+    /// The id of the log. It is the payload of each mark in the JetStream stream, or its hash
+    /// ([`Mark::read`]).
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark that this node has read. 0 if retention had removed every
@@ -74,10 +84,15 @@ pub(super) struct KnownLog {
     /// The greatest sequence that this node has seen in the log, even if the message was removed
     /// since.
     pub(super) newest: u64,
-    witness: Option<Witness>,
+    /// `true` if the stream has stored a new message at a sequence up to `newest`. So the stream
+    /// has lost the messages of the log from this sequence on, and the next check begins a new log.
+    is_truncated: bool,
+    witnesses: Witnesses,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
+    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    pub(super) duplicate_window: Duration,
     /// The time when the node adds another mark. A message that arrives before postpones this time.
     /// Without another mark, retention could remove all marks.
     renewal: Instant,
@@ -89,27 +104,73 @@ pub(super) struct KnownLog {
 pub(super) struct Witness {
     sequence: u64,
     identity: u64,
+    is_small: bool,
+    /// The time when the stream has stored the message. `None` if this node has published the
+    /// message and has not read it yet.
+    time: Option<Nanoseconds>,
 }
 
 impl Witness {
-    /// Creates a witness, a remembered message that identifies the log, from the sequence and the
-    /// message id of a published message. Returns `None` if the size of its payload, `bytes`,
-    /// exceeds [`MAX_WITNESS_BYTES`].
-    pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
-        (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
+    /// Creates a witness, a remembered message that identifies the log, from the sequence, the
+    /// message id and the payload size of a published message.
+    pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Self {
+        Self { sequence, identity: message::identity(id), is_small: bytes <= MAX_WITNESS_BYTES, time: None }
     }
 
     /// Creates a witness, a remembered message that identifies the log, from a stored message.
-    /// Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`], or if a program other
-    /// than a hub has published the message.
+    /// Returns `None` if a program other than a hub has published the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
-        let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
-        let identity = message.identity().filter(|_| is_fit)?;
-        Some(Self { sequence: message.sequence, identity })
+        let identity = message.identity().filter(|_| message.log().is_some())?;
+        let is_small = message.payload.len() <= MAX_WITNESS_BYTES;
+        Some(Self { sequence: message.sequence, identity, is_small, time: Some(message.time) })
     }
 
     fn is(&self, message: &Stored) -> bool {
         message.identity() == Some(self.identity)
+    }
+
+    /// Returns `true` if the newest message of a JetStream stream in this state was stored at the
+    /// sequence and at the time of the witness. So it is the witness, and need not be fetched.
+    fn is_last(&self, state: &State) -> bool {
+        self.sequence == state.last && self.time.is_some() && self.time == state.last_time
+    }
+}
+
+/// The messages that a node remembers to recognize the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Witnesses {
+    /// The latest witness of at most [`MAX_WITNESS_BYTES`]. Quick checks fetch it.
+    small: Option<Witness>,
+    /// The latest witness of any size. Complete checks compare it as well.
+    latest: Option<Witness>,
+}
+
+impl Witnesses {
+    /// Adds a witness. A witness that is older than the present ones has no effect.
+    pub(super) fn add(&mut self, witness: Witness) {
+        if witness.is_small && self.small.is_none_or(|small| small.sequence < witness.sequence) {
+            self.small = Some(witness);
+        }
+        let is_later = |latest: Witness| {
+            // The witness of a published message gets its time when the message is read.
+            let is_read = latest.identity == witness.identity && witness.time.is_some();
+            latest.sequence < witness.sequence || latest.sequence == witness.sequence && is_read
+        };
+        if self.latest.is_none_or(is_later) {
+            self.latest = Some(witness);
+        }
+    }
+
+    fn iter(self) -> impl Iterator<Item = Witness> {
+        self.small.into_iter().chain(self.latest)
+    }
+}
+
+impl From<Option<Witness>> for Witnesses {
+    fn from(witness: Option<Witness>) -> Self {
+        let mut witnesses = Self::default();
+        witness.into_iter().for_each(|witness| witnesses.add(witness));
+        witnesses
     }
 }
 
@@ -159,13 +220,17 @@ struct Mark {
 }
 
 impl Mark {
-    /// Decodes a mark, a message whose payload is the id of the log. Any payload is a valid id. So
-    /// a mark that a program other than a hub has published also begins a log, and causes no error.
+    /// Decodes a mark, a message whose payload is the id of the log. A mark that a program other
+    /// than a hub has published also begins a log, and causes no error: if its payload cannot be an
+    /// id, the id is the hash of the payload.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
+        let payload = String::from_utf8_lossy(&message.payload);
+        // Each message has the id in a header, where a line break would make it unreadable.
+        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && payload.bytes().all(|byte| byte.is_ascii_graphic());
         Self {
             sequence: message.sequence,
-            id: String::from_utf8_lossy(&message.payload).into(),
+            id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
             replaces: message.header(REPLACES).map(Into::into),
             last_event: last_event.unwrap_or(message.sequence),
         }
@@ -183,8 +248,8 @@ enum Verdict {
     /// The last sequence of the JetStream stream is smaller than a sequence that the node has seen.
     /// So the stream has lost its newest messages.
     Shorter,
-    /// The JetStream stream was replaced: it has a different message at the sequence of the message
-    /// that the node remembers.
+    /// The JetStream stream was replaced: it has a different message at the sequence of a message
+    /// that the node remembers or has seen.
     Different,
 }
 
@@ -194,11 +259,11 @@ enum Verdict {
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
     /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check only
-    /// looks for the witness, one remembered message, in the JetStream stream.
+    /// looks for the small witness, one remembered message, in the JetStream stream.
     witness_checks: SharedCheck<KnownLog>,
     /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
-    /// the bounds, the witness and the newest mark of the JetStream stream with the known log.
-    /// Witness and mark are messages that identify the log.
+    /// the bounds, the witnesses and the newest mark of the JetStream stream with the known log.
+    /// Witnesses and marks are messages that identify the log.
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -213,42 +278,49 @@ impl Identity {
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
     /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
-    /// has read a newer mark, records this mark, too. `witness` is a recent message for later
+    /// has read a newer mark, records this mark, too. `witnesses` are recent messages for later
     /// checks that the stream still has this log. Has no effect if the node has changed to another
     /// log in the meantime.
-    pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
-        self.note_message(log.epoch, newest, witness);
+    pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witnesses: Witnesses) {
+        self.note_message(log.epoch, newest, witnesses);
         let mut known = self.lock();
         if let Some(known) = known.as_mut().filter(|known| known.epoch == log.epoch && known.mark < log.mark) {
             (known.mark, known.last_event) = (log.mark, log.last_event);
         }
     }
 
-    /// Records that the log with this epoch has a message with the sequence `newest`. `witness` is
-    /// a recent message for later checks that the JetStream stream still has this log. A smaller
+    /// Records that the log with this epoch has a message with the sequence `newest`. `witnesses`
+    /// are recent messages for later checks that the JetStream stream still has this log. A smaller
     /// sequence, an older witness and the epoch of another log have no effect.
-    pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
+    pub(super) fn note_message(&self, epoch: u64, newest: u64, witnesses: Witnesses) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
         if known.newest < newest {
             known.newest = newest;
             known.renewal = Instant::now() + known.max_age.unwrap_or_default() / 2;
         }
-        if witness.is_some_and(|witness| known.witness.is_none_or(|before| before.sequence < witness.sequence)) {
-            known.witness = witness;
+        witnesses.iter().for_each(|witness| known.witnesses.add(witness));
+    }
+
+    /// Records that the log with this epoch has lost its newest messages: the JetStream stream has
+    /// stored a new message at a sequence that this node has seen before. The next check begins a
+    /// new log. The epoch of another log has no effect.
+    pub(super) fn note_truncation(&self, epoch: u64) {
+        if let Some(known) = self.lock().as_mut().filter(|known| known.epoch == epoch) {
+            known.is_truncated = true;
         }
     }
 
     /// Returns the current log of the JetStream stream, from a check that begins after this call.
-    /// If the stream still has the witness, a message that this node remembers, the result is the
-    /// log that the node has used so far. Otherwise a complete [`check`](Self::check) decides.
+    /// If the stream still has the small witness, a message that this node remembers, the result is
+    /// the log that the node has used so far. Otherwise a complete [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
-            if let Some(known) = self.known() {
-                if let Some(witness) = known.witness {
+            if let Some(known) = self.known().filter(|known| !known.is_truncated) {
+                if let Some(witness) = known.witnesses.small {
                     let found = stream.get(witness.sequence).await?;
                     if found.is_some_and(|found| witness.is(&found)) {
                         return Ok(known);
@@ -281,7 +353,7 @@ impl Identity {
             state = stream.state_or_create(false).await?;
             return Ok((self.adopt(stream, known, &state).await?, state));
         };
-        let mut verdict = compare(stream, &known, &state).await?;
+        let mut verdict = self.compare(stream, &known, &state).await?;
         let (times, pause) = SETTLING;
         for _ in 0..times {
             if verdict != Verdict::Shorter || state.replicas == 1 {
@@ -289,13 +361,19 @@ impl Identity {
             }
             sleep(pause).await;
             state = stream.state_or_create(true).await?;
-            verdict = compare(stream, &known, &state).await?;
+            verdict = self.compare(stream, &known, &state).await?;
         }
         let mark = mark_of(stream, &state).await?;
-        let another = match verdict {
+        let another = match (verdict, mark) {
+            (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
+            // The stream retains nothing that this node remembers, so this node has to find out the
+            // log like a node that has just connected.
+            (Verdict::Same, _) if known.witnesses.iter().all(|witness| witness.sequence < state.first) => {
+                named_by_messages(stream, &state).await?
+            }
             // An older mark changes nothing: the known mark may have been deleted since.
-            Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
-            Verdict::Shorter | Verdict::Different => Some(replace(stream, &known, mark).await?),
+            (Verdict::Same, _) => None,
+            (Verdict::Shorter | Verdict::Different, mark) => Some(replace(stream, &known, mark).await?),
         };
         match another {
             Some(mark) if mark.id != known.id || verdict != Verdict::Same => {
@@ -309,6 +387,31 @@ impl Identity {
         }
     }
 
+    /// Compares the bounds and the witnesses of the known log with the JetStream stream. Witnesses
+    /// are messages that this node remembers.
+    async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
+        if known.is_truncated {
+            return Ok(Verdict::Different);
+        }
+        if state.last < known.newest {
+            return Ok(Verdict::Shorter);
+        }
+        let Witnesses { small, latest } = known.witnesses;
+        let latest = latest.filter(|latest| small.is_none_or(|small| small.sequence != latest.sequence));
+        let is_retained = |witness: &Witness| witness.sequence >= state.first;
+        for witness in small.into_iter().chain(latest).filter(is_retained).filter(|witness| !witness.is_last(state)) {
+            match stream.get(witness.sequence).await? {
+                Some(found) if !witness.is(&found) => return Ok(Verdict::Different),
+                // The next check need not fetch the message again, unless there is a newer one.
+                Some(found) => self.note_message(known.epoch, found.sequence, Witness::of(&found).into()),
+                // A missing witness may have been deleted, so it does not prove that the log was
+                // replaced.
+                None => {}
+            }
+        }
+        Ok(Verdict::Same)
+    }
+
     /// Makes the log with this mark the known log of the node. A mark is a message that identifies
     /// a log.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
@@ -318,15 +421,17 @@ impl Identity {
             mark: mark.sequence,
             last_event: mark.last_event,
             newest: state.last,
-            witness: newest(stream, state).await?,
+            is_truncated: false,
+            witnesses: newest(stream, state).await?.into(),
             max_age: state.max_age,
+            duplicate_window: state.duplicate_window,
             renewal: Instant::now() + FIRST_RENEWAL.min(state.max_age.unwrap_or_default() / 4),
         };
         *self.lock() = Some(known.clone());
         Ok(known)
     }
 
-    /// Continues with the log that this node has used so far. Replaces the witness, the message
+    /// Continues with the log that this node has used so far. Replaces the small witness, a message
     /// that the node remembers, if the stream has removed it. Publishes another mark if the stream
     /// is empty. Also does so before retention could remove all marks.
     async fn keep(
@@ -336,9 +441,11 @@ impl Identity {
         mark: Option<Mark>,
         state: &State,
     ) -> Result<KnownLog, BoxError> {
-        if known.witness.is_none_or(|witness| witness.sequence < state.first) {
+        let Witnesses { small, latest } = known.witnesses;
+        let is_last_known = latest.is_some_and(|latest| latest.sequence == state.last);
+        if small.is_none_or(|small| small.sequence < state.first) && !is_last_known {
             let witness = newest(stream, state).await?;
-            self.note_message(known.epoch, state.last, witness);
+            self.note_message(known.epoch, state.last, witness.into());
         }
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
@@ -365,42 +472,42 @@ impl Identity {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
         now.newest = now.newest.max(state.last);
+        now.duplicate_window = state.duplicate_window;
         Ok(now.clone())
     }
 }
 
-async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
-    if state.last < known.newest {
-        return Ok(Verdict::Shorter);
-    }
-    let Some(witness) = known.witness.filter(|witness| witness.sequence >= state.first) else {
-        return Ok(Verdict::Same);
-    };
-    Ok(match stream.get(witness.sequence).await? {
-        Some(found) if !witness.is(&found) => Verdict::Different,
-        // A missing witness may have been deleted, so it does not prove that the log was replaced.
-        _ => Verdict::Same,
-    })
-}
-
 /// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
-/// If retention has removed all marks, takes the id of the log from a header of the newest message.
-/// Begins a log if the stream has none.
+/// If retention has removed all marks, the messages name the log. Begins a log if the stream has
+/// none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
     }
-    // If the oldest messages were removed, the mark was probably removed with them, and the last
-    // message names the log. If no message was removed, the stream never had a mark. A message that
-    // names a log then comes from a node that does not know yet that its log is lost.
-    if state.first > 1 && state.messages > 0 {
-        if let Some(message) = stream.get(state.last).await? {
-            if let Some(id) = message.log() {
-                return Ok(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 });
-            }
+    match named_by_messages(stream, state).await? {
+        Some(mark) => Ok(mark),
+        None => begin(stream, None, 0).await,
+    }
+}
+
+/// Returns a mark for the log that the messages of a JetStream stream name in a header, if the
+/// stream has no mark. Returns `None` if the stream is empty, or if the messages name no log.
+async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+    // If the oldest messages were removed, the mark was probably removed with them. If no message
+    // was removed, the stream never had a mark. A message that names a log then comes from a node
+    // that does not know yet that its log is lost.
+    if state.first == 1 || state.messages == 0 {
+        return Ok(None);
+    }
+    // A node that does not know this log yet may just have published the newest message. So the
+    // newest message counts only if the oldest one is from a program other than a hub.
+    for sequence in [state.first, state.last] {
+        let message = stream.get(sequence).await?;
+        if let Some(id) = message.as_ref().and_then(Stored::log) {
+            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
         }
     }
-    begin(stream, None, 0).await
+    Ok(None)
 }
 
 /// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
@@ -451,7 +558,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
 
 /// Returns the newest message of the JetStream stream as a witness, a remembered message that
 /// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
-/// too large or from a program other than a hub.
+/// from a program other than a hub.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -508,11 +615,13 @@ mod tests {
             mark: u64::MAX,
             last_event: 7,
             newest: u64::MAX,
-            witness: None,
+            is_truncated: false,
+            witnesses: Witnesses::default(),
             max_age: None,
+            duplicate_window: Duration::ZERO,
             renewal: Instant::now(),
         };
-        let state = State { first: u64::MAX, last: u64::MAX, messages: 1, max_age: None, replicas: 1 };
+        let state = State { first: u64::MAX, last: u64::MAX, messages: 1, ..State::default() };
         assert_eq!(log.evicted_through(&state), position(7));
     }
 }

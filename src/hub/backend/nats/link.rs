@@ -29,6 +29,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The maximum time to wait for the NATS client to reconnect, before messages are read one by one.
+const RECONNECTION: Duration = Duration::from_secs(1);
+
 /// The time to wait for a response of JetStream before a read-only request is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -199,6 +202,12 @@ impl Losses {
             Poll::Pending => lost.as_mut().poll(cx).map(|_| Err("the connection to NATS was lost".into())),
         })
         .await
+    }
+
+    /// Waits until the NATS client is connected again. Returns an error if this takes longer than
+    /// one second ([`RECONNECTION`]).
+    pub(super) async fn reconnected_soon(&mut self) -> Result<(), BoxError> {
+        Ok(timeout(RECONNECTION, self.reconnected()).await?)
     }
 
     /// Waits until the NATS client is connected again. Also returns if the NATS client is dropped.

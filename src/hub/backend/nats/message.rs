@@ -101,15 +101,28 @@ pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
 
+/// A time in nanoseconds since 1970.
+pub(super) type Nanoseconds = i128;
+
 /// A message that the stream has stored.
 pub(super) struct Stored {
     pub(super) subject: Subject,
     pub(super) sequence: u64,
+    /// The time when the stream has stored the message.
+    pub(super) time: Nanoseconds,
     pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,
 }
 
 impl Stored {
+    /// Creates a message whose headers and payload cannot be read. It counts as a message of a
+    /// program other than a hub, so it has no events.
+    pub(super) fn unreadable(subject: Subject, sequence: u64, time: Nanoseconds) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(KIND, "unreadable");
+        Self { subject, sequence, time, headers: Some(headers), payload: Bytes::new() }
+    }
+
     pub(super) fn header(&self, name: impl IntoHeaderName) -> Option<&str> {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }
@@ -136,8 +149,8 @@ pub(super) fn identity(id: &str) -> u64 {
 
 impl From<StreamMessage> for Stored {
     fn from(message: StreamMessage) -> Self {
-        let StreamMessage { subject, sequence, headers, payload, .. } = message;
-        Self { subject, sequence, headers: Some(headers), payload }
+        let StreamMessage { subject, sequence, headers, payload, time, .. } = message;
+        Self { subject, sequence, time: time.unix_timestamp_nanos(), headers: Some(headers), payload }
     }
 }
 
@@ -156,8 +169,9 @@ impl TryFrom<jetstream::Message> for Delivered {
     fn try_from(message: jetstream::Message) -> Result<Self, BoxError> {
         let info = message.info()?;
         let (number, pending, sequence) = (info.consumer_sequence, info.pending, info.stream_sequence);
+        let time = info.published.unix_timestamp_nanos();
         let async_nats::Message { subject, headers, payload, .. } = message.message;
-        Ok(Self { stored: Stored { subject, sequence, headers, payload }, number, pending })
+        Ok(Self { stored: Stored { subject, sequence, time, headers, payload }, number, pending })
     }
 }
 
@@ -340,7 +354,7 @@ mod tests {
     }
 
     fn message(sequence: u64, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Stored {
-        Stored { subject: subject.into(), sequence, headers, payload }
+        Stored { subject: subject.into(), sequence, time: 0, headers, payload }
     }
 
     fn read(sequence: u64, count: usize, after: Position) -> Page {

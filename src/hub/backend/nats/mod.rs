@@ -62,7 +62,8 @@ use tokio::{sync::Mutex, time::timeout};
 /// has read or published. The node checks that the stream still has this message before it returns
 /// the id of a published event, and when it reads. It also checks this every two seconds without
 /// new messages. If the stream ends before this message, or has another message in its place, the
-/// node adds a mark, which begins a new log. From then on no node accepts an id of the old log. A
+/// node adds a mark, which begins a new log. The node also does so if the stream stores a message
+/// under a sequence that the node has already seen. From then on no node accepts an id of the old log. A
 /// client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
@@ -74,7 +75,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// retention, before the client received them.
 ///
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
-/// with its message id. The server stores it once. If `publish` returns an error, the events may
+/// with its message id. The server stores it once. The server detects duplicates only within the
+/// `duplicate_window` of the stream, so the backend sends a message again only within half of this
+/// time. Streams that the backend creates have a window of at least 30 seconds or four
+/// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an error, the events may
 /// already be in the log, or appear a little later. They are certainly not in the log if the error
 /// says that the server refused them. An application that publishes the same events again after
 /// another error can therefore store them twice.
@@ -101,6 +105,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// per subject (`max_msgs_per_subject`), no mirror, no subject transform and no seal. Any other
 /// stream causes an error. If the stream is full and rejects new messages (`discard: new`), or the
 /// disk is full, `publish` returns an error that says so.
+///
+/// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
+/// client library cannot parse the headers of a message, each node loses its connection once and
+/// reads this message by a single request.
 ///
 /// # Resources and permissions
 ///
@@ -366,17 +374,21 @@ impl Backend for NatsBackend {
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let mut kept = self.follower.lock().await;
-        let link = self.link().await?;
+        let follower = kept.take().filter(|follower| follower.after == after && !follower.link.is_stuck());
+        // A follower also handles a loss of its connection, so it keeps its link.
+        let link = match &follower {
+            Some(follower) => follower.link.clone(),
+            None => self.link().await?,
+        };
         let config = self.config();
         let stream = Stream { link: &link, config: &config };
         let log = self.identity.known();
         let reported = self.reported.load(Relaxed);
         if log.is_some_and(|log| reported != 0 && reported != log.epoch) {
-            *kept = None;
             self.confirmations.set_following(false);
             return Err("the stream was replaced".into());
         }
-        let follower = match kept.take().filter(|follower| follower.after == after) {
+        let follower = match follower {
             Some(follower) => follower,
             None => {
                 self.confirmations.set_following(false);

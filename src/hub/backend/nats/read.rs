@@ -1,7 +1,8 @@
 //! Reads of old events: pages of the retained messages of a JetStream stream.
 
 use super::{
-    consumer::{PAGE_BYTES, PAGE_MESSAGES, consume, max_page_bytes},
+    consumer::{PAGE_BYTES, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
+    link::Losses,
     message::{self, Delivered, Stored, position, sequence_after},
     stream::{State, Stream},
 };
@@ -9,15 +10,19 @@ use crate::{
     BoxError,
     hub::backend::{Page, Position},
 };
-use async_nats::client::Request;
+use async_nats::{client::Request, jetstream::consumer::pull};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
 /// The time to wait for the server to create a JetStream consumer. After it, messages are read one
 /// by one, which needs no consumer. In a cluster, only the meta leader can create a consumer. While
 /// the meta leader is being elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// The time after which a page of messages that are requested one by one ends. With a slow network,
+/// a page of 1,000 messages would exceed the time limit of the hub.
+const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
 /// Reads one page of the messages of a JetStream stream that come after the position `after`. The
 /// page contains the messages of these subjects, and possibly messages of other subjects. If
@@ -37,22 +42,27 @@ pub(super) async fn read(
     };
     let mut page = Page { through: after, ..Page::default() };
     let mut pending = consumer.cached_info().num_pending;
-    let mut count = PAGE_MESSAGES.min(pending.try_into().unwrap_or(PAGE_MESSAGES));
+    let count = PAGE_MESSAGES.min(pending.try_into().unwrap_or(PAGE_MESSAGES));
     if count > 0 {
+        let mut losses = stream.link.losses();
         let fetch =
             consumer.fetch().max_messages(count).max_bytes(max_page_bytes(stream.link)).expires(timeout_per_message);
         let mut messages = stream.link.request(fetch.messages()).await?;
-        while count > 0 && pending > 0 {
-            let message = match timeout(timeout_per_message, messages.next()).await? {
-                Some(Ok(message)) => message,
-                // The server has ended the fetch at its byte limit, and the page has messages.
-                _ if page.through > after => break,
-                Some(Err(error)) => return Err(error),
-                None => return Err("the NATS server does not send what it has".into()),
+        let mut received = 0;
+        while received < count as u64 && pending > 0 {
+            let delivered = match next_delivered(&mut messages, received, &mut losses, timeout_per_message).await {
+                Ok(delivered) => delivered,
+                // The server has ended the fetch at its byte limit, or a message was lost. The next
+                // page begins after the messages of this page.
+                Err(_) if page.through > after => break,
+                // The next message may have headers that end the connection.
+                Err(_) => {
+                    losses.reconnected_soon().await?;
+                    return read_one_by_one(stream, state, after).await;
+                }
             };
-            let delivered = Delivered::try_from(message)?;
+            received += 1;
             pending = delivered.pending;
-            count -= 1;
             message::add(&mut page, after, stream.name(), &delivered.stored);
         }
     }
@@ -63,6 +73,21 @@ pub(super) async fn read(
     let delete = format!("CONSUMER.DELETE.{}.{}", stream.name(), consumer.cached_info().name);
     let _result = stream.link.context.send_request(delete, Request::new()).await;
     Ok(page)
+}
+
+/// Waits for the next message of a fetch that has delivered `received` messages so far. Returns an
+/// error if a message in between was lost: after a reconnect, `async_nats` subscribes again, but
+/// does not receive the messages that the server has sent before.
+async fn next_delivered(
+    messages: &mut pull::Batch,
+    received: u64,
+    losses: &mut Losses,
+    patience: Duration,
+) -> Result<Delivered, BoxError> {
+    let message = timeout(patience, losses.unless_lost(messages.next())).await??;
+    let delivered = Delivered::try_from(message.ok_or("the NATS server does not send what it has")??)?;
+    check_sequence(&delivered, received + 1)?;
+    Ok(delivered)
 }
 
 /// Adds the remaining messages of `subjects` to the page, up to the end of the JetStream stream in
@@ -111,12 +136,17 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages or about 4
-/// MiB. Sends one request for each message, and needs no consumer. The result is empty at the end
-/// of the stream.
+/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages, about 4
+/// MiB, or the messages of about one second ([`ONE_BY_ONE`]). Sends one request for each message,
+/// and needs no consumer. The result is empty at the end of the stream.
+///
+/// A consumer delivers each message as it is stored. The client library ends the connection if it
+/// cannot parse the headers of a message. The response to a request contains the headers in Base64,
+/// so a message with malformed headers causes no error here.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
-    while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
+    let begin = Instant::now();
+    while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES && begin.elapsed() < ONE_BY_ONE {
         let Some(message) = stream.next(sequence).await? else { break };
         let next = message.sequence.checked_add(1);
         bytes += message.payload.len();

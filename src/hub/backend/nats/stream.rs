@@ -1,15 +1,17 @@
 //! Requests to JetStream about the stream that holds the log: its configuration, its state, and
 //! single messages.
 
-use super::{link::Link, message::Stored};
+use super::{
+    link::Link,
+    message::{Nanoseconds, Stored},
+};
 use crate::BoxError;
 use async_nats::jetstream::{
     self, ErrorCode,
     context::{PublishError, PublishErrorKind},
     message::StreamMessage,
-    stream::{Config, RawMessage},
+    stream::{self, Config, RawMessage},
 };
-use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;
@@ -31,8 +33,8 @@ pub(super) struct Stream<'a> {
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a JetStream stream at one moment, its maximum age, and its number of replicas.
-#[derive(Clone, Debug)]
+/// The bounds of a JetStream stream at one moment, and settings that this crate needs.
+#[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// The sequence of the oldest message in the JetStream stream. If the stream is empty, this is
     /// the sequence of the next message.
@@ -41,9 +43,13 @@ pub(super) struct State {
     /// message was removed since.
     pub(super) last: u64,
     pub(super) messages: u64,
+    /// The time when the newest message was stored, or `None` if the server does not return it.
+    pub(super) last_time: Option<Nanoseconds>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
+    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    pub(super) duplicate_window: Duration,
     /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,
 }
@@ -132,11 +138,10 @@ impl Stream<'_> {
         match send(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
-                let (subject, sequence) = (message.subject.clone(), message.sequence);
-                // A message whose headers do not parse is treated like a message of another
-                // program, which is skipped.
-                let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
-                Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
+                let (subject, sequence) = (message.subject.clone().into(), message.sequence);
+                let time = message.time.unix_timestamp_nanos();
+                let message = StreamMessage::try_from(message).map(Stored::from);
+                Ok(Some(message.unwrap_or_else(|_| Stored::unreadable(subject, sequence, time))))
             }
             Err(RequestError::Refused { error: NO_MESSAGE, .. }) => Ok(None),
             Err(failure) => Err(failure.into()),
@@ -185,9 +190,12 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
         return Err(format!("the server does not say where the stream {name:?} begins and ends").into());
     };
     let max_age = info["config"]["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
+    let duplicate_window = Duration::from_nanos(info["config"]["duplicate_window"].as_u64().unwrap_or(0));
     let messages = state["messages"].as_u64().unwrap_or(0);
+    let last_time = serde_json::from_value::<stream::State>(state.clone()).ok();
+    let last_time = last_time.map(|state| state.last_timestamp.unix_timestamp_nanos());
     let replicas = info["config"]["num_replicas"].as_u64().unwrap_or(1);
-    Ok(State { first: first.max(1), last, messages, max_age, replicas })
+    Ok(State { first: first.max(1), last, messages, last_time, max_age, duplicate_window, replicas })
 }
 
 /// The reason why a request to JetStream failed: the server refused the request, or there was no
@@ -244,7 +252,7 @@ mod tests {
             (u64::MAX - 1, u64::MAX, 1, true),
             (1, u64::MAX, u64::MAX, false),
         ] {
-            let state = State { first, last, messages, max_age: None, replicas: 1 };
+            let state = State { first, last, messages, ..State::default() };
             assert_eq!(state.has_holes(), has_holes, "{state:?}");
         }
     }

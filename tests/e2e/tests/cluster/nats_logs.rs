@@ -55,6 +55,11 @@ struct Received {
 
 impl Traffic {
     async fn start(nodes: &[Hub]) -> Self {
+        Self::of_events(nodes, 0).await
+    }
+
+    /// Starts to publish events with a comment of this many bytes.
+    async fn of_events(nodes: &[Hub], bytes: usize) -> Self {
         let is_over = Arc::<AtomicBool>::default();
         let acknowledged = Arc::<Mutex<Vec<_>>>::default();
         let error = Arc::<Mutex<String>>::default();
@@ -73,8 +78,9 @@ impl Traffic {
                     if is_over.load(SeqCst) {
                         break;
                     }
-                    let published = node.topic("news").publish(Event::new(format!("{name}/{n}"))).await;
-                    match published {
+                    let event = Event::new(format!("{name}/{n}"));
+                    let event = if bytes > 0 { event.comment("x".repeat(bytes)) } else { event };
+                    match node.topic("news").publish(event).await {
                         Ok(id) => acknowledged.lock().expect("no holder panics").push((name, n, id.to_string())),
                         Err(error) => {
                             *last_error.lock().expect("no holder panics") = format!("{error:?}");
@@ -180,13 +186,13 @@ async fn two_nodes(url: &str) -> [Hub; 2] {
     [connect(backend(url)).await, connect(backend(url)).await]
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn restored_copy_issues_no_id_twice() {
+/// Publishes events with a comment of this many bytes, and restores a copy of the stream.
+async fn restore_copy(bytes: usize) {
     let folder = tempfile::tempdir().expect("the folder can be created");
     let (files, copy) = (folder.path().join("files"), folder.path().join("copy"));
     let mut store = Store::start(StoreKind::Nats, &["-sd", files.to_str().expect("the path is UTF-8")]).await;
     let nodes = two_nodes(&store.url()).await;
-    let traffic = Traffic::start(&nodes).await;
+    let traffic = Traffic::of_events(&nodes, bytes).await;
     store.kill();
     copy_all(&files, &copy);
     store.restart().await;
@@ -196,6 +202,17 @@ async fn restored_copy_issues_no_id_twice() {
     copy_all(&copy, &files);
     store.restart().await;
     traffic.check("a copy was restored").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_copy_issues_no_id_twice() {
+    restore_copy(0).await;
+}
+
+/// A node does not remember messages over 4 KiB for its quick checks.
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_copy_of_large_events_issues_no_id_twice() {
+    restore_copy(5000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

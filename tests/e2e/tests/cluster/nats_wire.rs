@@ -29,9 +29,12 @@ pub(crate) struct NatsWire {
 struct Faults {
     /// The number of acknowledgements to lose from now on.
     acknowledgements_to_lose: AtomicUsize,
+    /// The number of messages of consumers until the one to lose. 0 if no message is to lose.
+    deliveries_until_loss: AtomicUsize,
     /// Holds the messages to the stream while this is set.
     is_holding: watch::Sender<bool>,
     held: AtomicUsize,
+    bytes_from_server: AtomicUsize,
 }
 
 impl NatsWire {
@@ -65,6 +68,16 @@ impl NatsWire {
         self.faults.acknowledgements_to_lose.load(SeqCst)
     }
 
+    /// Loses one message that a consumer delivers: the `nth` from now on.
+    pub(crate) fn lose_delivery(&self, nth: usize) {
+        self.faults.deliveries_until_loss.store(nth, SeqCst);
+    }
+
+    /// Returns the number of bytes in messages from the server.
+    pub(crate) fn bytes_from_server(&self) -> usize {
+        self.faults.bytes_from_server.load(SeqCst)
+    }
+
     /// Delivers no message to the stream until `hold(false)`, and then all of them.
     pub(crate) fn hold(&self, is_holding: bool) {
         self.faults.is_holding.send_replace(is_holding);
@@ -86,10 +99,19 @@ impl Drop for NatsWire {
 async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) {
     let mut from = BufReader::new(from);
     while let Ok(Some(bytes)) = read(&mut from).await {
+        if ["MSG ", "HMSG "].iter().any(|name| bytes.starts_with(name.as_bytes())) {
+            faults.bytes_from_server.fetch_add(bytes.len(), SeqCst);
+        }
         let is_acknowledgement = bytes.starts_with(b"MSG ") && memory_contains(&bytes, b"\r\n{\"stream\":");
         let lose_one = |count: usize| count.checked_sub(1);
         let losing = &faults.acknowledgements_to_lose;
         if is_acknowledgement && losing.fetch_update(SeqCst, SeqCst, lose_one).is_ok() {
+            continue;
+        }
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let is_delivery = line.starts_with(b"HMSG ") && memory_contains(line, b" $JS.ACK.");
+        let until_loss = &faults.deliveries_until_loss;
+        if is_delivery && until_loss.fetch_update(SeqCst, SeqCst, lose_one) == Ok(1) {
             continue;
         }
         if bytes.starts_with(b"HPUB tower-sse.") && *faults.is_holding.borrow() {

@@ -1,0 +1,92 @@
+//! A log in NATS over a connection that loses messages and acknowledgements.
+
+use crate::{
+    nats::{admin, stream_info},
+    nats_wire::NatsWire,
+    unchanged::{PATIENT, append, nats, read, record},
+};
+use async_nats::jetstream::stream;
+use e2e::{Store, StoreKind, Wire};
+use std::{future::pending, time::Duration};
+use tokio::time::sleep;
+use tower_sse::hub::backend::{Backend, Position};
+
+/// A client that reconnects subscribes to the same inbox again, and does not receive the messages
+/// that were sent in between. The relay loses one message instead, because that is repeatable.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_page_has_no_hole_if_a_message_is_lost() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let near = nats(&store.url());
+    near.bounds().await.expect("the server responds");
+    let mut positions = Vec::new();
+    for n in 0..10 {
+        positions.push(append(&near, "news", n).await);
+    }
+    let far = nats(&wire.url());
+    for nth in 1..=10 {
+        wire.lose_delivery(nth);
+        let (mut after, mut received) = (Position::START, Vec::new());
+        while after < positions[9] {
+            // The hub also reads again after an error.
+            let Ok(page) = far.read(&["news".into()], after).await else { continue };
+            received.extend(page.records.into_iter().map(|(position, _)| position));
+            after = page.through;
+        }
+        assert_eq!(received, positions, "message {nth} of the page was lost");
+    }
+}
+
+/// Starts a server with a stream that forgets the ids of messages after half a second.
+async fn store_with_short_duplicate_window() -> Store {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let config = stream::Config {
+        name: "tower-sse".to_owned(),
+        subjects: vec!["tower-sse.>".to_owned()],
+        duplicate_window: Duration::from_millis(500),
+        ..stream::Config::default()
+    };
+    admin(&store.url()).await.create_stream(config).await.expect("the stream is new");
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_duplicate_window_stores_one_copy_if_an_acknowledgement_is_lost() {
+    let store = store_with_short_duplicate_window().await;
+    let wire = NatsWire::to(store.address()).await;
+    let log = nats(&wire.url());
+    log.bounds().await.expect("the server responds");
+    wire.lose_acknowledgements(1);
+    let error = log.append(vec![record("news", "unsure")]).await.expect_err("the acknowledgement is lost");
+    assert!(error.to_string().contains("has not answered"), "{error}");
+    append(&log, "news", "next").await;
+    assert_eq!(read(&log, "news").await, ["unsure", "next"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_duplicate_window_stores_one_copy_if_the_connection_is_lost() {
+    let store = store_with_short_duplicate_window().await;
+    let wire = Wire::to(store.address()).await;
+    let log = nats(&store.url_through(&wire)).timeout(PATIENT);
+    log.bounds().await.expect("the server responds");
+    wire.silence_responses();
+    let cut = async {
+        let admin = admin(&store.url()).await;
+        while stream_info(&admin).await.state.messages < 2 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // The stream forgets the id of the message meanwhile.
+        sleep(Duration::from_millis(900)).await;
+        wire.cut();
+        // The error needs no new connection.
+        sleep(PATIENT / 2).await;
+        wire.mend();
+        pending().await
+    };
+    let error = tokio::select! {
+        appended = log.append(vec![record("news", "unsure")]) => appended.expect_err("the connection is lost"),
+        () = cut => unreachable!("it never ends"),
+    };
+    assert!(error.to_string().contains("duplicate_window"), "{error}");
+    assert_eq!(read(&nats(&store.url()), "news").await, ["unsure"]);
+}
