@@ -246,6 +246,19 @@ async fn limits_wait_for_the_event_of_a_slow_backend() {
     assert_eq!(hub.stats().topics, 0, "the event has come");
 }
 
+#[tokio::test(start_paused = true)]
+async fn subscriber_does_not_end_the_wait_of_limits_for_an_event() {
+    let hub = Hub::builder().backend(Slow(MemoryBackend::new(1000))).connect().await.unwrap();
+    let topic = hub.topic("a").retention(Retention::new().max_age(2 * SECOND));
+    let visit = async {
+        sleep(SECOND).await;
+        drop(subscribe(&hub.topic("a"), Start::Latest).await);
+    };
+    join(topic.publish(Event::new("")), visit).await.0.unwrap();
+    sleep(3 * SECOND).await;
+    assert_eq!(hub.stats().events, 0, "the event has expired under the limits of the publisher");
+}
+
 /// The limits concern the memory of the node. The backend has the other events.
 #[tokio::test(start_paused = true)]
 async fn backend_has_the_events_over_the_limits() {

@@ -302,3 +302,25 @@ async fn silent_subscription_sends_heartbeats() {
     }
     assert!(frames[0].starts_with(b"event: hub-cursor\n") && frames[1] == ":\n", "{frames:?}");
 }
+
+/// The janitor removes an expired finish some time after it has expired.
+#[tokio::test(start_paused = true)]
+async fn expired_finish_is_forgotten_by_finish_and_subscribe() {
+    for subscribes in [false, true] {
+        let hub = Hub::builder().max_age(Duration::from_secs(3600)).build();
+        let topic = hub.topic("a");
+        topic.publish(Event::new("1")).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        topic.finish().await.unwrap();
+        sleep(Duration::from_secs(3600)).await;
+        if subscribes {
+            let mut subscription = subscribe(&hub, "a", Start::Latest).await;
+            topic.publish(Event::new("2")).await.unwrap();
+            assert_eq!(data(&mut subscription), ["2"], "the topic is open again");
+        } else {
+            topic.finish().await.unwrap();
+            let error = topic.publish(Event::new("2")).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Finished, "the second finish counts");
+        }
+    }
+}

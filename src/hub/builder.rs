@@ -145,12 +145,14 @@ impl Builder {
     /// have an event of each function.
     ///
     /// If the node that has caused a change dies before it has published the event, another node
-    /// publishes it. While the backend is down, events wait. An event is lost in two cases only:
+    /// publishes it. While the backend is down, events wait. An event is lost in three cases only:
     ///
     /// - Every node that knows of the change dies, or is cut off until another node publishes a
     ///   later change of the same member, or until the log evicts the records.
     /// - The backend works, but refuses the event for a minute. If it then refuses the next event
     ///   of the topic, too, all waiting events of the topic are lost.
+    /// - The node that has caused a leave dies before it has published the event, and the topic has
+    ///   neither events nor subscribers.
     ///
     /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
     /// so return `None` for such topics.
@@ -161,9 +163,9 @@ impl Builder {
     /// An event can create a topic that does not [exist](super::Topic::exists), because it had
     /// neither retained events nor subscribers. So a client that returns to the topic gets the
     /// leaves that it has missed. The topic exists until these events expire. The exception is a
-    /// topic that the application has [removed](super::Topic::remove) while it had members: a leave
-    /// does not create it again, but a join does. The hub remembers this for up to 10,000 removed
-    /// topics.
+    /// topic that the application has [removed](super::Topic::remove) while it had members and no
+    /// subscribers: a leave does not create it again, but an event, a join or a subscription does.
+    /// The hub remembers this for up to 10,000 removed topics.
     ///
     /// An event whose name is reserved for the hub is not published. With a backend, neither is an
     /// event of more than 256 KiB. If the function panics, the change has no event.

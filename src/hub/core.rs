@@ -207,7 +207,7 @@ impl Core {
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
-        contents.awaited_until = None;
+        (contents.awaited_until, contents.awaits_event) = (None, false);
         if contents.latest_only {
             contents.log.replace();
         }
@@ -220,7 +220,15 @@ impl Core {
     /// topic if it does not exist. The caller then publishes or subscribes to the topic. If the
     /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`]. So
     /// the limits are not lost before the event or the subscriber arrives.
-    pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
+    ///
+    /// `awaits_event` is `true` if the caller publishes. The limits then wait for an event, and a
+    /// subscriber in the meantime does not end the wait.
+    pub(super) fn set_retention(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        retention: Retention,
+        awaits_event: bool,
+    ) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
         let mut registry = self.registry.lock();
@@ -241,6 +249,7 @@ impl Core {
         // The limits have to wait for the event of a slow backend. If no event follows, the topic
         // is dropped, however long its events would be retained.
         contents.awaited_until = now.checked_add(UNUSED).filter(|_| contents.finished.is_none());
+        contents.awaits_event |= awaits_event;
         let due = contents.expiry().or(contents.awaited_until);
         registry.schedule(&topic, &mut contents, due);
         drop(contents);
@@ -277,10 +286,15 @@ impl Core {
     fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let topic = registry.topic(name, &self.config)?;
+        let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
-            return Ok(());
+            drop(contents);
+            topic = registry.renew(&topic, &self.config, now)?;
+            contents = topic.lock();
+            if contents.finished.is_some() {
+                return Ok(());
+            }
         }
         contents.finished = Some(now);
         self.commit(registry, &topic, contents, now);
@@ -357,7 +371,7 @@ impl Core {
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
         contents.retention = registry.limits(&self.config);
-        contents.awaited_until = None;
+        (contents.awaited_until, contents.awaits_event) = (None, false);
         // A finished topic stays finished until its open subscriptions have ended. Then the hub
         // drops it.
         contents.is_removed = contents.finished.is_some();

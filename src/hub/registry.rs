@@ -334,6 +334,15 @@ impl Tombstones {
     }
 
     fn note(&mut self, topic: u64, evicted_through: Position, is_ended: bool) {
+        if let Some(known) = self.topics.get_mut(&topic) {
+            match evicted_through.cmp(&known.evicted_through) {
+                Ordering::Less => {}
+                // A subscriber can create the topic again. That does not undo its end.
+                Ordering::Equal => known.is_ended |= is_ended,
+                Ordering::Greater => *known = Tombstone { evicted_through, is_ended },
+            }
+            return;
+        }
         if evicted_through <= self.others {
             return;
         }
@@ -341,13 +350,7 @@ impl Tombstones {
             let topics = self.topics.drain().map(|(_, tombstone)| tombstone.evicted_through);
             self.others = topics.fold(self.others, Position::max);
         }
-        let known = self.topics.entry(topic).or_default();
-        match evicted_through.cmp(&known.evicted_through) {
-            Ordering::Less => {}
-            // A subscriber can create the topic again. That does not undo its end.
-            Ordering::Equal => known.is_ended |= is_ended,
-            Ordering::Greater => *known = Tombstone { evicted_through, is_ended },
-        }
+        self.topics.insert(topic, Tombstone { evicted_through, is_ended });
     }
 }
 
@@ -368,5 +371,19 @@ mod tests {
         assert!(!registry.is_removed_with_members(&last));
         registry.note_removed_with_members(&last);
         assert!(!registry.is_removed_with_members(&last), "the topic exists");
+    }
+
+    #[test]
+    fn ended_topic_stays_ended_at_the_limit_of_tombstones() {
+        let mut tombstones = Tombstones::default();
+        for topic in 0..Tombstones::MAX as u64 {
+            tombstones.note(topic, Position::new(1 + topic), true);
+        }
+        // Dropping the topic notes the same watermark again.
+        let last = Tombstones::MAX as u64 - 1;
+        tombstones.note(last, Position::new(1 + last), false);
+        assert!(tombstones.topics.len() == Tombstones::MAX && tombstones.topics[&last].is_ended);
+        tombstones.note(last + 1, Position::new(2 + last), false);
+        assert_eq!(tombstones.others, Position::new(1 + last), "the watermarks are joined for a new topic");
     }
 }

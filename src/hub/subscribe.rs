@@ -292,14 +292,22 @@ impl Core {
     ) -> Result<(), Error> {
         for (name, beginning) in names.iter().zip(beginnings.iter().cycle()) {
             let base = beginning.base;
-            let topic = registry.topic(name, &self.config)?;
+            let mut topic = registry.topic(name, &self.config)?;
             let removed_through = self.backend.as_ref().map_or(Position::START, |it| it.removed_through(name));
             // The backend may retain removed events, but no client receives them.
             let evicted_by_backend = evicted_by_backend.max(removed_through);
             let mut contents = topic.lock();
+            if contents.finished.is_some() {
+                // The hub may have to remember the finish no longer.
+                drop(contents);
+                topic = registry.renew(&topic, &self.config, now)?;
+                contents = topic.lock();
+            }
             let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
-            contents.awaited_until = None;
+            if !contents.awaits_event {
+                contents.awaited_until = None;
+            }
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were

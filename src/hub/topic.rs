@@ -155,9 +155,9 @@ impl Topic {
     }
 
     /// Sets the retention limits of the topic to the limits of this handle. Without limits in this
-    /// handle, has no effect.
-    fn apply_retention(&self) -> Result<(), Error> {
-        self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention))
+    /// handle, has no effect. `awaits_event` is `true` if the caller publishes.
+    fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
+        self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention, awaits_event))
     }
 
     /// Returns the name of the topic.
@@ -190,7 +190,7 @@ impl Topic {
     /// future may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = complete(event)?;
-        self.apply_retention()?;
+        self.apply_retention(true)?;
         let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
@@ -234,7 +234,7 @@ impl Topic {
     /// ```
     pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
         let event = complete(event)?;
-        self.apply_retention()?;
+        self.apply_retention(true)?;
         let id = self.core.publish_now(&self.name, self.latest_only, event)?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
@@ -270,7 +270,7 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
-        self.apply_retention()?;
+        self.apply_retention(true)?;
         self.core.publish(&self.name, self.latest_only, events).await
     }
 
@@ -300,7 +300,7 @@ impl Topic {
     /// retain. If the id is newer than all events that this process has read, the hub first asks
     /// the backend for the end of the log. This request takes at most 10 seconds.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
-        self.apply_retention().or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
+        self.apply_retention(false).or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
     }
@@ -387,7 +387,7 @@ impl Topic {
         S::Item: SseItem,
     {
         // The recording itself reports an error: the hub is shut down, or has too many topics.
-        let _ = self.apply_retention();
+        let _ = self.apply_retention(true);
         Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, self.retention, stream)
     }
 

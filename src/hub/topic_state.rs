@@ -73,6 +73,9 @@ pub(super) struct Contents {
     /// subscriber. The topic and its limits are kept until this time, even if the topic has neither
     /// events nor subscribers.
     pub(super) awaited_until: Option<Instant>,
+    /// Set if a publisher has set the limits of this topic, until the next event. A subscriber then
+    /// does not end the time in [`awaited_until`](Self::awaited_until).
+    pub(super) awaits_event: bool,
     pub(super) is_shut_down: bool,
     /// Set if the application has removed the topic after the topic was finished, and no event and
     /// no finish has followed. The hub then forgets that the topic is finished when its last
@@ -94,6 +97,7 @@ impl TopicState {
             latest_only: false,
             due: None,
             awaited_until: None,
+            awaits_event: false,
             is_shut_down: false,
             is_removed: false,
         };
@@ -289,7 +293,7 @@ impl Contents {
         self.subscribers == 0
             && self.log.retained().events == 0
             && !self.finished.is_some_and(is_remembered)
-            && self.awaited_until.is_none_or(|until| until <= now)
+            && (self.finished.is_some() || self.awaited_until.is_none_or(|until| until <= now))
     }
 }
 

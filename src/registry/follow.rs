@@ -109,8 +109,9 @@ where
     ///
     /// - The errors of [`Topic::subscribe`].
     /// - [`RegistryNameInUse`](ErrorKind::RegistryNameInUse) if a registry of this process already
-    ///   follows the hub under this name. The name becomes free when all handles of that registry
-    ///   and all layers with it are dropped.
+    ///   follows the hub under this name, even if it is the same registry. The name becomes free
+    ///   when all handles of that registry and all layers with it are dropped, and all of its
+    ///   streams have ended.
     /// - [`RegistryNameTooLong`](ErrorKind::RegistryNameTooLong) if the name has more than 256
     ///   bytes.
     ///
@@ -511,12 +512,12 @@ where
             if announcement["node"].as_str().is_none_or(|node| node == self.node) {
                 continue;
             }
+            // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
+            let Some(key) = announcement.get_mut("key").map(Value::take) else { continue };
             // Equal keys of another registry, such as the number of a tenant, mean other streams.
             if announcement["registry"] != *self.name {
                 continue;
             }
-            // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
-            let Some(key) = announcement.get_mut("key").map(Value::take) else { continue };
             // Only a whole event reaches clients, whatever an application has written.
             let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
             let event = event.map(Event::encode).unwrap_or_default();

@@ -249,9 +249,9 @@ impl DurableStreams {
     /// 404.
     ///
     /// Use this filter for topics whose clients can come before the first event, or after the last
-    /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in the hub, so the topic counts towards
-    /// [`max_topics`](super::Builder::max_topics) while it is read. Accept only names that the
-    /// application has issued.
+    /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in
+    /// the hub, so the topic counts towards [`max_topics`](super::Builder::max_topics) while it is
+    /// read. Accept only names that the application has issued.
     ///
     /// # Examples
     ///

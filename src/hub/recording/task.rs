@@ -279,7 +279,7 @@ async fn publish(
     let topic = &local.announced.topic;
     if let Some(retention) = retention {
         // Publishing itself reports an error: the hub is shut down, or has too many topics.
-        let _ = core.set_retention(topic, retention);
+        let _ = core.set_retention(topic, retention, true);
     }
     if core.backend.is_none() {
         return match core.publish(topic, local.announced.latest_only, events).await {
