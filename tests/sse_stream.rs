@@ -375,7 +375,8 @@ fn response_has_event_stream_headers() {
 async fn stop_reconnecting_is_an_empty_204() {
     let response: Response<_> = SseStream::stop_reconnecting().into_http_response();
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
-    assert!(response.headers().is_empty());
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers().len(), 1);
     assert!(response.body().is_end_stream());
     assert_eq!(response.body().size_hint().exact(), Some(0));
     assert!(response.into_body().frame().await.is_none());
