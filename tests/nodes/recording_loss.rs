@@ -22,11 +22,26 @@ const RETAINED: usize = 10;
 
 /// Appends events of another topic until the log has evicted all records before them.
 async fn evict(connection: &Faulty) {
-    for n in 0..2 * RETAINED {
-        let event = format!("data: {n}\n\n").into();
-        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
-        connection.append(vec![record]).await.unwrap();
+    for _ in 0..2 * RETAINED {
+        append(connection).await;
     }
+}
+
+/// Appends an event of another topic.
+async fn append(connection: &Faulty) {
+    let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: news\n\n".into() };
+    connection.append(vec![record]).await.unwrap();
+}
+
+/// Spawns a task that appends two events of another topic in each second.
+fn keep_busy(shared: &Shared) {
+    let connection = shared.connect();
+    tokio::spawn(async move {
+        loop {
+            append(&connection).await;
+            sleep(SECOND / 2).await;
+        }
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -44,6 +59,41 @@ async fn loss_on_all_nodes_finishes_recordings_without_event() {
     assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
     sleep(LEASE * 2).await;
     assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// The node reads each record of a busy log more than a second after its append.
+#[tokio::test(start_paused = true)]
+async fn loss_ends_the_recording_of_a_lagging_node() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    keep_busy(&shared);
+    connections[0].lag.store(1800, Relaxed);
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND * 8, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lagging_node_finishes_topic_of_dead_node_after_a_loss() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    keep_busy(&shared);
+    connections[1].lag.store(1600, Relaxed);
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["."]);
 }
 
 /// The recording may have ended with another event, in the part of the log that was lost.
