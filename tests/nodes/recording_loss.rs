@@ -18,17 +18,17 @@ use tower_sse::{
 };
 
 /// The number of records that the log retains.
-const RETAINED: usize = 10;
+pub(crate) const RETAINED: usize = 10;
 
 /// Appends events of another topic until the log has evicted all records before them.
-async fn evict(connection: &Faulty) {
+pub(crate) async fn evict(connection: &Faulty) {
     for _ in 0..2 * RETAINED {
         append(connection).await;
     }
 }
 
 /// Appends an event of another topic.
-async fn append(connection: &Faulty) {
+pub(crate) async fn append(connection: &Faulty) {
     let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: news\n\n".into() };
     connection.append(vec![record]).await.unwrap();
 }

@@ -135,9 +135,13 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
     loop {
         if local.is_silenced() {
             // The topic may belong to a newer recording, which this one must not end.
+            let began = Instant::now();
             while !has_read_to_end(core, backend).await && !core.is_shut_down() {
+                refused_since = None;
                 sleep(retry_pause(1)).await;
             }
+            // The wait may include an outage, so it does not count towards the time of a refusal.
+            refused_since = refused_since.map(|since: Instant| since + began.elapsed());
             if core.recordings.has_successor(&local.announced) {
                 return Err(Failure::Ended);
             }

@@ -376,6 +376,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
         }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
         if !has_read {
+            refused_since = None;
             sleep(retry_pause(1)).await;
             continue;
         }
@@ -387,7 +388,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             }
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
-                (has_published_will, failures) = (true, 0);
+                (has_published_will, failures, refused_since) = (true, 0, None);
                 caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,
