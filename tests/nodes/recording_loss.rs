@@ -61,6 +61,28 @@ async fn loss_on_all_nodes_finishes_recordings_without_event() {
     assert_eq!(log(&shared, "a"), ["1", "."]);
 }
 
+/// The node has not read the lost records when the recording starts, but knows a later position.
+#[tokio::test(start_paused = true)]
+async fn recording_that_starts_after_the_lost_records_continues() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let earlier = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    hubs[0].topic("news").publish(Event::new("the newest")).await.unwrap();
+    let (sender, items) = channel();
+    let later = record(&hubs[0], "b", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, earlier.outcome()).await, Ok(Outcome::Interrupted));
+    drop(sender);
+    assert_eq!(timeout(SECOND * 5, later.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!([log(&shared, "a"), log(&shared, "b")], [vec!["."], vec!["1", "end", "."]]);
+}
+
 /// The node reads each record of a busy log more than a second after its append.
 #[tokio::test(start_paused = true)]
 async fn loss_ends_the_recording_of_a_lagging_node() {
