@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tower_sse::{
     Event,
     hub::{
-        Hub, Outcome,
+        Hub, Outcome, Recording,
         backend::{Backend, Record, RecordKind},
     },
 };
@@ -99,6 +99,38 @@ async fn loss_ends_the_recording_of_a_lagging_node() {
     connections[0].set(Mode::Works);
     assert_eq!(timeout(SECOND * 8, recording.outcome()).await, Ok(Outcome::Interrupted));
     assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// Creates a node whose recording of the topic `large` was ended by a loss. The node waits for the
+/// end of the log, and reads nothing new.
+async fn waiting_for_the_end() -> (Shared, Hub, Faulty, Recording) {
+    let shared = Shared::new(RETAINED);
+    let (connection, other) = (shared.connect(), shared.connect());
+    let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let recording = hub.topic("large").record(tokio_stream::pending::<Event>()).start();
+    sleep(SECOND).await;
+    connection.set(Mode::Lags);
+    evict(&other).await;
+    connection.set(Mode::Refuses);
+    sleep(SECOND).await;
+    connection.set(Mode::Lags);
+    append(&other).await;
+    assert!(timeout(LEASE, recording.outcome()).await.is_err());
+    (shared, hub, connection, recording)
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_or_another_log_ends_the_wait_for_the_end() {
+    let (shared, hub, _, recording) = waiting_for_the_end().await;
+    hub.shutdown();
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "large"), [""; 0]);
+
+    let (shared, _hub, connection, recording) = waiting_for_the_end().await;
+    shared.replace(RETAINED, Vec::new());
+    connection.set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "large"), ["."], "in the other log");
 }
 
 #[tokio::test(start_paused = true)]
