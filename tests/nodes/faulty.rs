@@ -35,6 +35,9 @@ pub(crate) struct Faulty {
     pub page: Arc<AtomicUsize>,
     /// The duration of each read in milliseconds.
     pub delay: Arc<AtomicU64>,
+    /// The time in milliseconds from the moment when the log has the records of a page until
+    /// `follow` returns the page. It must be shorter than two seconds.
+    pub lag: Arc<AtomicU64>,
     /// The duration of each append, and of each request for the bounds, in milliseconds. An append
     /// takes effect after half of it, and the bounds are those at its beginning.
     pub latency: Arc<AtomicU64>,
@@ -84,6 +87,7 @@ impl Shared {
             mode: Arc::new(watch::Sender::new(Mode::Works)),
             page: Arc::new(AtomicUsize::new(usize::MAX)),
             delay: Arc::default(),
+            lag: Arc::default(),
             latency: Arc::default(),
             asked: Arc::default(),
         }
@@ -258,6 +262,10 @@ impl Backend for Faulty {
         loop {
             self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
             let page = self.answered(async |backend| backend.follow(after).await).await?;
+            match self.lag.load(Relaxed) {
+                0 => {}
+                milliseconds => tokio::time::sleep(Duration::from_millis(milliseconds)).await,
+            }
             // A request that was sent before the node lags is repeated, so its page is not old.
             if self.mode() != Mode::Lags {
                 return Ok(self.cut(page));

@@ -12,21 +12,36 @@ use tokio::time::{sleep, timeout};
 use tower_sse::{
     Event,
     hub::{
-        Hub, Outcome,
+        Hub, Outcome, Recording,
         backend::{Backend, Record, RecordKind},
     },
 };
 
 /// The number of records that the log retains.
-const RETAINED: usize = 10;
+pub(crate) const RETAINED: usize = 10;
 
 /// Appends events of another topic until the log has evicted all records before them.
-async fn evict(connection: &Faulty) {
-    for n in 0..2 * RETAINED {
-        let event = format!("data: {n}\n\n").into();
-        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
-        connection.append(vec![record]).await.unwrap();
+pub(crate) async fn evict(connection: &Faulty) {
+    for _ in 0..2 * RETAINED {
+        append(connection).await;
     }
+}
+
+/// Appends an event of another topic.
+pub(crate) async fn append(connection: &Faulty) {
+    let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: news\n\n".into() };
+    connection.append(vec![record]).await.unwrap();
+}
+
+/// Spawns a task that appends two events of another topic in each second.
+fn keep_busy(shared: &Shared) {
+    let connection = shared.connect();
+    tokio::spawn(async move {
+        loop {
+            append(&connection).await;
+            sleep(SECOND / 2).await;
+        }
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -44,6 +59,95 @@ async fn loss_on_all_nodes_finishes_recordings_without_event() {
     assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
     sleep(LEASE * 2).await;
     assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// The node has not read the lost records when the recording starts, but knows a later position.
+#[tokio::test(start_paused = true)]
+async fn recording_that_starts_after_the_lost_records_continues() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let earlier = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    hubs[0].topic("news").publish(Event::new("the newest")).await.unwrap();
+    let (sender, items) = channel();
+    let later = record(&hubs[0], "b", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, earlier.outcome()).await, Ok(Outcome::Interrupted));
+    drop(sender);
+    assert_eq!(timeout(SECOND * 5, later.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!([log(&shared, "a"), log(&shared, "b")], [vec!["."], vec!["1", "end", "."]]);
+}
+
+/// The node reads each record of a busy log more than a second after its append.
+#[tokio::test(start_paused = true)]
+async fn loss_ends_the_recording_of_a_lagging_node() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    keep_busy(&shared);
+    connections[0].lag.store(1800, Relaxed);
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND * 8, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// Creates a node whose recording of the topic `large` was ended by a loss. The node waits for the
+/// end of the log, and reads nothing new.
+async fn waiting_for_the_end() -> (Shared, Hub, Faulty, Recording) {
+    let shared = Shared::new(RETAINED);
+    let (connection, other) = (shared.connect(), shared.connect());
+    let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let recording = hub.topic("large").record(tokio_stream::pending::<Event>()).start();
+    sleep(SECOND).await;
+    connection.set(Mode::Lags);
+    evict(&other).await;
+    connection.set(Mode::Refuses);
+    sleep(SECOND).await;
+    connection.set(Mode::Lags);
+    append(&other).await;
+    assert!(timeout(LEASE, recording.outcome()).await.is_err());
+    (shared, hub, connection, recording)
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_or_another_log_ends_the_wait_for_the_end() {
+    let (shared, hub, _, recording) = waiting_for_the_end().await;
+    hub.shutdown();
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "large"), [""; 0]);
+
+    let (shared, _hub, connection, recording) = waiting_for_the_end().await;
+    shared.replace(RETAINED, Vec::new());
+    connection.set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "large"), ["."], "in the other log");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lagging_node_finishes_topic_of_dead_node_after_a_loss() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].set(Mode::Lags);
+    evict(&shared.connect()).await;
+    keep_busy(&shared);
+    connections[1].lag.store(1600, Relaxed);
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["."]);
 }
 
 /// The recording may have ended with another event, in the part of the log that was lost.

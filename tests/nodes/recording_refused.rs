@@ -4,6 +4,7 @@ use super::{
     PLENTY,
     faulty::{Faulty, Mode, Shared},
     recording::{LEASE, SECOND, channel, log, record},
+    recording_loss::{RETAINED, append, evict},
     two,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -66,6 +67,34 @@ async fn refused_will_delays_no_other_will() {
     sleep(SECOND).await;
     assert_eq!(log(&shared, "large"), ["will", "."]);
     drop(recordings);
+}
+
+/// The log has lost records, so the node reads the whole log before it finishes the topic.
+#[tokio::test(start_paused = true)]
+async fn outage_does_not_count_as_refusal_after_a_loss() {
+    let shared = Shared::new(RETAINED);
+    let (connection, other) = (shared.connect(), shared.connect());
+    let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let (_sender, items) = channel();
+    let recording = record(&hub, "large", items).start();
+    sleep(SECOND).await;
+    connection.set(Mode::Lags);
+    evict(&other).await;
+    connection.set(Mode::Refuses);
+    sleep(SECOND * 30).await;
+    for outage in [Mode::Fails, Mode::Hangs, Mode::Fails] {
+        // The outage begins when the node has asked for the end of the log.
+        connection.set(Mode::Lags);
+        append(&other).await;
+        sleep(SECOND).await;
+        connection.set(outage);
+        sleep(SECOND * 40).await;
+        connection.set(Mode::Refuses);
+        sleep(SECOND * 8).await;
+    }
+    connection.set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "large"), ["."]);
 }
 
 #[tokio::test(start_paused = true)]

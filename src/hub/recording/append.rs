@@ -90,13 +90,17 @@ pub(in crate::hub) async fn caught_up_unless_dropped(
     (core.strong_count() > 0).then_some(is_in_time)
 }
 
-/// Waits for at most one second until this node has read the log up to its current end. Returns
-/// `false` if the node has not read that far in time, or if the backend does not respond.
+/// Waits until this node has read the log up to its current end. The wait has no time limit.
+/// Returns `false` if the backend does not respond, if another log replaces the log, or if the hub
+/// is shut down.
 pub(super) async fn has_read_to_end(core: &Core, backend: &BackendClient) -> bool {
-    match backend.newest().await {
-        Some(newest) => caught_up(core, newest, Instant::now() + FOLLOWER).await,
-        None => false,
-    }
+    let epoch = backend.epoch_bits();
+    // A node that is always some seconds behind a busy log would never reach a later end, so the
+    // backend is asked only once.
+    let Some(newest) = backend.newest().await else { return false };
+    let is_valid = || backend.epoch_bits() == epoch && !core.is_shut_down();
+    core.recordings.progressed(|| core.committed() >= newest || !is_valid()).await;
+    is_valid()
 }
 
 /// Returns a random pause before an append is repeated, after `failures` consecutive failures: 25
@@ -131,9 +135,13 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
     loop {
         if local.is_silenced() {
             // The topic may belong to a newer recording, which this one must not end.
+            let began = Instant::now();
             while !has_read_to_end(core, backend).await && !core.is_shut_down() {
+                refused_since = None;
                 sleep(retry_pause(1)).await;
             }
+            // The wait may include an outage, so it does not count towards the time of a refusal.
+            refused_since = refused_since.map(|since: Instant| since + began.elapsed());
             if core.recordings.has_successor(&local.announced) {
                 return Err(Failure::Ended);
             }

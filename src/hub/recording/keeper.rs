@@ -4,7 +4,7 @@
 use super::{
     append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
     beat::{self, Announced, Beat, Message},
-    nodes::{Contact, Local, Recordings, State},
+    nodes::{Contact, Local, Peer, Recordings, State},
 };
 use crate::{
     hub::{
@@ -348,6 +348,9 @@ async fn probe(
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(node, &announced);
+    let lease = core.recordings.state().peers.get(&node).map_or(super::LEASE, Peer::lease);
+    // A takeover needs a contact with the backend in this time, so a longer wait has no use.
+    let time = (lease / BEATS).max(MIN_TIME);
     // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
@@ -364,7 +367,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             break;
         }
         let is_uncertain = claim.is_uncertain();
-        let has_read = !is_uncertain || has_read_to_end(&core, backend).await;
+        let read_to_end = timeout(time, has_read_to_end(&core, backend));
+        let has_read = !is_uncertain || read_to_end.await.unwrap_or(false);
         if is_uncertain && has_read && core.recordings.has_successor(&announced) {
             // The newer recording of the topic must not end. Its own end finishes the topic.
             core.recordings.settle(node, &announced);
@@ -372,6 +376,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
         }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
         if !has_read {
+            refused_since = None;
             sleep(retry_pause(1)).await;
             continue;
         }
@@ -383,7 +388,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             }
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
-                (has_published_will, failures) = (true, 0);
+                (has_published_will, failures, refused_since) = (true, 0, None);
                 caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,

@@ -287,7 +287,7 @@ impl Recordings {
         let mut state = self.state();
         let noted_through = state.noted_through;
         if page.evicted_through > noted_through {
-            state.note_loss();
+            state.note_loss(page.evicted_through);
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             let is_presence = presence::is_of(record);
@@ -406,17 +406,21 @@ impl State {
         self.local.values().flatten()
     }
 
-    /// Handles a loss: the log has evicted or lost records that this node has not read. They may
-    /// include the will or the end of each recording, a task that publishes a stream. So the known
-    /// recordings get no further event. Their topics are finished, because readers would otherwise
-    /// wait for ever. A second end of a topic has no effect on its readers.
+    /// Handles a loss: the log has evicted or lost records up to `evicted_through` that this node
+    /// has not read. They may include the will or the end of each recording, a task that publishes
+    /// a stream. So the known recordings get no further event. Their topics are finished, because
+    /// readers would otherwise wait for ever. A second end of a topic has no effect on its readers.
     ///
     /// A recording of this node cannot continue, even if this node was in contact with the backend
     /// until now. In a failover that splits the servers, another node may have taken over the
     /// recording on the new server, while the old server still confirmed the signs of life of this
     /// node. The will is then at a position that this node does not read any more.
-    fn note_loss(&mut self) {
-        self.locals().for_each(|local| local.silence());
+    ///
+    /// A recording of this node that has started after the lost part continues. Other nodes take
+    /// it over only after they have read its announcement, which is after the lost part, too.
+    fn note_loss(&mut self, evicted_through: Position) {
+        let concerned = self.locals().filter(|local| local.lock().started_at < evicted_through);
+        concerned.for_each(|local| local.silence());
         // The lost records may include signs of life, so each node gets a whole lease to send
         // another one. Before the next contact, this node may not know the newer recordings.
         self.contact.last = None;
