@@ -57,7 +57,7 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
 /// The maximum length of the id of a log in bytes.
-const MAX_ID_BYTES: usize = 64;
+const MAX_ID_BYTES: usize = 1024;
 
 /// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
 /// log, its first mark has this header with the id of the lost log.
@@ -226,8 +226,10 @@ impl Mark {
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         let payload = String::from_utf8_lossy(&message.payload);
-        // Each message has the id in a header, where a line break would make it unreadable.
-        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && payload.bytes().all(|byte| byte.is_ascii_graphic());
+        // Each message has the id in a header. A line break would make the header unreadable, and a
+        // space at an end of the value is removed.
+        let is_printable = payload.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && is_printable && payload.trim() == payload;
         Self {
             sequence: message.sequence,
             id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
@@ -606,6 +608,36 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn payload_of_a_mark_is_the_id_if_a_header_can_contain_it() {
+        let [longest, too_long] = [1024, 1025].map(|length| "x".repeat(length));
+        for (payload, is_id) in [
+            ("0123456789abcdef", true),
+            ("restored on Monday", true),
+            ("!~", true),
+            (&*longest, true),
+            (&*too_long, false),
+            ("", false),
+            (" ", false),
+            (" restored", false),
+            ("restored ", false),
+            ("restored\ton Monday", false),
+            ("restored\non Monday", false),
+            ("restored\r\n", false),
+            ("\u{7f}", false),
+            ("für", false),
+        ] {
+            let mark = Mark::read(&Stored {
+                subject: "log._log".into(),
+                sequence: 1,
+                time: 0,
+                headers: None,
+                payload: payload.to_owned().into(),
+            });
+            assert_eq!(*mark.id == *payload, is_id, "{payload:?}");
+        }
+    }
 
     #[test]
     fn mark_at_the_end_of_the_range_evicts_up_to_the_last_event() {
