@@ -88,6 +88,9 @@ pub(super) struct KnownLog {
     /// has lost the messages of the log from this sequence on, and the next check begins a new log.
     is_truncated: bool,
     witnesses: Witnesses,
+    /// The end of the JetStream stream at the last complete check ([`State::end`]). While the end
+    /// is the same, checks need not fetch large messages again.
+    checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
@@ -185,6 +188,12 @@ impl KnownLog {
             () if first == self.mark => self.mark,
             () => first - 1,
         })
+    }
+
+    /// Returns `true` if a complete check has already compared the JetStream stream with this end,
+    /// so that its large messages need not be fetched.
+    fn has_checked(&self, state: &State) -> bool {
+        self.checked_end.is_some() && self.checked_end == state.end()
     }
 
     /// Skips marks, the messages that identify the log and contain no event. If only marks are
@@ -401,8 +410,15 @@ impl Identity {
         let Witnesses { small, latest } = known.witnesses;
         let latest = latest.filter(|latest| small.is_none_or(|small| small.sequence != latest.sequence));
         let is_retained = |witness: &Witness| witness.sequence >= state.first;
-        for witness in small.into_iter().chain(latest).filter(is_retained).filter(|witness| !witness.is_last(state)) {
-            match stream.get(witness.sequence).await? {
+        let is_checked = known.has_checked(state);
+        let is_unknown = |witness: &Witness| !witness.is_last(state) && (witness.is_small || !is_checked);
+        for witness in small.into_iter().chain(latest).filter(is_retained).filter(is_unknown) {
+            let found = if witness.is_small {
+                stream.get(witness.sequence).await?
+            } else {
+                stream.get_large(witness.sequence).await?
+            };
+            match found {
                 Some(found) if !witness.is(&found) => return Ok(Verdict::Different),
                 // The next check need not fetch the message again, unless there is a newer one.
                 Some(found) => self.note_message(known.epoch, found.sequence, Witness::of(&found).into()),
@@ -425,6 +441,7 @@ impl Identity {
             newest: state.last,
             is_truncated: false,
             witnesses: newest(stream, state).await?.into(),
+            checked_end: None,
             max_age: state.max_age,
             duplicate_window: state.duplicate_window,
             renewal: Instant::now() + FIRST_RENEWAL.min(state.max_age.unwrap_or_default() / 4),
@@ -445,7 +462,8 @@ impl Identity {
     ) -> Result<KnownLog, BoxError> {
         let Witnesses { small, latest } = known.witnesses;
         let is_last_known = latest.is_some_and(|latest| latest.sequence == state.last);
-        if small.is_none_or(|small| small.sequence < state.first) && !is_last_known {
+        let is_small_missing = small.is_none_or(|small| small.sequence < state.first);
+        if is_small_missing && !is_last_known && !known.has_checked(state) {
             let witness = newest(stream, state).await?;
             self.note_message(known.epoch, state.last, witness.into());
         }
@@ -474,6 +492,7 @@ impl Identity {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
         now.newest = now.newest.max(state.last);
+        now.checked_end = state.end();
         now.duplicate_window = state.duplicate_window;
         Ok(now.clone())
     }
@@ -649,6 +668,7 @@ mod tests {
             newest: u64::MAX,
             is_truncated: false,
             witnesses: Witnesses::default(),
+            checked_end: None,
             max_age: None,
             duplicate_window: Duration::ZERO,
             renewal: Instant::now(),
