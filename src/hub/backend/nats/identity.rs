@@ -57,7 +57,7 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
 /// The maximum length of the id of a log in bytes.
-const MAX_ID_BYTES: usize = 64;
+const MAX_ID_BYTES: usize = 1024;
 
 /// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
 /// log, its first mark has this header with the id of the lost log.
@@ -88,6 +88,9 @@ pub(super) struct KnownLog {
     /// has lost the messages of the log from this sequence on, and the next check begins a new log.
     is_truncated: bool,
     witnesses: Witnesses,
+    /// The end of the JetStream stream at the last complete check ([`State::end`]). While the end
+    /// is the same, checks need not fetch large messages again.
+    checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
@@ -187,6 +190,12 @@ impl KnownLog {
         })
     }
 
+    /// Returns `true` if a complete check has already compared the JetStream stream with this end,
+    /// so that its large messages need not be fetched.
+    fn has_checked(&self, state: &State) -> bool {
+        self.checked_end.is_some() && self.checked_end == state.end()
+    }
+
     /// Skips marks, the messages that identify the log and contain no event. If only marks are
     /// between the position `through` and the newest mark, returns the position of the newest mark.
     /// Otherwise returns `through`.
@@ -226,8 +235,10 @@ impl Mark {
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         let payload = String::from_utf8_lossy(&message.payload);
-        // Each message has the id in a header, where a line break would make it unreadable.
-        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && payload.bytes().all(|byte| byte.is_ascii_graphic());
+        // Each message has the id in a header. A line break would make the header unreadable, and a
+        // space at an end of the value is removed.
+        let is_printable = payload.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && is_printable && payload.trim() == payload;
         Self {
             sequence: message.sequence,
             id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
@@ -399,8 +410,15 @@ impl Identity {
         let Witnesses { small, latest } = known.witnesses;
         let latest = latest.filter(|latest| small.is_none_or(|small| small.sequence != latest.sequence));
         let is_retained = |witness: &Witness| witness.sequence >= state.first;
-        for witness in small.into_iter().chain(latest).filter(is_retained).filter(|witness| !witness.is_last(state)) {
-            match stream.get(witness.sequence).await? {
+        let is_checked = known.has_checked(state);
+        let is_unknown = |witness: &Witness| !witness.is_last(state) && (witness.is_small || !is_checked);
+        for witness in small.into_iter().chain(latest).filter(is_retained).filter(is_unknown) {
+            let found = if witness.is_small {
+                stream.get(witness.sequence).await?
+            } else {
+                stream.get_large(witness.sequence).await?
+            };
+            match found {
                 Some(found) if !witness.is(&found) => return Ok(Verdict::Different),
                 // The next check need not fetch the message again, unless there is a newer one.
                 Some(found) => self.note_message(known.epoch, found.sequence, Witness::of(&found).into()),
@@ -423,6 +441,7 @@ impl Identity {
             newest: state.last,
             is_truncated: false,
             witnesses: newest(stream, state).await?.into(),
+            checked_end: None,
             max_age: state.max_age,
             duplicate_window: state.duplicate_window,
             renewal: Instant::now() + FIRST_RENEWAL.min(state.max_age.unwrap_or_default() / 4),
@@ -443,7 +462,8 @@ impl Identity {
     ) -> Result<KnownLog, BoxError> {
         let Witnesses { small, latest } = known.witnesses;
         let is_last_known = latest.is_some_and(|latest| latest.sequence == state.last);
-        if small.is_none_or(|small| small.sequence < state.first) && !is_last_known {
+        let is_small_missing = small.is_none_or(|small| small.sequence < state.first);
+        if is_small_missing && !is_last_known && !known.has_checked(state) {
             let witness = newest(stream, state).await?;
             self.note_message(known.epoch, state.last, witness.into());
         }
@@ -472,6 +492,7 @@ impl Identity {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
         now.newest = now.newest.max(state.last);
+        now.checked_end = state.end();
         now.duplicate_window = state.duplicate_window;
         Ok(now.clone())
     }
@@ -608,6 +629,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn payload_of_a_mark_is_the_id_if_a_header_can_contain_it() {
+        let [longest, too_long] = [1024, 1025].map(|length| "x".repeat(length));
+        for (payload, is_id) in [
+            ("0123456789abcdef", true),
+            ("restored on Monday", true),
+            ("!~", true),
+            (&*longest, true),
+            (&*too_long, false),
+            ("", false),
+            (" ", false),
+            (" restored", false),
+            ("restored ", false),
+            ("restored\ton Monday", false),
+            ("restored\non Monday", false),
+            ("restored\r\n", false),
+            ("\u{7f}", false),
+            ("für", false),
+        ] {
+            let mark = Mark::read(&Stored {
+                subject: "log._log".into(),
+                sequence: 1,
+                time: 0,
+                headers: None,
+                payload: payload.to_owned().into(),
+            });
+            assert_eq!(*mark.id == *payload, is_id, "{payload:?}");
+        }
+    }
+
+    #[test]
     fn mark_at_the_end_of_the_range_evicts_up_to_the_last_event() {
         let log = KnownLog {
             id: "".into(),
@@ -617,6 +668,7 @@ mod tests {
             newest: u64::MAX,
             is_truncated: false,
             witnesses: Witnesses::default(),
+            checked_end: None,
             max_age: None,
             duplicate_window: Duration::ZERO,
             renewal: Instant::now(),

@@ -33,7 +33,7 @@ const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const RECONNECTION: Duration = Duration::from_secs(1);
 
 /// The time to wait for a response of JetStream before a read-only request is sent again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The addresses of the NATS servers, and the credentials for them. The type does not implement
 /// `Debug`, because it contains secrets.
@@ -250,22 +250,40 @@ impl Link {
     }
 
     /// Sends a request to NATS and awaits the response. Calls `request` to send the request again
-    /// after each 250 ms ([`RETRY_INTERVAL`]) without a response. A response can be missing because
-    /// the server died, or because the JetStream stream had no leader. Returns an error if the
-    /// request timeout of the backend passes, or if the connection is lost.
-    pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
+    /// after each `interval` without a response, and returns the first response to any of these
+    /// requests. A response can be missing because the server died, or because the JetStream stream
+    /// had no leader. Returns an error if the request timeout of the backend passes, or if the
+    /// connection is lost.
+    pub(super) async fn request_repeatedly<T, E, A>(
+        &self,
+        interval: Duration,
+        request: impl Fn() -> A,
+    ) -> Result<T, BoxError>
     where
         BoxError: From<E>,
         A: Future<Output = Result<T, E>>,
     {
         let again = async {
+            let mut attempts = Vec::new();
             loop {
-                if let Ok(answer) = timeout(RETRY_INTERVAL, request()).await {
+                attempts.push(Box::pin(request()));
+                let first = poll_fn(|cx| {
+                    let mut polls = attempts.iter_mut().map(|attempt| attempt.as_mut().poll(cx));
+                    polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
+                });
+                if let Ok(answer) = timeout(interval, first).await {
                     return answer;
                 }
             }
         };
         self.request(again).await
+    }
+
+    /// Returns the interval at which a request for a large message is sent again: half of the
+    /// request timeout of the backend. A large message may arrive slowly, and each request makes
+    /// the server send it again.
+    pub(super) fn large_message_interval(&self) -> Duration {
+        self.timeout_per_request / 2
     }
 
     /// Awaits a future, and returns an error if the future takes longer than the request timeout of

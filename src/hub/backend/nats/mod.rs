@@ -107,8 +107,9 @@ use tokio::{sync::Mutex, time::timeout};
 /// disk is full, `publish` returns an error that says so.
 ///
 /// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
-/// client library cannot parse the headers of a message, each node loses its connection once and
-/// reads this message by a single request.
+/// client library cannot parse the headers of a message, it ends the connection, and the node reads
+/// this message by a single request. The follower of each node loses its connection once. Each
+/// later read of old events that comes to this message ends the connection of its node again.
 ///
 /// # Resources and permissions
 ///

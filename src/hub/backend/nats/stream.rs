@@ -2,7 +2,7 @@
 //! single messages.
 
 use super::{
-    link::Link,
+    link::{Link, RETRY_INTERVAL},
     message::{Nanoseconds, Stored},
 };
 use crate::BoxError;
@@ -55,6 +55,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Returns the sequence of the newest message and the time when it was stored, or `None` if the
+    /// server does not return the time. Two states with the same end are states of the same log.
+    pub(super) fn end(&self) -> Option<(u64, Nanoseconds)> {
+        self.last_time.map(|time| (self.last, time))
+    }
+
     /// Returns `true` if messages were deleted between the oldest and the newest message of the
     /// JetStream stream.
     pub(super) fn has_holes(&self) -> bool {
@@ -116,6 +122,13 @@ impl Stream<'_> {
         self.message(&json!({ "seq": sequence })).await
     }
 
+    /// Returns the message with this sequence, or `None` if the JetStream stream does not have it.
+    /// Use this function for a message that is known to be large: the request is not sent again
+    /// after 250 milliseconds, but after half of the request timeout.
+    pub(super) async fn get_large(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
+        self.message_with_interval(self.link.large_message_interval(), &json!({ "seq": sequence })).await
+    }
+
     /// Returns the first message of the JetStream stream with this sequence or a greater one.
     /// Returns `None` if there is no such message.
     pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
@@ -135,7 +148,11 @@ impl Stream<'_> {
     }
 
     async fn message(&self, request: &Value) -> Result<Option<Stored>, BoxError> {
-        match send(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
+        self.message_with_interval(RETRY_INTERVAL, request).await
+    }
+
+    async fn message_with_interval(&self, interval: Duration, request: &Value) -> Result<Option<Stored>, BoxError> {
+        match send(self.link, interval, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone().into(), message.sequence);
@@ -149,7 +166,7 @@ impl Stream<'_> {
     }
 
     async fn info(&self, request: &Value) -> Result<Value, RequestError> {
-        send(self.link, &format!("STREAM.INFO.{}", self.name()), request).await
+        send(self.link, RETRY_INTERVAL, &format!("STREAM.INFO.{}", self.name()), request).await
     }
 }
 
@@ -215,11 +232,11 @@ impl From<RequestError> for BoxError {
 }
 
 /// Sends a read-only request to the JetStream API, and returns the response. `subject` is without
-/// the prefix of the API. If no response arrives within 250 milliseconds, the request is sent
-/// again, until the request timeout.
-async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, RequestError> {
+/// the prefix of the API. If no response arrives within `interval`, the request is sent again,
+/// until the request timeout.
+async fn send(link: &Link, interval: Duration, subject: &str, request: &Value) -> Result<Value, RequestError> {
     let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
-    let answer = link.request_repeatedly(attempt).await.map_err(RequestError::Other)?;
+    let answer = link.request_repeatedly(interval, attempt).await.map_err(RequestError::Other)?;
     let Some(error) = answer.get("error") else { return Ok(answer) };
     Err(RequestError::Refused {
         code: error["code"].as_u64().unwrap_or(0),

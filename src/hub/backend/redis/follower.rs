@@ -83,9 +83,8 @@ impl RedisBackend {
         // Read the known watermark before the request. An entry that another task appends during
         // the request is then not mistaken for a loss.
         let high_watermark = self.high_watermark().max(after);
-        let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
+        let (newest, now) = self.newest().await?;
         let Some(newest) = newest else { return Ok(None) };
-        let newest = entry_id::expect_position(&newest)?;
         if newest > after {
             // If retained entries have arrived since, the caller reads them next.
             let (evicted_through, newest, _) = self.ends().await?;
@@ -109,6 +108,13 @@ impl RedisBackend {
         Ok(None)
     }
 
+    /// Returns the end of the log, or `None` if there is no log, and the current time of the server
+    /// in milliseconds.
+    async fn newest(&self) -> Result<(Option<Position>, u64), BoxError> {
+        let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
+        Ok((newest.map(|newest| entry_id::expect_position(&newest)).transpose()?, now))
+    }
+
     fn loss_page(&self, through: Position) -> Page {
         self.raise_high_watermark(through);
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
@@ -118,6 +124,12 @@ impl RedisBackend {
     /// not report yet. `after` is the last position that this process has read. An error is
     /// ignored, because the caller calls this again before it reads the next page.
     async fn mark(&self, after: Position) {
+        let unread = self.losses().unread_mark();
+        if unread.is_some() {
+            // A master that was replaced may have lost the mark.
+            let Ok((Some(newest), _)) = self.newest().await else { return };
+            self.losses().note_end(newest);
+        }
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };
         let mut mark = self.mark.key(&self.stream);
@@ -126,11 +138,12 @@ impl RedisBackend {
             .arg(entry_id::id(after))
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
             .arg(u8::from(is_forced));
-        if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
-            // The id is empty if another node has already added the mark. The loss counts as
-            // reported only when this process reads the mark back: the server may be a master that
-            // is replaced, and that loses the mark, too.
-            entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
+        let mark = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await;
+        if let Some(position) = mark.ok().flatten().and_then(|id| entry_id::position(&id)) {
+            // The loss counts as reported only when this process reads the mark: the server may be
+            // a master that is replaced, and that loses the mark, too.
+            self.raise_high_watermark(position);
+            self.losses().note_marked(position);
         }
     }
 }

@@ -44,6 +44,9 @@ pub(super) struct Losses {
     /// The position of the newest lost entry that the log does not report to its readers yet.
     /// `None` if there is no such loss.
     lost: Option<Position>,
+    /// The position of the mark, the entry that reports the loss, if this process has not read it
+    /// yet. `None` if there is no mark, or if the mark is lost.
+    marked: Option<Position>,
     attempts: u32,
     /// The end of the log at the last check, if this process had already read later positions.
     /// Otherwise `None`.
@@ -64,7 +67,7 @@ impl Losses {
     /// positions after `newest`, the end of the new log.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
-        (self.lost, self.attempts) = (None, 0);
+        self.forget_lost();
     }
 
     /// Records the position of an entry that the server has acknowledged to this process. If the
@@ -111,7 +114,7 @@ impl Losses {
             self.note_missing(after);
         }
         if let Some(reported) = batch.newest_lost {
-            self.note_marked(reported);
+            self.note_reported(reported);
         }
     }
 
@@ -120,19 +123,46 @@ impl Losses {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Records that the log now contains a report of the losses up to this position.
-    fn note_marked(&mut self, position: Position) {
+    /// Records that this process has read a report of the losses up to this position.
+    fn note_reported(&mut self, position: Position) {
         if Some(position) >= self.lost {
-            (self.lost, self.attempts) = (None, 0);
+            self.forget_lost();
         }
     }
 
+    fn forget_lost(&mut self) {
+        (self.lost, self.marked, self.attempts) = (None, None, 0);
+    }
+
+    /// Records the position of a mark, an entry that reports the loss. Until this process has read
+    /// up to this position, [`attempt`](Self::attempt) returns `None`.
+    pub(super) fn note_marked(&mut self, mark: Position) {
+        (self.marked, self.attempts) = (Some(mark), 0);
+    }
+
+    /// Returns the position of the mark, the entry that reports the loss, if this process has not
+    /// read up to this position yet.
+    pub(super) fn unread_mark(&self) -> Option<Position> {
+        self.marked.filter(|mark| self.through < *mark)
+    }
+
+    /// Records the end of the log. If the log ends before the mark, the log has lost the mark, and
+    /// the loss has to be reported again.
+    pub(super) fn note_end(&mut self, newest: Position) {
+        self.marked = self.marked.filter(|mark| *mark <= newest);
+    }
+
     /// Returns the position of the newest lost entry that has to be reported in the log, and counts
-    /// an attempt to report the loss. Returns `None` if no loss has to be reported. The `bool` is
-    /// `true` after too many attempts: the report then has to be added even if an equal report may
-    /// exist.
+    /// an attempt to report the loss. Returns `None` if no loss has to be reported, or if this
+    /// process has not read up to the mark yet. If the process has read past the mark and the loss
+    /// is still not reported, the log has lost the mark. The `bool` is `true` after too many
+    /// attempts: the report then has to be added even if an equal report may exist.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
+        self.marked = self.unread_mark();
+        if self.marked.is_some() {
+            return None;
+        }
         self.attempts += 1;
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
@@ -225,10 +255,49 @@ mod tests {
             assert_eq!(losses.attempt(), Some((at(3), false)));
         }
         assert_eq!(losses.attempt(), Some((at(3), true)));
-        losses.note_marked(at(2));
+        losses.note_reported(at(2));
         assert_eq!(losses.attempt(), Some((at(3), true)));
-        losses.note_marked(at(3));
+        losses.note_reported(at(3));
         assert_eq!(losses.attempt(), None);
+    }
+
+    #[test]
+    fn unread_mark_is_not_added_again() {
+        let mut losses = losses();
+        losses.note_missing(at(3));
+        assert_eq!(losses.attempt(), Some((at(3), false)));
+        losses.note_marked(at(9));
+        for page in 4..=8 {
+            losses.note_end(at(9));
+            assert_eq!((losses.attempt(), losses.unread_mark()), (None, Some(at(9))));
+            losses.note_read(&batch(page - 1, &[page]), at(page - 1), None);
+        }
+        losses.note_read(&DecodedBatch { newest_lost: Some(at(3)), ..batch(8, &[9]) }, at(8), None);
+        assert_eq!((losses.attempt(), losses.unread_mark()), (None, None));
+    }
+
+    #[test]
+    fn mark_that_was_passed_unread_is_added_again() {
+        let mut losses = losses();
+        losses.note_missing(at(3));
+        losses.note_marked(at(5));
+        losses.note_read(&batch(3, &[4, 6]), at(3), None);
+        assert_eq!(losses.attempt(), Some((at(3), false)));
+    }
+
+    #[test]
+    fn mark_after_the_end_of_the_log_is_added_again() {
+        let mut losses = losses();
+        losses.note_missing(at(3));
+        losses.note_marked(at(9));
+        losses.begin(at(2));
+        assert_eq!(losses.attempt(), None);
+        losses.note_end(at(8));
+        assert_eq!(losses.attempt(), Some((at(3), false)));
+        losses.note_marked(at(10));
+        losses.reset(at(4));
+        losses.note_missing(at(2));
+        assert_eq!(losses.attempt(), Some((at(2), false)));
     }
 
     #[test]

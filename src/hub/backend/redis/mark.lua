@@ -7,8 +7,8 @@
 -- lost id. The script searches the entries after ARGV[5], at most ARGV[6] of them. If ARGV[7] is 1,
 -- the mark is added even if there are more entries.
 --
--- Returns the id of the mark, or an empty string if the stream already has a mark for the lost id.
--- Returns nil if the stream does not exist, or if it has too many entries to search.
+-- Returns the id of the mark, or of the entry that already reports the lost id. Returns nil if the
+-- stream does not exist, or if it has too many entries to search.
 local tail = newest()
 if not tail then
   -- On a replica that is being synchronized, the stream does not exist for a moment.
@@ -22,7 +22,7 @@ for _, entry in ipairs(entries) do
     if fields[i] == 'g' or fields[i] == 'l' then
       local ms, seq = parts(fields[i + 1])
       if ms and not is_greater(lost_ms, lost_seq, ms, seq) then
-        return ''
+        return entry[1]
       end
     end
   end

@@ -3,7 +3,7 @@
 use crate::{
     nats::{SOON, admin, copy_all},
     nats_wire::NatsWire,
-    unchanged::{nats, record},
+    unchanged::{PATIENT, nats, record},
 };
 use async_nats::jetstream::stream;
 use e2e::{Store, StoreKind};
@@ -164,19 +164,55 @@ async fn recreated_log_without_known_messages_is_another_epoch() {
     }
 }
 
+/// The size of a message that quick checks do not fetch.
+const LARGE: usize = 100_000;
+
+/// Publishes a large message of another program as the last message of the stream.
+async fn publish_foreign(store: &Store) {
+    let admin = admin(&store.url()).await;
+    let ack = admin.publish("tower-sse.x", "x".repeat(LARGE).into()).await.expect("the server responds");
+    ack.await.expect("the message is stored");
+}
+
+/// With a retention of three messages, the stream has no small message.
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_of_idle_log_fetch_no_large_message() {
-    const BYTES: usize = 100_000;
+    for (is_last_foreign, max_messages) in [(false, 3), (false, 1000), (true, 3), (true, 1000)] {
+        let store = Store::start(StoreKind::Nats, &[]).await;
+        let wire = NatsWire::to(store.address()).await;
+        let log = nats(&wire.url()).max_messages(max_messages);
+        let mut after = log.bounds().await.expect("the server responds").last;
+        let all = append_all(&log, "large", 3, LARGE).await;
+        while after < all[2].position {
+            after = log.follow(after).await.expect("a page").through;
+        }
+        if is_last_foreign {
+            publish_foreign(&store).await;
+        }
+        // The first check of a new state compares the large message.
+        let end = log.bounds().await.expect("the server responds").last;
+        let before = wire.bytes_from_server();
+        for _ in 0..10 {
+            assert_eq!(log.bounds().await.expect("the server responds").last, end);
+        }
+        let fetched = wire.bytes_from_server() - before;
+        let what = format!("last message foreign: {is_last_foreign}, retention: {max_messages} messages");
+        assert!(fetched < LARGE, "{what}: {fetched} bytes");
+    }
+}
+
+/// The message takes longer than the time after which other requests are sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_waits_for_large_message_over_slow_connection() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let log = nats(&wire.url());
-    let start = log.bounds().await.expect("the server responds").last;
-    append_all(&log, "large", 1, BYTES).await;
-    let page = log.follow(start).await.expect("a page");
+    let log = nats(&wire.url()).timeout(PATIENT);
+    log.bounds().await.expect("the server responds");
+    append_all(&log, "large", 1, LARGE).await;
+    publish_foreign(&store).await;
+    wire.slow_down(LARGE, Duration::from_millis(600));
     let before = wire.bytes_from_server();
-    for _ in 0..10 {
-        assert_eq!(log.bounds().await.expect("the server responds").last, page.through);
-    }
+    log.bounds().await.expect("the large message arrives");
     let fetched = wire.bytes_from_server() - before;
-    assert!(fetched < BYTES, "{fetched} bytes");
+    assert!((LARGE..3 * LARGE).contains(&fetched), "the large message is fetched once: {fetched} bytes");
 }

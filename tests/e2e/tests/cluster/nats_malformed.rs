@@ -110,7 +110,7 @@ async fn header_of_two_lines_from_the_client_library_stops_no_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mark_with_any_payload_begins_another_log() {
     let long = "a mark ".repeat(1000);
-    for payload in ["restored on Monday\nby the operator", "a mark\n", " a mark ", &long] {
+    for payload in ["restored on Monday", "restored on Monday\nby the operator", "a mark\n", " a mark ", &long] {
         let store = Store::start(StoreKind::Nats, &[]).await;
         let nodes = [connect(backend(&store.url())).await, connect(backend(&store.url())).await];
         let first = publish(&nodes[0], "first").await;

@@ -4,9 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -16,6 +17,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinHandle,
+    time::sleep,
 };
 
 /// A relay to one server.
@@ -35,6 +37,8 @@ struct Faults {
     is_holding: watch::Sender<bool>,
     held: AtomicUsize,
     bytes_from_server: AtomicUsize,
+    /// The minimum size of messages from the server that are late, and their delay.
+    slow: Mutex<Option<(usize, Duration)>>,
 }
 
 impl NatsWire {
@@ -78,6 +82,11 @@ impl NatsWire {
         self.faults.bytes_from_server.load(SeqCst)
     }
 
+    /// Delays each message from the server of at least this size, and everything after it.
+    pub(crate) fn slow_down(&self, bytes: usize, delay: Duration) {
+        *self.faults.slow.lock().expect("no thread panics with the lock") = Some((bytes, delay));
+    }
+
     /// Delivers no message to the stream until `hold(false)`, and then all of them.
     pub(crate) fn hold(&self, is_holding: bool) {
         self.faults.is_holding.send_replace(is_holding);
@@ -101,6 +110,10 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) 
     while let Ok(Some(bytes)) = read(&mut from).await {
         if ["MSG ", "HMSG "].iter().any(|name| bytes.starts_with(name.as_bytes())) {
             faults.bytes_from_server.fetch_add(bytes.len(), SeqCst);
+            let slow = *faults.slow.lock().expect("no thread panics with the lock");
+            if let Some((_, delay)) = slow.filter(|(least, _)| bytes.len() >= *least) {
+                sleep(delay).await;
+            }
         }
         let is_acknowledgement = bytes.starts_with(b"MSG ") && memory_contains(&bytes, b"\r\n{\"stream\":");
         let lose_one = |count: usize| count.checked_sub(1);

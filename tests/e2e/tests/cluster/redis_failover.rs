@@ -330,3 +330,33 @@ async fn mark_that_the_old_master_loses_is_added_again() {
     timeout(SOON, is_reported).await.expect("the loss is reported");
     assert_eq!(marks(&new), 1);
 }
+
+/// The search for a mark ends before the end of the log, so the follower adds the mark without a
+/// complete search, and reads many pages before it reads the mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_loss_before_many_entries_adds_one_mark() {
+    let store = Store::start(StoreKind::Redis, &FAST).await;
+    let backend = redis(&store.url());
+    let mut after = backend.bounds().await.expect("the server responds").last;
+    append(&backend, "news", "kept").await;
+    assert_eq!(cli(&store, &["copy", "tower-sse", "older", "replace"]), "1");
+    let lost = append(&backend, "news", "lost").await;
+    assert_eq!(cli(&store, &["rename", "older", "tower-sse"]), "OK");
+    sleep(Duration::from_millis(2)).await;
+    let other = redis(&store.url());
+    for _ in 0..30 {
+        other.append(vec![record("news", "later"); 1000]).await.expect("the server responds");
+    }
+    let mut gaps = 0;
+    let end = other.bounds().await.expect("the server responds").last;
+    while after <= end || gaps == 0 {
+        let page = timeout(SOON, backend.follow(after)).await.expect("the loss is reported").expect("a page");
+        gaps += usize::from(page.evicted_through > lost);
+        after = page.through;
+    }
+    append(&other, "news", "end").await;
+    while after < other.bounds().await.expect("the server responds").last {
+        after = timeout(SOON, backend.follow(after)).await.expect("a page arrives").expect("a page").through;
+    }
+    assert_eq!((gaps, marks(&store)), (1, 1));
+}
