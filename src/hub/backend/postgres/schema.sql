@@ -507,6 +507,21 @@ $tower_sse$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
 
+-- Version 1 has no `new_epoch_after`. Each role that may call `new_epoch` needs it, also the owner of
+-- the other functions, if another role runs this update.
+DO $tower_sse$
+DECLARE
+    role regrole;
+BEGIN
+    FOR role IN
+        SELECT grantee FROM pg_proc, aclexplode(proacl)
+        WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
+    LOOP
+        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint) TO ' || role;
+    END LOOP;
+END
+$tower_sse$;
+
 DO $tower_sse$
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.log) THEN

@@ -415,6 +415,39 @@ async fn schema_update_restores_missing_and_disabled_triggers() {
     assert_eq!(data(&log).await, ["1"]);
 }
 
+/// The superuser runs the update, so it owns the functions that the older version lacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_update_keeps_the_permissions_of_nodes() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    store.sql("CREATE ROLE owner LOGIN; CREATE SCHEMA tower_sse AUTHORIZATION owner");
+    let owner = postgres(&store.url_with("owner@"));
+    bounds(&owner).await;
+    store.sql(
+        "CREATE ROLE \"Node\" LOGIN; GRANT USAGE ON SCHEMA tower_sse TO \"Node\";
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tower_sse TO \"Node\";
+         GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA tower_sse TO \"Node\";
+         GRANT UPDATE ON tower_sse.log TO \"Node\";
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO \"Node\";
+         CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA tower_sse TO app;
+         DROP FUNCTION tower_sse.new_epoch_after",
+    );
+    store.sql(OLDER_VERSION);
+    let superuser = postgres(&store.url());
+    let mut epoch = bounds(&superuser).await.epoch;
+    // Each of them finds another log, as after a failover.
+    let node = postgres(&store.url_with("Node@"));
+    for (what, log) in [("the owner", Some(&owner)), ("a node", Some(&node)), ("a publication", None)] {
+        store.sql("UPDATE tower_sse.log SET identity = 'another'");
+        match log {
+            Some(log) => drop(bounds(log).await),
+            None => drop(store.sql("SET ROLE app; SELECT tower_sse.publish('t', NULL, '1')")),
+        }
+        let before = std::mem::replace(&mut epoch, bounds(&superuser).await.epoch);
+        assert!(epoch > before, "{what} starts an epoch");
+    }
+    assert_eq!(store.sql("SELECT has_function_privilege('app', 'tower_sse.new_epoch_after(bigint)', 'EXECUTE')"), "f");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_of_a_newer_version_is_an_error() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
