@@ -230,10 +230,11 @@ impl Log {
     }
 
     /// Stores the newest record of the log that this process knows. Has no effect if this process
-    /// already knows a newer record of the same epoch.
+    /// already knows a newer record, of the same epoch or of a later one. A later epoch is greater.
     fn note_known(&self, newer: Known) {
+        let order = |known: Known| (known.epoch, known.position);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_none_or(|known| known.epoch != newer.epoch || known.position < newer.position) {
+        if known.is_none_or(|known| order(known) < order(newer)) {
             *known = Some(newer);
         }
     }
@@ -286,5 +287,30 @@ impl fmt::Debug for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The server is left out because it contains the password.
         f.debug_struct("PostgresBackend").field("schema", &self.settings.schema.name()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    /// A response of an older epoch can be decoded after one of a later epoch.
+    #[test]
+    fn older_record_does_not_replace_known_record() {
+        let backend = PostgresBackend::new("postgres://host").unwrap();
+        let log = backend.log();
+        let record = |epoch, position| Known { epoch, position, stored_at: SystemTime::UNIX_EPOCH };
+        for (noted, known) in [
+            (record(1, 5), record(1, 5)),
+            (record(1, 4), record(1, 5)),
+            (record(1, 6), record(1, 6)),
+            // The epoch of a copy that lacks some records.
+            (record(2, 3), record(2, 3)),
+            (record(1, 7), record(2, 3)),
+        ] {
+            log.note_known(noted);
+            assert_eq!(log.known(), Some(known));
+        }
     }
 }

@@ -2,7 +2,8 @@
 -- advisory lock, {channel} the channel of NOTIFY, and {pending} and {evicting} the names of settings.
 --
 -- Each statement can run again, so that a table that was dropped is created again, and an older
--- version is updated. Nodes of the older version use the functions until they connect again.
+-- version is updated. Nodes of the older version use the functions until they connect again. An
+-- update must not take a lock of a table that conflicts with INSERT, UPDATE or DELETE.
 
 CREATE TABLE IF NOT EXISTS {schema}.log (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -127,10 +128,6 @@ BEGIN
     RETURN NEW;
 END
 $tower_sse$;
-DROP TRIGGER IF EXISTS choose_epoch ON {schema}.log;
-CREATE TRIGGER choose_epoch BEFORE INSERT ON {schema}.log
-    FOR EACH ROW EXECUTE FUNCTION {schema}.choose_epoch();
-ALTER TABLE {schema}.log ENABLE ALWAYS TRIGGER choose_epoch;
 
 -- Starts an epoch that is later than that of the log and `known_epoch`.
 CREATE OR REPLACE FUNCTION {schema}.new_epoch_after(known_epoch bigint) RETURNS void LANGUAGE plpgsql
@@ -385,9 +382,6 @@ BEGIN
     RETURN NULL;
 END
 $tower_sse$;
-DROP TRIGGER IF EXISTS note_deleted ON {schema}.records;
-CREATE TRIGGER note_deleted AFTER DELETE ON {schema}.records
-    REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_deleted();
 
 CREATE OR REPLACE FUNCTION {schema}.note_truncated() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
@@ -403,11 +397,6 @@ BEGIN
     RETURN NULL;
 END
 $tower_sse$;
-DROP TRIGGER IF EXISTS note_truncated ON {schema}.records;
-CREATE TRIGGER note_truncated BEFORE TRUNCATE ON {schema}.records
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_truncated();
--- `session_replication_role = replica` does not disable them.
-ALTER TABLE {schema}.records ENABLE ALWAYS TRIGGER note_deleted, ENABLE ALWAYS TRIGGER note_truncated;
 
 -- Publishes an event when the transaction commits. The event is in the same format as that of the
 -- crate. A NULL as the event name means no name.
@@ -480,15 +469,58 @@ BEGIN
     RETURN NULL;
 END
 $tower_sse$;
-DROP TRIGGER IF EXISTS move_to_log ON {schema}.inbox;
-CREATE CONSTRAINT TRIGGER move_to_log AFTER INSERT ON {schema}.inbox
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.is_first) EXECUTE FUNCTION {schema}.move_to_log();
--- `session_replication_role = replica` does not disable it.
-ALTER TABLE {schema}.inbox ENABLE ALWAYS TRIGGER move_to_log;
+-- Creates the triggers that are missing. `session_replication_role = replica` does not disable them.
+--
+-- Each of these statements locks its table. An open transaction that has published would prevent
+-- this, and at its commit it waits for the lock of the log, which this script holds. So the
+-- statements do not run if the trigger exists. A version that changes a trigger renames it, and
+-- drops the trigger with the earlier name if this trigger exists.
+DO $tower_sse$
+DECLARE
+    table_name text;
+    name text;
+    definition text;
+BEGIN
+    FOR table_name, name, definition IN VALUES
+        ('{schema}.log', 'choose_epoch', 'CREATE TRIGGER choose_epoch BEFORE INSERT ON {schema}.log
+            FOR EACH ROW EXECUTE FUNCTION {schema}.choose_epoch()'),
+        ('{schema}.records', 'note_deleted', 'CREATE TRIGGER note_deleted AFTER DELETE ON {schema}.records
+            REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_deleted()'),
+        ('{schema}.records', 'note_truncated', 'CREATE TRIGGER note_truncated BEFORE TRUNCATE ON {schema}.records
+            FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_truncated()'),
+        ('{schema}.inbox', 'move_to_log', 'CREATE CONSTRAINT TRIGGER move_to_log AFTER INSERT ON {schema}.inbox
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.is_first) EXECUTE FUNCTION {schema}.move_to_log()')
+    LOOP
+        IF NOT EXISTS (
+            SELECT FROM pg_trigger
+            WHERE tgrelid = table_name::regclass AND tgname = name AND tgenabled = 'A' AND NOT tgisinternal
+        ) THEN
+            EXECUTE 'DROP TRIGGER IF EXISTS ' || name || ' ON ' || table_name;
+            EXECUTE definition;
+            EXECUTE 'ALTER TABLE ' || table_name || ' ENABLE ALWAYS TRIGGER ' || name;
+        END IF;
+    END LOOP;
+END
+$tower_sse$;
 
 -- Each role with USAGE on the schema can publish.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
+
+-- Version 1 has no `new_epoch_after`. Each role that may call `new_epoch` needs it, also the owner of
+-- the other functions, if another role runs this update.
+DO $tower_sse$
+DECLARE
+    role regrole;
+BEGIN
+    FOR role IN
+        SELECT grantee FROM pg_proc, aclexplode(proacl)
+        WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
+    LOOP
+        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint) TO ' || role;
+    END LOOP;
+END
+$tower_sse$;
 
 DO $tower_sse$
 BEGIN
