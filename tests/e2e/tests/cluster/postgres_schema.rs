@@ -8,7 +8,7 @@ use crate::{
 use e2e::{Store, StoreKind};
 use tower_sse::hub::backend::Backend;
 
-/// Marks the schema as one that the next node has to update.
+/// Marks the schema as older, so that the next node updates it.
 const OLDER_VERSION: &str = "DELETE FROM tower_sse.version; INSERT INTO tower_sse.version VALUES (1)";
 
 /// A node of the older version continues until it connects again.
