@@ -23,6 +23,7 @@ mod postgres_epochs;
 mod postgres_hosts;
 mod postgres_operators;
 mod postgres_order;
+mod postgres_schema;
 mod postgres_sql;
 mod presence;
 mod processes;
