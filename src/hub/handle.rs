@@ -135,8 +135,8 @@ impl Hub {
     ///
     /// The arguments are those of [`subscribe`](Self::subscribe). The listener counts as a
     /// [subscriber](Topic::subscribers) of each topic, and yields the events of all topics in the
-    /// order of publication. If a [`latest_only`](Topic::latest_only) event was replaced, the newest
-    /// event of its topic can take its place. [`Listener`] describes this, gaps and cursors.
+    /// order of publication. If a [`latest_only`](Topic::latest_only) event was replaced, the
+    /// newest event of its topic can take its place. [`Listener`] describes this, gaps and cursors.
     ///
     /// # Errors
     ///

@@ -213,8 +213,8 @@ impl Change {
 }
 
 impl Contents {
-    /// Adds the ready list of a subscription that pauses after each write to its client. Returns the
-    /// list if it was already added, for the caller to drop after it has unlocked the topic.
+    /// Adds the ready list of a subscription that pauses after each write to its client. Returns
+    /// the list if it was already added, for the caller to drop after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
@@ -237,8 +237,8 @@ impl Contents {
         self.waiters.has_due() || self.has_pauses_to_end()
     }
 
-    /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions, if
-    /// the topic has ended. Adds all wakers to `batch`, which must be empty.
+    /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions,
+    /// if the topic has ended. Adds all wakers to `batch`, which must be empty.
     fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         self.waiters.take_due(batch);
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));

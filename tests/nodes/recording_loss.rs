@@ -231,8 +231,8 @@ async fn loss_does_not_end_a_newer_recording_of_the_topic() {
     drop(third_hub);
 }
 
-/// Creates a log in which the second of two nodes has finished the topic `a` of the first node, which
-/// is dead. The second node has not read the end of the topic.
+/// Creates a log in which the second of two nodes has finished the topic `a` of the first node,
+/// which is dead. The second node has not read the end of the topic.
 async fn unread_takeover() -> (Shared, [Hub; 2], [Faulty; 2]) {
     let shared = Shared::new(RETAINED);
     let (hubs, connections) = two(&shared, Hub::builder).await;

@@ -41,8 +41,9 @@ enum State {
 }
 
 impl Events {
-    /// Creates an event stream that begins with the part `first` of the topic. The stream ends after
-    /// `lifetime`, or up to a tenth later, so that not all clients reconnect at the same time.
+    /// Creates an event stream that begins with the part `first` of the topic. The stream ends
+    /// after `lifetime`, or up to a tenth later, so that not all clients reconnect at the same
+    /// time.
     pub(super) fn new(
         reading: Reading,
         first: Option<(Page, Fill)>,

@@ -62,9 +62,9 @@
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
-//! - A topic in memory does not exist any more after its last event has expired. A reader that has all
-//!   of its events can still wait for the next event, unless the topic was finished or removed. The
-//!   hub remembers this for the last 10,000 expired topics or fewer. Other readers get a 404.
+//! - A topic in memory does not exist any more after its last event has expired. A reader that has
+//!   all of its events can still wait for the next event, unless the topic was finished or removed.
+//!   The hub remembers this for the last 10,000 expired topics or fewer. Other readers get a 404.
 //! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
 //!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
 //!   reserves.

@@ -364,8 +364,8 @@ impl Reading {
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
     /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down while the reader has all events. If old events from the backend are missing by then, the
-    /// result is that of [`page`](Self::page).
+    /// down while the reader has all events. If old events from the backend are missing by then,
+    /// the result is that of [`page`](Self::page).
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -418,8 +418,8 @@ impl Reading {
         });
         match timeout(BACKEND_TIMEOUT, first).await {
             Ok(first) => first.map(Some),
-            // After the response has begun, it is too late for a 404. So the topic counts as existing
-            // from here on, like that of an offset.
+            // After the response has begun, it is too late for a 404. So the topic counts as
+            // existing from here on, like that of an offset.
             Err(_) if !self.skip() && self.is_missing() => Err(ReadError::Backend),
             Err(_) => Ok(None),
         }

@@ -230,9 +230,9 @@ pub(super) fn page(
 ) -> Response<StreamBody> {
     if let Some(requested) = requested {
         // The events between two offsets never change. After an eviction, a page from `-1` contains
-        // fewer of them. So the two offsets and the number of events identify the page. The tag also
-        // contains what follows the page, because a 304 removes no header from the stored response
-        // (RFC 9111, §3.2).
+        // fewer of them. So the two offsets and the number of events identify the page. The tag
+        // also contains what follows the page, because a 304 removes no header from the stored
+        // response (RFC 9111, §3.2).
         let rest = match rest {
             Rest::More => "",
             Rest::Nothing => ":u",

@@ -343,8 +343,8 @@ async fn probe(
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
 /// only if the appending node has read all records of the topic. So the will is published once.
 ///
-/// If the backend refuses the records for 60 seconds although it accepts others, for example because
-/// the name of the topic is too long for it, this node gives up and forgets the recording.
+/// If the backend refuses the records for 60 seconds although it accepts others, for example
+/// because the name of the topic is too long for it, this node gives up and forgets the recording.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(node, &announced);

@@ -262,8 +262,8 @@ impl Drop for Writer {
 /// readers of the log.
 struct Shared {
     path: PathBuf,
-    /// The database in the file of the log, or the error with which all calls fail while the file
-    /// cannot be used.
+    /// The database in the file of the log. If the file cannot be used, the error that all calls
+    /// return.
     store: RwLock<Result<Store, FileError>>,
     queue: Queue,
     bounds: watch::Sender<Bounds>,

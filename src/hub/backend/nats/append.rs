@@ -201,9 +201,8 @@ impl NatsBackend {
     /// duplicate by the message id. Returns an error if the whole request timeout passes without a
     /// response.
     ///
-    /// `window` is the time for which the stream remembers message ids. The message is sent again
-    /// only within half of this time, because the last copy also takes time to arrive. `None` means
-    /// no limit.
+    /// The stream detects duplicates within the time `window`. The message is sent again only within
+    /// half of this time, because the last copy also takes time to arrive. `None` means no limit.
     async fn publish(
         &self,
         link: &Link,

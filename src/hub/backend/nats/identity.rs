@@ -94,7 +94,7 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
-    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    /// The `duplicate_window` of the JetStream stream: it detects duplicates within this time.
     pub(super) duplicate_window: Duration,
     /// The time when the node adds another mark. A message that arrives before postpones this time.
     /// Without another mark, retention could remove all marks.

@@ -63,8 +63,8 @@ use tokio::{sync::Mutex, time::timeout};
 /// the id of a published event, and when it reads. It also checks this every two seconds without
 /// new messages. If the stream ends before this message, or has another message in its place, the
 /// node adds a mark, which begins a new log. The node also does so if the stream stores a message
-/// under a sequence that the node has already seen. From then on no node accepts an id of the old log. A
-/// client that reconnects with such an id gets a [gap](crate::hub::Gap).
+/// under a sequence that the node has already seen. From then on no node accepts an id of the old
+/// log. A client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
 /// itself. If all of these nodes stop, and the stream then loses the messages, nodes that start
@@ -78,10 +78,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// with its message id. The server stores it once. The server detects duplicates only within the
 /// `duplicate_window` of the stream, so the backend sends a message again only within half of this
 /// time. Streams that the backend creates have a window of at least 30 seconds or four
-/// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an error, the events may
-/// already be in the log, or appear a little later. They are certainly not in the log if the error
-/// says that the server refused them. An application that publishes the same events again after
-/// another error can therefore store them twice.
+/// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an
+/// error, the events may already be in the log, or appear a little later. They are certainly not in
+/// the log if the error says that the server refused them. An application that publishes the same
+/// events again after another error can therefore store them twice.
 ///
 /// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) appends nothing if
 /// messages after the given position are missing. The server stores the new message only if the

@@ -48,7 +48,7 @@ pub(super) struct State {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
-    /// The time for which the JetStream stream remembers message ids to detect duplicates.
+    /// The `duplicate_window` of the JetStream stream: it detects duplicates within this time.
     pub(super) duplicate_window: Duration,
     /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,

@@ -78,8 +78,8 @@ impl PostgresBackend {
     ///
     /// - Several hosts, for a failover: `postgres://user@one,two/database`. Each connection goes to
     ///   the first host that accepts writes. Each address of a host has its own time limit, the
-    ///   [`timeout`](Self::timeout). So an address that does not answer is skipped after 2 seconds by
-    ///   default.
+    ///   [`timeout`](Self::timeout). So an address that does not answer is skipped after 2 seconds
+    ///   by default.
     /// - A Unix socket: `postgres:///database?host=/run/postgresql`.
     /// - TLS (feature `postgres-tls`): `?sslmode=require`. The certificate of the server is always
     ///   verified, so `verify-ca` and `verify-full` mean the same. Without `sslmode`, or with

@@ -293,8 +293,8 @@ impl RedisBackend {
     }
 
     /// Sets the time after which a request to Redis without a response fails, and after which a
-    /// connection attempt fails. Default: 2 seconds. Maximum: one hour; a greater value has the same
-    /// effect as one hour.
+    /// connection attempt fails. Default: 2 seconds. Maximum: one hour; a greater value has the
+    /// same effect as one hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(Duration::from_secs(60 * 60));
