@@ -298,7 +298,7 @@ impl Core {
             let evicted_by_backend = evicted_by_backend.max(removed_through);
             let mut contents = topic.lock();
             if contents.finished.is_some() {
-                // The hub may have to remember the finish no longer.
+                // The topic is open again if the hub need not remember the finish any more.
                 drop(contents);
                 topic = registry.renew(&topic, &self.config, now)?;
                 contents = topic.lock();
