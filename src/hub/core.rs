@@ -232,13 +232,8 @@ impl Core {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let mut topic = registry.topic(name, &self.config)?;
+        let topic = registry.current_topic(name, &self.config, now)?;
         let mut contents = topic.lock();
-        if contents.finished.is_some() {
-            drop(contents);
-            topic = registry.renew(&topic, &self.config, now)?;
-            contents = topic.lock();
-        }
         if *contents.retention != limits {
             contents.retention =
                 if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
@@ -286,15 +281,10 @@ impl Core {
     fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let mut topic = registry.topic(name, &self.config)?;
+        let topic = registry.current_topic(name, &self.config, now)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
-            drop(contents);
-            topic = registry.renew(&topic, &self.config, now)?;
-            contents = topic.lock();
-            if contents.finished.is_some() {
-                return Ok(());
-            }
+            return Ok(());
         }
         contents.finished = Some(now);
         self.commit(registry, &topic, contents, now);

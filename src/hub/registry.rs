@@ -213,6 +213,19 @@ impl Registry {
         }
     }
 
+    /// Returns the topic, and creates it if it does not exist, like [`topic`](Self::topic). A
+    /// finished topic is open again if the hub need not remember the finish any more.
+    pub(super) fn current_topic(
+        &mut self,
+        name: &Arc<str>,
+        config: &HubConfig,
+        now: Instant,
+    ) -> Result<Arc<TopicState>, Error> {
+        let topic = self.topic(name, config)?;
+        let is_finished = topic.lock().finished.is_some();
+        if is_finished { self.renew(&topic, config, now) } else { Ok(topic) }
+    }
+
     /// Returns the topic to use in place of a finished topic. It is a new topic if the hub need not
     /// remember the finish any more. Otherwise it is the same topic.
     pub(super) fn renew(

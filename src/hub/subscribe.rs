@@ -292,17 +292,11 @@ impl Core {
     ) -> Result<(), Error> {
         for (name, beginning) in names.iter().zip(beginnings.iter().cycle()) {
             let base = beginning.base;
-            let mut topic = registry.topic(name, &self.config)?;
+            let topic = registry.current_topic(name, &self.config, now)?;
             let removed_through = self.backend.as_ref().map_or(Position::START, |it| it.removed_through(name));
             // The backend may retain removed events, but no client receives them.
             let evicted_by_backend = evicted_by_backend.max(removed_through);
             let mut contents = topic.lock();
-            if contents.finished.is_some() {
-                // The topic is open again if the hub need not remember the finish any more.
-                drop(contents);
-                topic = registry.renew(&topic, &self.config, now)?;
-                contents = topic.lock();
-            }
             let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
             if !contents.awaits_event {
