@@ -88,9 +88,10 @@ async fn redis_connections(store: &Store) -> usize {
     list.lines().filter(|line| line.starts_with("id=")).count() - 1
 }
 
-/// Returns the number of connections to Postgres, without that of the request.
+/// Returns the number of connections to Postgres, without those of this function. The server may still be ending the
+/// connection of an earlier call, which is why the name of the application decides.
 fn postgres_connections(store: &Store) -> usize {
-    let clients = "backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let clients = "backend_type = 'client backend' AND application_name <> 'psql'";
     store.sql(&format!("SELECT count(*) FROM pg_stat_activity WHERE {clients}")).parse().expect("a number")
 }
 
