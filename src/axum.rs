@@ -58,8 +58,8 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// Returns a response with the events of this hub subscription: the response of [`SseStream::new`]
-/// with its default settings.
+/// Converts this hub subscription into a response with its events, as [`SseStream::new`] does with
+/// default settings.
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {
@@ -69,8 +69,9 @@ impl IntoResponse for crate::hub::Subscription {
 
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
-    /// Caches must not store the error: some of these statuses are cacheable by default (RFC 9110
-    /// section 15.1), and another client may have another id.
+    /// Returns a response with the status and the message of this hub error. Caches must not store
+    /// the response: 410 Gone, the status of a finished topic, is cacheable by default (RFC 9110,
+    /// §15.1), and the same request can succeed later.
     fn into_response(self) -> Response {
         (self.status(), [(CACHE_CONTROL, "no-store")], self.to_string()).into_response()
     }

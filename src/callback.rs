@@ -1,4 +1,4 @@
-//! Calls of application code (callbacks and wakers) whose panic must not propagate.
+//! Runs application code (callbacks and wakers), and keeps its panics from propagating.
 
 use crate::trace;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -46,7 +46,7 @@
 //! | `KeepAlive::interval` | [`Heartbeat::every`] | |
 //! | `KeepAlive::text` | [`Heartbeat::comment`] | A line end begins another comment line. It does not panic. |
 //! | `KeepAlive::event` | [`Heartbeat::event`] | An id is removed: the client would resume after it. |
-//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`stop_reconnecting`](SseStream::stop_reconnecting) | The reconnect delay, a final event, a summary of the stream, and the 204. |
+//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`stop_reconnecting`](SseStream::stop_reconnecting) | The reconnect delay, a final event, a summary of the stream, and the response `204 No Content`, after which a client does not reconnect. |
 //!
 //! # The event
 //!

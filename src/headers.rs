@@ -50,8 +50,9 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether `ranges`, the value of an `Accept` header, contains `text/event-stream` with a
-/// weight above 0. The function runs for every request, so it must be fast: it compares media types
-/// only around hyphens. Most `Accept` headers have one hyphen or none.
+/// weight above 0. The function runs for every request, so it must be fast. It searches for
+/// hyphens, and compares only the text around each hyphen with `text/event-stream`. Most `Accept`
+/// headers have at most one hyphen.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -121,8 +122,8 @@ fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Returns whether the header `list` contains the item `name`, with or without an argument such as
-/// `=60`.
+/// Returns whether `list`, a header whose value is a comma-separated list, contains the item
+/// `name`, with or without an argument such as `=60`.
 fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     items(headers, list).any(|item| {
         let end = memchr(b'=', item).unwrap_or(item.len());

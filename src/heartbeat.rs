@@ -11,10 +11,11 @@ use std::{sync::Arc, time::Duration};
 /// is a comment every 15 seconds, as the HTML standard advises ([§9.2.7, "Authoring
 /// notes"][notes]).
 ///
-/// Heartbeats also show the server that a client is gone. If a client closes its connection, the
-/// server usually detects that immediately. In two cases the server detects it only when it writes
-/// to the connection. Either the client has lost its network, or it had sent more bytes on an
-/// HTTP/1 connection, such as a second request.
+/// Heartbeats also show the server that a client is gone. Usually the server detects immediately
+/// that a client has closed its connection. In two cases, the server detects that a client is gone
+/// only when it writes to the connection. In the first case, the client has lost its network. In
+/// the second case, the client has sent more bytes after its request on an HTTP/1 connection, such
+/// as a second request, before it closed the connection.
 ///
 /// # Examples
 ///
@@ -81,8 +82,9 @@ impl Heartbeat {
     /// The event is sent when the interval has passed since the last event with data. Comments,
     /// checkpoints and other bytes that a page cannot see do not postpone the heartbeat.
     ///
-    /// If an upstream stream is silent in the middle of an event, a comment is sent instead. It is
-    /// the comment that was set before, or an empty comment.
+    /// If an upstream stream is silent in the middle of an event, a comment is sent instead. This
+    /// comment has the text of an earlier call of [`comment`](Self::comment). Without such a call,
+    /// it is empty.
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise a heartbeat can arrive before the first id. A client that has reconnected then
@@ -118,8 +120,9 @@ impl Heartbeat {
     /// Returns the bytes of a heartbeat for a stream whose last byte was a CR. `between_events` is
     /// `false` in the middle of an event, where the heartbeat is always a comment.
     ///
-    /// The next byte of the stream can be the LF of a CRLF. After a heartbeat that ends in LF, that
-    /// LF would be a blank line. So the heartbeat ends in CR, and the LF completes this line end.
+    /// The CR can be the first half of a CRLF, so the next byte of the stream can be an LF. If the
+    /// heartbeat ended in LF, a client would read this next LF as a blank line. So the heartbeat
+    /// ends in CR. The next LF and this CR are then one line end.
     pub(crate) fn bytes_after_cr(&self, between_events: bool) -> Bytes {
         let mut bytes = Vec::from(self.bytes(between_events));
         if let Some(last) = bytes.last_mut() {

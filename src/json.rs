@@ -270,9 +270,9 @@ impl<S> SseStream<TryJsonEvents<S>> {
 /// Selects how a value of a stream becomes an event: with data only, or with a name and data.
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    /// [`Event::json`].
+    /// An event with data only, as [`Event::json`] creates it from a value.
     Data,
-    /// [`Event::tagged`].
+    /// An event with a name and data, as [`Event::tagged`] creates it from a variant of an enum.
     Tagged,
 }
 

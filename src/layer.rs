@@ -1,4 +1,4 @@
-//! The middleware, which completes any event stream.
+//! The middleware, which adds headers, heartbeats, limits and a shutdown to any event stream.
 
 use crate::{
     Event, Heartbeat, Overload, StreamRegistry, StreamSummary,
@@ -185,8 +185,9 @@ impl SseLayer {
     /// upstream stream that cannot complete its current event ends without the shutdown event.
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
-    /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id. A
-    /// client that has reconnected then forgets its last id (HTML standard, §9.2.6).
+    /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id of a
+    /// stream. A client that has reconnected then forgets the last id of its previous stream (HTML
+    /// standard, §9.2.6).
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
     }
@@ -340,7 +341,8 @@ impl<S> Layer<S> for SseLayer {
     }
 }
 
-/// The service that an [`SseLayer`] creates.
+/// The service that an [`SseLayer`] creates: it passes requests to the inner service, and completes
+/// the responses that are event streams.
 #[derive(Clone, Debug)]
 pub struct SseService<S> {
     inner: S,
@@ -500,9 +502,9 @@ fn can_keep_connection<B>(request: &Request<B>) -> bool {
 /// Returns whether a client interprets the response as an event stream. A client does so only if
 /// the status is 200 (HTML standard, §9.2.2). A body that is already at its end does not count.
 ///
-/// `assumes` is true if the client accepts only event streams. A response without a content type
-/// then counts as an event stream if its length is unknown. A body of known length is complete, so
-/// it is not a stream.
+/// `assumes` is true if the client accepts only event streams. Then a response without a content
+/// type also counts as an event stream if its length is unknown. A body of known length is
+/// complete, so it is not a stream.
 pub(crate) fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),

@@ -123,16 +123,17 @@
 //! | `tower_sse_streams_refused_total` | counter | streams | | requests over a [limit](SseLayer::max_streams) |
 //! | `tower_sse_stream_duration_seconds` | histogram | seconds | | the duration of each stream, recorded at its end |
 //! | `tower_sse_events_sent_total` | counter | events | | events passed to the transport |
-//! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, with heartbeats |
-//! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, with first bytes |
+//! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, including heartbeats |
+//! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, and the comment that begins a stream without a ready event |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | gaps reported by a [`hub`], by [reason](hub::GapReason::as_str) |
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` and `bounds` for clients, `follow` for the follower |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
-//! such as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer
-//! ends, limits or observes it, and has no events. The counters are updated once per frame. A
-//! metrics recorder counts only the streams that begin after it was installed, so install it first.
+//! such as the response to `HEAD`, does not count. An upstream stream with a `Content-Encoding`
+//! counts only if a layer limits it, can end it, or has an `on_close` callback. Its events are not
+//! counted. The counters are updated once per frame. A metrics recorder counts only the streams
+//! that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!

@@ -123,7 +123,7 @@ mod sealed {
     }
 }
 
-/// A limit that is reached.
+/// The kind of a stream limit that a request has reached: of all streams together, or of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
     /// The limit of all streams together is reached.
@@ -191,8 +191,9 @@ impl Limit {
         Self::Per(Arc::new(KeyedSlots { max, key, in_use: Mutex::default() }))
     }
 
-    /// Returns the counts and the key function of a limit per key, and `None` for a limit of all
-    /// streams.
+    /// Returns the part of a limit that counts streams per key: the number of streams of each key,
+    /// and the function that reads the key of a request. Returns `None` for a limit of all streams
+    /// together.
     fn keyed(&self) -> Option<&KeyedSlots> {
         match self {
             Self::All(_) => None,

@@ -1,8 +1,9 @@
 //! The preamble: the first bytes of a response, or its status 204. A stream determines them before
 //! its first item.
 //!
-//! A response knows only that its stream is a [`Stream`]. Adapters such as `map` or `merge` hide
-//! the streams inside them. But adapters forward two calls, on the same thread as the response:
+//! A response cannot ask the stream of a subscription directly for its preamble, because adapters
+//! such as `map` or `merge` hide the stream inside them. But adapters forward two calls, on the
+//! same thread as the response:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
 //!   stream can [offer](Preamble::offer) its preamble.
@@ -63,7 +64,8 @@ impl Preamble {
     /// `merge`.
     ///
     /// If the streams inside an adapter offer different first bytes, the result has no first bytes.
-    /// `is_over` is set only if all these streams are over and the `size_hint` of `stream` is 0.
+    /// The status 204 (`is_over`) is set only if all these streams are over and the upper bound in
+    /// the `size_hint` of `stream` is 0.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
@@ -74,9 +76,11 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble to a response. Streams call this method in their `size_hint`. If a
-    /// response on this thread is asking for a preamble, calls the closure `preamble` to create it,
-    /// and returns `true`. Otherwise returns `false` without calling the closure.
+    /// Offers a preamble (the first bytes of a response, or the status 204) to the response around
+    /// the stream. A stream calls this function in its `size_hint`, because a response asks for the
+    /// preamble with this call, and most adapters forward it. If a response on this thread is
+    /// asking, calls the closure `preamble` to create the preamble, and returns `true`. Otherwise
+    /// returns `false` without calling the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

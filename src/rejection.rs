@@ -15,20 +15,22 @@ use http::{
 };
 use http_body::Body;
 
-/// An extension that marks the response to a request over a stream limit. Outer layers do not
-/// handle such a response as an event stream. They only apply settings that the inner layer has
-/// left unset.
+/// A response extension that marks the rejection of a request over a limit of open streams. Outer
+/// layers do not handle the rejection as an event stream. They only apply their settings, such as
+/// the reconnect delay, where the layer that has rejected the request has no value.
 #[derive(Clone)]
 pub(crate) struct Rejected {
     pub(crate) limit: LimitReached,
     pub(crate) settings: Settings,
 }
 
-/// Turns the response of the handler into the response to a request over a stream limit. The body
-/// of the handler is never polled.
+/// Replaces the response of the handler by the rejection of a request over a limit of open streams.
+/// The layer checks the limit after the handler has responded, because only event streams count.
+/// The body of the handler is never polled.
 ///
-/// Headers of the handler that do not describe the body are kept, such as its CORS headers. Without
-/// them, an `EventSource` of another origin would not reconnect.
+/// The headers of the handler are kept, such as its CORS headers, except for the headers that
+/// describe its body. Without the CORS headers, an `EventSource` of another origin would not
+/// reconnect.
 pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
     let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
@@ -62,9 +64,9 @@ pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Resp
     Response::from_parts(head, body)
 }
 
-/// Handles the response of an inner layer that has rejected a request over its limit. Values that
-/// are unset in the inner layer are taken from `outer`, the settings of this layer, and the
-/// response is created again. If there are no such values, the response is not changed.
+/// Applies the settings of an outer layer, `outer`, to the response of an inner layer that has
+/// rejected a request over its limit. Values that are unset in the inner layer are taken from
+/// `outer`, and the response is created again. If no value is taken, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,

@@ -1,4 +1,5 @@
-//! The settings of a layer, their defaults, and the final bytes of a stream that follow from them.
+//! The settings of a layer, their defaults, and the bytes that a stream with these settings sends
+//! before a layer or the handler ends it.
 
 use crate::{
     Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random,
@@ -26,14 +27,16 @@ pub(crate) struct Settings {
 }
 
 /// A function that registers the stream of a request in a
-/// [`StreamRegistry`](crate::StreamRegistry). It returns `None` if the request has no key.
+/// [`StreamRegistry`](crate::StreamRegistry), under the key that it reads from the head of the
+/// request. It returns `None` if the request has no key.
 pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + Sync>;
 
 impl Settings {
-    /// The default reconnect delay of clients that a shutdown or a limit disconnects.
-    const RETRY: Duration = Duration::from_secs(1);
-    /// The default maximum of the random time that is added to the reconnect delay at a shutdown or
+    /// The default reconnect delay of a client whose stream ends at a shutdown, or whose request is
     /// over a limit.
+    const RETRY: Duration = Duration::from_secs(1);
+    /// The default jitter: the maximum of the random time that is added to the reconnect delay of a
+    /// client whose stream ends at a shutdown, or whose request is over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
     /// Returns whether a layer with these settings needs the head of every request, to read the
@@ -62,21 +65,23 @@ impl Settings {
             | fill(&mut self.drain_timeout, &outer.drain_timeout)
     }
 
-    /// Returns the reconnect delay that a stream sends first, with jitter, or `None` if no delay is
-    /// set. `own` is the delay of the handler, which has precedence.
+    /// Returns the reconnect delay, with jitter, that is sent at the beginning of a stream. `own`
+    /// is the delay that the handler has set. It has precedence over the delay of the layer.
+    /// Returns `None` if neither of them has set a delay.
     pub(crate) fn first_retry(&self, own: Option<Duration>) -> Option<Duration> {
         Some(with_jitter(own.or(self.retry)?, self.jitter.unwrap_or_default()))
     }
 
-    /// Returns the reconnect delay, with jitter, of a client that a shutdown or a limit
-    /// disconnects. `own` is the delay of the handler, which has precedence.
+    /// Returns the reconnect delay, with jitter, of a client whose stream ends at a shutdown, or
+    /// whose request is over a limit. `own` is the delay that the handler has set. It has
+    /// precedence over the delay of the layer. The default is one second.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
         with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))
     }
 
-    /// Returns the bytes that a stream sends before its end at a shutdown: a reconnect delay and
-    /// the shutdown event. The delay is `retry` if the handler has set a delay, or else the delay
-    /// of the layer. It includes jitter.
+    /// Returns the bytes that a stream sends before its end at a shutdown: a reconnect delay with
+    /// jitter, and the shutdown event. `retry` is the delay that the handler has set. It has
+    /// precedence over the delay of the layer. The default is one second.
     pub(crate) fn final_bytes(&self, retry: Option<Duration>) -> FinalBytes {
         let event = self.shutdown_event.clone().unwrap_or_default();
         FinalBytes { event, retry: retry_line(self.reconnect_delay(retry)) }
@@ -127,7 +132,8 @@ pub(crate) struct FinalBytes {
     /// The last event, such as the shutdown event or the event of a registry that closes the
     /// stream.
     pub(crate) event: Bytes,
-    /// The `retry` line with the reconnect delay. The line is legal in the middle of an event.
+    /// The `retry` line with the reconnect delay. It may also be sent between two lines of an
+    /// incomplete event.
     pub(crate) retry: Bytes,
 }
 

@@ -1,4 +1,4 @@
-//! The responder, which a handler returns.
+//! [`SseStream`], the response of server-sent events that a handler returns.
 
 use crate::{
     BoxError, Event, Heartbeat, SseItem, StreamSummary,
@@ -329,8 +329,9 @@ impl StopReconnecting {
     }
 }
 
-/// The response says that it must not be stored. A cache could otherwise return it to a client that
-/// has received nothing yet, because a 204 is cacheable by default (RFC 9110 section 15.1).
+/// Creates a `204 No Content` response that caches must not store. A cache could otherwise return
+/// it to a client that has received nothing yet, because a 204 is cacheable by default (RFC 9110
+/// section 15.1).
 fn no_content<S>(body: SseBody<S>) -> Response<SseBody<S>> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -31,8 +31,8 @@ pub struct StreamSummary {
     /// `on_error` and the shutdown event count, too. Heartbeats do not count, and neither does the
     /// event with the cursor at the beginning of a hub subscription.
     ///
-    /// In an upstream stream, each blank line that ends an event counts. For an upstream stream
-    /// with a `Content-Encoding`, the number is 0.
+    /// In an event stream that was made without [`SseStream`](crate::SseStream), each blank line
+    /// that ends an event counts. If such a stream has a `Content-Encoding`, the number is 0.
     pub events: u64,
     /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
@@ -59,9 +59,8 @@ pub enum CloseReason {
     /// The [shutdown token](crate::SseLayer::shutdown) of a layer was cancelled, or the hub of the
     /// subscription was shut down.
     Shutdown,
-    /// The maximum lifetime of the stream has expired, which a
-    /// [layer](crate::SseLayer::max_lifetime) or the [handler](crate::SseStream::max_lifetime) has
-    /// set.
+    /// The maximum lifetime of the stream has expired. A [layer](crate::SseLayer::max_lifetime) or
+    /// the [handler](crate::SseStream::max_lifetime) has set it.
     MaxLifetime,
     /// The client of a hub subscription was too slow, and the hub
     /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.

@@ -47,8 +47,9 @@ mod on {
         }
     }
 
-    /// The method and the path of a request. They are cloned from the request without copying their
-    /// text. `None` if no `tracing` subscriber records the span.
+    /// The method and the path of a request, for the span of its stream. They are cloned from the
+    /// request without copying their text. The field is `None` if no `tracing` subscriber records
+    /// the span.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -77,8 +78,9 @@ mod on {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
-    /// Logs that the stream that is being polled has failed. `error` is `None` if the type of the
-    /// error is generic and may not implement `Display`.
+    /// Logs that a stream has failed. Called while the stream is polled, so that its span is the
+    /// current span. `error` is `None` if the type of the error is generic and may not implement
+    /// `Display`.
     ///
     /// The client only sees a lost connection, so an operator finds the error only in the log.
     pub(crate) fn failed(error: Option<&BoxError>) {
@@ -86,22 +88,23 @@ mod on {
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs a panic in a callback or a waker of the application. `callback` is the name for the
-    /// log.
+    /// Logs a panic in a callback or a waker of the application. `callback` is the name of the
+    /// callback in the log.
     pub(crate) fn callback_panicked(callback: &'static str) {
         error!(target: TARGET, callback, "callback panicked");
     }
 
-    /// Logs the first failure of an outage of a hub's backend. `operation` is `follow`, `read` or
-    /// `bounds`. Subscriptions wait, and their clients see no error. Failures of `publish` are not
-    /// logged, because the publisher gets the error.
+    /// Logs the beginning of an outage of a hub's backend, when the first request fails.
+    /// `operation` is the kind of the request: `follow`, `read` or `bounds`. During the outage,
+    /// subscriptions wait, and their clients see no error. Failures of `publish` are not logged,
+    /// because the publisher gets the error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");
     }
 
-    /// Logs the end of an outage of a hub's backend. `operation` is the operation that succeeds
-    /// again.
+    /// Logs the end of an outage of a hub's backend. `operation` is the kind of the request that
+    /// succeeds again: `follow`, `read` or `bounds`.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");
@@ -114,16 +117,18 @@ mod on {
         warn!(target: TARGET, seconds = time.as_secs(), "backend is still opening its log");
     }
 
-    /// Logs a warning: all topics of a subscription are finished, but an adapter around the
-    /// subscription does not forward `size_hint`. So the response is not `204 No Content`, and an
-    /// `EventSource` reconnects without end.
+    /// Logs a warning: all topics of a subscription are finished, but the response is not `204 No
+    /// Content`, so an `EventSource` reconnects without end. The cause is an adapter around the
+    /// subscription that does not forward `size_hint`: the response calls it to learn that the
+    /// subscription is finished.
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
-    /// Logs that a stream registry cannot announce a close to the other nodes, because the key of
-    /// the streams does not serialize to JSON.
+    /// Logs that a stream registry cannot announce to the other nodes that it has closed the
+    /// streams of a key, because the key does not serialize to JSON. The other nodes do not close
+    /// their streams of this key.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
@@ -136,7 +141,8 @@ mod on {
     }
 
     /// Logs that a hub rejects history reads (requests to the backend for past events), because
-    /// `limit` of them are already waiting. Called for the first rejected read only.
+    /// `limit` reads are already waiting in the queue. Called only for the first of several
+    /// rejected reads.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(limit: usize) {
         warn!(target: TARGET, limit, "history reads rejected");
@@ -149,8 +155,9 @@ mod on {
         info!(target: TARGET, "history reads accepted");
     }
 
-    /// Logs that this node has finished the recording of `topic`, because the node that was
-    /// recording has died.
+    /// Logs that the local node has finished `topic` in place of another node. The other node was
+    /// publishing a stream into the topic, and has died, or has stopped its hub, without finishing
+    /// the topic.
     #[cfg(feature = "hub")]
     pub(crate) fn recording_taken_over(topic: &str) {
         warn!(target: TARGET, topic, "recording of a dead node finished");
@@ -165,9 +172,9 @@ mod on {
             Self(tracing::Span::none())
         }
 
-        /// Creates the span of a stream, with `parent` as its parent. `requests` contains the
-        /// request as each layer saw it, from the innermost layer to the outermost. The span shows
-        /// the request of the outermost layer that recorded it.
+        /// Creates the span of a stream, with `parent` as its parent. `requests` contains one entry
+        /// for each layer, from the innermost layer to the outermost: the request that the layer
+        /// has received. The span shows the request of the outermost layer that recorded it.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());

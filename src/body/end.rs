@@ -57,9 +57,9 @@ impl Lifetime {
 /// close each stream that is registered in it.
 pub(super) struct Registrations {
     list: List,
-    /// A copy of the waker that the stream registries wake when they close the stream. A poll with
-    /// the same waker does not pass it to the registries again. `None` before the first poll of the
-    /// body.
+    /// A copy of the waker that the stream registries wake when they close the stream. If the next
+    /// poll has the same waker, the body does not pass the waker to the registries again. `None`
+    /// before the first poll of the body.
     waker: Option<Waker>,
 }
 
@@ -100,7 +100,8 @@ impl Registrations {
             self.as_slice().iter().for_each(|registration| registration.set_waker(cx.waker()));
             self.waker = Some(cx.waker().clone());
         }
-        // Checked after the waker was stored, so that no close is missed.
+        // Looks for a closed registration after the waker was stored. So a call that closes the
+        // stream in the meantime is not missed.
         match self.as_slice().iter().find_map(Registration::closing_event) {
             Some(event) => Poll::Ready(FinalBytes { event, ..FinalBytes::default() }),
             None => Poll::Pending,

@@ -51,7 +51,7 @@ pub(super) struct EventTracker {
     after_cr: bool,
     /// Set if the current event has a line that begins with `d`, `e` or `i`, such as `data`,
     /// `event` or `id`. The event is then incomplete until its blank line, and no other event may
-    /// be inserted before that. Comments and `retry` lines alone are no incomplete event.
+    /// be inserted before that. Comments and `retry` lines alone do not make the event incomplete.
     has_fields: bool,
     /// Set if the current event has a `data` line. A client dispatches only events with data.
     has_data: bool,
@@ -85,16 +85,18 @@ impl LineStart {
     }
 }
 
-/// The events that end in one chunk of an event stream.
+/// The result of reading one chunk of an event stream: the events that end in the chunk, and where.
 #[derive(Default)]
 pub(super) struct ChunkEvents {
     /// The number of events that end in this chunk, each with a blank line.
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets in this chunk after the first and after the last line end that leaves no event
-    /// incomplete. A layer that ends the stream cuts the chunk at one of these two offsets. `None`
-    /// if the chunk has no such line end.
+    /// The first and the last offset in this chunk where a layer can end the stream without cutting
+    /// an event. Each of the two follows a line end, and no event is incomplete there. If a stream
+    /// registry has closed the stream, the chunk is cut at the first offset, because later events
+    /// may be newer than the call that closed the stream. Otherwise, it is cut at the last offset.
+    /// `None` if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 
@@ -136,9 +138,9 @@ impl EventTracker {
         recorded
     }
 
-    /// Compares the start of `chunk` with the bytes of a byte order mark that have not arrived yet.
-    /// Returns the number of equal bytes. If the stream continues with other bytes, the part of the
-    /// mark that has arrived becomes the beginning of the first line.
+    /// Returns how many bytes at the start of `chunk` continue a byte order mark at the beginning
+    /// of the stream. Returns 0 if no part of a mark is expected any more. If other bytes follow an
+    /// incomplete mark, the bytes of the incomplete mark become the beginning of the first line.
     fn record_mark(&mut self, chunk: &[u8]) -> usize {
         let missing = &ByteOrderMark::BYTES[self.mark..];
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
@@ -175,8 +177,8 @@ pub(super) enum ByteOrderMark {
     /// has to be removed. The number counts the bytes of a possible mark that have arrived and are
     /// held back.
     Expected(usize),
-    /// The beginning of the stream has passed. A byte order mark is now forwarded like any other
-    /// bytes.
+    /// The beginning of the stream has passed. From now on, the bytes of a byte order mark are
+    /// forwarded like any other bytes.
     Passed,
 }
 

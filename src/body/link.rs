@@ -24,8 +24,9 @@ pub(crate) struct AppliedLayer {
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed this layer. The stream duration in the summary for the
-    /// layer's `on_close` callback begins then. `None` if the layer has no such callback.
+    /// The time when the response passed this layer. `None` if the layer has no `on_close`
+    /// callback. The stream duration that `on_close` callbacks get is measured from this time,
+    /// unless the handler or an inner layer has such a callback, too.
     pub(super) at: Option<Instant>,
 }
 
@@ -77,8 +78,8 @@ pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to the shared state.
     Open(Arc<Mutex<LinkState>>),
     /// Layers can attach no more settings, because the body was polled or never had an open link.
-    /// Contains the settings of the innermost layer. Values that are unset there come from the
-    /// outer layers. `None` if there are no layers.
+    /// Contains the settings of the innermost layer. Values that this layer has not set are copied
+    /// from the outer layers. `None` if there are no layers.
     Closed(Option<Arc<Settings>>),
 }
 
@@ -104,9 +105,9 @@ impl LayerLink {
         matches!(self, Self::Closed(None))
     }
 
-    /// Closes the link, so that layers can attach no more settings. Returns the current span at the
-    /// creation of the response, and the layers from the innermost to the outermost. Returns `None`
-    /// if the link was closed before.
+    /// Closes the link, so that layers can attach no more settings. Returns the tracing span that
+    /// was current when the response was created, and the layers that the response has passed
+    /// through, from the innermost to the outermost. Returns `None` if the link was already closed.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
         let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
@@ -140,8 +141,10 @@ impl LayerHandle {
     /// or dropped.
     ///
     /// A layer counts once, even if it is applied to a router and again to a route of that router.
-    /// The stream is registered once under each key of a registry. The registration of the
-    /// outermost layer stays, because it is the earliest: no close since then is missed.
+    /// If several layers register the stream under the same key of the same stream registry, only
+    /// the registration of the outermost layer stays. It is the earliest registration, because a
+    /// request passes the outermost layer first. So a call that closes the streams of this key
+    /// after the request has arrived is not missed.
     pub(crate) fn attach(&self, mut layer: AppliedLayer) {
         let Some(state) = self.0.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);

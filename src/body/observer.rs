@@ -3,8 +3,9 @@
 //!
 //! There are two kinds of bodies: the body of an `SseStream`, and the body of a response that
 //! passed a layer. [`poll_observed`] runs each poll of both, and both contain an [`Observation`],
-//! which stores the observer of the stream. A body reports only the facts that its frames do not
-//! show: events, heartbeats, and the reason of its end.
+//! which stores the observer of the stream. The observer counts the bytes of the frames itself. The
+//! body reports to the observer what the frames do not show: the number of events and heartbeats,
+//! and the reason of its end.
 
 use super::{
     end::{EndFuture, EndSignal, Lifetime, Registrations},
@@ -32,8 +33,8 @@ use tokio::time::Instant;
 /// The result of a body's `poll_frame` when it is ready: a frame, an error, or `None` at the end.
 pub(super) type NextFrame<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The `on_close` callback of a handler, and the time when the handler set it. The duration in the
-/// summary of the stream begins at this time.
+/// The `on_close` callback of a handler, and the time when the handler set it. The stream duration
+/// that the callback gets is measured from this time.
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
@@ -111,9 +112,10 @@ impl Observation {
         Self { link, observer: None }
     }
 
-    /// Creates the observation of a body that has no stream, because the stream was over before the
-    /// response. When the body is dropped, the `on_close` callback of the handler is called with
-    /// the reason `Finished`. Metrics and spans do not count such a body as a stream.
+    /// Creates the observation of an empty body, which has no stream. An example is the body of a
+    /// response with the status 204, whose stream was already over when the response was created.
+    /// When the body is dropped, the `on_close` callback of the handler is called with the reason
+    /// `Finished`. Metrics and spans do not count such a body as a stream.
     pub(super) fn finished(handler: HandlerEnd) -> Self {
         let mut observer = StreamObserver::new(handler, Vec::new(), trace::Span::none(), metrics::Stream::none());
         if let Some(observer) = &mut observer {
@@ -132,8 +134,9 @@ impl Observation {
 
     /// Returns the observer of a body that is dropped before its first poll. When the caller drops
     /// the observer, the `on_close` callbacks run. Metrics and spans do not count such a body as a
-    /// stream. `handler` is called to get the callback and the end settings of the application's
-    /// handler. Returns `None` if the body was polled, or if no handler and no layer observes it.
+    /// stream. The closure `handler` returns the settings that the application's handler has made
+    /// for the end of the stream, including its `on_close` callback. Returns `None` if the body was
+    /// polled, or if no handler and no layer observes it.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
@@ -176,8 +179,8 @@ impl Observation {
     }
 
     /// Returns whether a stream registry has closed the stream. The body then discards the events
-    /// that it has taken from its stream in the current poll, because they may be newer than the
-    /// close.
+    /// that it has taken from its stream in the current poll, because they may have been published
+    /// after the call that closed the stream.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())
@@ -263,8 +266,8 @@ pub(super) struct StreamObserver {
     counts: metrics::Stream,
 }
 
-/// The state of a stream between and during the polls of its body. It shows why the body is
-/// dropped.
+/// The state of a stream between and during the polls of its body. When the body is dropped, this
+/// state shows why: the client has disconnected, a poll has panicked, or the stream is over.
 #[derive(Clone, Copy, PartialEq)]
 enum Progress {
     /// The body waits for its next poll. If the body is dropped in this state, the client has

@@ -81,7 +81,8 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
 
 /// A chunk or an error of the stream that the body keeps until it has returned the current frame.
 enum Held {
-    /// The first bytes of the next frame.
+    /// The first bytes of the next frame: a chunk that did not fit into the current frame, or lines
+    /// that the response has to begin with.
     Chunk(Bytes),
     /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
     /// which the transport can flush these frames.
@@ -119,7 +120,7 @@ pin_project! {
     ///
     /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
     /// maximum lifetimes, drain timeouts and the delay before an error need a timer. Outside of any
-    /// tokio runtime, the first three panic as well, and the error comes without the delay.
+    /// tokio runtime, the error comes without the delay, and the other timers panic.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
@@ -333,9 +334,9 @@ impl<S> Projection<'_, S> {
     }
 
     /// Returns the first bytes of the response: the reconnect delay as a `retry` line, if a delay
-    /// is set, and then `lines`, the bytes that the body has stored for its beginning. The delay of
-    /// the handler has precedence over the delay of the layer. The delay comes first, because some
-    /// clients apply it only together with a later event.
+    /// is set, and then `lines`, such as an event with the cursor of a hub subscription. The delay
+    /// of the handler has precedence over the delay of the layer. The `retry` line comes before
+    /// `lines`, because some clients apply it only when an event follows.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -371,8 +372,8 @@ impl<S> Projection<'_, S> {
     }
 
     /// Adds a heartbeat to the frame if a heartbeat is due. Called only if heartbeats are events
-    /// and the frame contains no event that a client dispatches. Such a frame does not postpone the
-    /// heartbeat.
+    /// and the frame contains no event that a client dispatches, because such a frame does not
+    /// postpone the heartbeat.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.observation) else { return };

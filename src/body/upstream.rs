@@ -42,9 +42,9 @@ pin_project! {
     /// # Panics
     ///
     /// Panics if an upstream event stream needs a timer and the tokio runtime has no timers
-    /// enabled. Heartbeats, shutdowns, maximum lifetimes and the delay before an error need a
-    /// timer. Outside of any tokio runtime, the first three panic as well, and the error comes
-    /// without the delay.
+    /// enabled. Heartbeats, maximum lifetimes and the delay before an error need a timer. A layer
+    /// that ends the stream in the middle of an event needs a timer as well. Outside of any tokio
+    /// runtime, the error comes without the delay, and the other timers panic.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -69,8 +69,8 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Wraps the body of an event stream with a `Content-Encoding`. Layers can end and observe the
-    /// stream through `link`, but cannot add bytes. If `link` is closed, there are no layers, and
-    /// the body keeps its size hint.
+    /// stream through `link`, but cannot add bytes. If `link` is closed, no layer can end the
+    /// stream, so the size hint of `body` stays correct and is returned.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
@@ -279,21 +279,23 @@ struct PassthroughStream<E> {
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if the last chunk of the stream completed no event with data, such as a chunk with
-    /// comments only. JavaScript in a browser then sees no event, so an event is due as a
-    /// heartbeat although the stream sends bytes.
+    /// Set if no event with data has ended in the last chunk of the stream, for example because the
+    /// chunk contained only comments. The next poll then checks whether a heartbeat is due before
+    /// it polls the stream. Otherwise, a stream of comments that is always ready would suppress the
+    /// heartbeats, and JavaScript in a browser would see no event.
     is_invisible: bool,
 }
 
 /// The phase of an event stream that a layer forwards from an inner service.
 enum Phase<E> {
-    /// Data is forwarded, and heartbeats are sent between its lines.
+    /// The data of the inner body is forwarded, and heartbeats are sent between the lines.
     Open,
     /// A layer ends the stream. The rest of the current event is forwarded before the end.
     Draining(Draining),
     /// The inner body has returned trailers, an error or its end, which is kept as `outcome`.
-    /// Before `outcome` is returned, the bytes of an incomplete byte order mark are sent. An error
-    /// also waits for `delay`.
+    /// Before `outcome` is returned, the bytes of an incomplete byte order mark that were held back
+    /// are sent. An error is also delayed by `delay`, so that the transport can flush the frames
+    /// before it.
     Held { outcome: NextFrame<E>, delay: FlushDelay },
     /// The trailers of the inner body were returned. Only its end can follow.
     Trailers,
@@ -449,9 +451,9 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Returns the last frame of a stream that a layer ends: a reconnect delay and a final event,
-    /// if they are set. In the middle of an event, the final event is omitted, because a client
-    /// would add its lines to the incomplete event. In the middle of a line, the reconnect delay is
-    /// omitted, too. Returns `None` if no bytes are left to send.
+    /// if they are set. In the middle of an event, the final event is omitted: a client would take
+    /// the lines of the final event for lines of the incomplete event. In the middle of a line, the
+    /// reconnect delay is omitted, too. Returns `None` if no bytes are left to send.
     fn end(&mut self) -> NextFrame<E> {
         // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
@@ -470,10 +472,10 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Handles `outcome`, the result of polling the inner body, and returns the next frame. The
-    /// caller forwards usual data itself. It calls this method for data that may begin with a byte
-    /// order mark, data of a stream that a layer ends, trailers, an error, and the end. If the data
-    /// is only a part of a byte order mark, this method polls `body` again.
+    /// Handles a result of the inner body (`outcome`) that cannot simply be forwarded, and returns
+    /// the next frame. Such a result is data that may begin with a byte order mark, data of a
+    /// stream that a layer ends, trailers, an error, or the end of the body. If the data is only a
+    /// part of a byte order mark, this method polls `body` again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -487,8 +489,9 @@ impl<E> PassthroughStream<E> {
                 }
                 if let Phase::Draining(_) = self.phase {
                     let complete = self.events.clone().record(&data).complete_at;
-                    // Whole events that were read before a shutdown are sent. After a close, they
-                    // may be newer than the close.
+                    // Whole events that were read before a shutdown are sent. If a registry has
+                    // closed the stream, they may have been published after the call that closed
+                    // it.
                     let is_closed = self.observation.is_closed();
                     let end = complete.map(|(first, last)| if is_closed { first } else { last });
                     data.truncate(end.unwrap_or(data.len()));

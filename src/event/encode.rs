@@ -6,8 +6,8 @@
 //! to be moved. The buffer is full to its last byte, so it becomes [`Bytes`] without a second
 //! allocation.
 //!
-//! An inline buffer for small events was measured and rejected: moving the larger value costs more
-//! than the saved allocation.
+//! Small events are not stored inline, without an allocation. By measurement, moving the event,
+//! which would then be a larger value, costs more than the allocation.
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
@@ -175,7 +175,8 @@ pub(crate) fn comment_lines(text: &str) -> Bytes {
 /// Returns whether a client dispatches at least one of these encoded events.
 ///
 /// A client dispatches only events with a `data` line. Encoding adds an empty `data` line to an
-/// event that has a name and no data. Durable Streams omit the space after the colon.
+/// event that has a name and no data. The function searches for `data:` without a space, because
+/// the events of Durable Streams have no space after the colon.
 pub(crate) fn is_visible(events: &[u8]) -> bool {
     events.starts_with(b"data:") || memmem::find(events, b"\ndata:").is_some()
 }

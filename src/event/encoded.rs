@@ -34,7 +34,7 @@ impl EncodedEvents {
         Self { bytes, count }
     }
 
-    /// Returns the number of events.
+    /// Returns the number of events in this value.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -46,7 +46,7 @@ impl EncodedEvents {
         self.bytes.is_empty()
     }
 
-    /// Returns the wire bytes.
+    /// Returns the wire bytes of these events.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes

@@ -1,5 +1,5 @@
-//! [`EventName`] and [`EventId`]: checked types for the two fields whose text could break the
-//! format.
+//! [`EventName`] and [`EventId`]: the types for the name and the id of an event. Their constructors
+//! reject text that would break the format of an event stream, such as a line end.
 
 use super::{FieldError, FieldErrorKind};
 use std::{borrow::Borrow, fmt, hash, str::FromStr, sync::Arc};
@@ -297,13 +297,13 @@ into_field!(IntoEventId, into_event_id, EventId: u8 u16 u32 u64 u128 usize i8 i1
 macro_rules! field {
     ($Field:ident) => {
         impl $Field {
-            /// Returns the text.
+            /// Returns the text of this event name or id.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 self.0.as_str()
             }
 
-            /// Returns the text as UTF-8 bytes.
+            /// Returns the text of this event name or id as UTF-8 bytes.
             #[must_use]
             pub fn as_bytes(&self) -> &[u8] {
                 self.0.as_bytes()
@@ -407,16 +407,17 @@ impl EventId {
         Err(Self(Text::checked(&text)))
     }
 
-    /// The maximum number of bytes that are kept of an id from a client if the id is invalid, or if
-    /// it is repeated in a `gap` event. Every id that a hub issues is shorter.
+    /// The maximum number of bytes that are kept of an invalid id from a client, and of an id that
+    /// a hub sends back in a `gap` event, which reports missed events. Every id that a hub issues
+    /// is shorter.
     const MAX_MALFORMED: usize = 64;
 }
 
 #[cfg(feature = "hub")]
 impl EventId {
-    /// Cuts an id that is longer than 64 bytes, and appends `…`. Used for ids that clients have
-    /// sent, because they can have any length, and the hub repeats them in its `gap` events. Ids
-    /// that a hub issues are always shorter.
+    /// Cuts an id that is longer than 64 bytes, and appends `…`. Used for an id from a client that
+    /// a hub sends back in a `gap` event, which reports missed events. Clients can send ids of any
+    /// length. Ids that a hub issues are always shorter.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {

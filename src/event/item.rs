@@ -1,4 +1,4 @@
-//! The items of a stream of events.
+//! The trait [`SseItem`]: the types that the stream of an `SseStream` can yield.
 
 use super::{EncodedEvents, Event};
 use crate::BoxError;

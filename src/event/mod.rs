@@ -117,9 +117,9 @@ impl Event {
     /// reconnect, the handler then does not have to filter the same events again.
     ///
     /// By the standard (§9.2.6), an `id` alone is enough. Chromium implements that. WebKit applies
-    /// the id with the next event that has data, and Firefox ignores the id. In all browsers, an
-    /// event works if the page has no listener for its name:
-    /// `Event::checkpoint(id).event("cursor")`.
+    /// the id with the next event that has data, and Firefox ignores the id. An id with an event
+    /// name works in all browsers: `Event::checkpoint(id).event("cursor")`. The page does not
+    /// notice this event if it has no listener for the name.
     ///
     /// # Examples
     ///

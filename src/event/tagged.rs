@@ -2,8 +2,8 @@
 //! event.
 //!
 //! The variant serializes in one pass, directly into the JSON of its content. No
-//! `serde_json::Value` is created. For a variant `V` of an enum `E`, the code of `serde_derive`
-//! makes these calls:
+//! `serde_json::Value` is created. For a variant `V` of an enum `E`, the code that `serde_derive`
+//! generates calls these methods of the `Serializer`:
 //!
 //! | representation | calls |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | internal | `serialize_struct` or `serialize_map`, then a field or an entry with the `str` `"V"`, then the content as more fields |
 //!
 //! A struct whose first field is a text serializes with the same calls as an internally tagged
-//! variant. There is one difference: the derived code passes the tag as a `str`, and a field as a
-//! type with a size, such as `String` or `&str` (see [`Literal`]).
+//! variant. There is one difference: the derived code passes a tag as a value of the unsized type
+//! `str`, and a field as a value of a sized type, such as `String` or `&str` (see [`Literal`]).
 
 use super::{EventName, FieldError};
 use serde_core::{
@@ -31,7 +31,7 @@ pub(crate) fn write(value: &(impl Serialize + ?Sized), json: &mut Vec<u8>) -> Re
 /// The reason why a value cannot be written as the event of a variant.
 #[derive(Debug)]
 pub(crate) enum TaggedError {
-    /// The content does not serialize to JSON.
+    /// The content of the variant cannot be serialized to JSON.
     Json(serde_json::Error),
     /// The value is not a variant of an enum, or the enum is untagged.
     NotTagged,
@@ -237,7 +237,7 @@ struct TaggedFields<'a, 'b> {
 /// Shows what the next field of the struct, or the next entry of the map, has to be: the tag of a
 /// variant, or a part of its content.
 enum State<'a, 'b> {
-    /// The next field is the tag.
+    /// The next field or entry has to be the tag, which contains the name of the variant.
     Tag(&'a mut Json<'b>),
     /// The enum is adjacently tagged. The next field is the content, if the variant has a content.
     Content(EventName, &'a mut Json<'b>),
@@ -245,14 +245,14 @@ enum State<'a, 'b> {
     Complete(EventName),
     /// The enum is internally tagged. All other fields are the content.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// A field was rejected with an error.
+    /// A field or entry has failed with an error. All later ones fail, too.
     Failed,
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the value of the next field of the struct, or of the next entry of the map: the tag
-    /// first, and then the content. `key` is the name of a field. It is `None` for an entry of a
-    /// map, whose key was written before.
+    /// Accepts the value of the next field of the struct, or of the next entry of the map: first
+    /// the tag of the variant, and then its content. `key` is the name of the field. It is `None`
+    /// for an entry of a map, because `serialize_key` has already handled its key.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {
@@ -327,15 +327,15 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
     }
 }
 
-/// The address and the size in bytes of a value of type `str`, or of another type without a fixed
-/// size. They show whether a serialized text is the literal tag of a variant, or the content of a
-/// field.
+/// The address and the size of a value that is being serialized, if its type is unsized, such as
+/// `str`. They show whether a serialized text is the tag of a variant, or only the first field of a
+/// struct.
 ///
-/// Derived code passes the tag as a literal, so the type of the value is `str`. It passes a field
-/// by reference, so the type of the value is that of the field, which has a fixed size. So in
-/// derived code, a text from a user in the first field of a struct is not used as the name of an
-/// event. A `Serialize` that is written by hand can pass such a text as a `str`: the documentation
-/// of `Event::tagged` warns of this.
+/// Derived code passes a tag as a string literal, so the type of the value is `str`. Derived code
+/// passes a field as a value of the type of the field, which is sized, such as `String`. So a text
+/// from a user in the first field of a struct does not become the name of an event. An
+/// implementation of `Serialize` that is written by hand can pass such a text as a `str`. The
+/// documentation of `Event::tagged` warns of this.
 #[derive(Clone, Copy)]
 struct Literal {
     start: *const u8,

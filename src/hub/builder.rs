@@ -93,16 +93,17 @@ impl Builder {
         self
     }
 
-    /// Sets what happens to a client that is slower than the retention: the next event for it was
-    /// evicted. Default: [`LagPolicy::Gap`], which reports the gap to the client.
+    /// Sets what happens to a client that is so slow that its next event was evicted before it
+    /// received the event. Default: [`LagPolicy::Gap`], which reports the gap to the client.
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.0.lag_policy = policy;
         self
     }
 
-    /// Sets how long each subscription of the hub waits for more events after a write, so that the
-    /// next write can carry several events. Default: zero, no wait.
-    /// [`Subscription::linger`](super::Subscription::linger) overrides it for one subscription.
+    /// Sets how long each subscription of the hub pauses after it has written events to its client.
+    /// Events that arrive during the pause are written together. Default: zero, no pause.
+    /// [`Subscription::linger`](super::Subscription::linger) sets another time for one
+    /// subscription.
     pub fn linger(mut self, time: Duration) -> Self {
         self.0.linger = time;
         self
@@ -119,16 +120,18 @@ impl Builder {
         self
     }
 
-    /// Sets the lease of this node: the time without a sign of life after which the other nodes
-    /// declare this node dead, so that its [members](super::Topic::join) leave. Default: 10
-    /// seconds. At least 100 milliseconds, at most one hour. If the lease is shorter than about ten
-    /// response times of the backend, the other nodes can declare this node dead while it runs.
+    /// Sets the lease of the local node: the time without a sign of life after which the other
+    /// nodes declare the local node dead, so that its [members](super::Topic::join) leave. Default:
+    /// 10 seconds. At least 100 milliseconds, at most one hour. If the lease is shorter than about
+    /// ten response times of the backend, the other nodes can declare the local node dead while it
+    /// runs.
     ///
-    /// If this process dies, its members leave after the lease, the
-    /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. After a
-    /// [shutdown](Hub::shutdown) of the hub, they leave without the lease, after the grace time and
-    /// at most one more second. While this node has members, it appends a sign of life to the log
-    /// three times per lease. A hub in memory does not use the lease.
+    /// If this process dies, its members leave after the lease, the [grace
+    /// time](Self::presence_grace) of the other nodes, and at most one more second. After a
+    /// [shutdown](Hub::shutdown) of the hub, the other nodes do not wait for the lease: the members
+    /// leave after the grace time and at most one more second. While the local node has members, it
+    /// appends a sign of life to the log three times per lease. A hub in memory does not use the
+    /// lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
         self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
@@ -138,17 +141,18 @@ impl Builder {
     /// of that topic. `event` gets the name of the topic and the change, and returns the event, or
     /// `None` for no event. Default: no events.
     ///
-    /// Each event is published once, in the order of the changes, which is the same on all nodes. A
-    /// node recognizes by the bytes of an event that another node has published the event of a
-    /// change already. So set the same function on all nodes, and return equal events for equal
-    /// arguments. While nodes with another function run, for example during a deploy, a change can
-    /// have an event of each function.
+    /// Each event is published once, in the order of the changes, which is the same on all nodes.
+    /// The nodes compare the bytes of events, to detect that another node has already published the
+    /// event of a change. So set the same function on all nodes, and return equal events for equal
+    /// arguments. While some nodes run with a different function, for example during a deploy, a
+    /// change can have several events: one of each function.
     ///
     /// If the node that has caused a change dies before it has published the event, another node
     /// publishes it. While the backend is down, events wait. An event is lost in three cases only:
     ///
-    /// - Every node that knows of the change dies, or is cut off until another node publishes a
-    ///   later change of the same member, or until the log evicts the records.
+    /// - Every node that knows of the change dies, or is cut off from the backend for too long:
+    ///   until another node has published a later change of the same member, or until the log has
+    ///   evicted the records of the change.
     /// - The backend works, but refuses the event for a minute. If it then refuses the next event
     ///   of the topic, too, all waiting events of the topic are lost.
     /// - The node that has caused a leave dies before it has published the event, and the topic has
@@ -157,15 +161,16 @@ impl Builder {
     /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
     /// so return `None` for such topics.
     ///
-    /// A finished topic gets no events of joins and leaves. If the topic is then removed, it gets
-    /// them again after another event or a subscription has created it again.
+    /// Joins and leaves are not published to a finished topic. If the topic is then removed, and an
+    /// event or a subscription creates it again, its joins and leaves are published again.
     ///
-    /// An event can create a topic that does not [exist](super::Topic::exists), because it had
-    /// neither retained events nor subscribers. So a client that returns to the topic gets the
-    /// leaves that it has missed. The topic exists until these events expire. The exception is a
-    /// topic that the application has [removed](super::Topic::remove) while it had members and no
-    /// subscribers: a leave does not create it again, but an event, a join or a subscription does.
-    /// The hub remembers this for up to 10,000 removed topics.
+    /// The event of a join or a leave can create a topic that does not
+    /// [exist](super::Topic::exists), because it had neither retained events nor subscribers. So a
+    /// client that returns to the topic gets the events of the leaves that it has missed. The topic
+    /// exists until these events expire. The exception is a topic that the application has
+    /// [removed](super::Topic::remove) while it had members and no subscribers. A leave does not
+    /// create this topic again, but a published event, a join or a subscription does. The hub
+    /// remembers this for up to 10,000 removed topics.
     ///
     /// An event whose name is reserved for the hub is not published. With a backend, neither is an
     /// event of more than 256 KiB. If the function panics, the change has no event.
@@ -174,9 +179,9 @@ impl Builder {
     /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,
     /// or the task that ends grace times.
     ///
-    /// With a backend, an append of these events is repeated if another event of the topic was
-    /// published in the meantime. If a topic has hundreds of messages per second, use another topic
-    /// for its members: clients can subscribe to both over one connection.
+    /// With a backend, an append of these events is repeated if the topic got another event during
+    /// the append. If a topic has hundreds of messages per second, use another topic for its
+    /// members: clients can subscribe to both over one connection.
     ///
     /// # Examples
     ///
@@ -241,10 +246,11 @@ impl Builder {
 
     /// Puts the log of the hub in a file of this machine, so that it survives the process.
     ///
-    /// The file is created if it does not exist. A second file, whose name ends in `.mark`, is
-    /// beside it. Only one process at a time can use the log. The log retains events for the
-    /// [`max_age`](Self::max_age) of the hub, whether that is set before or after this call. For
-    /// other settings, pass a [`FileBackend`] to [`backend`](Self::backend).
+    /// The file is created if it does not exist. A second file beside it, whose name ends in
+    /// `.mark`, serves to detect that the log was replaced by an older copy. Only one process at a
+    /// time can use the log. The log retains events for the [`max_age`](Self::max_age) of the hub,
+    /// whether that is set before or after this call. For other settings, pass a [`FileBackend`] to
+    /// [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -353,52 +359,56 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// See [`Builder::max_events`].
+    /// Sets the maximum number of retained events per topic, like [`Builder::max_events`].
     pub fn max_events(self, events: usize) -> Self {
         Self { settings: self.settings.max_events(events), ..self }
     }
 
-    /// See [`Builder::max_bytes`].
+    /// Sets the maximum size of retained events per topic, like [`Builder::max_bytes`].
     pub fn max_bytes(self, bytes: usize) -> Self {
         Self { settings: self.settings.max_bytes(bytes), ..self }
     }
 
-    /// See [`Builder::max_age`].
+    /// Sets how long events are retained, like [`Builder::max_age`].
     pub fn max_age(self, age: Duration) -> Self {
         Self { settings: self.settings.max_age(age), ..self }
     }
 
-    /// See [`Builder::max_topics_per_subscription`].
+    /// Sets the maximum number of topics in one subscription, like
+    /// [`Builder::max_topics_per_subscription`].
     pub fn max_topics_per_subscription(self, topics: usize) -> Self {
         Self { settings: self.settings.max_topics_per_subscription(topics), ..self }
     }
 
-    /// See [`Builder::max_topics`].
+    /// Sets the maximum number of topics of the hub, like [`Builder::max_topics`].
     pub fn max_topics(self, topics: usize) -> Self {
         Self { settings: self.settings.max_topics(topics), ..self }
     }
 
-    /// See [`Builder::lag_policy`].
+    /// Sets what happens to a client that is too slow, like [`Builder::lag_policy`].
     pub fn lag_policy(self, policy: LagPolicy) -> Self {
         Self { settings: self.settings.lag_policy(policy), ..self }
     }
 
-    /// See [`Builder::linger`].
+    /// Sets how long a subscription pauses after it has written events to its client, like
+    /// [`Builder::linger`].
     pub fn linger(self, time: Duration) -> Self {
         Self { settings: self.settings.linger(time), ..self }
     }
 
-    /// See [`Builder::presence_grace`].
+    /// Sets how long a member stays in its topic after its last subscription was dropped, like
+    /// [`Builder::presence_grace`].
     pub fn presence_grace(self, time: Duration) -> Self {
         Self { settings: self.settings.presence_grace(time), ..self }
     }
 
-    /// See [`Builder::presence_lease`].
+    /// Sets the time without a sign of life after which the other nodes declare the local node
+    /// dead, like [`Builder::presence_lease`].
     pub fn presence_lease(self, time: Duration) -> Self {
         Self { settings: self.settings.presence_lease(time), ..self }
     }
 
-    /// See [`Builder::presence_events`].
+    /// Publishes the joins and leaves of members as events, like [`Builder::presence_events`].
     pub fn presence_events(self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
         Self { settings: self.settings.presence_events(event), ..self }
     }
@@ -422,8 +432,8 @@ impl Connector {
     /// - If the address of the backend is invalid, or the backend cannot be reached.
     /// - If there is no tokio runtime.
     ///
-    /// If the backend fails after the connection, `publish` returns an error, and subscriptions
-    /// wait until the backend is back.
+    /// If the backend fails later, `publish` returns an error, and subscriptions wait until the
+    /// backend is back.
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
         let config = self.settings.0;

@@ -9,16 +9,17 @@ pub(super) struct HubConfig {
     pub(super) retention: Limits,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
-    /// The treatment of subscribers that are slower than the retention, so that their next events
-    /// were evicted. A subscription can override it.
+    /// The treatment of subscribers that are so slow that their next events were evicted before
+    /// they received them. A subscription can override it.
     pub(super) lag_policy: LagPolicy,
-    /// The time that a subscription waits for more events after a write, so that the next write can
-    /// carry several events. Zero means no wait. A subscription can override it.
+    /// The time that a subscription pauses after it has written events to its client. Events that
+    /// arrive during the pause are written together. Zero means no pause. A subscription can
+    /// override it.
     pub(super) linger: Duration,
     /// The time that a member of a topic stays present after its last subscription was dropped.
     pub(super) presence_grace: Duration,
-    /// The time without a sign of life after which the other nodes declare this node dead, so that
-    /// its members leave.
+    /// The time without a sign of life after which the other nodes declare the local node dead, so
+    /// that its members leave.
     pub(super) presence_lease: Duration,
     pub(super) presence_events: Option<PresenceEvents>,
 }

@@ -35,19 +35,19 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The maximum number of events that a publisher adds, or of topics that a new subscription joins,
-/// before it releases the lock of the registry, the table of all topics. Processing 1,000 of them
-/// takes about 0.2 ms.
+/// The maximum number of items that a caller processes before it releases the lock of the registry,
+/// the table of all topics. The items are events that a publisher adds, or topics that a new
+/// subscription joins. Processing 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
-/// The maximum time that [`Core::remove`] waits until this node has read the removal of the topic
-/// in the log of the backend.
+/// The maximum time that [`Core::remove`] waits until the local node has read the record of the
+/// removal in the log of the backend.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit for the append of this node's last record, after a [shutdown](Core::shut_down) of
-/// the hub. The record reports the shutdown to the other nodes. Without it, the members of this
-/// node leave only after its lease: the time without a sign of life after which a node counts as
-/// dead.
+/// The time limit for the append of the last record of the local node, after a
+/// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes.
+/// Without it, the members of the local node leave only after its lease: the time without a sign of
+/// life after which a node counts as dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
 /// The time that the hub keeps the retention limits that were set for a topic, while the topic has
@@ -109,9 +109,9 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Switches to another log with this epoch, the number that identifies it. The first event of
-    /// the other log comes after the position `after`. The caller must hold the lock of the
-    /// registry, the table of all topics.
+    /// Switches to another log, which is identified by the number `epoch`. The first event of that
+    /// log comes after the position `after`. The caller must hold the lock of the registry, the
+    /// table of all topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
@@ -217,12 +217,12 @@ impl Core {
     }
 
     /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
-    /// topic if it does not exist. The caller then publishes or subscribes to the topic. If the
-    /// caller does neither, a topic without events and subscribers is dropped after [`UNUSED`]. So
-    /// the limits are not lost before the event or the subscriber arrives.
+    /// topic if it does not exist. The caller then publishes to the topic or subscribes to it.
+    /// Until then, but for at most 60 seconds ([`UNUSED`]), the hub keeps the topic and its limits,
+    /// even without events and subscribers.
     ///
-    /// `awaits_event` is `true` if the caller publishes. The limits then wait for an event, and a
-    /// subscriber in the meantime does not end the wait.
+    /// `awaits_event` is `true` if the caller publishes. A subscriber that comes and leaves before
+    /// the event then does not end this time.
     pub(super) fn set_retention(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -265,8 +265,9 @@ impl Core {
         Ok(())
     }
 
-    /// Returns an error if publishing to the topic must fail. This is the case after a shutdown, at
-    /// the limit of topics, or if this node knows that the topic is finished.
+    /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
+    /// and the hub already has `max_topics` topics, or if the local node knows that the topic is
+    /// finished.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let mut registry = self.registry.lock();
         if registry.is_shut_down {
@@ -293,8 +294,8 @@ impl Core {
         Ok(())
     }
 
-    /// Returns `true` if this node knows that the topic is finished. Returns `false` while another
-    /// node has finished the topic and this node has not read that in the log yet.
+    /// Returns `true` if the local node knows that the topic is finished. If another node has
+    /// finished the topic, returns `false` until the local node has read that in the log.
     pub(super) fn is_finished(&self, name: &str) -> bool {
         if self.backend.as_ref().is_some_and(|backend| backend.is_finished(name)) {
             return true;
@@ -306,8 +307,8 @@ impl Core {
         registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
-    /// at most 10 seconds.
+    /// Removes a topic. With a backend, waits until the local node has read the record of the
+    /// removal in the log, for at most 10 seconds.
     pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         check_reserved(name)?;
         let Some(backend) = &self.backend else {
@@ -327,7 +328,7 @@ impl Core {
     /// Removes all events of a topic from the log in memory. The topic also loses its own retention
     /// and the setting `latest_only`.
     ///
-    /// No waiting reader is woken, because a reader waits only after it has read all events.
+    /// Wakes no reader of the topic: a reader that waits has already read all of these events.
     fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
@@ -343,8 +344,9 @@ impl Core {
         self.note_removed_with_members(&mut registry, name);
     }
 
-    /// Notes the removal of a topic, if the later leaves of its members would otherwise get events.
-    /// Such an event would create the topic again.
+    /// Records that a topic was removed, if the hub publishes joins and leaves as events, and the
+    /// topic has members or such events that are not published yet. Otherwise, the next event of
+    /// this kind, for example when a member leaves later, would create the topic again.
     pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
         if self.presence.has_events_to_come(name) {
             registry.note_removed_with_members(name);
@@ -467,9 +469,9 @@ impl Core {
         topic.map_or(0, |topic| topic.lock().subscribers)
     }
 
-    /// Registers a stream that watches the number of subscribers of a topic. Returns the watch,
-    /// which all such streams of the topic share, and the key that identifies the stream in the
-    /// watch.
+    /// Registers a stream that watches the number of subscribers of a topic. Returns the
+    /// [`CountWatch`] of the topic, which all such streams share, and the key that identifies the
+    /// stream in it.
     pub(super) fn watch_count(&self, name: &Arc<str>) -> (Arc<CountWatch>, u64) {
         let mut registry = self.registry.lock();
         let watch = registry.count_watches.entry(name.clone()).or_default().clone();
@@ -488,8 +490,8 @@ impl Core {
         (watch, key)
     }
 
-    /// Removes a stream that watches the number of subscribers of a topic. `key` identifies the
-    /// stream in `watch`.
+    /// Removes a stream that watches the number of subscribers of a topic. `watch` is the
+    /// [`CountWatch`] of the topic, and `key` identifies the stream in it.
     pub(super) fn unwatch_count(&self, name: &Arc<str>, watch: &Arc<CountWatch>, key: u64) {
         let mut registry = self.registry.lock();
         let (waker, is_last) = watch.leave(key);
@@ -514,8 +516,8 @@ impl Core {
         }
     }
 
-    /// Removes the expired events of up to 64 topics whose removal of events is due. Returns the
-    /// time when the next removal is due, or `None` if no removal is scheduled.
+    /// Removes the expired events of those topics whose scheduled time of removal has come, but of
+    /// at most 64 topics. Returns the next scheduled time, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(SWEEP);

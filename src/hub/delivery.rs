@@ -29,8 +29,9 @@ impl Core {
 
 impl Node for Core {
     /// Switches to another log that has replaced the log of the backend. Ends all subscriptions,
-    /// because their positions are not valid in the other log. `bounds` has the epoch, the eviction
-    /// watermark and the last position of the other log.
+    /// because their positions are not valid in the other log. `bounds` has the epoch of the other
+    /// log, its last position, and its eviction watermark: events up to this position may have been
+    /// evicted.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
@@ -131,9 +132,10 @@ impl Core {
         }
     }
 
-    /// Records that a topic was removed, so that later reads of the log leave out the earlier
-    /// events of the topic. `at` is the position of the removal record. A client that has not
-    /// received all events of the topic up to `evicted_through` gets a gap.
+    /// Records that a topic was removed. When old records are read from the backend again, the
+    /// events of the topic before the removal are then left out. `at` is the position of the
+    /// removal record. A client that has not received all events of the topic up to
+    /// `evicted_through` gets a gap.
     fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
         if let Some(backend) = &self.backend {
             backend.note_removal(topic, Removal { at, evicted_through });
@@ -143,10 +145,10 @@ impl Core {
     /// Removes all events up to and including `through` from this process, because the backend has
     /// evicted them.
     ///
-    /// The topics are truncated one after the other, and the registry is unlocked in between. So
-    /// the newest position of the registry stays the same until all topics are truncated. Otherwise
-    /// a client that returns in the meantime could get a cursor after events that its topic does
-    /// not report as evicted yet.
+    /// The events are removed from one topic after the other, and the registry, the table of all
+    /// topics, is unlocked in between. The newest position of the registry is raised only after the
+    /// last topic. Otherwise, a client that reconnects in between could get a cursor after the
+    /// evicted events, although its topic does not report them as evicted yet.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
         let topics = registry.truncate_through(through);
@@ -160,9 +162,9 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Marks a topic as finished. The caller has read old events from the backend, up to the
-    /// position `through`. The last record of the topic among them finishes the topic, and has the
-    /// position `end`.
+    /// Marks a topic as finished, after a read of old records from the backend up to the position
+    /// `through`. The last record of the topic that the read has returned finishes the topic, and
+    /// has the position `end`.
     ///
     /// Has no effect if this process has not read the log up to `end`, or knows of an event of the
     /// topic after `through`.

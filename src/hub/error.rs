@@ -38,8 +38,9 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic, of the event, of the member or of the stream registry, or the number
-    /// of topics in the subscription, depending on `kind`. Empty for other kinds.
+    /// The name that the error is about. Depending on `kind`, this is a topic, an event, a member
+    /// or a stream registry. For `TooManyTopicsInSubscription`, the number of topics in the
+    /// subscription. Empty if `kind` has neither.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -74,8 +75,9 @@ pub enum ErrorKind {
     /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
     /// Server Error.
     RegistryNameTooLong,
-    /// A [stream registry](crate::StreamRegistry) of this process already follows the hub under the
-    /// same name. 500 Internal Server Error.
+    /// A [stream registry](crate::StreamRegistry) cannot follow the hub, to close streams on all of
+    /// its nodes, under this name. Another registry of this process already follows the hub under
+    /// the same name. 500 Internal Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
@@ -107,9 +109,9 @@ pub enum ErrorKind {
     /// already waiting. 503 Service Unavailable.
     ///
     /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
-    /// reads run or wait. Clients that need the same events share one read. A subscription that
-    /// needs a further read gets this error. The client has lost no event: it can reconnect with
-    /// the same id. With a larger retention of the hub, such as
+    /// reads run or wait. Clients that need the same events share one read. At this limit, a new
+    /// subscription that needs one more read gets this error. The client has lost no event: it can
+    /// reconnect with the same id. With a larger retention of the hub, such as
     /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
     /// Only subscribing returns this error. An open subscription that needs old events does not end
@@ -298,10 +300,10 @@ impl std::error::Error for Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// The subscriber was slower than the retention of its topics: its next events were evicted. A
+    /// The subscriber was so slow that its next events were evicted before it received them. A
     /// subscription ends with this error in two cases: under
-    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and if it must send no
-    /// [control events](super::Subscription::without_control_events), such as `gap`. A
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and if it must send no [control
+    /// events](super::Subscription::without_control_events), such as `gap`. A
     /// [`Listener`](super::Listener) always ends with this error.
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by

@@ -66,20 +66,21 @@ impl Gap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// Events after the requested id are no longer retained. The name in the event is `evicted`.
+    /// Events after the requested id are no longer retained. The name in the `gap` event is
+    /// `evicted`.
     Evicted,
-    /// The requested id is greater than any id that the hub has issued. The name in the event is
-    /// `ahead`.
+    /// The requested id is greater than any id that the hub has issued. The name in the `gap` event
+    /// is `ahead`.
     Ahead,
     /// The requested id is from another log. For example, a hub without a backend was restarted,
-    /// the log of the backend was replaced, or the id is from another hub. The name in the event is
-    /// `other_epoch`.
+    /// the log of the backend was replaced, or the id is from another hub. The name in the `gap`
+    /// event is `other_epoch`.
     OtherEpoch,
-    /// The requested id is a text that no hub issues as an id. The name in the event is
+    /// The requested id is a text that no hub issues as an id. The name in the `gap` event is
     /// `malformed`.
     Malformed,
-    /// The subscriber was slower than the retention of its topics: its next events were evicted
-    /// before it read them. The name in the event is `lagged`.
+    /// The subscriber was so slow that its next events were evicted before it read them. The name
+    /// in the `gap` event is `lagged`.
     Lagged,
 }
 
@@ -103,8 +104,8 @@ impl fmt::Display for GapReason {
     }
 }
 
-/// The treatment of a subscriber that is slower than the retention of its topics, so that its next
-/// events were evicted.
+/// The treatment of a subscriber that is so slow that its next events were evicted before it
+/// received them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LagPolicy {

@@ -30,8 +30,9 @@ impl Hub {
         &self.core
     }
 
-    /// Reserves a name for a stream registry that follows this hub. Dropping the result releases
-    /// the name.
+    /// Reserves a name for a stream registry that follows this hub. When the registry closes
+    /// streams, the registries of the same name on other nodes close their streams, too. Dropping
+    /// the result releases the name.
     #[cfg(feature = "json")]
     pub(crate) fn reserve_registry_name(&self, name: &str) -> Result<super::RegistryName, Error> {
         self.core.stream_registries.reserve(name)
@@ -70,17 +71,17 @@ impl Hub {
     /// # A start per topic
     ///
     /// A pair of a topic and a [`Start`] gives the topic a start of its own, for clients without an
-    /// id. If `start` is [`Start::After`] an id, all topics begin after that id, and their own
-    /// starts are ignored. Otherwise a topic without a start of its own begins at `start`. If a
-    /// topic is listed twice, the first start in its pairs applies.
+    /// id. If the argument `start` is a [`Start::After`], all topics begin after its id, and their
+    /// own starts are ignored. Otherwise, a topic without a start of its own begins at `start`. If
+    /// a topic is listed twice, the first start in its pairs applies.
     ///
     /// One cursor, the last id of the client, covers all topics. A client can lose its connection
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
     /// receives the events between its cursor and the starts of the topics.
     ///
     /// A missing event after the id of any start is reported as a gap. During an outage of the
-    /// backend, this node cannot check an id that is newer than all events that it has read. If the
-    /// topics have different starts, a gap is then reported for such an id, too.
+    /// backend, the local node cannot check an id that is newer than all events that it has read.
+    /// If the topics have different starts, a gap is then reported for such an id, too.
     ///
     /// # Errors
     ///
@@ -136,7 +137,8 @@ impl Hub {
     /// The arguments are those of [`subscribe`](Self::subscribe). The listener counts as a
     /// [subscriber](Topic::subscribers) of each topic, and yields the events of all topics in the
     /// order of publication. If a [`latest_only`](Topic::latest_only) event was replaced, the
-    /// newest event of its topic can take its place. [`Listener`] describes this, gaps and cursors.
+    /// newest event of its topic can take its place. [`Listener`] describes this exception, and
+    /// also gaps and cursors.
     ///
     /// # Errors
     ///
@@ -186,8 +188,8 @@ impl Hub {
     /// method again has no effect.
     ///
     /// A graceful shutdown of a server waits until its responses end. So call this method, or the
-    /// shutdown of the layer. The layer also ends streams without a hub, and can send a shutdown
-    /// event.
+    /// shutdown of the layer. The layer also ends streams that come from no hub, and can send a
+    /// shutdown event.
     ///
     /// # Examples
     ///
@@ -210,9 +212,9 @@ impl Hub {
     /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the
     /// process is shut down.
     ///
-    /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted):
-    /// each of them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns
-    /// the number of interrupted recordings.
+    /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted).
+    /// Each interrupted recording publishes its [`will`](super::Recorder::will), the last event for
+    /// this case, and finishes its topic. Returns the number of interrupted recordings.
     ///
     /// If the backend is down, this method waits until the backend is back, so put a timeout around
     /// the call. After the timeout and the end of this process, another node publishes the wills.

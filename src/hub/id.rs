@@ -9,8 +9,8 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// Identifies one lifetime of a log, and contains the format of the ids of its events. A log in
-/// memory has another epoch after a restart.
+/// An epoch, which identifies one lifetime of a log. It also contains the format of the ids of the
+/// events in the log. A log in memory has another epoch after a restart.
 ///
 /// An epoch has 40 bits, which an id contains as eight letters or digits. They are random for a log
 /// in memory, and otherwise come from the backend.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use memchr::{memchr, memmem};
 use std::sync::Arc;
 
-/// Events that a subscription yields at once, in the order of the log.
+/// Events that a subscription yields together, in the order of the log.
 pub(super) struct Item {
     pub(super) events: EncodedEvents,
     pub(super) topics: Topics,
@@ -32,14 +32,14 @@ impl Item {
     }
 }
 
-/// Returns the topic of each event. A run is a topic and the number of its consecutive events, so
-/// the topic of each run is repeated that often.
+/// Returns the topic of each event in a sequence. Each entry of `runs` has a topic and the number
+/// of consecutive events of this topic.
 pub(super) fn topics(runs: &Runs) -> impl Iterator<Item = &Arc<str>> {
     runs.iter().flat_map(|(topic, count)| std::iter::repeat_n(topic, *count))
 }
 
-/// Returns the runs of a sequence of events. `topics` has the topic of each event. A run is a topic
-/// and the number of its consecutive events.
+/// Counts the consecutive events of each topic in a sequence of events. `topics` has the topic of
+/// each event. Each entry of the result has a topic and the number of its consecutive events.
 pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     let mut runs: Vec<(Arc<str>, usize)> = Vec::new();
     for topic in topics {
@@ -53,7 +53,7 @@ pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
 
 /// Removes the first event from `events`, the wire bytes of events that were read from the hub.
 /// Returns the id of the event, and its wire bytes without the `id` line. Returns `None` if no
-/// complete event with an id is left.
+/// complete event is left. An event without an id is removed, and the result is `None`, too.
 pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     // The log puts the id into the first line, and the only blank line of an event is its last.
     let id_end = memchr(b'\n', events)?;
@@ -65,7 +65,7 @@ pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
 
 /// Removes the first event from `events`, the wire bytes of events that were read from the hub.
 /// Returns the id of the event, and the decoded event without the id. Returns `None` if no complete
-/// event with an id is left, or if the event is invalid.
+/// event is left. An event that is invalid or has no id is removed, and the result is `None`, too.
 pub(super) fn decode_first(events: &mut Bytes) -> Option<(EventId, Event)> {
     let (id, lines) = split_first(events)?;
     Some((id, Event::from_wire(&lines)?.with_fields()))

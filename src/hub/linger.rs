@@ -1,5 +1,5 @@
-//! The linger of a subscription: a pause after each write, so that the next write can carry several
-//! events.
+//! The linger of a subscription: a pause after it has written events to its client. Events that
+//! arrive during the pause are written together.
 
 use super::ready_list::ReadyList;
 use std::{
@@ -9,8 +9,8 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The pauses of a subscription after its writes. Events that arrive during a pause are delivered
-/// together. The timer is allocated at the first pause.
+/// The pauses that a subscription makes after it has written events to its client. Events that
+/// arrive during a pause are delivered together. The timer is allocated at the first pause.
 #[derive(Debug)]
 pub(super) struct Linger {
     time: Duration,
@@ -23,8 +23,8 @@ enum Phase {
     /// The subscription has delivered no event since its last pause, so it delivers the next event
     /// immediately.
     Silent,
-    /// The subscription has delivered events since its last pause. The next pause begins when it
-    /// has no further event.
+    /// The subscription has delivered events since its last pause. It pauses again as soon as it
+    /// has no further event to deliver.
     Delivers,
     Pauses,
 }
@@ -34,14 +34,14 @@ impl Linger {
         Self { time, timer: None, phase: Phase::Silent }
     }
 
-    /// Records that the subscription has delivered an event to its client. As soon as the
-    /// subscription has no further event, it has to begin a pause.
+    /// Records that the subscription has delivered an event to its client. The subscription then
+    /// pauses as soon as it has no further event to deliver.
     pub(super) fn note_delivery(&mut self) {
         self.phase = Phase::Delivers;
     }
 
-    /// Returns `true` if the subscription has to begin a pause as soon as it has no further event:
-    /// it has delivered an event since its last pause.
+    /// Returns `true` if the subscription has to pause as soon as it has no further event to
+    /// deliver, because it has delivered an event since its last pause.
     pub(super) fn is_next(&self) -> bool {
         matches!(self.phase, Phase::Delivers)
     }
@@ -55,8 +55,8 @@ impl Linger {
     }
 
     /// Returns `Ready` if no pause of the subscription is running, or when the pause is over. A
-    /// pause ends early when a topic is finished or the hub is shut down. `ready` is the list of
-    /// the topics that have changed, and reports such an end.
+    /// pause ends early when a topic is finished or the hub is shut down. `ready`, the list of the
+    /// subscription's topics that have changed, reports these two cases.
     pub(super) fn poll(&mut self, ready: &ReadyList, cx: &mut Context<'_>) -> Poll<()> {
         if let (Phase::Pauses, Some(timer)) = (&self.phase, &mut self.timer) {
             if timer.as_mut().poll(cx).is_pending() && ready.pause(cx.waker()) {

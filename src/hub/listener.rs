@@ -27,9 +27,9 @@ pub struct Published {
     /// The name of the event's topic.
     pub topic: Arc<str>,
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
-    /// following event. In a listener to several topics, the newest event of a
-    /// [`latest_only`](super::Topic::latest_only) topic can have the id of an earlier event that it
-    /// has replaced. Listening after that id yields the newest event again.
+    /// following event. There is an exception for a listener to several topics: the newest event of
+    /// a [`latest_only`](super::Topic::latest_only) topic can have the id of an earlier event that
+    /// it has replaced. Listening after that id yields the newest event once more.
     pub id: EventId,
     /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
@@ -45,7 +45,8 @@ pub struct Published {
 ///
 /// Events are yielded in the order of publication, with one exception. If a
 /// [`latest_only`](super::Topic::latest_only) event is replaced before a listener to several topics
-/// yields it, the newest event of its topic can take its place, with its id.
+/// yields it, the newest event of its topic can take its place. The newest event then has the id of
+/// the replaced event.
 ///
 /// # Gaps
 ///
@@ -53,7 +54,7 @@ pub struct Published {
 ///
 /// - If a listener begins after an id, events after that id may be missing. [`gap`](Self::gap)
 ///   returns this gap before the first event.
-/// - A listener that is slower than the retention of its topics ends with
+/// - A listener that is so slow that its next events were evicted ends with
 ///   [`SubscriptionError::Lagged`], also under [`LagPolicy::Gap`](super::LagPolicy::Gap). To
 ///   continue, listen again after the [`cursor`](Self::cursor) of the old listener. The new
 ///   listener then returns the gap.
@@ -118,11 +119,11 @@ pub struct Listener {
     pending: Bytes,
     /// The topics of the events in `pending`, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the last yielded event, while events that were read together with this event are
-    /// still in `pending`. It is then the [`cursor`](Self::cursor) of the listener. Otherwise
-    /// `None`.
+    /// The id of the last yielded event, if events that were read together with it are still in
+    /// `pending`. The [`cursor`](Self::cursor) of the listener is then this id. Otherwise `None`.
     last: Option<EventId>,
-    /// If the listener has ended with an error, the position of its cursor before the error.
+    /// The position of the listener's cursor immediately before an error has ended the listener.
+    /// `None` if no error has ended it.
     failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,

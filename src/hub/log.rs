@@ -17,7 +17,7 @@ use std::{
 use tokio::time::Instant;
 
 /// The maximum size in bytes of a segment with several events. A segment is a block of memory with
-/// consecutive events. A frame of an [`SseBody`](crate::SseBody) is full at the same size.
+/// consecutive events. An [`SseBody`](crate::SseBody) ends a frame at the same size.
 const SEGMENT: usize = 16 * 1024;
 
 /// The minimum size in bytes of a large event. A large event gets a segment of its own, and its
@@ -53,7 +53,7 @@ impl Limits {
     }
 }
 
-/// The number of events and their total size in bytes.
+/// A number of events, and their total size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) events: usize,
@@ -101,8 +101,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Readers with a cursor from `after` up to, but not including, `first` can share this read:
-    /// their next event has the position `first`.
+    /// Readers with a cursor from `after` up to, but not including, `first` can share the events of
+    /// this read: their next event has the position `first`.
     after: Position,
     first: Position,
     last: Position,
@@ -276,8 +276,9 @@ impl Log {
     /// Returns the next events after the position `after` and up to `through`. The result is one
     /// block of memory, so it may contain only some of these events.
     ///
-    /// If events after `after` were evicted, returns [`Read::Evicted`]. Evicted events up to
-    /// `gap_reported_through` do not count, because a gap was already reported for them.
+    /// If events after `after` were evicted, returns [`Read::Evicted`]. The reader has already
+    /// reported a gap up to `gap_reported_through`, so evicted events up to this position do not
+    /// count.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {

@@ -1,5 +1,5 @@
-//! The merge of a subscription to several topics: it delivers the events of all topics in the order
-//! of the log.
+//! Merges the topics of one subscription: delivers the events of all of its topics in the order of
+//! the log.
 
 use super::{
     backend::Position,
@@ -11,9 +11,9 @@ use super::{
 };
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
 
-/// The maximum number of topics that one poll of a subscription looks at. The poll then wakes its
-/// own task and returns `Pending`, so that other tasks can run. Looking at 256 topics takes about
-/// 50 µs.
+/// The maximum number of topics in which one poll of a subscription looks for events. After this
+/// number, the poll wakes its own task and returns `Pending`, so that other tasks can run. Looking
+/// for events in 256 topics takes about 50 µs.
 const SLICE: usize = 256;
 
 /// Merges the events of the topics of one subscription, in the order of the log. The delivery of an
@@ -22,33 +22,35 @@ const SLICE: usize = 256;
 /// The subscription has one reader for each of its topics. Each reader is in one of three states:
 ///
 /// - It waits until its topic changes. The change adds the reader to the [`ReadyList`].
-/// - It has to look at its topic, for example because the topic has changed. The reader is then in
-///   the list `unchecked`.
+/// - It has to look for the next event of its topic, for example because the topic has changed. The
+///   reader is then in the list `unchecked`.
 /// - It knows the position of the next event of its topic. The reader is then in the heap `turns`.
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
     /// The pauses that the subscription makes after it has written events to the client: their
     /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
-    /// The readers of the subscription that have to look at their topics, as indices. A reader
-    /// reads one topic. An index can be in this list twice.
+    /// The indices of the readers that have to look for the next event of their topics. The
+    /// subscription has one reader for each of its topics. An index can be in this list twice.
     unchecked: Vec<u32>,
-    /// The readers of the subscription that know the position of the next event of their topics. A
-    /// reader reads one topic. The topic with the smallest position is delivered next.
+    /// The readers of the subscription that know the position of the next event of their topics.
+    /// Each reader reads one topic. The event with the smallest position is delivered next.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
-    /// The greatest position up to which any topic of the subscription was delivered, even if this
-    /// is after the cursor of the subscription. When no topic has a further event, the cursor moves
-    /// to this position.
+    /// The greatest position up to which any single topic of the subscription was delivered. It can
+    /// be after the cursor of the subscription, because a topic has its own start position, or
+    /// because a `latest_only` topic has delivered its newest event in place of an older one. When
+    /// no topic has a further event, the cursor moves to this position, but not past the last
+    /// visible event of the hub.
     delivered_through: Position,
-    /// The point that this merge has reached in the wake queue of the hub, as the number of the
-    /// first entry after it. The wake queue has an entry for each topic that has changed and has
-    /// not yet notified all of its waiting readers.
+    /// The number of the first entry of the hub's wake queue that this merge has not seen yet. The
+    /// wake queue has an entry for each topic that has changed and has not notified all of its
+    /// waiting readers yet.
     looked_at: u64,
-    /// The topic from which [`step`](Self::step) has last returned events, as the index of the
-    /// reader that reads this topic.
+    /// The index of the reader, and so the topic, whose events the last call of
+    /// [`step`](Self::step) has returned. Each reader reads one topic of the subscription.
     pub(super) last_turn: u32,
 }
 
@@ -68,9 +70,9 @@ impl Merge {
         merge
     }
 
-    /// Rebuilds `turns` and `unchecked` from the readers: the lists of the readers that know their
-    /// next event, and of those that have to look for it. The caller has changed the readers, for
-    /// example because a gap was reported.
+    /// Rebuilds the two lists of readers: `turns` (the readers that know the position of their next
+    /// event) and `unchecked` (the readers that have to look for it). Called after the readers were
+    /// changed, for example because a gap was reported.
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
@@ -174,8 +176,8 @@ impl Merge {
     }
 
     /// Adds the readers whose topics have changed to `unchecked`, the list of the readers that have
-    /// to look at their topics. Until then, these readers are in the ready list of the
-    /// subscription, or their topics are in the wake queue. The wake queue contains the topics that
+    /// to look for the next event of their topics. It finds these readers in the ready list of the
+    /// subscription, and through the wake queue. The wake queue contains the changed topics that
     /// have not notified all of their readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
@@ -206,9 +208,9 @@ impl Merge {
         step
     }
 
-    /// Updates the merge after one reader has looked for the next event of its topic: adds the
-    /// reader to `turns` if there is an event, and counts the topic in `finished` if it has ended.
-    /// `was_finished` is `true` if the topic was counted before.
+    /// Updates the merge after a reader has looked for the next event of its topic. Adds the reader
+    /// to `turns` if there is an event, and counts the topic in `finished` if the topic has ended.
+    /// `was_finished` is `true` if the topic was already counted in `finished`.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

@@ -21,16 +21,16 @@
 //! # One log
 //!
 //! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
-//! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. An
-//! id implies that the client has received every earlier event of its topics, or a gap for it.
+//! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. If a
+//! client has an id, it has received every earlier event of its topics, or a report of a gap.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
 //! topics retain the events, and subscribers at the same position share the same memory. The only
-//! cost of a slow client is its cursor. Replay and live events are one sequence.
+//! cost of a slow client is its cursor. Replayed and live events are one sequence.
 //!
-//! Ids are opaque. In memory they are `<epoch>-<number>` with a random epoch, so the hub recognizes
-//! an id from before a restart and reports a gap for it. With a backend, ids are the same [on all
-//! nodes](#several-nodes) and after a restart of any node.
+//! Ids are opaque. In a hub without a backend they are `<epoch>-<number>` with a random epoch, so
+//! the hub recognizes an id from before a restart and reports a gap for it. With a backend, an
+//! event has the same id [on all nodes](#several-nodes) and after a restart of any node.
 //!
 //! # Where a client resumes
 //!
@@ -45,9 +45,9 @@
 //! | an id greater than any that was issued | a gap (`ahead`), then all retained events |
 //! | an id of another epoch: from before a restart, or of another hub | a gap (`other_epoch`), then all retained events |
 //! | anything else, such as `7` or `yesterday` | a gap (`malformed`), then all retained events |
-//! | the last id of a finished topic, or no id while it asks for live events | `204 No Content`, which stops an `EventSource` |
+//! | the last id of a finished topic, or no id if the subscription begins with live events | `204 No Content`, which stops an `EventSource` |
 //! | another id of a finished topic | the same as for any topic, and then the end |
-//! | an id of a topic that was dropped for its age and created again | the events after it; a gap (`evicted`) first if later events were evicted, or if more than 10,000 topics were dropped since |
+//! | an id of a topic that was dropped for its age and created again | the events after it; a gap (`evicted`) first if later events were evicted, or if more than 10,000 topics were dropped since then |
 //!
 //! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
 //! with empty data. So the client has an id before the first event. (Firefox and WebKit ignore an
@@ -67,8 +67,8 @@
 //! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
-//! replaced event is not a gap. A client that is slower than the updates receives the states
-//! [in turn](Topic::latest_only).
+//! replaced event is not a gap. A client that is slower than the updates of several such topics
+//! receives the newest events of these topics [in turn](Topic::latest_only).
 //!
 //! # Consumers in Rust
 //!
@@ -84,61 +84,61 @@
 //!
 //! Each topic retains its newest events within [`max_events`](Builder::max_events),
 //! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). [`Topic::retention`] sets
-//! other limits for one topic. One task per hub frees
-//! expired events and drops expired topics. It runs on the tokio runtime of the first publisher. If
-//! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
-//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic
-//! immediately.
+//! other limits for one topic. One task per hub frees expired events and drops expired topics. It
+//! runs on the tokio runtime of the first publisher. If that runtime has no timers, the task panics
+//! once. In that case, and outside of any runtime, publishers and subscribers remove expired events
+//! instead. [`Topic::remove`] frees a topic immediately.
 //!
 //! # Costs
 //!
 //! - `publish` wakes up to 32 subscribers itself. A task on the runtime of the publisher wakes the
 //!   others, and other tasks have their turn in between. Outside of a runtime, `publish` wakes all
 //!   subscribers.
-//! - An event costs a subscription the same, however many topics the subscription has. The first
-//!   read of a subscription to n topics looks at all of them, 256 per poll.
+//! - The cost of delivering an event does not depend on the number of topics of the subscription.
+//!   The first read of a subscription looks for events in all of its topics, 256 per poll.
 //! - A topic with frequent events costs less if its subscriptions
-//!   [wait for more events](Subscription::linger) after a write.
+//!   [wait for more events](Subscription::linger) after a write to the client.
 //!
 //! # Several nodes
 //!
 //! Behind a load balancer, a client may reconnect to another process. [`Builder::backend`] connects
 //! the hubs of all processes to one log, in Redis, in NATS, in Postgres, or in any other
-//! [backend](backend::Backend). Each process is a node: one task follows the log, and the node
-//! retains the newest events as a hub in memory does. Clients within this retention cause no
-//! request to the backend.
+//! [backend](backend::Backend). Each process is a node: one task reads the log, and the node
+//! retains the newest events as a hub without a backend does. Clients that resume after one of
+//! these events cause no request to the backend.
 //!
 //! | | in memory | `RedisBackend` (feature `redis`) | `NatsBackend` (feature `nats`) |
 //! |---|---|---|---|
-//! | a published event is | in this process | in the stream of the server | acknowledged by the stream, on as many servers as it has replicas |
-//! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, the ids of the stream | `<epoch>-<number>`, the sequence of the message; an event inside a `publish_all` has one more number |
+//! | a published event is stored | in the memory of the process | in the stream of the server | in the stream, which has acknowledged it, on as many servers as the stream has replicas |
+//! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, the ids of the stream | `<epoch>-<number>`, with the sequence number of the NATS message; an event that is not the last one of its message has one more number |
 //! | order | one for all topics | one for all topics and nodes | one for all topics and nodes |
 //! | retention | per topic, by the settings of the hub | for all topics together, by the settings of the backend; and on each node by those of the hub | as for Redis |
 //! | after a restart of the node | nothing is left | everything is left | everything is left |
-//! | a `publish` without an answer | cannot happen | an error; the event may be in the log, once | an error; the event may be in the log, once |
+//! | a `publish` that the server does not answer | cannot happen | an error; the event may be in the log, once | an error; the event may be in the log, once |
 //!
 //! `PostgresBackend` (feature `postgres`) has one order for all topics, nodes and transactions, and
-//! ids of the form `<epoch>-<number>`. A published event is committed. Applications can publish in
-//! their own transactions, in SQL.
+//! ids of the form `<epoch>-<number>`. When `publish` succeeds, the event is committed.
+//! Applications can also publish with SQL, in their own transactions.
 //!
-//! Each backend documents its further guarantees, above all what a failover can lose.
+//! The documentation of each backend has its further guarantees, above all which events a failover
+//! can lose.
 //!
 //! `FileBackend` (feature `file`) is for one process. Its log is in a file, so that clients
-//! resume after a restart without a gap. Everything below applies to it, too.
+//! resume after a restart without a gap. The following points apply to it, too.
 //!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
 //!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
 //!   and wait for the other events. [`Subscription::gap`] cannot report a gap yet, so the client
 //!   gets it as an event later. The node continues within a second after the outage.
-//! - **Many returning clients** share history reads. A node sends the backend at most 8 reads at a
-//!   time, and up to 1,024 different reads run or wait. If a subscription needs one more read,
-//!   subscribing returns an [error](ErrorKind::Overloaded). A read is not sent if all of its
-//!   clients have left.
-//! - **A node can be behind** the log, and so behind another node. A client that reconnects to it
-//!   with a newer id resumes after that id, and receives no event twice.
-//!   If the node knows that the log has evicted later events, the client gets the gap at once.
+//! - **Many returning clients** share the reads of old events. A node sends the backend at most 8
+//!   reads at a time, and up to 1,024 different reads run or wait. If a subscription needs a
+//!   further read, subscribing returns an [error](ErrorKind::Overloaded). A waiting read is not
+//!   sent if all of its clients have left.
+//! - **A node can be behind** the log, and so behind another node. A client that reconnects to the
+//!   slower node with a newer id resumes after that id, and receives no event twice. If the node
+//!   knows that the log has evicted events after that id, the client gets the gap at once.
 //! - **A topic** becomes [finished](Topic::finish), a [state](Topic::latest_only) or
-//!   [existing](Topic::exists) on a node when the node reads the record that makes it so.
+//!   [existing](Topic::exists) on a node when the node reads the record of this change in the log.
 //! - **A gap** is reported if the backend may have evicted an event of the client's topics. A
 //!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
 //!   than the backend's retention always gets a gap, even if its topics had no events.

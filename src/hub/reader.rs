@@ -14,9 +14,10 @@ use std::{sync::Arc, task::Waker};
 pub(super) enum Step {
     /// The next events of the subscription after its cursor, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// The newest event of a `latest_only` topic, in which each event replaces the previous one.
-    /// The event is delivered in place of an older event that it has replaced. The position is that
-    /// of the older event, and becomes the cursor of the subscription.
+    /// The newest event of a `latest_only` topic (each event replaces the previous one). It is
+    /// delivered in place of an older event that it has replaced. The cursor of the subscription
+    /// then moves only to the position of the older event, which this variant contains, so that no
+    /// event of another topic is skipped.
     Replacement(EncodedEvents, Position),
     /// No event follows, and the client has all events up to this position, which is after the
     /// cursor. The subscription sends this position to the client as its new cursor.
@@ -39,18 +40,19 @@ pub(super) struct Reader {
     /// client. A gap up to this position is not reported again.
     pub(super) gap_reported_through: Position,
     /// Events of this topic up to this position are not delivered, even if the position is after
-    /// the cursor of the subscription.
+    /// the cursor of the subscription. There are two possible reasons:
     ///
-    /// It is the start position of the topic, if the topic has a start of its own. In a
-    /// `latest_only` topic, each event replaces the previous one. There it can be the position of
-    /// an event that was delivered early, in place of an older event.
+    /// - The subscription has a separate start position for this topic.
+    /// - The topic is `latest_only`, which means that each event replaces the previous one. Its
+    ///   newest event was then delivered early, in place of an older event.
     pub(super) delivered_through: Position,
     /// The position of this topic's first event after the cursor of the subscription, if it is
-    /// known. The topic with the smallest such position is delivered first.
+    /// known. The topic with the smallest such position is delivered first. Only a subscription to
+    /// several topics uses this field.
     ///
     /// In a `latest_only` topic, each event replaces the previous one. If the event at this
     /// position is replaced, the position stays the same. Otherwise a topic with constant updates
-    /// would never be delivered. Only a subscription to several topics uses this field.
+    /// would never be delivered.
     pub(super) next: Option<Position>,
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
@@ -62,10 +64,10 @@ pub(super) struct Reader {
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The wait of a subscription to a single topic for the next change of the topic.
+/// The state of a subscription to a single topic while it waits for the next change of the topic.
 pub(super) struct Wait {
     /// A copy of the waker of the subscription, which the next change of the topic wakes. If the
-    /// subscription is polled with another waker, it registers the other waker.
+    /// subscription is then polled with a different waker, it registers that waker instead.
     waker: Waker,
     /// The version of the topic when the subscription began to wait. Each change of the topic
     /// changes the version.
@@ -91,26 +93,29 @@ impl Reader {
         self.next = None;
     }
 
-    /// Prepares the reader of one topic to continue after a gap. `state` is the position of the
-    /// retained event of a `latest_only` topic, in which each event replaces the previous one. If
-    /// the reader knew its next event before the gap, the retained event takes the place of that
-    /// event in the order of delivery. Otherwise the retained event is delivered in the order of
-    /// `state`.
+    /// Prepares the reader of one topic to continue after a gap.
     ///
-    /// With `state` as `None`, the reader looks for the next event of its topic again.
+    /// In a `latest_only` topic, each event replaces the previous one. For such a topic, `state` is
+    /// the position of the retained event. If the reader knew the position of its next event before
+    /// the gap, it keeps this position, so that its topic keeps its place in the order of delivery.
+    /// Otherwise the position becomes `state`.
+    ///
+    /// `state` is `None` for other topics, or if no event follows the gap. The reader then looks
+    /// for the next event of its topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
 
     /// Returns the position after which the reader looks for the next event of its topic. Events up
-    /// to this position were delivered, reported as missing, or are before the topic's own start.
+    /// to this position were delivered, were reported as missing, or precede the separate start
+    /// position of the topic.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
-    /// Returns `true` if the hub was shut down, or if another log has replaced its log: all
-    /// subscriptions of the topic must then end. Also registers `waker` for the next change of the
-    /// topic.
+    /// Returns `true` if all subscriptions of the topic must end, because the hub was shut down, or
+    /// because another log has replaced the log of the backend. Also registers `waker`, which the
+    /// next change of the topic wakes.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -124,8 +129,9 @@ impl Reader {
     /// Returns the events of the topic after `cursor`. If there are none and the topic is not
     /// finished, registers `waker` for the next change of the topic, and returns [`Step::Wait`].
     ///
-    /// `wait` stores for the next call which waker is registered, and since which version of the
-    /// topic. If neither has changed, the call returns [`Step::Wait`] without a lock.
+    /// `wait` remembers the registered waker, and the version of the topic when the wait began. If
+    /// the next call finds the same waker and version, it returns [`Step::Wait`] without locking
+    /// the topic.
     pub(super) fn read(&mut self, cursor: Position, waker: &Waker, wait: &mut Option<Wait>) -> Step {
         let is_known = wait.as_ref().is_some_and(|wait| wait.waker.will_wake(waker));
         if is_known && wait.as_ref().is_some_and(|wait| wait.version == self.topic.version()) {
@@ -195,10 +201,10 @@ impl Reader {
     /// Returns the events of this topic after `cursor` and up to `through`. Returns `None` if the
     /// topic has no event after `cursor`.
     ///
-    /// In a `latest_only` topic, each event replaces the previous one. If the events up to
-    /// `through` were replaced, returns the newest event of the topic. The cursor of the
-    /// subscription then moves to `position`, the known position of the replaced event, but never
-    /// backwards.
+    /// In a `latest_only` topic, each event replaces the previous one, so the events up to
+    /// `through` may no longer exist. In this case, returns the newest event of the topic in place
+    /// of the event at `position`, which was the next one to deliver. The cursor of the
+    /// subscription then moves to `position`, but never backwards.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
@@ -239,11 +245,12 @@ impl Reader {
 }
 
 /// Returns the position of the topic's first event after `from`. If there is no such event, returns
-/// `None` and registers a new waiter: a waker or ready list that the next change of the topic
-/// notifies. The new waiter replaces the waiter with the number `ticket`.
+/// `None` and registers `waiter`, the waker or ready list that the next change of the topic
+/// notifies.
 ///
-/// The second result is the replaced waiter, which the caller drops after it has unlocked the
-/// topic.
+/// `ticket` identifies the waiter that this subscription has registered before, if any. The new
+/// waiter replaces it. The second result is the replaced waiter, which the caller drops after it
+/// has unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

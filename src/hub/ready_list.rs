@@ -1,14 +1,15 @@
-//! The ready list of a subscription to several topics: the topics that have changed.
+//! The ready list of a subscription to several topics: its topics that have changed and that it has
+//! to read.
 
 use super::sync::{Mutex, lock};
 use std::{mem, task::Waker};
 
-/// The list of the readers of a subscription whose topics have changed, and the waker of the
-/// subscription. A reader reads one topic.
+/// The topics of a subscription that have changed and that it has to read, and the waker of the
+/// subscription. A topic is listed as the index of its reader. A reader reads one topic.
 ///
-/// Usually the reader is added before the change becomes visible. If many readers wait for one
-/// topic, some readers are added later. Until then, the topic is in the
-/// [wake queue](super::wake_queue).
+/// When a topic changes, it is usually added to the list before any subscriber can read the change.
+/// If the topic has many waiting readers, it is added to the lists of some subscriptions later.
+/// Until then, the topic is in the [wake queue](super::wake_queue).
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     state: Mutex<State>,
@@ -19,8 +20,9 @@ struct State {
     marked: Vec<u32>,
     /// The waker of the subscription, if the subscription waits.
     waker: Option<Waker>,
-    /// Set while the subscription pauses after it has written events to the client. During the
-    /// pause, published events do not wake the subscription, but the end of a topic does.
+    /// Set while the subscription pauses after a write to the client, to deliver the next events
+    /// together. During the pause, published events do not wake the subscription, but the end of a
+    /// topic does.
     is_paused: bool,
     /// Set if a topic of the subscription was finished, or the hub was shut down, since the
     /// subscription last waited.
@@ -28,25 +30,26 @@ struct State {
 }
 
 impl ReadyList {
-    /// Adds a topic of the subscription that has changed to this list, as the index of the reader
-    /// that reads the topic. Returns the waker of the subscription if the subscription waits for
-    /// events. The caller wakes it after it has released all locks.
+    /// Adds a changed topic of the subscription to this list. `reader` is the index of the reader
+    /// that reads the topic. If the subscription waits for events, returns its waker. The caller
+    /// wakes the waker after it has released all locks.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);
         if state.is_paused { None } else { state.waker.take() }
     }
 
-    /// Ends the pause of the subscription after a write, because a topic is finished or the hub is
-    /// shut down. Returns the waker of the subscription if it waits, for the caller to wake.
+    /// Ends the pause that the subscription makes after a write to the client, because a topic is
+    /// finished or the hub is shut down. If the subscription waits, returns its waker, which the
+    /// caller wakes.
     pub(super) fn end_pause(&self) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.has_end = true;
         state.waker.take()
     }
 
-    /// Takes the topics that have changed out of this list, and appends the indices of their
-    /// readers to `readers`. Each topic of the subscription has one reader.
+    /// Removes all changed topics from this list, and appends the indices of their readers to
+    /// `readers`. Each topic of the subscription has one reader.
     pub(super) fn take(&self, readers: &mut Vec<u32>) {
         let mut state = lock(&self.state);
         if readers.is_empty() {
@@ -56,16 +59,16 @@ impl ReadyList {
         }
     }
 
-    /// Stores the waker of the subscription and returns `true` if this list is empty: no topic of
-    /// the subscription has changed. Otherwise stores nothing and returns `false`. The caller then
-    /// takes the changed topics from the list.
+    /// Stores the waker of the subscription and returns `true`, if no topic of the subscription is
+    /// in this list of changed topics. Otherwise stores nothing and returns `false`. The caller
+    /// then reads the changed topics.
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         self.store(waker, false, |state| state.marked.is_empty())
     }
 
-    /// Stores the waker of the subscription for a pause after it has written events to the client,
-    /// and returns `true`. Returns `false` if a topic was finished or the hub was shut down since
-    /// the subscription last waited. The pause is then over.
+    /// Stores the waker of a subscription that pauses after a write to the client, and returns
+    /// `true`. If a topic was finished or the hub was shut down since the subscription last waited,
+    /// stores nothing and returns `false`: the subscription must not pause any longer.
     pub(super) fn pause(&self, waker: &Waker) -> bool {
         self.store(waker, true, |state| !state.has_end)
     }

@@ -1,4 +1,5 @@
-//! The topics of a hub, and the tombstones: the eviction watermarks of dropped topics.
+//! The topics of a hub, and the tombstones: for each dropped topic, the position up to which its
+//! events may be missing.
 
 use super::{
     backend::Position,
@@ -17,13 +18,13 @@ use std::{
 };
 use tokio::{task::AbortHandle, time::Instant};
 
-/// The maximum number of topics whose expired events are removed without releasing the lock of the
-/// registry.
+/// The maximum number of topics whose expired events are removed before the lock of the registry is
+/// released.
 pub(super) const SWEEP: usize = 64;
 
-/// The maximum number of removed topics that are remembered because they have members. Beyond it,
-/// all of them are forgotten. The event of a leave can then create such a topic, until the event
-/// expires.
+/// The maximum number of removed topics that the hub remembers because they still had members.
+/// Beyond this number, the hub forgets all of them. When a member of such a topic leaves later, the
+/// event that reports this creates the topic again, until the event expires.
 const MAX_REMOVED: usize = 10_000;
 
 #[derive(Default)]
@@ -32,18 +33,20 @@ pub(super) struct Registry {
     pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
-    /// The retention limits from the settings of the hub. They apply separately to each topic that
-    /// has no limits of its own; only the `Arc` is shared. `None` before the first topic.
+    /// The retention limits from the settings of the hub, for each topic that has no limits of its
+    /// own. These topics share the `Arc`, but the limits apply to each of them separately. `None`
+    /// before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics with members that the application has removed. A topic
-    /// that was created again is not included.
+    /// The hashes of the names of topics that the application has removed while they had members. A
+    /// topic that was created again is not included.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
     /// The topics whose expired events have to be removed, sorted by the time of this removal. The
-    /// number is the address of the topic, and distinguishes topics with the same time.
+    /// second part of the key is the address of the topic in memory, which distinguishes topics
+    /// with the same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     /// The time until which the janitor, the task that removes expired events, sleeps.
@@ -91,7 +94,7 @@ impl Registry {
 
     /// Returns the number of topics in `names` that do not exist yet, plus `others`, the number of
     /// new topics that the caller has counted before. Returns an error if the hub would have more
-    /// than `max_topics` topics with them, or if a name is reserved.
+    /// than `max_topics` topics with all of these new topics, or if a name in `names` is reserved.
     pub(super) fn count_new_topics(
         &mut self,
         names: &[Arc<str>],
@@ -113,7 +116,7 @@ impl Registry {
     }
 
     /// Returns `true` if the hub can have `count` more topics. If it cannot, first drops expired
-    /// topics, because the janitor may not run.
+    /// topics, because the janitor, the task that usually does so, may not run.
     fn has_room(&mut self, count: usize, config: &HubConfig) -> bool {
         let has_room = |topics: usize| count <= config.max_topics.saturating_sub(topics);
         if !has_room(self.topics.len()) {
@@ -146,15 +149,16 @@ impl Registry {
     }
 
     /// Records that the backend has evicted all events up to `through`, also for topics that are
-    /// created later. Returns the existing topics: the caller has to remove these events from each
-    /// of them.
+    /// created later. Returns the existing topics. The caller has to remove the events up to
+    /// `through` from each of them.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
-    /// Notes that this process does not retain the event at `position`, because the limit of topics
-    /// was reached. Later subscribers read it from the backend.
+    /// Notes that this process does not retain the event at `position`, because the hub already has
+    /// its maximum number of topics. If the topic is created later, its subscribers read the event
+    /// from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
         let hash = self.topics.hasher().hash_one(topic);
         self.removed_with_members.remove(&hash);
@@ -169,9 +173,9 @@ impl Registry {
         self.tombstones.note(topic, through, true);
     }
 
-    /// Returns `true` if the topic was dropped because its events have expired, and had no event
-    /// after `position`. Returns `false` for a topic that was finished or removed, and for a topic
-    /// without a tombstone.
+    /// Returns `true` if the hub has dropped the topic because its events have expired, and the
+    /// topic had no event after `position`. Returns `false` if the topic was finished or removed,
+    /// or if the hub does not remember it.
     #[cfg(feature = "durable-streams")]
     pub(super) fn has_expired(&self, name: &Arc<str>, position: Position) -> bool {
         let tombstone = self.tombstones.topics.get(&self.topics.hasher().hash_one(name));
@@ -213,8 +217,8 @@ impl Registry {
         }
     }
 
-    /// Returns the topic, and creates it if it does not exist, like [`topic`](Self::topic). A
-    /// finished topic is open again if the hub need not remember the finish any more.
+    /// Returns the topic, and creates it if it does not exist, like [`topic`](Self::topic). If the
+    /// topic was finished, but the hub need not remember this any more, the topic is open again.
     pub(super) fn current_topic(
         &mut self,
         name: &Arc<str>,
@@ -226,8 +230,8 @@ impl Registry {
         if is_finished { self.renew(&topic, config, now) } else { Ok(topic) }
     }
 
-    /// Returns the topic to use in place of a finished topic. It is a new topic if the hub need not
-    /// remember the finish any more. Otherwise it is the same topic.
+    /// Returns the topic to use in place of a finished topic. If the hub need not remember any more
+    /// that the topic is finished, returns a new topic. Otherwise returns the same topic.
     pub(super) fn renew(
         &mut self,
         finished: &Arc<TopicState>,
@@ -239,7 +243,8 @@ impl Registry {
     }
 
     /// Removes the expired events of one topic now, and drops the topic if it is not needed any
-    /// more. Used before an error depends on the topic, because the janitor may not run.
+    /// more. The janitor, the task that usually does so, may not run. So the caller calls this
+    /// method before it reports that a topic is finished.
     pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
         self.unschedule(topic, &mut topic.lock());
         self.expire(topic, now);
@@ -311,7 +316,7 @@ impl Registry {
     }
 }
 
-/// Returns an error for the name of the topic that the hub uses for its own records.
+/// Returns an error if `name` is the name of the topic that the hub uses for its own records.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
     if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
@@ -325,15 +330,17 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Tombstone>,
-    /// An eviction watermark that applies to every topic. When more than 10,000 watermarks would be
-    /// kept, it becomes the greatest of them. It also rises when the backend evicts events.
+    /// An eviction watermark that applies to every topic: events up to this position may be
+    /// missing. When more than 10,000 watermarks of topics would be kept, this watermark becomes
+    /// the greatest of them. It also rises when the backend evicts events.
     others: Position,
 }
 
-/// A dropped topic.
+/// A tombstone: the information that the hub keeps about a dropped topic.
 #[derive(Clone, Copy, Default)]
 struct Tombstone {
-    /// The eviction watermark of the topic when it was dropped.
+    /// The eviction watermark of the topic when it was dropped: events up to and including this
+    /// position may be missing.
     evicted_through: Position,
     /// Set if the topic was finished or removed, and no event has followed.
     is_ended: bool,

@@ -20,25 +20,27 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-/// The minimum pause before a failed read of old events is repeated. The actual pause is random,
-/// between this time and twice this time, so that not all subscriptions read at once.
+/// The minimum pause before a failed read of events from the backend is repeated. The actual pause
+/// is random, from once to twice this time, so that not all subscriptions read at the same time.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The maximum time that subscribing waits for old events from the backend. After this time, the
-/// client gets its response, and the events follow when they arrive.
+/// The maximum time that subscribing waits for events that only the backend still retains. After
+/// this time, the client gets its response, and the events follow when they arrive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A replay reads old events from the backend for one subscription. It ends as soon as the topics
-/// in the memory of this process retain all events that follow.
+/// A replay reads events from the backend for one subscription, because this process does not
+/// retain them any more. It ends as soon as this process retains all events after the cursor of the
+/// subscription.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set if the id of the client may be newer than the end of the log. This is unknown until the
-    /// backend responds.
+    /// Set if the position of the client's last id may be after the end of the log. This is unknown
+    /// until the backend responds.
     is_unsure: bool,
     state: State,
 }
 
-/// A gap that is reported to the client once it is known that events are missing.
+/// A gap, a range of missing events, that is reported to the client once it is known that events
+/// are missing.
 struct PendingGap {
     requested: EventId,
     /// The position up to which the client has its events of this subscription. If a later event
@@ -54,12 +56,13 @@ struct PendingGap {
 }
 
 enum State {
-    /// No read of old events from the backend is in flight. The next poll of the replay sends one.
+    /// The replay is not waiting for the backend. The next poll of the replay begins to read events
+    /// from the backend.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// Old events for the next poll of the replay to yield, their topics, and the page from the
-    /// backend that contains them. After these events, the cursor of the subscription moves to the
+    /// The next poll of the replay returns these events with their topics. They are from this page,
+    /// a part of the backend's log. After these events, the cursor of the subscription moves to the
     /// end of the page.
     Yields(EncodedEvents, Runs, Arc<EncodedPage>),
 }
@@ -79,12 +82,13 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts reading old events from the backend, after the cursor of the subscription.
+    /// Starts to read from the backend: the events after the cursor of the subscription.
     /// `requested` is the id that the client sent, with its position. If it is already known why
     /// events after this id are missing, `reason` is the reason, and a gap is reported in any case.
-    /// Otherwise a gap is reported only if events after this id are missing.
+    /// Otherwise `reason` is `None`, and a gap is reported only if events after this id are
+    /// missing.
     ///
-    /// `is_resume` is `true` if the client continues from its last id, and `is_unsure` if the
+    /// `is_resume` is `true` if the client continues from its last id. `is_unsure` is `true` if the
     /// cursor may be after the end of the log.
     pub(super) fn start_replay(
         &mut self,
@@ -116,8 +120,8 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
-    /// Returns `true` while it is unknown whether the client has missed events, because the backend
-    /// has not responded yet.
+    /// Returns `true` while a gap may still have to be reported to the client, because the backend
+    /// has not returned the next events yet.
     pub(super) fn is_undecided(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
@@ -136,9 +140,9 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
 
-    /// Waits for the first events from the backend, so that a gap is known before the response.
-    /// After two seconds, continues without them, and the replay delivers them later. Returns an
-    /// error if too many other reads are waiting.
+    /// Waits for the first events from the backend, so that a gap is known before the client gets
+    /// its response. After two seconds, continues without these events, and the replay delivers
+    /// them later. Returns an error if too many other reads are waiting for the backend.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
@@ -170,9 +174,9 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next old events from the backend, or a gap event. Returns `Ready(None)` once
-    /// this process retains all events that follow. Returns an error after a shutdown of the hub,
-    /// or if the subscription has to end at a gap.
+    /// Returns the next events from the backend, or a gap event. Returns `Ready(None)` once this
+    /// process retains all events after the cursor of the subscription. Returns an error after a
+    /// shutdown of the hub, or if the subscription has to end at a gap.
     pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
@@ -216,9 +220,9 @@ impl Subscription {
         }
     }
 
-    /// Returns the events of `page` that have to be delivered, their topics, and the position of
-    /// the first of these events. In a topic with a start of its own, events before this start are
-    /// left out.
+    /// Returns the events of `page`, a part of the backend's log, that have to be delivered, their
+    /// topics, and the position of the first of these events. If the subscription has a separate
+    /// start position for a topic, the topic's events before this position are left out.
     fn undelivered(&self, page: &EncodedPage) -> (EncodedEvents, Runs, Option<Position>) {
         if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
             return (page.events.clone(), page.runs.clone(), page.first);
@@ -278,8 +282,8 @@ impl Subscription {
         })
     }
 
-    /// Returns `true` if this node has read that a topic of the subscription was removed, after
-    /// `page` was read from the backend. The page may then have removed events.
+    /// Returns `true` if a topic of the subscription was removed after `page` was read from the
+    /// backend, as far as this node has read the log. The page may then contain removed events.
     fn is_removed_since(&self, page: &EncodedPage) -> bool {
         let topics = self.readers.iter().map(|reader| &*reader.topic.name);
         self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))

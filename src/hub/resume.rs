@@ -2,12 +2,14 @@
 
 use super::backend::Position;
 
-/// The point in the log where a subscription resumes.
+/// The point in the log where a subscription resumes: its cursor, and the position of its next
+/// event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
-    /// The position after which the subscription continues, smaller than `first`, the position of
-    /// its next event. For a single topic, all missing events are at or before this position. So a
-    /// client that reconnects with this position as its id gets no second gap for them.
+    /// The position after which the subscription continues. It is smaller than `first`, the
+    /// position of the next event. If a subscription to a single topic has missed events, they are
+    /// at or before this position. So if the client reconnects with this position as its id, the
+    /// same events are not reported as missing a second time.
     pub(super) cursor: Position,
     /// The position of the first event that the resumed subscription delivers. `None` if no event
     /// follows yet.
@@ -16,7 +18,7 @@ pub(super) struct ResumePoint {
 
 impl ResumePoint {
     /// The neutral element of [`and`](Self::and), which combines the resume points of several
-    /// topics. Combined with any other resume point, it gives that point.
+    /// topics: another resume point stays the same when it is combined with this value.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
     /// Returns the resume point for one topic. `first` is the position of the topic's next event.
@@ -25,8 +27,8 @@ impl ResumePoint {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }
 
-    /// Combines the resume points of two sets of topics: the earlier cursor, and the earlier first
-    /// event.
+    /// Combines the resume points of two sets of topics: takes the earlier cursor, and the earlier
+    /// position of the next event.
     pub(super) fn and(self, other: Self) -> Self {
         let first = [self.first, other.first].into_iter().flatten().min();
         Self { cursor: self.cursor.min(other.cursor), first }

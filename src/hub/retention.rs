@@ -25,7 +25,7 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Creates a retention that sets no limit, so that the limits of the hub apply.
+    /// Creates a `Retention` that sets no limit itself, so that all limits of the hub apply.
     pub fn new() -> Self {
         Self::default()
     }
@@ -55,8 +55,8 @@ impl Retention {
         self
     }
 
-    /// Returns the limits of a topic with this retention. `hub` has the values of the limits that
-    /// are not set.
+    /// Returns the limits of a topic with this retention. A limit that is not set is taken from
+    /// `hub`.
     pub(super) fn limits(self, hub: &Limits) -> Limits {
         Limits {
             max_events: self.max_events.unwrap_or(hub.max_events),

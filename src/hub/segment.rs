@@ -25,7 +25,7 @@ pub(super) struct Entry {
     /// The offset where the bytes of this event end in its segment. Not used for the last event,
     /// because the last event ends with the segment.
     end: u32,
-    /// The number of milliseconds from the first event to this event of the segment.
+    /// The number of milliseconds from the first event of the segment to this event.
     age: u32,
 }
 

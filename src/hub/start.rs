@@ -39,7 +39,8 @@ pub enum Start {
 }
 
 impl Start {
-    /// Replaces [`After`](Self::After) an empty id by [`Latest`](Self::Latest).
+    /// Returns [`Latest`](Self::Latest) in place of [`After`](Self::After) with an empty id, and
+    /// any other start unchanged.
     pub(super) fn or_latest_if_empty(self) -> Self {
         match self {
             Self::After(id) if id.as_bytes().is_empty() => Self::Latest,
@@ -109,8 +110,8 @@ impl LastEventId {
     note = "a topic is a `&str`, a `String`, or a pair such as `(\"orders\", Start::Earliest)`"
 )]
 pub trait IntoTopicStart {
-    /// Returns the name of the topic, and the start of this topic. With `None`, the start of the
-    /// whole subscription applies to the topic.
+    /// Returns the name of the topic, and the start position of the subscription in this topic.
+    /// With `None`, the start position of the whole subscription applies.
     fn into_topic_start(self) -> (Arc<str>, Option<Start>);
 }
 

@@ -1,4 +1,5 @@
-//! The names of the stream registries that follow a hub.
+//! The names of the stream registries that follow a hub. A stream registry that follows a hub
+//! closes streams on all nodes of the hub.
 
 use super::error::Error;
 use std::{
@@ -6,19 +7,21 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The maximum length of the name of a stream registry, in bytes. Each announcement of closed
-/// streams contains this name.
+/// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
+/// it announces this to the other nodes of the hub, and each announcement contains the name.
 const MAX_NAME_BYTES: usize = 256;
 
-/// The names of the stream registries of this process that follow the hub.
+/// The names of the stream registries of this process that follow the hub, to close streams on all
+/// of its nodes.
 #[derive(Default)]
 pub(super) struct StreamRegistries(Mutex<BTreeSet<Box<str>>>);
 
 impl StreamRegistries {
-    /// Reserves a name for a stream registry that follows the hub.
+    /// Reserves a name for a stream registry that follows the hub, to close streams on all of its
+    /// nodes.
     ///
     /// Returns an error if the name has more than 256 bytes, or if a registry of this process
-    /// already follows the hub under this name.
+    /// already uses this name to follow the hub.
     pub(super) fn reserve(self: &Arc<Self>, name: &str) -> Result<RegistryName, Error> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Error::registry_name_too_long(name, MAX_NAME_BYTES));
@@ -34,8 +37,8 @@ impl StreamRegistries {
     }
 }
 
-/// The name under which a stream registry follows a hub. Until it is dropped, no other registry of
-/// this process can follow the hub under this name.
+/// The name of a stream registry that follows a hub, to close streams on all of its nodes. Until
+/// this value is dropped, no other registry of this process can follow the hub with the same name.
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,
     name: Box<str>,

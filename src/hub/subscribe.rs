@@ -19,8 +19,8 @@ use crate::EventId;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The topics of a new subscription, and its [`Start`] in each topic. A subscription starts with
-/// the oldest retained event, with live events, or after an id.
+/// The topics of a new subscription, and its [`Start`] in each of them: the oldest retained event,
+/// live events, or an id after which the client resumes.
 struct Topics {
     /// The names of the topics of the subscription, sorted and without duplicates.
     names: Vec<Arc<str>>,
@@ -32,8 +32,8 @@ struct Topics {
 impl Topics {
     /// Combines the topics of a new subscription with its [`Start`]s. Each entry of `topics` has a
     /// name and, optionally, a `Start` of its own. The argument `start` applies to the topics
-    /// without a `Start` of their own. If the argument is [`Start::After`], it applies to all
-    /// topics.
+    /// without a `Start` of their own. If the argument is [`Start::After`], the client resumes
+    /// after this id in all topics, and the topics' own `Start`s are ignored.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -58,10 +58,10 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the [`Start::After`] of the subscription whose id has the greatest position in
-    /// `epoch`, one lifetime of the log. If no id belongs to this epoch, returns any `Start` of the
-    /// subscription. If this node has not read the log up to that position, the caller asks the
-    /// backend for the end of the log.
+    /// Returns the [`Start::After`] with the newest id of the subscription, which has the greatest
+    /// position in `epoch`, one lifetime of the log. If no id belongs to this epoch, returns any
+    /// `Start` of the subscription. The caller asks the backend for the end of the log if the
+    /// returned id is newer than the part of the log that this node has read.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -78,18 +78,19 @@ struct Beginning {
     /// The id in [`Start::After`], after which the client wants events. `None` for
     /// [`Start::Earliest`] and [`Start::Latest`].
     requested: Option<EventId>,
-    /// The reason for a gap if the id in `requested` is not valid, for example because it belongs
-    /// to another log. `None` if the id is valid, even if events after it were evicted.
+    /// The reason why the id in [`Start::After`] is not valid, for example because it belongs to
+    /// another log. The subscription then begins with a gap. `None` without an id, and if the id is
+    /// valid, even if events after it were evicted.
     reason: Option<GapReason>,
-    /// Set if the position `base` may be after the end of the log. The end is not known, because
-    /// the backend has not responded.
+    /// Set if the position in `base` may be after the end of the log. The end is not known, because
+    /// the backend has not responded to the request for it.
     is_unsure: bool,
 }
 
 impl Beginning {
-    /// Computes the position where a subscription with this `start` begins. `last` is the end of
-    /// the log, as far as this node knows it. `is_unsure` means that the backend has not responded,
-    /// so the log may continue after `last`.
+    /// Computes the position where a subscription with the [`Start`] in `start` begins. `last` is
+    /// the end of the log, as far as this node knows it. `is_unsure` is set if the backend has not
+    /// responded to the request for the end of the log, so the log may continue after `last`.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {
@@ -106,21 +107,22 @@ impl Beginning {
     }
 }
 
-/// The topics that a new subscription has joined so far, and the position in the log where the
-/// subscription resumes.
+/// A subscription while it is created: the topics that it has joined so far, and the position in
+/// the log where it resumes.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
-    /// The id in [`Start::After`] if the client misses events after this id, because neither this
-    /// process nor the backend retains them.
+    /// The id after which the client misses events, because neither this process nor the backend
+    /// retains them. `None` if no events are missing, or if the subscription does not begin after
+    /// an id ([`Start::After`]).
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
     /// The wakers of the streams that watch the number of subscribers of a topic. The new
     /// subscription changes this number. The caller wakes them after it has released the locks of
     /// the hub and of the topics.
     count_wakers: Wakers,
-    /// Set if the subscription has a [`Start`] of its own in each topic. Then each topic has its
-    /// own position after which events are delivered.
+    /// Set if the topics of the subscription have different [`Start`]s. Then each topic has its own
+    /// position after which events are delivered.
     has_own_starts: bool,
 }
 
@@ -157,13 +159,13 @@ impl Core {
         }
     }
 
-    /// Creates the subscription without waiting for the backend. `end` is the end of the backend's
-    /// log, as far as this node knows it. The ids in the [`Start`]s are compared with it, because
-    /// the log has issued no greater id. `end` is `None` without a backend.
+    /// Creates the subscription from what this node knows of the log, without waiting for the
+    /// backend. `end` is the end of the backend's log, or `None` without a backend. The ids in the
+    /// [`Start`]s are compared with this end, because the log has issued no greater id.
     ///
-    /// Returns `Ok(None)` if `end` belongs to another log, because the log was replaced in the
-    /// meantime. The caller then tries again. Returns an error if the hub would have more than
-    /// `max_topics` topics.
+    /// Returns `Ok(None)` if another log has replaced the log since the caller got `end`. The
+    /// caller then gets the end of the new log, and calls this method again. Returns an error if
+    /// the hub would have more than `max_topics` topics.
     fn subscribe_to_known(
         self: &Arc<Self>,
         topics: &Topics,
@@ -272,10 +274,11 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Makes a new subscription a subscriber of the topics `names`. They are a part of its topics,
-    /// because the caller releases the lock of the registry between the parts. Stores the result in
-    /// `joined`: one reader for each topic, and the position where the subscription resumes.
-    /// `beginnings` has one entry for each name, or a single entry for all names.
+    /// Makes a new subscription a subscriber of the topics `names`. Adds one reader for each of
+    /// these topics to `joined`, and updates the position where the subscription resumes. The
+    /// caller passes the topics of the subscription in several parts, and releases the lock of the
+    /// registry between the parts. `beginnings` has the position where the subscription begins in
+    /// each topic: one entry for each name, or a single entry for all names.
     ///
     /// `last` is the end of the log, as far as this node knows it. The backend has evicted events
     /// up to and including the position `evicted_by_backend`.
@@ -335,8 +338,8 @@ impl Core {
     }
 
     /// Returns an error if the hub would have more than `max_topics` topics with the new topics
-    /// among `names`. Called before any topic is created, so a subscription with too many topics
-    /// creates no topic.
+    /// among `names`. Called before the first of these topics is created, so a subscription with
+    /// too many topics creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for (index, names) in names.chunks(SLICE).enumerate() {

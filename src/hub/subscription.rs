@@ -52,8 +52,8 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps the cursor and
-/// the 204 in the response, each under a condition:
+/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps the event with
+/// the cursor and the status 204, each under a condition:
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
@@ -84,28 +84,31 @@ use tokio_stream::Stream;
 /// # Ends
 ///
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
-/// ends earlier with a [`SubscriptionError`] if the hub is shut down or its log is replaced. It
-/// also does so if events for a slow client were evicted, under [`LagPolicy::Disconnect`] or
-/// without control events.
+/// ends earlier with a [`SubscriptionError`] if the hub is shut down, or if another log replaces
+/// its log. It also ends with this error if events for a slow client were evicted, and the client
+/// gets no gap event: with [`LagPolicy::Disconnect`], and with
+/// [`without_control_events`](Self::without_control_events).
 ///
 /// A subscription keeps its hub alive, even after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
-    /// The epoch of the cursor: it identifies one lifetime of the log.
+    /// The epoch of the cursor, a number that identifies one lifetime of the log. A log that
+    /// replaces this log has another epoch.
     pub(super) epoch: Epoch,
     /// The readers of this subscription. Each reader reads one topic, and each topic has one
     /// reader. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// The state that merges the events of several topics in the order of the log, and the timer of
-    /// [`linger`](Self::linger). A subscription to a single topic has this state only if it
-    /// lingers.
+    /// Merges the events of a subscription to several topics in the order of the log. Also has the
+    /// timer of [`linger`](Self::linger), the pause after each write. A subscription to a single
+    /// topic has this state only if it lingers.
     merge: Option<Box<Merge>>,
     /// Every event of the subscription's topics up to this position was delivered to the client, or
     /// reported as missing.
     pub(super) cursor: Position,
-    /// The position of the newest event in the hub when the subscription was created. If a snapshot
-    /// takes the place of a gap event, the subscription continues after this position.
+    /// The position of the newest event in the hub when the subscription was created. If the
+    /// application sends a snapshot in place of the gap event, the subscription continues after
+    /// this position.
     subscribed_at: Position,
     /// The item that the subscription yields before all events of its topics, such as a snapshot or
     /// a gap event.
@@ -114,15 +117,16 @@ pub struct Subscription {
     /// The replay in progress: it reads old events from the backend, because this process has
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The waker that the next change of the topic wakes, and the version of the topic when the
-    /// wait began. Used only by a subscription to a single topic without `merge`.
+    /// The waker that the next change of the topic wakes, and the version of the topic (a counter
+    /// of its changes) when the subscription began to wait. Used only by a subscription to a single
+    /// topic whose field `merge` is `None`.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set once a response has sent the event that contains only the cursor, or the subscription
-    /// was polled. After that, the subscription does not begin its stream with this event.
+    /// Set once the stream need not begin with the event that contains only the cursor any more: a
+    /// response has already sent this event, or the subscription was polled.
     has_preamble: AtomicBool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
@@ -139,20 +143,25 @@ pub(super) enum Beginning {
     /// The gap event. It reports to the client that events before the first event of the
     /// subscription are missing.
     Gap(EncodedEvents),
-    /// A snapshot from the application.
+    /// A snapshot: events that describe the state of the application. The application has passed
+    /// them to [`begin_with`](Subscription::begin_with).
     Snapshot(EncodedEvents),
-    /// The event that contains only the cursor.
+    /// The event of type `hub-cursor`, which contains only the cursor. A client that loses its
+    /// connection before the first event of a topic then resumes at this position.
     Cursor(EncodedEvents),
 }
 
-/// The beginning of a subscription: with live events, with retained events, or as the continuation
-/// from the last id of its client. `Replay` as long as the beginning is not known.
+/// The first events of a subscription: live events, retained events, or the events after the last
+/// id of its client. The value is `Replay` as long as it is not known whether events after this id
+/// are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events: it delivers only events that were published after
     /// it was created.
     Live,
-    /// The subscription began with retained events, or with a gap, or this is not known yet.
+    /// The subscription began with retained events, or with a gap. A subscription also has this
+    /// value as long as it is not known whether events are missing, because the backend has not
+    /// responded.
     Replay,
     /// The subscription continues from the last id of its client, and no event is missing.
     Resumed,
@@ -189,10 +198,11 @@ impl Subscription {
         }
     }
 
-    /// Sets the beginning of the subscription of a client that has sent the id `requested`. Without
-    /// such an id (`None`), this has no effect. With `reason`, the subscription begins with a gap
-    /// event, and `resumed` is the position of the first event after the gap, if it is known.
-    /// Without `reason`, the client continues after its id without a gap, and `resumed` is ignored.
+    /// Sets how the subscription begins for a client that has sent the id `requested`. Without such
+    /// an id (`None`), has no effect. If `reason` is set, events after this id are missing for this
+    /// reason, and the subscription begins with a gap event. `resumed` is then the position of the
+    /// first event after the gap, if it is known. If `reason` is `None`, the client continues after
+    /// its id without a gap, and `resumed` is ignored.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -501,8 +511,10 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of `event` by the cursor. Used in a topic where each event replaces the
-    /// previous event, if the newest event is delivered in place of an older event.
+    /// Replaces the id of `event` by the cursor. Used for the newest event of a `latest_only` topic
+    /// (each event replaces the previous event) that is delivered early, in place of an older
+    /// event. A client that reconnects with the greater id of the newest event would miss events of
+    /// other topics.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -514,8 +526,9 @@ impl Subscription {
         }
     }
 
-    /// Makes the readers, one for each topic, forget the positions of their next events, because
-    /// the cursor or the topics have changed. The next poll looks for these events again.
+    /// Makes the readers, one for each topic, forget the positions of their next events. Called
+    /// when these positions may be wrong: after the cursor has moved, or after a page of old events
+    /// was read from the backend. The next poll looks for the next events again.
     pub(super) fn reset_readers(&mut self) {
         self.readers.iter_mut().for_each(Reader::reset);
         self.reset_merge();
@@ -678,8 +691,8 @@ impl Stream for Subscription {
         this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
     }
 
-    /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished), and otherwise
-    /// no upper bound.
+    /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished). The response
+    /// is then `204 No Content`. Otherwise, returns no upper bound.
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
         let is_offered = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });

@@ -82,7 +82,7 @@ impl Topic {
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
-    /// state.
+    /// data of this topic.
     ///
     /// # Slow clients
     ///
@@ -117,11 +117,12 @@ impl Topic {
 
     /// Sets limits for the retained events of this topic, instead of those of the hub.
     ///
-    /// A limit may be smaller than that of the hub, for example for a topic with many events that
-    /// are soon worthless, or greater. The limits apply to the whole topic as soon as this handle
-    /// publishes, subscribes or records. They replace limits that another handle has set. Handles
-    /// without limits do not change them. When the topic is dropped, its limits are forgotten. A
-    /// recording sets its limits again with each batch of events.
+    /// A limit may be greater than that of the hub, or smaller, for example for a topic with many
+    /// events that are soon worthless. The limits apply to the whole topic as soon as this handle
+    /// publishes, subscribes or [records a stream](Self::record). They replace limits that another
+    /// handle has set. Handles without limits do not change them. When the topic is dropped, its
+    /// limits are forgotten. A recording sets its limits again with each batch of events that it
+    /// publishes.
     ///
     /// Events that exceed the new limits are evicted at once. A client that has not received them
     /// gets a gap, as after any eviction.
@@ -154,8 +155,9 @@ impl Topic {
         self
     }
 
-    /// Sets the retention limits of the topic to the limits of this handle. Without limits in this
-    /// handle, has no effect. `awaits_event` is `true` if the caller publishes.
+    /// Sets the retention limits of the topic to the limits of this handle. Has no effect if this
+    /// handle has no limits. `awaits_event` is `true` if the caller is about to publish an event.
+    /// The topic is then kept for this event, for up to 60 seconds.
     fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
         self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention, awaits_event))
     }
@@ -352,10 +354,11 @@ impl Topic {
     ///
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
-    /// published twice. If this node dies, another node publishes the
-    /// [`will`](super::Recorder::will), an event for this case, and finishes the topic. If the log
-    /// is [replaced](super::backend) by another log, the recording continues in the other log. If
-    /// the same log loses records, the recording is [interrupted](super::Outcome::Interrupted).
+    /// published twice. If the node of the recording dies, another node publishes the
+    /// [`will`](super::Recorder::will), an event that the recording has set for this case, and then
+    /// finishes the topic. If the log is [replaced](super::backend) by another log, the recording
+    /// continues in the other log. If the same log loses records, the recording is
+    /// [interrupted](super::Outcome::Interrupted).
     ///
     /// # Examples
     ///
@@ -400,7 +403,7 @@ impl Topic {
     /// # Errors
     ///
     /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request to
-    /// stop. Recordings of this node are stopped in any case.
+    /// stop. Recordings on the local node are stopped in any case.
     ///
     /// # Examples
     ///
@@ -439,14 +442,15 @@ impl Topic {
     ///
     /// The removal is a record in the log, so all nodes agree on what came before it. Each node
     /// removes the topic when it reads the record. From then on, none of its clients receives an
-    /// earlier event of the topic. The call returns when this node has read the record, but after
-    /// 10 seconds at the latest. At this time, another node may not have read the record yet.
-    /// Neither may this node if the backend is down.
+    /// earlier event of the topic. The call returns when the local node has read the record, but
+    /// after 10 seconds at the latest. At this time, another node may not have read the record yet.
+    /// If the backend is down, the local node may not have read it either.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
-    /// the deletion of the data, also delete them in the server. Each node remembers the newest
-    /// 100,000 removals in the log, and hides the events from before them. A client that returns
-    /// with an older id can receive events from before an older removal.
+    /// the deletion of the data, also delete them in the server of the backend. Each node remembers
+    /// the newest 100,000 removals in the log, and hides the events from before them. The events
+    /// from before any other removal are not hidden: a client that returns with an id from before
+    /// these events can receive them.
     ///
     /// # Errors
     ///
@@ -527,17 +531,19 @@ impl Topic {
 
     /// Returns `true` if the topic [exists](Self::exists) on any node of the hub.
     ///
-    /// If the topic exists on this node, this returns at once. Otherwise it asks the other nodes
-    /// through the log, and returns after the first node that has the topic, or after one second. A
-    /// node that does not respond in this time is not counted. In memory this returns the same as
-    /// [`exists`](Self::exists).
+    /// If the topic exists on the local node, this method returns at once. Otherwise it asks the
+    /// other nodes through the log. It returns when the first node responds that it has the topic,
+    /// or after one second. A node that does not respond in this time counts as a node without the
+    /// topic. In memory, this method returns the same as [`exists`](Self::exists).
     ///
-    /// The question is one record, and each node that has the topic writes one record. So call this
-    /// for single requests, and not for each client.
+    /// The question to the other nodes is one record in the log, and each node that has the topic
+    /// writes one record. So call this method for single requests, and not for each client.
     ///
     /// # Errors
     ///
-    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend and was [shut
+    ///   down](super::Hub::shutdown), and the topic does not exist on the local node.
     ///
     /// # Examples
     ///
@@ -554,15 +560,18 @@ impl Topic {
     /// Returns the number of [subscriptions](Self::subscribers) to this topic on all nodes of the
     /// hub.
     ///
-    /// With a backend, this asks the other nodes through the log, and takes one second. The
-    /// question is one record, and each node that has the topic writes one record. A node that does
-    /// not respond in this time is not counted. To show a number that is updated with each client,
-    /// count the [members](Self::members) instead. In memory this returns the same number as
+    /// With a backend, this method asks the other nodes through the log, and takes one second. The
+    /// question is one record in the log, and each node that has the topic writes one record. The
+    /// subscriptions on a node that does not respond in this time are not counted. To show a number
+    /// that is updated each time a client comes or leaves, count the [members](Self::members)
+    /// instead. In memory, this method returns the same number as
     /// [`subscribers`](Self::subscribers).
     ///
     /// # Errors
     ///
-    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was [shut
+    ///   down](super::Hub::shutdown).
     ///
     /// # Examples
     ///
@@ -591,7 +600,7 @@ impl Topic {
     ///
     /// With a backend, a join is one record of about 100 bytes in the log, however many members the
     /// topic has. A second subscription of the member on the same node writes no record. While the
-    /// backend is down, joins and leaves wait.
+    /// backend is down, the records of joins and leaves wait.
     ///
     /// `member` is the name of the member: any text of up to 256 bytes. The name of the topic may
     /// have up to 1,024 bytes. Both limits also hold for a hub in memory. Use the name or the id of
@@ -624,17 +633,17 @@ impl Topic {
     /// Returns the names of the [members](Self::join) of the topic on all nodes, sorted and without
     /// duplicates.
     ///
-    /// The result includes each join and leave of a member on this node before the call. It also
-    /// includes each join and leave that was in the log before the call. With a backend, each call
-    /// asks the backend for the end of the log. Concurrent calls share this request.
+    /// The result includes each join and leave of a member on the local node before the call. It
+    /// also includes each join and leave that was in the log before the call. With a backend, each
+    /// call asks the backend for the end of the log. Concurrent calls share this request.
     ///
     /// A node does not know all members if the log has evicted records of joins and leaves before
     /// the node has read these records. This can happen when the node starts, or after it was cut
     /// off from the backend. The node then asks the other nodes, and this method waits for their
     /// answers: usually milliseconds. If there is no other node, the method waits for the
-    /// [lease](super::Builder::presence_lease) of this node, the time after which a silent node
-    /// counts as dead. If another node with members has died, the method waits for the lease and
-    /// the grace time.
+    /// [lease](super::Builder::presence_lease) of the local node, the time after which a silent
+    /// node counts as dead. If another node with members has died, the method waits for the lease
+    /// and the grace time.
     ///
     /// # Errors
     ///
@@ -725,8 +734,8 @@ impl Topic {
     }
 }
 
-/// Prepares an event for publication: checks its name, removes its id, and encodes the other
-/// fields. The log adds an id later. Returns an error if the hub itself uses the name.
+/// Prepares an event for publication: removes its id, and encodes its other fields. The log adds an
+/// id later. Returns an error if the name of the event is reserved for events of the hub itself.
 pub(super) fn complete(event: Event) -> Result<Event, Error> {
     check_name(event.name_if_set())?;
     Ok(event.without_id().complete())

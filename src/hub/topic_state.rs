@@ -1,5 +1,5 @@
-//! The state of one topic of a hub: its log, and the readers that wait for its next change. A
-//! reader reads one topic for one subscription.
+//! The state of one topic of a hub: its retained events, and the readers that wait for its next
+//! change. A reader reads one topic for one subscription.
 
 use super::{
     backend::Position,
@@ -21,19 +21,21 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
-    /// The number of this topic in the [wake queue](super::wake_queue).
+    /// The number that this topic got when it was last added to the [wake
+    /// queue](super::wake_queue), the queue of changed topics with many waiting readers.
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
 
-/// The number of a topic in the wake queue. The queue numbers its additions from zero. `None` if
-/// the topic is not in the queue.
+/// The number that a topic got when it was last added to the wake queue, the queue of changed
+/// topics with many waiting readers. The queue numbers its additions from zero. `None` if the topic
+/// is not in the queue.
 ///
 /// The number is read and written only while the queue is locked. So no other memory access depends
 /// on its order, and it is an atomic of `std` in loom tests, too.
 #[derive(Default)]
 pub(super) struct QueueNumber {
-    /// The number plus one, or 0 for `None`.
+    /// The number of a topic in the wake queue plus one, or 0 if the topic is not in the queue.
     number: StdAtomicU64,
 }
 
@@ -50,7 +52,8 @@ impl QueueNumber {
 pub(super) struct Contents {
     pub(super) log: Log,
     /// The retention limits of this topic: limits of its own, or those from the settings of the
-    /// hub. They apply to this topic alone, even if other topics share the `Arc`.
+    /// hub. Several topics can share one `Arc` with equal limits, but each topic is limited
+    /// separately.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
     /// The subscriptions that pause after each write to their client. `None` if there is no such
@@ -61,25 +64,28 @@ pub(super) struct Contents {
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time when the topic lost its last subscriber. The age of the event of a
-    /// `latest_only` topic counts from this time. `None` if that has never happened.
+    /// The last time when the topic lost its last subscriber. `None` if that has never happened.
+    /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
+    /// age of this event counts from this time.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
     /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
-    /// Set after a publisher or a subscriber has set limits of this topic, until the next event or
-    /// subscriber. The topic and its limits are kept until this time, even if the topic has neither
-    /// events nor subscribers.
+    /// The time until which the topic and its limits are kept, even if the topic has neither events
+    /// nor subscribers: 60 seconds after a publisher or a subscriber has set the limits. `None` if
+    /// no limits were set, or if the publisher's event or the subscriber has arrived since.
     pub(super) awaited_until: Option<Instant>,
-    /// Set if a publisher has set the limits of this topic, until the next event. A subscriber then
-    /// does not end the time in [`awaited_until`](Self::awaited_until).
+    /// Set if a publisher has set the limits of this topic, and its event has not arrived yet. A
+    /// subscriber that arrives before the event then does not clear
+    /// [`awaited_until`](Self::awaited_until), the time until which the topic is kept for the
+    /// event.
     pub(super) awaits_event: bool,
     pub(super) is_shut_down: bool,
-    /// Set if the application has removed the topic after the topic was finished, and no event and
-    /// no finish has followed. The hub then forgets that the topic is finished when its last
-    /// subscriber leaves.
+    /// Set if the application has removed the topic after the topic was finished. The hub then
+    /// forgets that the topic is finished when its last subscriber leaves. A later event or finish
+    /// record in the log clears this field.
     pub(super) is_removed: bool,
 }
 
@@ -126,8 +132,9 @@ impl TopicState {
     /// subscription. Moves up to 32 of the waiting readers into `change`. The caller wakes the
     /// readers in `change` after it has released all locks.
     ///
-    /// If the topic is finished or the hub is shut down, the pauses of its lingering subscriptions
-    /// end, too. Such a subscription is then woken like a waiting reader.
+    /// If the topic is finished or the hub is shut down, also ends the pauses of the subscriptions
+    /// that pause after each write to their client. Such a subscription is then woken like a
+    /// waiting reader.
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
@@ -138,9 +145,10 @@ impl TopicState {
         change.rest = contents.has_due().then_some(through);
     }
 
-    /// Wakes the waiting readers of the topic that are due and whose entry in the queue of waiting
-    /// readers has a number smaller than `through`. A reader is due if the topic has changed since
-    /// the reader began to wait. Also ends all pauses that the end of the topic has to end.
+    /// Wakes the readers of the topic that have to be woken because the topic has changed since
+    /// they began to wait. Leaves out readers whose entry in the queue of waiting readers has the
+    /// number `through` or a greater number. If the topic is finished or the hub is shut down, also
+    /// ends the pauses of the subscriptions that pause after each write to their client.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -154,8 +162,9 @@ impl TopicState {
         }
     }
 
-    /// Wakes up to 32 waiting readers of the topic that are due: the topic has changed since they
-    /// began to wait. Returns `true` if more waiting readers of the topic are due.
+    /// Wakes up to 32 of the readers of the topic that have to be woken because the topic has
+    /// changed since they began to wait. Returns `true` if more readers of the topic have to be
+    /// woken.
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let mut batch = Batch::<BATCH>::new();
@@ -166,10 +175,11 @@ impl TopicState {
         has_more
     }
 
-    /// Unlocks the contents of a topic. If the topic has changed and waiting readers were not woken
-    /// yet, wakes up to four of them.
+    /// Unlocks the contents of a topic. If the topic has changed and some of its waiting readers
+    /// were not woken yet, wakes up to four of them.
     ///
-    /// Readers call this. So waiters are woken even if the task that should wake them does not run.
+    /// Each reader that reads the topic calls this function. So the waiting readers are woken even
+    /// if the task that should wake them does not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
         if contents.has_due() {
@@ -195,9 +205,9 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// Set if more than 32 readers wait for the change, because `first` contains only 32 of them.
-    /// All remaining readers whose entry in the topic's queue of waiting readers has a smaller
-    /// number than this value have to be woken.
+    /// Set if more than 32 readers wait for the change, because `first`, the batch of the readers
+    /// that are woken first, contains only 32 of them. The remaining readers have to be woken, too:
+    /// their entries in the topic's queue of waiting readers have smaller numbers than this value.
     pub(super) rest: Option<u64>,
 }
 
@@ -213,14 +223,16 @@ impl Change {
 }
 
 impl Contents {
-    /// Adds the ready list of a subscription that pauses after each write to its client. Returns
-    /// the list if it was already added, for the caller to drop after it has unlocked the topic.
+    /// Adds a subscription that pauses after each write to its client. `list` is its ready list,
+    /// the list of its topics that have changed. Returns the list if it was already added, for the
+    /// caller to drop after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
 
-    /// Removes the ready list of a subscription. Returns the list, which the caller drops after it
-    /// has unlocked the topic.
+    /// Removes a subscription that pauses after each write to its client. `list` is its ready list,
+    /// the list of its topics that have changed. Returns the removed list, which the caller drops
+    /// after it has unlocked the topic.
     pub(super) fn remove_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         let removed = self.lingering.as_mut()?.lists.remove(&key(list));
         self.lingering.take_if(|lingering| lingering.lists.is_empty());
@@ -231,14 +243,18 @@ impl Contents {
         self.lingering.as_ref().is_some_and(|lingering| lingering.ends_from.is_some())
     }
 
-    /// Returns `true` if waiting readers are due to be woken, or if pauses have to be ended.
+    /// Returns `true` if readers still have to be woken after a change of the topic, or if pauses
+    /// of subscriptions still have to end, because the topic is finished or the hub is shut down. A
+    /// subscription can pause after each write to its client.
     #[inline]
     fn has_due(&self) -> bool {
         self.waiters.has_due() || self.has_pauses_to_end()
     }
 
-    /// Takes up to `N` waiting readers that are due. Then ends pauses of lingering subscriptions,
-    /// if the topic has ended. Adds all wakers to `batch`, which must be empty.
+    /// Removes from the queue of waiting readers up to `N` readers that have to be woken. If the
+    /// topic is finished or the hub is shut down, also ends the pauses of the subscriptions that
+    /// pause after each write to their client. Adds the wakers of the readers and of these
+    /// subscriptions to `batch`, which must be empty. Together, the batch has at most `N` wakers.
     fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         self.waiters.take_due(batch);
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
@@ -286,7 +302,8 @@ impl Contents {
     /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
     /// need not remember that the topic is finished. The hub remembers a finished topic for the
     /// maximum age of the topic's retention, unless the application has removed the topic. A topic
-    /// whose limits wait for an event or a subscriber is not dropped either.
+    /// whose limits were just set is not dropped either: for up to 60 seconds, it is kept for the
+    /// event or the subscriber that usually follows.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         let is_remembered =
             |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
@@ -302,21 +319,25 @@ impl Contents {
 /// during its pause, but the end of the topic does, through the ready list.
 #[derive(Default)]
 struct Lingering {
-    /// The key is the address of the ready list in memory.
+    /// The ready lists of the subscriptions that pause after each write to their client. The key is
+    /// the address of the ready list in memory.
     lists: BTreeMap<usize, Arc<ReadyList>>,
-    /// Set while the end of the topic still has to end the pauses of the subscriptions with this
-    /// key and the keys after it.
+    /// Set while pauses of subscriptions still have to end, because the topic is finished or the
+    /// hub is shut down. The value is the first key in `lists` whose subscription has not been
+    /// handled yet.
     ends_from: Option<usize>,
 }
 
 impl Lingering {
-    /// Makes all pauses due to be ended.
+    /// Records that all subscriptions of the topic that pause after each write have to end their
+    /// pauses, because the topic is finished or the hub is shut down.
+    /// [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
     fn end(&mut self) {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
     }
 
-    /// Ends pauses that are due to be ended, as many as `batch` has room for. Adds the wakers of
-    /// the subscriptions to `batch`.
+    /// Ends pauses of subscriptions, because the topic is finished or the hub is shut down. Ends as
+    /// many pauses as `batch` has room for, and adds the wakers of these subscriptions to `batch`.
     fn end_pauses<const N: usize>(&mut self, batch: &mut Batch<N>) {
         let Some(from) = self.ends_from else { return };
         let mut lists = self.lists.range(from..);

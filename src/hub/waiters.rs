@@ -14,14 +14,14 @@ use std::{collections::VecDeque, mem, num::NonZeroU64, sync::Arc, task::Waker};
 /// locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    /// The waiting readers of the topic, in the order of their numbers. The entry of a reader that
-    /// no longer waits is `None`.
+    /// The waiting readers of the topic. Each entry of the queue has a number, which is one greater
+    /// than the number of the previous entry. The entry of a reader that no longer waits is `None`.
     queue: VecDeque<Option<Waiter>>,
-    /// The number of the first entry in `queue`. The numbers of the following entries are
-    /// consecutive.
+    /// The number of the first entry in the queue of waiting readers. Each following entry has the
+    /// next number.
     first: u64,
-    /// All entries of `queue` with a smaller number than this field are due to be woken: the topic
-    /// has changed since they were added.
+    /// All entries in the queue of waiting readers with a smaller number than this one have to be
+    /// woken, because the topic has changed since they were added.
     due: u64,
     /// The numbers of the empty entries of `queue` that new waiting readers can use. Entries that
     /// are due to be woken are not used again.
@@ -61,9 +61,10 @@ impl Waiters {
     /// identifies. Stores the ticket of the new entry in `ticket`. Returns the replaced reader,
     /// which the caller drops after it has released its locks.
     ///
-    /// The caller must have looked at the topic under the same lock, so no earlier change need wake
-    /// it any more. If its old entry is still due to be woken for such a change, the old entry is
-    /// emptied. The caller then gets a new entry that is not due.
+    /// The caller must have looked at the topic under the same lock. So the caller knows all
+    /// earlier changes of the topic, and need not be woken for them. If its old entry is still due
+    /// to be woken for such a change, the old entry is emptied. The caller then gets a new entry
+    /// that is not due.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -91,7 +92,7 @@ impl Waiters {
         replaced
     }
 
-    /// Removes the waiting reader whose entry in the queue `ticket` identifies. Returns this
+    /// Removes a waiting reader from the queue. `ticket` identifies its entry. Returns the removed
     /// reader, which the caller drops after it has released its locks.
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
@@ -100,8 +101,9 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiting readers in the queue due to be woken, because the topic has changed.
-    /// Returns the number that the next new entry gets. The entries with smaller numbers are due.
+    /// Makes all waiting readers in the queue due to be woken, because the topic has changed. All
+    /// of their entries have smaller numbers than the returned number, which the next new entry
+    /// gets.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();
@@ -118,8 +120,8 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Takes up to `N` entries that are due out of the queue of waiting readers, oldest first. Adds
-    /// their wakers to `batch`, which must be empty. The caller wakes the batch.
+    /// Removes from the queue of waiting readers up to `N` entries that have to be woken, oldest
+    /// first. Adds their wakers to `batch`, which must be empty. The caller wakes the batch.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         for _ in 0..N {
             if self.first >= self.due {
@@ -197,7 +199,8 @@ mod tests {
         Waiter::Task(count.clone().into())
     }
 
-    /// Takes up to `N` due entries out of a queue of waiting readers, and wakes these readers.
+    /// Removes from a queue of waiting readers up to `N` entries that have to be woken, and wakes
+    /// these readers.
     fn wake<const N: usize>(waiters: &mut Waiters) {
         let mut batch = Batch::<N>::new();
         waiters.take_due(&mut batch);

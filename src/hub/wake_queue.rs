@@ -38,19 +38,19 @@ impl WakeQueue {
     const MAX: usize = 1024;
 
     /// The time after which the task that wakes readers counts as stopped if it has not begun with
-    /// a further topic. For example, its runtime is not driven. The next publisher then starts
-    /// another task.
+    /// the next topic in the queue, for example because its runtime is not driven. The next
+    /// publisher then starts another task.
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to
     /// 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the
-    /// topic in the queue. If the topic is already in the queue, it only gets a new number.
+    /// Adds a changed topic whose waiting readers have to be woken. Returns the number that the
+    /// topic gets in the queue. If the topic is already in the queue, it only gets a new number.
     ///
-    /// The caller makes the log position of the change visible only after this call. So a
-    /// subscription that sees this position also finds the topic in the queue.
+    /// The caller first calls this method, and then makes the log position of the change visible.
+    /// So a subscription that sees this position also finds the topic in the queue.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -62,9 +62,10 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each queued topic that was added, or added again, since the previous call.
-    /// `looked_at` is the smallest number that the caller has not seen yet. This method sets it to
-    /// the number that the next added topic gets.
+    /// Calls `found` for each queued topic that was added, or added again, since the caller's
+    /// previous call. The caller keeps `looked_at` between its calls: it has already seen the
+    /// topics with smaller numbers. This method sets `looked_at` to the number that the next added
+    /// topic gets.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -77,10 +78,13 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of the
-    /// topic in the queue, which [`add`](Self::add) has returned. Starts the task that wakes
-    /// readers, unless the task is running. Outside of a runtime, this method itself wakes the
-    /// waiting readers of `topic` whose number is smaller than `through`.
+    /// Makes sure that all readers that wait for `topic` are woken. Starts the task that wakes
+    /// readers, unless the task is running. `number` is the number of the topic in the queue, which
+    /// [`add`](Self::add) has returned.
+    ///
+    /// Outside of a tokio runtime, this method itself wakes the waiting readers of `topic`, except
+    /// readers whose entry in the queue of waiting readers has the number `through` or a greater
+    /// number.
     ///
     /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
     /// is short enough. The caller must hold no lock.
@@ -133,8 +137,9 @@ impl WakeQueue {
 }
 
 impl Queue {
-    /// Removes a topic from the queue, unless its number is not `number`: it was then added again,
-    /// or another thread has removed it. Returns `true` if the topic is not in the queue any more.
+    /// Removes a topic from the queue if it still has the number `number`. If it has another
+    /// number, it was added again in the meantime, and stays. Returns `true` if the topic is not in
+    /// the queue any more, also if another thread has removed it.
     fn remove(&mut self, topic: &TopicState, number: Option<u64>) -> bool {
         if topic.queue_number.get() == number {
             topic.queue_number.set(None);

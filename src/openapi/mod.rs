@@ -133,8 +133,9 @@ fn event_without_name(data: Object) -> Object {
         .build()
 }
 
-/// Returns the schema of a string that contains JSON. `content` is the schema of that JSON. utoipa
-/// has no methods for these two keywords of JSON Schema 2020-12, but writes extensions as they are.
+/// Returns the schema of a string that contains JSON. `content` is the schema of that JSON. The
+/// schema uses the keywords `contentMediaType` and `contentSchema` of JSON Schema 2020-12. utoipa
+/// has no methods for them, but writes extensions as they are.
 fn json_text(content: Value) -> Object {
     let keywords = [("contentMediaType", "application/json".into()), ("contentSchema", content)];
     ObjectBuilder::new().schema_type(Type::String).extensions(Some(Extensions::from_iter(keywords))).build()

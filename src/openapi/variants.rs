@@ -118,7 +118,8 @@ fn tagged(items: &[Value], tag: &str) -> Option<Vec<Variant>> {
     variants.collect()
 }
 
-/// Returns the schema of a variant without the property `tag`, the description and the title.
+/// Returns the schema of the content of a variant: its schema without the property `tag`, the
+/// description and the title. The name of the event replaces the tag.
 fn without_tag(item: &Value, tag: &str) -> Value {
     let mut item = item.clone();
     remove(&mut item, tag);

@@ -1,7 +1,7 @@
 //! Registries that close streams on all nodes of a hub.
 //!
-//! A node announces each close as an event of one topic of the hub. Every node reads this topic,
-//! and closes the streams of the announced keys.
+//! When a node closes the streams of a key, it announces the key as an event in one topic of the
+//! hub. Every node reads this topic, and closes its streams of the announced keys.
 
 use super::{Shared, StreamRegistry};
 use crate::{
@@ -44,10 +44,10 @@ impl<K> StreamRegistry<K>
 where
     K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static,
 {
-    /// Connects this registry with a hub, so that a [`close`](Self::close) on one node closes the
-    /// streams of the key on all nodes. This node announces its closes in a topic of the hub, and
-    /// applies the closes that other nodes announce. Call this method once on each node, at its
-    /// start.
+    /// Connects this registry with a hub, so that a call of [`close`](Self::close) on one node
+    /// closes the streams of the key on all nodes. The node of the call announces the key in a
+    /// topic of the hub. The other nodes read the announcement, and close their streams of this
+    /// key. Call this method once on each node, at its start.
     ///
     /// A node that is cut off from the backend closes the announced streams as soon as it can read
     /// the log again. If the log no longer retains all announcements by then, the node cannot know
@@ -55,9 +55,10 @@ where
     /// then reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits
     /// the time that a node keeps its streams while it is cut off.
     ///
-    /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
-    /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
-    /// topic or publish to it. If the application finishes the topic, closes reach the other nodes
+    /// An announcement contains the key, and the event of [`close_with`](Self::close_with) if there
+    /// is one. It is published as JSON in the topic `tower-sse/closed-streams` of the hub, and the
+    /// retention of the hub applies to it. Clients must not be able to subscribe to this topic or
+    /// publish to it. If the application finishes the topic, announcements reach the other nodes
     /// only when the topic accepts events again.
     ///
     /// If several registries follow one log, for example those of users and of tenants, give each
@@ -68,8 +69,8 @@ where
     /// session, and not the user, as the key.
     ///
     /// Background tasks read and publish the announcements. They end when the registry and all
-    /// layers with it are dropped. After a shutdown of the hub, the reading task ends by itself,
-    /// and the publishing task ends at the next close.
+    /// layers with it are dropped. After a shutdown of the hub, the reading task ends by itself.
+    /// The publishing task ends when it tries to publish the next announcement.
     ///
     /// # Errors
     ///
@@ -96,14 +97,15 @@ where
         self.follow_as(hub, "").await
     }
 
-    /// Connects this registry with a hub, as [`follow`](Self::follow) does, under a name. A close
-    /// ends streams only in the registries that follow the log under the same name. `follow` uses
-    /// the empty name.
+    /// Connects this registry with a hub under a name, and otherwise like [`follow`](Self::follow).
+    /// If a node closes the streams of a key, the other nodes close the streams of this key only in
+    /// registries with the same name. `follow` uses the empty name.
     ///
-    /// A registry has the same name on all nodes, and each registry of a node has a name of its
-    /// own. All applications that share the log share these names, too. The user 7 and the tenant 7
-    /// have the same key in JSON. If their registries had the same name, closing the streams of the
-    /// tenant on one node would close the streams of the user on the other nodes.
+    /// Use the same name for a registry on all nodes, and a name of its own for each registry of a
+    /// node. All applications that share the log share these names, too. For example, the user 7
+    /// and the tenant 7 have the same key in JSON. If their registries had the same name, closing
+    /// the streams of the tenant on one node would close the streams of the user on the other
+    /// nodes.
     ///
     /// # Errors
     ///
@@ -174,13 +176,14 @@ where
         Ok(())
     }
 
-    /// Closes all streams of this node if it has read nothing from the log of the hub for this
-    /// time. New streams are closed, too, until the node reads the log again. By default, the
-    /// streams of a node that is cut off stay open.
+    /// Closes all streams of a node that is cut off: it has read nothing from the log of the hub
+    /// for this time. New streams are closed, too, until the node reads the log again. By default,
+    /// the streams of a node that is cut off stay open.
     ///
     /// Each node publishes a sign of life three times in this time, so that there is something to
-    /// read. A stream ends at the latest after this time plus the timeout of the backend. Less than
-    /// one second counts as one second. Call this method before [`follow`](Self::follow).
+    /// read. A stream of a node that is cut off ends at the latest after this time plus the timeout
+    /// of the backend. Less than one second counts as one second. Call this method before
+    /// [`follow`](Self::follow).
     ///
     /// # Examples
     ///
@@ -205,8 +208,8 @@ where
     /// # Errors
     ///
     /// Returns the errors of [`Topic::publish`]. The streams of this node are closed nevertheless,
-    /// and the announcement is tried again in the background. Also returns an error if the key does
-    /// not serialize to JSON. Then nothing is announced.
+    /// and the announcement is published again in the background. Also returns an error if the key
+    /// does not serialize to JSON. Then nothing is announced.
     ///
     /// # Cancel safety
     ///
@@ -283,9 +286,9 @@ impl Drop for Announcement {
 /// this node has closed. It also knows whether this node is cut off from the log of a hub.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
-    /// The number of hubs from which this node is cut off: it has read nothing from their logs for
-    /// the configured time. While the number is not zero, each new stream is closed as soon as it
-    /// is registered.
+    /// The number of hubs that this node is cut off from: it has read nothing from their logs for
+    /// the time of [`fail_closed_after`](StreamRegistry::fail_closed_after). While the number is
+    /// not zero, each new stream is closed as soon as it is registered.
     cut_off_hubs: AtomicUsize,
     fail_closed_after: Mutex<Option<Duration>>,
 }
@@ -298,7 +301,8 @@ impl<K> Default for Following<K> {
 
 impl<K> Following<K> {
     /// Announces in the background that this node has closed the streams of `key`. `event` is the
-    /// closing event, or empty. If the key does not serialize, the error is logged.
+    /// event that each closed stream sends before its end, or empty if it sends none. If the key
+    /// does not serialize, the error is logged.
     pub(super) fn announce(&self, key: &K, event: &Bytes) {
         for announcer in &*lock(&self.announcers) {
             match announcer.prepare(key, event) {
@@ -322,7 +326,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Announcer<K> {
     topic: Topic,
     /// The random name of this node, which all of its announcements contain. This node ignores
-    /// announcements with this name.
+    /// announcements with this name, because it has already closed these streams.
     node: String,
     name: RegistryName,
     queue: UnboundedSender<Event>,
@@ -397,8 +401,9 @@ async fn beat(topic: Topic, sign: Event, interval: Duration) {
     }
 }
 
-/// A follower that ends while its node is cut off must not close later streams: the hub is shut
-/// down, and the registry may follow other hubs.
+/// A follower, the task that reads the announcements of one hub, ends when this hub is shut down.
+/// The node then no longer counts as cut off from this hub. Otherwise, the registry would close
+/// each new stream, although it may still follow other hubs.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.registry.upgrade().filter(|_| self.is_cut_off) {
@@ -429,7 +434,8 @@ struct Follower<K> {
     /// [`fail_closed_after`](StreamRegistry::fail_closed_after) has set it. After this time, the
     /// node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
-    /// Set while this node is cut off from the log of this hub.
+    /// Set while this node is cut off from the log of this hub: it has read nothing from the log
+    /// for the time in `silence`.
     is_cut_off: bool,
 }
 
@@ -484,8 +490,8 @@ where
         }
     }
 
-    /// Sets whether this node is cut off from the log of this hub. If it is, closes all streams of
-    /// this node.
+    /// Sets whether this node is cut off from the log of this hub, because it has read nothing from
+    /// the log for a configured time. If it is cut off, closes all streams of this node.
     fn set_cut_off(&mut self, registry: &Shared<K>, is_cut_off: bool) {
         let hubs = &registry.following.cut_off_hubs;
         match (mem::replace(&mut self.is_cut_off, is_cut_off), is_cut_off) {
@@ -530,8 +536,9 @@ where
     }
 }
 
-/// Subscribes to the announcements. The pause of [`Builder::linger`](crate::hub::Builder::linger),
-/// which the hub sets for its clients, would delay the closes.
+/// Subscribes to the announcements of closed streams, without the pause that
+/// [`Builder::linger`](crate::hub::Builder::linger) sets for the subscriptions of clients. This
+/// pause would delay the closing of streams.
 async fn subscribe(topic: &Topic, start: Start) -> Result<Subscription, Error> {
     Ok(topic.subscribe(start).await?.linger(Duration::ZERO))
 }

@@ -113,15 +113,15 @@ where
     }
 
     /// Ends all streams that are registered under this key on this node, and returns their number.
-    /// A registry that follows a hub also announces the close to the other nodes, in the
-    /// background.
+    /// A registry that follows a hub also announces the key in the background, so that the other
+    /// nodes end their streams of this key.
     pub fn close(&self, key: &K) -> usize {
         self.close_sending(key, Bytes::new())
     }
 
     /// Sends this event to all streams that are registered under this key on this node, and then
     /// ends them. Returns the number of these streams. A registry that follows a hub also announces
-    /// the close to the other nodes, in the background.
+    /// the key and the event in the background, so that the other nodes do the same.
     ///
     /// A page that should not reconnect closes its `EventSource` when it receives the event. The
     /// event is sent without its id, because no client can resume from this event. An upstream
@@ -289,8 +289,8 @@ mod not_following {
     use bytes::Bytes;
     use std::marker::PhantomData;
 
-    /// Replaces the part of a stream registry that announces closed streams to the other nodes of a
-    /// hub. This type does nothing, because the features `hub` and `json` are not both enabled.
+    /// Replaces the type `Following`, which announces closed streams to the other nodes of a hub.
+    /// This type does nothing. It is used unless both features `hub` and `json` are enabled.
     pub(super) struct Following<K>(PhantomData<fn(&K)>);
 
     impl<K> Default for Following<K> {

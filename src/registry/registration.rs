@@ -1,5 +1,5 @@
-//! The registration of one stream in a stream registry, and the state of registered streams that
-//! their bodies use without locking the registry.
+//! The registration of one stream in a stream registry. Also the state that the body of a
+//! registered stream uses without locking the registry, such as whether the stream is closed.
 
 use crate::callback::contain_panic;
 use bytes::Bytes;
@@ -79,7 +79,8 @@ pub(super) trait AnyRegistry: Send + Sync {
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
     fn closing_event(&self, index: Index) -> Bytes;
 
-    /// Returns whether two streams of this registry have the same key.
+    /// Returns whether two streams of this registry have the same key. For example, a stream that
+    /// several layers register under one key counts once.
     fn has_same_key(&self, index: Index, other: Index) -> bool;
 }
 
@@ -151,8 +152,9 @@ impl Registration {
         self.block.is_closed(self.slot())
     }
 
-    /// Returns whether both registrations are under the same key of the same registry. Returns
-    /// `false` if comparing the keys panics.
+    /// Returns whether both registrations are under the same key of the same registry. For example,
+    /// a stream that several layers register under one key counts once. Returns `false` if
+    /// comparing the keys panics.
     pub(crate) fn has_same_key(&self, other: &Self) -> bool {
         let (registry, of_other) = (&self.block.registry, &other.block.registry);
         if !ptr::addr_eq(Arc::as_ptr(registry), Arc::as_ptr(of_other)) {
@@ -165,8 +167,8 @@ impl Registration {
         is_same
     }
 
-    /// Stores the waker that is woken when a registry closes the stream. The caller checks after
-    /// this call whether the stream is closed.
+    /// Stores the waker that is woken when a registry closes the stream. The caller then checks
+    /// whether the stream is closed, because it may have been closed before the waker was stored.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         // Wakers are cloned and dropped without a lock, because that runs code of the application.
         let waker = waker.clone();

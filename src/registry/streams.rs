@@ -1,5 +1,5 @@
-//! The registered streams of a registry: a slab of streams, and a table of the first stream of each
-//! key.
+//! The streams that are registered in a stream registry, in blocks of 32, and a hash table that
+//! finds the open streams with a key, such as a user.
 
 use super::registration::{AnyRegistry, BLOCK, Block, Index, Registration};
 use bytes::Bytes;
@@ -11,22 +11,23 @@ use std::{
     task::Waker,
 };
 
-/// The registered streams. The open streams of a key are a linked list, and the table contains the
-/// first of them.
+/// The streams that are registered in a stream registry. Each stream has a key, such as a user. The
+/// open streams with the same key form a linked list, and a hash table contains the first stream of
+/// each list.
 ///
-/// A closed stream is in no list, and is not found by its key. Its slot is not used again before
-/// its registration is dropped. So a close never ends a stream of another key.
+/// A closed stream is in no list, so it is not found by its key. Its slot is used again only after
+/// its registration is dropped. So a registration never refers to a newer stream with another key.
 ///
-/// Hashing, comparing and cloning keys runs code of the application, which may panic. Each method
-/// runs such code before it changes anything. The exception is [`remove`](Self::remove), which
-/// catches the panic.
+/// Hashing, comparing and cloning keys runs code of the application, which may panic. So each
+/// method runs this code before it changes anything, except [`remove`](Self::remove), which catches
+/// the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The numbers of the blocks that have room for another stream. A block has room for 32
-    /// streams. An entry of `blocks` that is `None` is a block without streams, so its number is
-    /// included.
+    /// The indices in `blocks` of the blocks that have fewer than 32 streams. An entry of `blocks`
+    /// that is `None` stands for a block without streams, so `with_room` contains its index, too.
     with_room: BTreeSet<usize>,
-    /// The first open stream of each key, by the hash of the key.
+    /// The first stream of each linked list of open streams with the same key. The table is
+    /// searched by the hash of the key.
     first: HashTable<Index>,
     /// The events that closed streams send before their end. Empty events are not stored.
     closing_events: BTreeMap<Index, Bytes>,
@@ -34,7 +35,8 @@ pub(super) struct Streams<K> {
     open: usize,
 }
 
-/// The part of a [`Block`] of 32 streams that is used only while the registry is locked.
+/// A [`Block`] of 32 streams, and the part of their state that is accessed only while the registry
+/// is locked.
 struct Slots<K> {
     block: Arc<Block>,
     streams: Box<[Option<Stream<K>>; BLOCK]>,
@@ -45,7 +47,7 @@ struct Slots<K> {
     used: usize,
 }
 
-/// A registered stream. It may be closed already.
+/// A stream that is registered in a stream registry. It may be closed already.
 struct Stream<K> {
     key: K,
     /// The next stream in the linked list of the open streams with this key. The last stream of the
@@ -62,7 +64,8 @@ impl<K> Stream<K> {
     }
 }
 
-/// A snapshot of an open stream.
+/// The key of an open stream, the time when it was registered, and the numbers of events and bytes
+/// that it has sent so far.
 pub(super) struct Snapshot<'a, K> {
     pub(super) key: &'a K,
     pub(super) began: u32,
@@ -70,8 +73,8 @@ pub(super) struct Snapshot<'a, K> {
     pub(super) bytes: u64,
 }
 
-/// The parts of a removed stream. Dropping them runs code of the application, so the caller first
-/// unlocks the registry.
+/// The values that a removed stream leaves, such as its key and its waker. Dropping them runs code
+/// of the application, so the caller unlocks the registry before it drops them.
 pub(super) struct Removed<K> {
     _stream: Option<Stream<K>>,
     _waker: Option<Waker>,
@@ -158,9 +161,9 @@ impl<K> Streams<K> {
         Some(registration)
     }
 
-    /// Closes the streams of a key. Each of them sends `event` before its end. An empty `event`
-    /// sends nothing. Returns the number of streams, and the wakers that the caller wakes after it
-    /// has unlocked the registry.
+    /// Closes the open streams of a key. Each of them sends `event` before its end, unless `event`
+    /// is empty. Returns the number of closed streams, and the wakers of their tasks. The caller
+    /// first unlocks the registry, and then wakes the tasks.
     pub(super) fn close(&mut self, key: &K, hash: u64, event: &Bytes) -> (usize, Vec<Waker>)
     where
         K: Eq,
@@ -180,8 +183,8 @@ impl<K> Streams<K> {
         (closed.len(), wakers.collect())
     }
 
-    /// Closes all streams, without a closing event. Returns the wakers that the caller wakes after
-    /// it has unlocked the registry.
+    /// Closes all open streams. They end without a closing event. Returns the wakers of their
+    /// tasks. The caller first unlocks the registry, and then wakes the tasks.
     pub(super) fn close_all(&mut self) -> Vec<Waker> {
         self.first.clear();
         self.open = 0;
@@ -194,7 +197,7 @@ impl<K> Streams<K> {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }
 
-    /// Removes a stream whose registration is dropped.
+    /// Removes a stream from the registry. Called when the registration of the stream is dropped.
     pub(super) fn remove(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) -> Removed<K> {
         let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
         if slots.is_some_and(|slots| !slots.block.is_closed(index.slot())) {
@@ -288,8 +291,8 @@ impl<K> Streams<K> {
         self.stream(other).is_some_and(|other| self.has_key(index, &other.key))
     }
 
-    /// Returns the open streams of a key. `first` is the first stream of the key, or `None` if the
-    /// key has no open stream.
+    /// Returns the indices of the open streams of a key. `first` is the first stream in the linked
+    /// list of these streams, or `None` if the key has no open stream.
     fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {
         std::iter::successors(first, |index| self.stream(*index)?.after(*index))
     }
@@ -322,7 +325,7 @@ impl<K> Slots<K> {
         self.streams.iter().position(Option::is_none).unwrap_or(BLOCK)
     }
 
-    /// Returns the slots of the open streams.
+    /// Returns the slots (0 to 31) of the open streams in this block.
     fn open(&self) -> impl Iterator<Item = usize> {
         (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
     }

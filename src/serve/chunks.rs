@@ -30,11 +30,12 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// body.
 pub(super) struct Gathered {
     framing: Framing,
-    /// The sizes of the chunks, and the frames that are copied because they are small. The buffer
-    /// belongs to the thread, which gets it back when this value is dropped.
+    /// The sizes of the chunks, and the small frames, which are copied. This is the write buffer of
+    /// the thread, and it is given back to the thread when this value is dropped.
     copied: Vec<u8>,
-    /// The large frames, which are not copied. The number is the offset in `copied` where the bytes
-    /// of the frame are inserted.
+    /// The large frames, which are not copied. The number is an offset in `copied`. The frame is
+    /// written after the bytes of `copied` before this offset, and before the other bytes of
+    /// `copied`.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,
@@ -52,8 +53,8 @@ impl Gathered {
         self.length == 0
     }
 
-    /// Returns whether the gathered frames must be written before more frames are added. This is so
-    /// from 256 KiB or 256 frames on.
+    /// Returns whether this write is full, so that the gathered frames must be written before more
+    /// frames are added. A write is full from 256 KiB or 256 frames on.
     pub(super) fn is_full(&self) -> bool {
         self.length >= MAX_WRITE || self.frames >= MAX_FRAMES
     }

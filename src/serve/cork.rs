@@ -1,9 +1,10 @@
 //! The socket of an HTTP/2 connection. It limits what hyper reads in one poll, and can gather
 //! several writes into one.
 //!
-//! h2 keeps the requests that were not accepted yet, and the frames that were not written yet, in
-//! two lists that never shrink. So the connection reads few bytes before it accepts requests, and
-//! takes the frames of a few streams at a time. All of these frames then leave in one write.
+//! h2 stores the requests that were not accepted yet in a list, and the frames that were not
+//! written yet in another list. The memory of these lists never shrinks. To keep the lists short,
+//! hyper reads few bytes before it accepts requests, and takes the frames of a few streams at a
+//! time out of the list into a buffer. The buffer then leaves in one write.
 
 use super::{io::Rewound, scratch};
 use std::{
@@ -47,8 +48,8 @@ impl Cork {
         self.0.readable.load(Ordering::Relaxed) == 0
     }
 
-    /// If `is_corked` is true, writes are gathered from now on. If it is false, the next flush
-    /// sends the gathered bytes.
+    /// Sets whether writes are gathered. If `is_corked` is `true`, they are gathered from now on.
+    /// If it is `false`, the next flush sends the gathered bytes.
     pub(super) fn set(&self, is_corked: bool) {
         self.0.is_corked.store(is_corked, Ordering::Relaxed);
     }
@@ -58,8 +59,8 @@ impl Cork {
     }
 }
 
-/// The socket of an HTTP/2 connection. While its [`Cork`] is set, the socket gathers in a buffer
-/// what hyper writes. After the cork is cleared, the next flush sends the buffer.
+/// The socket of an HTTP/2 connection. While its [`Cork`], a switch, is set, the socket gathers in
+/// a buffer what hyper writes. After the cork is cleared, the next flush sends the buffer.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,
@@ -98,9 +99,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         sent
     }
 
-    /// Returns `true` if the next bytes from hyper have to be gathered in the buffer. This is so
-    /// while the [`Cork`] is set, and while the buffer contains earlier bytes. If the buffer
-    /// contains 64 KiB or more, they are first written to the socket.
+    /// Returns `true` if the bytes that hyper writes next have to be added to the buffer. This is
+    /// so while the [`Cork`] is set, and while the buffer contains bytes that must be sent first.
+    /// If the buffer contains 64 KiB or more, this method first writes the buffer to the socket.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

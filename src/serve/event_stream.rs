@@ -21,8 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// pipelined request. If the client sends more, all of these bytes are discarded, and the
 /// connection closes after the stream.
 const MAX_UNREAD: usize = 16 * 1024;
-/// The maximum number of reads from the client in one poll of an event stream. So a client that
-/// sends all the time does not keep the thread busy.
+/// The maximum number of reads from the client in one poll of an event stream. After these reads,
+/// other tasks run, even if the client sends all the time.
 const MAX_READS: usize = 8;
 
 pin_project! {
@@ -232,8 +232,9 @@ impl Output {
 }
 
 impl Input {
-    /// Reads what the client sends. Returns an error if the client has disconnected. Reads at most
-    /// eight times, and then wakes the task to continue.
+    /// Reads what the client sends, and keeps bytes of the next request. Returns an error if the
+    /// client has disconnected. After eight reads, wakes the task and returns, so that other tasks
+    /// run before the next read.
     ///
     /// A client that closes only its own direction counts as disconnected, as in hyper.
     fn poll_read<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Result<(), Disconnected> {

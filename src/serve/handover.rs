@@ -43,7 +43,7 @@ pub(super) enum Framing {
 pub(super) struct Handover<B> {
     stage: AtomicU8,
     offer: Mutex<Option<Offer<B>>>,
-    /// Set if hyper has received the complete head of a request.
+    /// Set once hyper has received the complete head of a request on this connection.
     has_request: AtomicBool,
     /// Set if the response has switched the connection to another protocol.
     is_upgraded: AtomicBool,
@@ -117,13 +117,14 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The body that hyper gets for a response.
+    /// The body that hyper gets for a response: the body of the application, or a placeholder for
+    /// the body of an event stream.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
-        /// The body of the application, which hyper writes.
+        /// The body of a response that this server does not take over. hyper writes the body.
         Whole { #[pin] body: B },
-        /// A body that is always pending. hyper polls it until this server takes the connection
-        /// from hyper.
+        /// A placeholder for the body of an event stream. It is always pending. hyper polls it
+        /// until this server takes the connection from hyper.
         Placeholder { handover: Arc<Handover<B>> },
     }
 }

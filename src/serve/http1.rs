@@ -31,8 +31,8 @@ pub(super) struct Http1<I, S: App, A: Address> {
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-/// The end of an HTTP/1 connection in hyper: the connection is closed, or this server closes it, or
-/// this server continues it with an event stream.
+/// The result of serving an HTTP/1 connection with hyper. The connection is closed, or this server
+/// has to close it, or this server continues it with an event stream.
 pub(super) enum Next<I, S: App, A> {
     Closed,
     Closing(I, Closing),
@@ -81,8 +81,9 @@ where
         Poll::Ready(Next::EventStream(Peer { io, service, address }, EventStream::new(offer, unread)))
     }
 
-    /// Takes a connection from hyper that has not received a complete head of a request, to close
-    /// it. The graceful shutdown of hyper would wait for the rest of the head without a time limit.
+    /// Takes the connection from hyper, so that this server closes it at a shutdown. Called if
+    /// hyper has not received a complete head of a request. hyper's graceful shutdown would wait
+    /// for the rest of the head without a time limit.
     fn close(&mut self) -> Next<I, S, A> {
         let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
             return Next::Closed;

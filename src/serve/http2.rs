@@ -57,9 +57,9 @@ where
 
 /// An HTTP/2 connection and its streams, in one task.
 ///
-/// With a task for each stream, each stream would wake the task of the connection, which would
-/// write the frames of this stream alone. Here all ready streams are polled first, and their frames
-/// leave in one write.
+/// If each stream had a task of its own, it would wake the task of the connection, which would then
+/// write the frames of this stream alone. In one task, all ready streams are polled first, and then
+/// their frames leave in one write.
 struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
@@ -72,9 +72,9 @@ struct Connected<I, S: App, A: Address> {
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     cork: Cork,
-    /// The number of bytes that hyper may read in one poll of the connection. If hyper reads all of
-    /// them without a new request, the number doubles, up to [`MAX_READ`]. A new request resets the
-    /// number to [`MIN_READ`].
+    /// The number of bytes that hyper may read in one poll of the connection. If hyper has read all
+    /// of them and no new request has arrived, the number doubles, up to [`MAX_READ`] (256 KiB). A
+    /// new request resets the number to [`MIN_READ`] (512 bytes).
     read_limit: usize,
 }
 
@@ -85,8 +85,8 @@ const MIN_READ: usize = 512;
 /// bodies.
 const MAX_READ: usize = 256 * 1024;
 
-/// The number of times that an HTTP/2 connection and its streams are polled in one run of their
-/// task. Then other tasks can run.
+/// The maximum number of times that the task of an HTTP/2 connection polls the connection and its
+/// streams before other tasks run.
 const ROUNDS: usize = 4;
 
 impl<I, S, A> Future for Http2<I, S, A>

@@ -25,24 +25,26 @@
 //! # Differences from `axum::serve`
 //!
 //! - An idle event stream over HTTP/1 has no buffers. It needs about 1.1 KB instead of 20 KB.
-//! - Over HTTP/2, the bodies of a connection run in the task of the connection, so that what they
-//!   send at the same time leaves in one write of up to 64 KiB. Handlers run in tasks of their own,
-//!   on all cores.
+//! - Over HTTP/2, the response bodies of a connection run in the task of the connection. So the
+//!   bytes that they send at the same time leave in one write of up to 64 KiB. Handlers run in
+//!   tasks of their own, on all cores.
 //! - TCP connections have `TCP_NODELAY` and a [`ClientTimeout`].
-//! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. There is no
-//!   make-service.
+//! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. [`serve`] takes the
+//!   service itself, without axum's `into_make_service_with_connect_info`.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
 //! - A client that disconnects during an event stream is noticed at once, even if it has sent more
-//!   bytes meanwhile. Over HTTP/1, this is so while [this server writes](#event-streams-over-http1)
-//!   the stream. While hyper has the connection, for example until the handler responds, a client
-//!   that has sent more bytes is noticed with the next write.
+//!   bytes after its request. Over HTTP/1, this is so while [this server
+//!   writes](#event-streams-over-http1) the stream. While hyper serves the connection, for example
+//!   until the handler responds, the disconnection of a client that has sent more bytes is noticed
+//!   only at the next write.
 //!
 //! # Event streams over HTTP/1
 //!
 //! hyper reads all requests and writes all heads. When the head of an event stream is flushed, the
-//! server takes the connection from hyper and writes the body itself. It polls the whole body, so
-//! layers outside of the handler apply. After the last chunk, hyper has the connection again.
+//! server takes the connection from hyper and writes the body itself. It polls the body that the
+//! outermost layer returns, so layers outside of the handler apply. After the last chunk, hyper
+//! serves the connection again.
 //!
 //! An event stream is a response with the status 200 and the content type `text/event-stream`.
 //! hyper also writes the bodies of event streams in these cases:
@@ -112,8 +114,8 @@ use tower_service::Service;
 /// Serves an axum `Router`, or any other tower service, on a listener.
 ///
 /// The server runs while it is awaited. Without
-/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When its future is
-/// dropped, its connections shut down gracefully.
+/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When the future of
+/// the server is dropped, the connections of the server shut down gracefully.
 ///
 /// The [`Listener`] handles the errors of accepting a connection. axum's listeners log them, and
 /// try again after one second if the process has too many open files.
@@ -143,7 +145,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// progress. A request is in progress when the server has received its whole head. The server
     /// returns when all responses are complete. An event stream is complete when its body ends, so
     /// also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
-    /// delays the end of the server until its [`ClientTimeout`].
+    /// delays the return of the server until the [`ClientTimeout`] closes its connection.
     ///
     /// # Examples
     ///
@@ -269,7 +271,7 @@ impl<L: fmt::Debug, S> fmt::Debug for Serve<L, S> {
     }
 }
 
-/// A running server. `.await` on a [`Serve`] creates it.
+/// The future of a running server. `.await` on a [`Serve`] creates it.
 #[must_use = "a server runs only while it is awaited"]
 pub struct ServeFuture {
     running: Pin<Box<dyn Future<Output = ()> + Send>>,

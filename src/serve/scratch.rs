@@ -10,13 +10,14 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Takes the write buffer of this thread, without content. Returns a new buffer if the buffer of
-/// the thread is in use.
+/// Takes the empty write buffer of the current thread. Returns a new buffer if the buffer of the
+/// thread is already taken.
 pub(super) fn take() -> Vec<u8> {
     SCRATCH.take()
 }
 
-/// Gives a write buffer back to this thread for reuse. A buffer of more than 512 KiB is freed.
+/// Gives a write buffer back to the current thread for reuse. A buffer of more than 512 KiB is
+/// freed instead.
 pub(super) fn put_back(mut buffer: Vec<u8>) {
     if buffer.capacity() <= MAX_KEPT {
         buffer.clear();

@@ -9,20 +9,20 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
-    /// Cancels a token when the last connection drops this state. A server that shuts down waits
-    /// until this token is cancelled.
+    /// A guard that cancels its token when the last connection drops this state. A server that
+    /// shuts down waits until this token is cancelled.
     _open: DropGuard,
 }
 
 impl Server {
-    /// Creates the state that all connections of a server share. `open` is a guard: it cancels its
+    /// Creates the state that all connections of a server share. `open` is a guard that cancels its
     /// token when the last connection drops this state.
     pub(super) fn new(shutdown: CancellationToken, open: DropGuard) -> Self {
         Self { shutdown, http1: http1::Builder::new(), _open: open }
     }
 }
 
-/// The connection to a client, and the service for its requests.
+/// The connection to a client, the address of the client, and the service for its requests.
 pub(super) struct Peer<I, S, A> {
     pub(super) io: I,
     pub(super) service: S,

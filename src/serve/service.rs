@@ -22,7 +22,7 @@ use std::{
 };
 use tower_service::Service;
 
-/// The bounds of a tower service that this server can serve.
+/// An alias for the bounds that a tower service needs so that this server can serve it.
 pub(super) trait App:
     Service<Request<RequestBody>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send + 'static>
     + Clone
@@ -41,7 +41,7 @@ where
     type Body = B;
 }
 
-/// The address of a client.
+/// An alias for the bounds that the type of a client's address needs.
 pub(super) trait Address: Clone + Send + Sync + 'static {}
 
 impl<A: Clone + Send + Sync + 'static> Address for A {}

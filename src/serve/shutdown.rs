@@ -10,11 +10,13 @@ pub trait ShutdownSignal<M>: sealed::Sealed<M> {
     fn wait(self) -> impl Future<Output = ()> + Send + 'static;
 }
 
-/// Marks a [`CancellationToken`] as a [`ShutdownSignal`].
+/// The type `M` in [`ShutdownSignal`] if the signal is a [`CancellationToken`]. It has no values,
+/// and only distinguishes the token from a future.
 #[derive(Debug)]
 pub enum Token {}
 
-/// Marks a future as a [`ShutdownSignal`].
+/// The type `M` in [`ShutdownSignal`] if the signal is a future. It has no values, and only
+/// distinguishes the future from a [`CancellationToken`].
 #[derive(Debug)]
 pub enum Awaited {}
 

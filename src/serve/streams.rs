@@ -1,8 +1,8 @@
 //! The streams of an HTTP/2 connection, which run in the task of the connection.
 //!
-//! The streams are a set of futures with a queue of ready futures, and with one more waker for the
-//! connection itself. A future that is woken while the task runs is polled in the same run, without
-//! a detour through tokio's scheduler.
+//! The streams are a set of futures with a queue of the futures that are ready. The connection
+//! itself also has a waker that uses this queue. If a future is woken while the task runs, the same
+//! poll of the task usually polls the future again, without a detour through tokio's scheduler.
 
 use crate::callback::contain_panic;
 use std::{
@@ -19,8 +19,9 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of HTTP/2 streams that are polled before the connection takes their frames. A larger
-/// number would need more memory: h2 uses 624 bytes for each frame that waits for the connection.
+/// The number of HTTP/2 streams that are polled before the connection itself is polled, which takes
+/// their frames. A larger number would need more memory: h2 uses 624 bytes for each frame that
+/// waits for the connection.
 const SLICE: usize = 4;
 
 /// The index that stands for the connection itself in the queue of ready streams.
@@ -77,11 +78,12 @@ impl Woken {
         Arc::new(Self { index, is_queued: AtomicBool::new(false), queue: Arc::clone(queue) })
     }
 
-    /// Records that the stream or the connection has left the queue. Called before its poll.
+    /// Records that a stream, or the connection itself, has left the queue of ready streams. Called
+    /// before the stream or the connection is polled.
     ///
-    /// A wake-up before this call may have found it in the queue, and then adds nothing. Reading
-    /// the flag synchronizes with that wake-up, so the poll sees what happened before it. A store
-    /// would not do that.
+    /// A wake-up that finds the stream still in the queue adds nothing. The poll must then see
+    /// everything that happened before this wake-up. So this method swaps the flag: reading it
+    /// synchronizes with the wake-up. A plain store would not.
     fn dequeued(&self) {
         self.is_queued.swap(false, Ordering::AcqRel);
     }
@@ -153,8 +155,8 @@ impl Streams {
         self.connection.wake_by_ref();
     }
 
-    /// Polls each ready stream of the connection once. Calls `between` after every four streams if
-    /// more streams follow. `between` polls the connection, which takes the frames of these four
+    /// Polls each ready stream of the connection once. After every four streams, calls `between` if
+    /// more streams are ready. `between` polls the connection, which takes the frames of these four
     /// streams.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);

@@ -27,13 +27,13 @@ pub struct EventReader {
     deadline: Duration,
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
-    /// The number of events that were returned or ignored so far: the index of the next event in
-    /// the list of the parser, `interpreter`.
+    /// The number of events that were returned to the test or ignored so far. It is also the index
+    /// of the next event in the list of `interpreter`, the parser.
     read: usize,
     end: Option<End>,
 }
 
-/// The end of the response body.
+/// The result of a response body that was read to its end: complete, or failed with an error.
 #[derive(Clone, Debug)]
 enum End {
     Clean,
@@ -56,7 +56,8 @@ impl EventReader {
         }
     }
 
-    /// Sets the id that the client has sent, which stays its last id until the first blank line.
+    /// Sets the last id of the client: the id that it has sent in `Last-Event-ID`. The client keeps
+    /// this id until the first blank line of the stream, as in the HTML standard.
     pub(super) fn resumed_after(mut self, last_event_id: &str) -> Self {
         last_event_id.clone_into(&mut self.interpreter.source.last_event_id);
         self
@@ -235,8 +236,9 @@ impl EventReader {
         }
     }
 
-    /// Waits for the error of the response body, and returns its text. The server aborts the
-    /// transfer of such a response. Read all events before the error first.
+    /// Waits for the error of the response body, and returns its text. When its body fails, the
+    /// server aborts the transfer of a response. If the stream has events before the error, read
+    /// them before this call.
     ///
     /// # Panics
     ///
@@ -275,8 +277,8 @@ impl EventReader {
         &self.interpreter.source.comments
     }
 
-    /// Returns the reconnect delay that the stream has set last, as far as it was read. Returns
-    /// `None` if the stream has set no delay.
+    /// Returns the reconnect delay in the last valid `retry` field that was read so far. Returns
+    /// `None` if no such field was read.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;

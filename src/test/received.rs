@@ -49,8 +49,8 @@ impl ReceivedEvent {
 /// Compares the name and the data, and also the id if `event` has an id. The reconnect delay and
 /// the comments of `event` are not compared, because a client does not dispatch them.
 ///
-/// A client does not dispatch an event without data and name. So such an `event` equals no received
-/// event.
+/// A client does not dispatch an event that has neither data nor a name, so such an `event` equals
+/// no received event.
 impl PartialEq<Event> for ReceivedEvent {
     fn eq(&self, event: &Event) -> bool {
         event.event_data().is_some_and(|data| data == self.data)

@@ -1,8 +1,10 @@
-//! A parser of event streams, written from the HTML standard and from nothing else:
+//! A parser of event streams, written only from the HTML standard, independently of the other code
+//! of this crate:
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>.
 //!
-//! The parser follows the standard in the same order and with the same terms, and is not fast. The
-//! tests of this crate compare other code with it.
+//! The parser has the steps of the standard in the same order and with the same terms, and is not
+//! fast. The tests of this crate use it to check the event streams that other code writes or
+//! forwards.
 
 /// The result of interpreting a stream: what a page receives, and the state of its `EventSource`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,9 +37,10 @@ pub fn parse(stream: &[u8]) -> EventSource {
 /// Interprets `stream`, the whole stream of a client that has reconnected with the id
 /// `last_event_id_string`.
 ///
-/// The id of the client stays until the first blank line of the stream. Then the last id in the
-/// lines before replaces it. If these lines have no id, the id becomes empty, because the standard
-/// begins each stream with an empty last event ID buffer.
+/// Until the first blank line of the stream, the client keeps this id. At the blank line, the last
+/// id in the lines before it becomes the id of the client. If these lines contain no id, the id of
+/// the client becomes empty, because the standard begins each stream with an empty last event ID
+/// buffer.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     let mut interpreter = Interpreter::default();
     last_event_id_string.clone_into(&mut interpreter.source.last_event_id);
@@ -49,7 +52,7 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
 /// An interpreter of a stream that arrives in parts. [`feed`](Self::feed) passes each part to it.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
-    /// The result of all parts so far.
+    /// The result of interpreting all parts that were passed so far.
     pub source: EventSource,
     line: Vec<u8>,
     /// Set if the last interpreted byte of the stream was a CR. An LF immediately after this CR

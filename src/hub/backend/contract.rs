@@ -31,17 +31,18 @@ const SOON: Duration = Duration::from_secs(20);
 /// If a `follow` call of the checked backend has not returned after this time, a check assumes that
 /// the call waits for a new record. If the call returns earlier, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The longest time that the check of a backend's retention waits until the backend has evicted
-/// records in the background.
+/// The maximum time that the check of a backend's retention waits for the backend to evict records
+/// in the background.
 const SETTLING: Duration = Duration::from_secs(1);
-/// The check of a backend's retention counts evictions in the background as finished if the bounds
-/// of the log have not changed for this time. The bounds are the range of retained positions.
+/// If the bounds of the log (the range of retained positions) have not changed for this time, the
+/// check of a backend's retention assumes that the backend has finished evicting records in the
+/// background.
 const SETTLED: Duration = Duration::from_millis(250);
-/// The pause between two calls of `bounds`, while the check of a backend's retention waits until
-/// records are evicted in the background.
+/// The pause between two calls of `bounds`, while the check of a backend's retention waits for the
+/// backend to evict records in the background.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// The number of records that the log has to retain in each check of a backend, except in the check
-/// of the retention. The other checks append fewer records, so none of their records is evicted.
+/// The number of records that the log has to retain in all checks of a backend, except in the check
+/// of the retention. These checks append fewer records, so none of their records is evicted.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
@@ -210,9 +211,9 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Checks that appends at the same time, from two processes, return different positions. A process
-/// that connects later then has to append at a greater position. `open` opens one more connection
-/// to the same log.
+/// Checks that concurrent `append` calls of two processes return different positions, and that a
+/// process that connects afterwards appends at a greater position. Each call of `open` opens one
+/// more connection to the same log.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;
@@ -254,8 +255,8 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     }
 }
 
-/// Checks that `append_if_unchanged` appends only if the log has no record of the topic after the
-/// given position. Otherwise `append_if_unchanged` has to append nothing.
+/// Checks that `append_if_unchanged` appends only if the log has the given epoch, and no record of
+/// the topic after the given position. Otherwise, `append_if_unchanged` has to append nothing.
 async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     let Bounds { epoch, last: begin, .. } = log.bounds().await.expect("bounds");
     // The log without the topics of the records that are not appended.
@@ -319,8 +320,8 @@ async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     );
 }
 
-/// Checks that exactly one of several `append_if_unchanged` calls succeeds, if they run at the same
-/// time with the same topic and position. `open` opens one more connection to the same log.
+/// Checks that exactly one of several concurrent `append_if_unchanged` calls with the same topic
+/// and position succeeds. Each call of `open` opens one more connection to the same log.
 async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 20;
     const AT_ONCE: usize = 4;
@@ -388,9 +389,9 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// Waits until the bounds of the log have not changed for 250 milliseconds ([`SETTLED`]), but at
-/// most for a second ([`SETTLING`]). Returns the bounds, the range of retained positions. An
-/// implementation may evict records in the background.
+/// Waits for the backend to evict records in the background, and returns the bounds of the log (the
+/// range of retained positions). The wait ends when the bounds have not changed for 250
+/// milliseconds ([`SETTLED`]), but at the latest after a second ([`SETTLING`]).
 async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
     let mut bounds = log.bounds().await.expect("bounds");
     let (mut waited, mut unchanged) = (Duration::ZERO, Duration::ZERO);
@@ -404,7 +405,7 @@ async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
     bounds
 }
 
-/// Waits until both futures have completed, and polls them at the same time.
+/// Polls both futures concurrently until both have completed.
 async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) {
     let (mut one, mut other) = (pin!(one), pin!(other));
     let mut done = (None, None);
@@ -426,8 +427,8 @@ async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) 
     .await
 }
 
-/// Waits until all futures have completed, and polls them at the same time. The outputs have the
-/// order of the futures.
+/// Polls all futures concurrently until all have completed. The outputs have the order of the
+/// futures.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
     let mut outputs: Vec<_> = futures.iter().map(|_| None).collect();
@@ -464,7 +465,7 @@ async fn append_if_unchanged<B: Backend>(
     append.await.expect("it does not wait").expect("append_if_unchanged returns no error")
 }
 
-/// Reads the records of these topics from `after` to the end of the log, page by page.
+/// Reads the records of `topics` from the position `after` to the end of the log, page by page.
 async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: Position) -> Vec<(Position, Record)> {
     let Bounds { epoch, last, .. } = log.bounds().await.expect("bounds");
     let mut records = Vec::new();

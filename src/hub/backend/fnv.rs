@@ -1,5 +1,5 @@
-/// Returns the FNV-1a hash of a text. The hash is part of ids and of stored data, so all nodes have to
-/// compute the same hash. The hashers of `std` may differ between versions of the compiler.
+/// Returns the FNV-1a hash of a text. The hash is part of ids and of stored data, so all nodes have
+/// to compute the same hash. The hashers of `std` may differ between versions of the compiler.
 pub(super) fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -8,7 +8,7 @@ pub(super) fn fnv(text: &str) -> u64 {
 mod tests {
     use super::fnv;
 
-    /// The values are from the test suite of the algorithm's authors (draft-eastlake-fnv).
+    /// The expected hashes are from the test suite of the authors of FNV-1a (draft-eastlake-fnv).
     #[test]
     fn hash_is_fnv_1a() {
         assert_eq!(fnv(""), 0xcbf2_9ce4_8422_2325);

@@ -53,7 +53,8 @@
 //! With [`append_if_unchanged`](Backend::append_if_unchanged), one of several nodes becomes the
 //! publisher of a topic. So the comparison and the append have to be one step in the log. The
 //! default implementation takes two steps. It is correct only if no other process writes to the log
-//! in between. This is enough for the example below, and the contract rejects it for a server.
+//! in between. This is enough for the example below, whose log is in the memory of one process. For
+//! a log in a server it is wrong, and [`contract::check`] fails.
 //!
 //! | a log in | one step is, for example |
 //! |---|---|
@@ -68,7 +69,7 @@
 //!   the first request. The topic has then changed. Find out whether the new records of the topic
 //!   are those of the first request before you return `None`. If that is unknown, return an error.
 //!
-//! # How a hub calls it
+//! # How a hub calls a backend
 //!
 //! The follower is the task of a hub that reads the whole log. A node *records* a topic if it
 //! publishes a stream of the application into the topic. If this node dies, another node takes over
@@ -77,17 +78,17 @@
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
-//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; a client with a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
+//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
 //! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
 //! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |
-//! | [`read`](Backend::read) | clients before the oldest event of the node | 8 at a time; up to 1,024 different reads run or wait; the same page is read once | again after 200 to 400 ms |
+//! | [`read`](Backend::read) | a client that resumes before the oldest event in the memory of the node | 8 at a time; up to 1,024 different reads run or wait; identical reads share one call | again after 200 to 400 ms |
 //!
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
-//!   the whole log, or for five seconds. The follower reads the rest.
+//!   read the whole log, but for at most five seconds. The follower then reads the rest of the log.
 //! - The follower compares `bounds` with its position. If three comparisons in a row, two seconds
 //!   apart, show newer records while `follow` returns no page, the hub drops the future and calls
-//!   `follow` again. The required number of comparisons doubles each time.
+//!   `follow` again. Each time this happens, the required number of comparisons doubles.
 //! - If the epoch differs, or the log ends before the position of the follower, the hub ends all
 //!   subscriptions and starts again with the current log.
 //! - Every call except `open` and `follow` has a time limit of ten seconds. The backend needs
@@ -181,8 +182,8 @@
 //! | the connection hangs without an error | the same |
 //! | the log is deleted and created again | another epoch, before the first record |
 //! | the log is restored from an older copy | another epoch, before the next record |
-//! | a failover loses the newest records | another epoch, or the documented exception |
-//! | a program other than a hub writes a record | `read` and `follow` pass it |
+//! | a failover loses the newest records | another epoch, or an exception that the backend documents |
+//! | a program other than a hub writes a record | `read` and `follow` skip it, and return the records after it |
 //! | a record is larger than the server accepts | `append` returns an error, and stores none of its records |
 //! | the future of `follow` is dropped at any time | the next call returns the same records |
 //! | the response to `append_if_unchanged` is lost, and the hub calls again | `None`, and one copy of the records |

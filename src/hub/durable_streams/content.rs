@@ -60,7 +60,8 @@ impl Content {
         Self::new(Encoding::Json, "application/json")
     }
 
-    /// A stream of text in the Durable Streams protocol: the data of all events, without separators.
+    /// A stream of text in the Durable Streams protocol: the data of all events, without
+    /// separators.
     pub fn text() -> Self {
         Self::new(Encoding::Text, "text/plain; charset=utf-8")
     }
@@ -83,9 +84,10 @@ impl Content {
     /// Sets the content type of the durable stream.
     ///
     /// In the mode `live=sse`, the Durable Streams protocol sends streams of the types `text/*` and
-    /// `application/json` as text, and all other streams as base64. For [`base64`](Self::base64)
-    /// with such a type, each event must be complete UTF-8 without carriage returns: in this mode,
-    /// other bytes are replaced with U+FFFD, and each carriage return becomes a line feed.
+    /// `application/json` as text, and all other streams as base64. If a [`base64`](Self::base64)
+    /// stream gets one of these types, each event must be complete UTF-8 without carriage returns:
+    /// in this mode, other bytes are replaced with U+FFFD, and each carriage return becomes a line
+    /// feed.
     pub fn content_type(mut self, content_type: HeaderValue) -> Self {
         self.content_type = content_type;
         self
@@ -103,8 +105,9 @@ impl Content {
         !essence.starts_with(b"text/") && essence != b"application/json"
     }
 
-    /// Returns a page as the data of a `data` event in the mode `live=sse`. The result is base64,
-    /// except for texts and JSON. In these, bytes that are not UTF-8 are replaced with U+FFFD.
+    /// Returns the bytes of a page, a part of a durable stream, as the data of a `data` event in
+    /// the mode `live=sse`. The result is base64, except for texts and JSON. In these, bytes that
+    /// are not UTF-8 are replaced with U+FFFD.
     pub(super) fn data_of_event(&self, page: &[u8]) -> String {
         match self.is_base64_in_events() {
             true => STANDARD.encode(page),
@@ -120,13 +123,13 @@ impl Default for Content {
     }
 }
 
-/// The data of the events in one response of a durable stream, or in one `data` event of its mode
-/// `live=sse`.
+/// A page: the data of the events in one response of a durable stream, or in one `data` event of
+/// its mode `live=sse`.
 #[derive(Debug)]
 pub(super) struct Page {
     encoding: Encoding,
     bytes: Vec<u8>,
-    /// The number of events whose data the page contains.
+    /// The number of events whose data this page of a durable stream contains.
     pub(super) count: usize,
 }
 
@@ -170,7 +173,8 @@ impl Page {
         Ok(())
     }
 
-    /// Returns the bytes of the page. A page of JSON is an array, even if it has no event.
+    /// Returns the bytes of this page of a durable stream. A page of JSON is an array, even if it
+    /// has no event.
     pub(super) fn into_bytes(mut self) -> Bytes {
         if self.encoding == Encoding::Json {
             if self.bytes.is_empty() {

@@ -12,14 +12,15 @@ const FIRST_INTERVAL: u64 = 1_728_432_000;
 /// The length of the intervals that the cursor of the Durable Streams protocol counts, in seconds.
 const INTERVAL: u64 = 20;
 
-/// The maximum difference between a new cursor of the Durable Streams protocol and the cursor that
-/// the client has sent, if that is not smaller than the current interval. In intervals: one hour.
+/// The maximum number of intervals that are added to the cursor of the client to get the next
+/// cursor of the Durable Streams protocol, if the cursor of the client is in the current interval
+/// or later. 180 intervals are one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response in the Durable Streams protocol: the number of the current
-/// interval of 20 seconds. If `requested`, the cursor that the client has sent, is not smaller,
-/// returns `requested` plus a random number of intervals. So the new cursor is always greater. A
-/// text that is not a number, or a number that is too large, is ignored.
+/// interval of 20 seconds. The result must be greater than `requested`, the cursor in the request
+/// of the client. So if `requested` is not smaller than the current interval, returns `requested`
+/// plus a random number from 1 to 180. Ignores a `requested` that is not a number or is too large.
 pub(super) fn next(requested: Option<&str>) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     after(since_1970.saturating_sub(FIRST_INTERVAL) / INTERVAL, requested)

@@ -19,11 +19,13 @@ use tokio_stream::Stream;
 /// the topic, each followed by a `control` event with the next offset.
 pub(super) struct Events {
     reading: Reading,
-    /// The part of the stream that was read before the response.
+    /// The first part of the event stream, read before the response began. `None` after it was
+    /// sent, or if the backend has not returned it in time.
     first: Option<(Page, Fill)>,
     content: Content,
     page_size: usize,
-    /// The cursor that the client sent.
+    /// The cursor that the client has sent: a number of the Durable Streams protocol for caches,
+    /// and not a position of the log.
     cursor: Option<String>,
     /// The timer that ends the event stream. All clients then reconnect, and a cache can again join
     /// their requests into one.
@@ -33,9 +35,10 @@ pub(super) struct Events {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The client has not been notified yet that it has all events so far.
+    /// The client may not have all events of the topic so far: no `control` event has been sent
+    /// yet, or the last `control` event has not reported that the client is up to date.
     Behind,
-    /// The last `control` event has notified the client that it has all events so far.
+    /// The last `control` event has notified the client that it has all events of the topic so far.
     UpToDate,
     Ended,
 }

@@ -76,15 +76,16 @@
 //! # With a backend
 //!
 //! Offsets are the same on all nodes. A node reads events that it does not retain from the backend.
-//! A response contains every event whose publication this node has acknowledged before the request,
-//! unless this node needs more than a second to read them back from the backend.
-//! A read from the beginning of a topic that the node does not know can read the whole log of the
-//! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
-//! has issued. A read with an offset does not check whether such a topic exists: the response is an
-//! empty page, or a 410 if retention has passed the offset.
+//! A response contains every event whose publication the local node has acknowledged before the
+//! request, unless the local node needs more than a second to read these events back from the
+//! backend. A read from the beginning of a topic that the node does not know can read the whole log
+//! of the backend. So [`readable`](DurableStreams::readable) should accept only names that the
+//! application has issued. A read with an offset does not check whether such a topic exists: the
+//! response is an empty page, or a 410 if retention has passed the offset.
 //!
 //! In a large log, a search for the next event can take several requests. The response is then an
-//! empty page with the offset up to which the log was searched, and without `Stream-Up-To-Date`.
+//! empty page without `Stream-Up-To-Date`. Its offset is the end of the part of the log that was
+//! searched.
 //!
 //! # Caches
 //!
@@ -305,8 +306,8 @@ impl DurableStreams {
     /// Returns the offset after the event with this id, or `None` if the id is not of the current
     /// log of the hub.
     ///
-    /// For example, a page that was rendered with all events up to the id can begin to read at this
-    /// offset.
+    /// For example, a web page that was rendered with all events up to the id can read the later
+    /// events from this offset on.
     ///
     /// # Examples
     ///
@@ -444,9 +445,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic)).await
     }
 
-    /// Returns the `Cache-Control` header of a page (§10.1 of the Durable Streams protocol). A
-    /// cache must check an empty page with each request, because a cached copy would hide new
-    /// events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page of events (§10.1 of the Durable Streams
+    /// protocol). A cache must revalidate an empty page for each request, because an old copy would
+    /// hide new events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",

@@ -75,7 +75,8 @@ mod tests {
         });
     }
 
-    /// A client can send an offset with any number, so each number must be valid as a position.
+    /// A client can send an offset with any number. So this test makes ids from any numbers. Such
+    /// an id either has the same position again, or is rejected.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

@@ -27,8 +27,8 @@ use tokio::time::timeout;
 /// The maximum time that a request to read a topic waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits until this node has read all events that it knows to be in
-/// the log. It knows of events that it has not read, for example after it has published them.
+/// The maximum time that a request waits until the local node has read from the log all events that
+/// it knows to be there, such as events that it has published itself.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The point in a topic where a read begins.
@@ -47,7 +47,8 @@ pub(super) enum Begin {
 pub(super) enum ReadError {
     /// The topic does not exist.
     NotFound,
-    /// Events after the offset are missing.
+    /// Events after the offset in the request are missing: they are not retained any more, or the
+    /// offset is from another log.
     Gap,
     /// The data of the next event is not base64, and the format of the stream requires it.
     NotBase64,
@@ -69,8 +70,8 @@ impl From<Error> for ReadError {
     }
 }
 
-/// An error that ends the reading of a topic. The events before it are returned, and no later
-/// event.
+/// An error that ends the reading of a topic. The request first gets the events before the error.
+/// Then the error is returned instead of further events.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
     Subscription(SubscriptionError),
@@ -90,11 +91,11 @@ impl From<Failure> for ReadError {
 /// States whether events follow the events of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// More events follow, or may follow.
+    /// More events follow the events of the response, or may follow.
     More,
-    /// No event follows yet.
+    /// No event follows the events of the response yet.
     Nothing,
-    /// No event will follow, because the topic is finished.
+    /// No event will ever follow the events of the response, because the topic is finished.
     Closed,
 }
 
@@ -112,7 +113,7 @@ pub(super) enum Fill {
     Closed,
 }
 
-/// Reads one topic for one request.
+/// Reads one topic for one request of the Durable Streams protocol.
 pub(super) struct Reading {
     core: Arc<Core>,
     subscription: Subscription,
@@ -122,15 +123,16 @@ pub(super) struct Reading {
     /// The position of the client, which has all events of the topic up to this position. `None` if
     /// the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
-    /// Set if the topic exists only if the backend has an event of it, because this node does not
-    /// know the topic.
+    /// Set if the local node does not know whether the topic exists. The topic then exists only if
+    /// the backend has an event of it. Not set if the request has the offset of an event.
     needs_event: bool,
     failure: Option<Failure>,
 }
 
 impl Reading {
-    /// Begins to read a topic. If `is_declared` is `true`, the topic exists even if it has no event
-    /// yet.
+    /// Prepares the reading of a topic for one request. `is_declared` is `true` if the topic exists
+    /// even without an event, because the application has
+    /// [declared](super::DurableStreams::existing) that.
     pub(super) async fn open(
         core: &Arc<Core>,
         topic: &Arc<str>,
@@ -183,7 +185,8 @@ impl Reading {
         Ok(reading)
     }
 
-    /// Reads all events of a topic that this node does not know, without returning them.
+    /// Reads all events of a topic that the local node does not know, and drops them, so that the
+    /// client gets only later events. Returns an error if the topic does not exist.
     async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
@@ -204,8 +207,9 @@ impl Reading {
         .await
     }
 
-    /// Returns `true` if the topic does not exist, provided that the reader has reached the end of
-    /// the log.
+    /// Returns `true` if the topic does not exist: the local node does not know it, and the reader
+    /// has found no event of it. The result is valid once the reader has reached the end of the
+    /// log.
     fn is_missing(&self) -> bool {
         self.needs_event && self.position.is_none()
     }
@@ -225,13 +229,13 @@ impl Reading {
     }
 
     /// Moves the position of a client towards the end of the log, while its topic has no new
-    /// events. Without that, a client of a quiet topic would keep an old position. Events of other
-    /// topics up to this position are evicted at some time, and another node would then report a
-    /// gap, although the client has missed no event.
+    /// events. Otherwise, a client of a quiet topic would keep an old position. After the events of
+    /// other topics up to this position are evicted, another node would report a gap, although the
+    /// client has missed no event.
     ///
     /// The caller must have read all events of the topic up to `committed`. The position moves in
-    /// fixed steps, see [`step`]. So all clients wait at the same offset, and a cache can join
-    /// their requests.
+    /// fixed steps, see [`step`]. So all waiting clients of the topic send the same offset, and a
+    /// cache can join their requests into one.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
@@ -244,10 +248,9 @@ impl Reading {
         }
     }
 
-    /// If a search for the next event of the topic has covered a part of the log and found no
-    /// event, moves the position of the client to the end of this part. Returns `true` if the
-    /// position has moved. The next request then continues the search, which can take several
-    /// requests in a large log.
+    /// Moves the position of the client over the part of the log that was searched for the next
+    /// event of the topic without finding an event. Returns `true` if the position has moved. The
+    /// next request then continues the search, which can take several requests in a large log.
     pub(super) fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
         let is_known = self.pending.is_empty() && !subscription.has_unreported_gap() && !subscription.is_unsure();
@@ -281,8 +284,9 @@ impl Reading {
         Poll::Ready(Ok(true))
     }
 
-    /// Removes the next event from the pending bytes. The position of this event becomes the
-    /// position of the client. Returns `None` if the event cannot be decoded.
+    /// Removes the next event from the events that were read, but not added to a page yet, and
+    /// returns it. The position of this event becomes the position of the client. Returns `None` if
+    /// the event cannot be decoded.
     fn take_event(&mut self) -> Option<Event> {
         let before = self.pending.len();
         let Some((id, event)) = decode_first(&mut self.pending) else {
@@ -335,8 +339,8 @@ impl Reading {
 
     /// Reads the available events as one page of about `size` bytes. Does not wait for new events.
     /// Waits for at most 10 seconds for old events from the backend. If no event was found by then,
-    /// the page is empty, and its offset is the end of the part that was searched. If nothing was
-    /// searched, returns an error.
+    /// returns an empty page, and the position of the client moves to the end of the part of the
+    /// log that was searched. If nothing was searched by then, returns an error.
     pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
         let read = poll_fn(|cx| {
@@ -364,8 +368,8 @@ impl Reading {
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
     /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down while the reader has all events. If old events from the backend are missing by then,
-    /// the result is that of [`page`](Self::page).
+    /// down while the reader has all events. If the backend has not returned old events by then,
+    /// returns an empty page or an error, like [`page`](Self::page).
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -404,9 +408,10 @@ impl Reading {
         Ok((page, rest))
     }
 
-    /// Reads the first part of an event stream, so that an error before the first event can still
-    /// become the response. Does not wait for new events. Waits for at most 10 seconds for old
-    /// events from the backend, and returns `None` if none have arrived by then.
+    /// Reads the first part of an event stream before the response begins, so that an error before
+    /// the first event can still become the response. Does not wait for new events. Waits for at
+    /// most 10 seconds for old events from the backend. If none have arrived by then, returns
+    /// `None`, or an error if it is still unknown whether the topic exists.
     pub(super) async fn first_part(
         &mut self,
         content: &Content,
@@ -426,8 +431,8 @@ impl Reading {
     }
 
     /// Reads the available events as the next part of an event stream. If no event is available,
-    /// moves the position of the client towards the end of the log, like
-    /// [`advance`](Self::advance).
+    /// moves the position of the client towards the end of the log, as [`advance`](Self::advance)
+    /// describes.
     pub(super) fn part(
         &mut self,
         content: &Content,
@@ -445,8 +450,9 @@ impl Reading {
 }
 
 /// Returns the step size of [`Reading::advance`], which moves the position of a client in a topic
-/// without new events. The step depends on the ids of the log: 256 events (`Positions`), 256
-/// messages of NATS (`Messages`) or 65 seconds (`Times`).
+/// without new events. The step depends on the format of the ids in the log: 256 events for
+/// [`IdFormat::Positions`], 256 messages of NATS for [`IdFormat::Messages`], or 65 seconds for
+/// [`IdFormat::Times`].
 fn step(ids: IdFormat) -> u64 {
     match ids {
         IdFormat::Positions => 256,
@@ -455,9 +461,9 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Waits until this node has read all events that it knows to be in the log, but for at most one
-/// second. So once this node has acknowledged the publication of an event, its clients can read the
-/// event.
+/// Waits until the local node has read from the log all events that it knows to be there, but for
+/// at most one second. So once the local node has acknowledged the publication of an event, its
+/// clients can read the event.
 async fn read_own_events(core: &Core) {
     let Some(backend) = &core.backend else { return };
     let (last, epoch) = (backend.last(), backend.epoch_bits());

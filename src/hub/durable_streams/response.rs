@@ -41,7 +41,7 @@ pub(super) enum Mode {
 /// The query parameters of a request that reads a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
-    /// The offset, decoded. `None` if the query has no offset.
+    /// The percent-decoded offset in the query. `None` if the query has no offset.
     pub(super) offset: Option<Cow<'a, str>>,
     pub(super) mode: Mode,
     pub(super) cursor: Option<Cow<'a, str>>,

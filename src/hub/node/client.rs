@@ -42,7 +42,7 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// different if their topics or their start positions differ. Requests for the same read share one
 /// read.
 ///
-/// A new subscription that needs one read more fails with
+/// A new subscription that needs a further read fails with
 /// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, the last of 1,024 reads
 /// waits for about 0.6 s. A read leaves the queue immediately when no client waits for its result
 /// any more.
@@ -67,22 +67,23 @@ pub(in crate::hub) struct BackendClient {
     follower: OnceLock<AbortHandle>,
 }
 
-/// The state of the log, as far as this node knows it from responses of the backend. A node is one
-/// of several hubs that share the log. The state can be ahead of the follower, the task that reads
-/// the log.
+/// The state of the log, as far as the local node knows it from responses of the backend. A node is
+/// one of several hubs that share the log. The state can be newer than the records that the
+/// follower, the task that reads the log, has read so far.
 #[derive(Default)]
 struct LogState {
-    /// The epoch of the log that the other fields describe. The epoch is a number that identifies
-    /// one lifetime of a log.
+    /// The epoch of the log to which the other fields of this state refer. The epoch is a number
+    /// that identifies one lifetime of a log.
     epoch: u64,
-    /// The greatest position that this node knows in the log. The log may have greater positions.
+    /// The greatest position of the log that the local node knows. The log may have greater
+    /// positions.
     last: Position,
     /// The backend may have evicted (removed by retention) the records up to and including this
     /// position.
     evicted_through: Position,
-    /// The topics that this node has finished, each with the position of the record that finishes
-    /// the topic. When the follower, the task that reads the log, has read this record, the topic
-    /// itself shows that it is finished, and is removed from this map.
+    /// The topics that the local node has finished, each with the position of the record that
+    /// finishes the topic. An entry is removed when the follower, the task that reads the log, has
+    /// read this record: from then on, the topic itself stores that it is finished.
     finished: HashMap<Arc<str>, Position>,
     removals: Removals,
 }
@@ -101,23 +102,25 @@ pub(in crate::hub) struct EncodedPage {
     /// event.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics of the events in this page of old records, as runs: the name of a topic, and the
-    /// number of consecutive events of this topic.
+    /// The topics of the events in this page of old records, as runs: the name of a topic, and how
+    /// many consecutive events of the page belong to it.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have records in this page of the log. If the last of these records finishes
-    /// its topic, the value is the position of this record. Otherwise the value is `None`.
+    /// The topics that have records in this page of the log. If the last record of a topic in the
+    /// page finishes the topic, the value in this map is the position of that record. Otherwise the
+    /// value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// For each requested topic that an application has removed, its newest removal, as far as this
-    /// node has read the log. The page contains no event of the topic from before this removal.
+    /// For each requested topic that an application has removed: its newest removal that the local
+    /// node has read in the log. The page contains no event of the topic with a position before
+    /// this removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
-/// The end of the log, as far as this node knows it from responses of the backend. Subscribing
-/// compares the id of a client with it: an id after the end was not issued by this log, unless
-/// [`is_unsure`](Self::is_unsure) is set.
+/// The end of the log, as far as the local node knows it from responses of the backend. A new
+/// subscription compares the id of its client with this end: an id after the end was not issued by
+/// this log, unless [`is_unsure`](Self::is_unsure) is set.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
-    /// The greatest position that this node knows in the log.
+    /// The greatest position of the log that the local node knows.
     pub(in crate::hub) last: Position,
     /// `true` if [`last`](Self::last) may be too small, because the backend did not respond or
     /// another log has replaced the log.
@@ -172,9 +175,9 @@ impl BackendClient {
         self.follower.get().inspect(|follower| follower.abort());
     }
 
-    /// Forgets the state of the current log and stores `bounds`, the epoch and the limits of
-    /// another log, because the node switches to that log. Returns the epoch of that log: the
-    /// number that identifies it.
+    /// Forgets the state of the current log, because the node switches to another log. Stores
+    /// `bounds`: the epoch, the last position and the eviction watermark of the other log. Returns
+    /// its epoch, the number that identifies it.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
@@ -186,7 +189,7 @@ impl BackendClient {
     }
 
     /// Notes that the log has evicted (removed by retention) its records up to and including
-    /// `through`. Has no effect if the node follows a log with another epoch by now.
+    /// `through`. Has no effect if the node has switched to a log with another epoch.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
@@ -201,32 +204,32 @@ impl BackendClient {
     }
 
     /// Returns the eviction watermark of a removed topic: its events up to this position may be
-    /// missing. Returns [`Position::START`] if this node knows no removal of the topic.
+    /// missing. Returns [`Position::START`] if the local node knows of no removal of the topic.
     pub(in crate::hub) fn removed_through(&self, topic: &str) -> Position {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
-    /// Returns the position after which a read of these topics can begin, at least `after`. If all
-    /// of the topics were removed after `after`, this is the position of the earliest removal,
-    /// because the records before it are hidden.
+    /// Returns the position after which a read of these topics can begin. This is usually `after`.
+    /// If each of the topics was removed at a position after `after`, it is the earliest of the
+    /// positions of their removals, because the records before a removal are hidden.
     pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
         let state = self.state();
         let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets the removals of topics whose removal records the log has evicted. From then on, the
-    /// eviction watermark of the log covers the events of these topics.
+    /// Forgets the removals of topics whose removal records the log has evicted. The log has then
+    /// also evicted all earlier records of these topics, so its eviction watermark applies to them.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
 
-    /// Returns the end of the log for a subscription that begins at `start`. `committed` is the
-    /// last position that this node has read and delivered.
+    /// Returns the end of the log for a new subscription that begins at `start`. `committed` is the
+    /// last position that the local node has read and delivered.
     ///
-    /// If `start` is an id after every position that this node knows, the function first asks the
-    /// backend for the current end. If the backend does not respond, or another log has replaced
-    /// the log, [`LogEnd::is_unsure`] is `true`.
+    /// If `start` is an id after every position that the local node knows, the function first asks
+    /// the backend for the current end. If the backend does not respond, or another log has
+    /// replaced the log, [`LogEnd::is_unsure`] is `true`.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
@@ -296,7 +299,7 @@ impl BackendClient {
     }
 
     /// Returns `true` if one of these topics was removed after `page` was read. The page can then
-    /// contain events that are hidden by now.
+    /// contain events that the removal hides.
     pub(in crate::hub) fn is_removed_since<'a>(
         &self,
         page: &EncodedPage,
@@ -316,9 +319,9 @@ impl BackendClient {
         }
     }
 
-    /// Logs the end of an overload of the queue of history reads, once at least half of the queue
-    /// is free. Without this distance between begin and end, a queue near its limit would log at
-    /// every read.
+    /// Called after each history read that was not rejected. If the queue of reads was overloaded,
+    /// and at least half of it is free now, logs the end of the overload. A smaller distance
+    /// between full and free would make a queue near its limit log at every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
@@ -327,8 +330,8 @@ impl BackendClient {
     }
 
     /// Appends events of one kind to one topic, and returns the id of the last event. The result is
-    /// `Some` in every case: it is an `Option` because publishing in memory has the same return
-    /// type.
+    /// always `Some`: it is an `Option` because publishing in a hub without a backend has the same
+    /// return type.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,
@@ -351,19 +354,20 @@ impl BackendClient {
         self.runtime.get().cloned()
     }
 
-    /// Returns the greatest position that this node knows in the log. The log may have greater
+    /// Returns the greatest position of the log that the local node knows. The log may have greater
     /// positions, because other nodes append, too.
     pub(in crate::hub) fn last(&self) -> Position {
         self.state().last
     }
 
-    /// Returns the epoch of the log that this node follows: the number that identifies the log.
+    /// Returns the epoch of the log that the local node follows: the number that identifies the
+    /// log.
     pub(in crate::hub) fn epoch_bits(&self) -> u64 {
         self.state().epoch
     }
 
     /// Asks the backend for the last position of the log. Returns `None` if the backend does not
-    /// respond, or if another log has replaced the log that this node follows.
+    /// respond, or if another log has replaced the log that the local node follows.
     pub(in crate::hub) async fn newest(&self) -> Option<Position> {
         let bounds = self.bounds().await?;
         (bounds.epoch == self.epoch_bits()).then_some(bounds.last)
@@ -380,8 +384,8 @@ impl BackendClient {
         self.append(&topic, records).await
     }
 
-    /// Appends records only if the log still has this epoch, and has no record of their topic after
-    /// the position `since`. Otherwise returns `None`. See
+    /// Appends records if the log still has the epoch `epoch`, and has no record of their topic
+    /// after the position `since`. Otherwise appends nothing and returns `None`. See
     /// [`Backend::append_if_unchanged`](crate::hub::backend::Backend::append_if_unchanged).
     pub(in crate::hub) async fn append_if_unchanged(
         &self,
@@ -397,8 +401,8 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Appends the record that finishes the topic, called the finish record. The topic counts as
-    /// finished on this node from now on.
+    /// Appends the finish record of the topic: the record that finishes it. From then on, the topic
+    /// counts as finished on the local node.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
@@ -409,15 +413,15 @@ impl BackendClient {
         Ok(())
     }
 
-    /// Returns `true` if this node has appended the record that finishes the topic, and its
+    /// Returns `true` if the local node has appended the record that finishes the topic, and its
     /// follower has not read this record yet. The follower is the task that reads the log.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.state().finished.contains_key(topic)
     }
 
-    /// Forgets the remembered finish records up to and including the position `through`. A finish
-    /// record is a record that finishes a topic. The caller must have read the log up to this
-    /// position, and must have marked these topics as finished itself.
+    /// Forgets the finish records up to and including the position `through` that the local node
+    /// has appended. A finish record is a record that finishes a topic. The caller must have read
+    /// the log up to this position, and must have marked the topics of these records as finished.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         if !state.finished.is_empty() {
@@ -426,7 +430,7 @@ impl BackendClient {
     }
 
     /// Appends records to `topic`, and returns their position together with the epoch of the log
-    /// that stored them. This log may be newer than the log that this node follows.
+    /// that stored them. This log may be newer than the log that the local node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         // The error is counted but not logged, because the publisher gets it.
         let appended = in_time(self.backend.append(records)).await.map_err(|source| {
@@ -446,8 +450,8 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Returns the newest removal of each of these topics, as far as this node has read the log. A
-    /// topic that was never removed is not in the result.
+    /// Returns the newest removal of each of these topics, as far as the local node has read the
+    /// log. A topic that was never removed is not in the result.
     fn removals_of(&self, topics: &[Arc<str>]) -> HashMap<Arc<str>, Removal> {
         if self.removals.is_empty() {
             return HashMap::new();

@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
-/// A [`Backend`] as a trait object.
+/// A [`Backend`] of any type as a trait object.
 pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
     fn open(&self) -> BoxFuture<'_, ()>;

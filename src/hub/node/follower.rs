@@ -23,10 +23,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The first and the longest pause of the follower, the task that reads the log, after an error.
-/// The pause doubles with each further error. It is shortened at random, to between half and all of
-/// its length. The longest pause is 0.4 s, so that a record is delivered within a second after the
-/// end of an outage.
+/// The shortest and the longest pause that the follower, the task that reads the log, makes after
+/// an error. Each further error doubles the pause. A random factor shortens it, to between half and
+/// all of its length. The longest pause is 0.4 s, so that a record is delivered within a second
+/// after the end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
 /// The time without new records after which the follower, the task that reads the log, asks the
@@ -34,24 +34,25 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The number of missed checks after which the follower, the task that reads the log, cancels its
-/// `follow` call and repeats it. The follower makes a check after every two seconds without a page.
-/// A check is missed if the log has records that the call has not returned. Each repeated call
-/// doubles the number, because a large page may take longer. A page resets the number.
+/// `follow` call to the backend and repeats it. The follower checks the end of the log every two
+/// seconds while the call returns no page. The check is missed if the log has records that the call
+/// has not returned. The limit doubles with each repeated call, because a large page may take
+/// longer. It is 3 again after a page has arrived.
 const MAX_MISSED_PROBES: u32 = 3;
 
-/// The time limit for the initial read of the log in [`connect`]. After the limit, a background
-/// task reads the rest.
+/// The time limit for the initial read of the log in [`connect`]. After the limit, [`connect`]
+/// returns, and a background task reads the rest.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The duration of opening a log after which the hub logs a warning. Opening has no time limit.
+/// The hub logs a warning if opening the log of the backend takes longer than this time. Opening
+/// has no time limit.
 const SLOW_OPENING: Duration = Duration::from_secs(5);
 
 /// Receives the log that the follower reads. The follower is a task that reads the log page by
 /// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log, which replaces the current log. `bounds` describes the other log.
-    /// The first page of that log contains the records after those that it has evicted (removed by
-    /// retention).
+    /// Switches to another log, because it has replaced the current log. `bounds` describes the
+    /// other log. The other log is then delivered from its oldest retained record.
     fn reset(&self, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
@@ -60,11 +61,11 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 
 /// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
 /// new records until the hub is dropped. If reading takes longer than [`CATCH_UP`], the follower
-/// reads the rest, and subscriptions on this node get events later.
+/// reads the rest, and subscriptions on the local node get events later.
 ///
-/// Reading takes 0.3 s for a million records in memory. The node then knows the finished topics and
-/// the newest state of each topic, and can resume clients without the backend. Returns an error
-/// outside of a tokio runtime, or if the backend fails.
+/// Reading a million records takes 0.3 s if the backend keeps them in memory. The node then knows
+/// the finished topics and the newest state of each topic, and can resume clients without the
+/// backend. Returns an error outside of a tokio runtime, or if the backend fails.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
     client.set_runtime(&runtime);
@@ -93,8 +94,8 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     Ok(())
 }
 
-/// Opens the log of the backend. Logs a warning if this takes long, because the caller may wait for
-/// minutes.
+/// Opens the log of the backend. Logs a warning if this takes long, because the caller may have to
+/// wait for minutes.
 async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
     let mut opened = pin!(backend.open());
     match timeout(SLOW_OPENING, opened.as_mut()).await {
@@ -106,9 +107,10 @@ async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
     }
 }
 
-/// Reads the log after `after` page by page, and delivers each page to `node`, until the node is
-/// dropped. `epoch` identifies the log. If another log has replaced this log, resets the node and
-/// continues with the other log. After an error, waits a moment and tries again.
+/// Reads the log page by page from the first record after `after`, and delivers each page to
+/// `node`, until the node is dropped. `epoch` identifies the log. If another log has replaced this
+/// log, resets the node and continues with the other log. After an error, tries again after a
+/// pause.
 async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;
@@ -147,12 +149,12 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, the function also asks the backend for the epoch and the end of
-/// the log. A failed request is counted in `outage`.
+/// an error. So every two seconds, the function also asks the backend for the epoch and the last
+/// position of the log. A failed request is counted in `outage`.
 ///
-/// Returns an error if the log has another epoch than `epoch`. Also returns an error if the backend
-/// returns no page although `max_missed` checks in a row have found another end of the log than
-/// `after`. Then doubles `max_missed`.
+/// Returns an error if the log does not have the epoch `epoch` any more. Also returns an error, and
+/// doubles `max_missed`, if the backend returns no page although the last position of the log
+/// differs from `after` in `max_missed` checks in a row.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

@@ -34,7 +34,7 @@ impl Outage {
     }
 
     /// Awaits `request`, a request to the backend, and returns its result. A failure is counted and
-    /// can begin an outage. A success can end an outage.
+    /// can begin an outage of the backend. A success can end an outage.
     pub(super) async fn watch<T>(&self, request: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let failures = self.state().failures;
         let outcome = request.await;
@@ -60,9 +60,9 @@ impl Outage {
         }
     }
 
-    /// Notes a success of the operation that this tracker watches. The caller must have sent the
-    /// request after every failure so far. So the success ends the outage, if there is one. Logs
-    /// the end of the outage.
+    /// Notes a success of the operation that this tracker watches. The success ends the outage, if
+    /// there is one, and logs its end. Call this only if the request was sent after the last
+    /// failure: a success of an earlier request does not end an outage.
     pub(super) fn succeeded(&self) {
         let failures = self.state().failures;
         self.succeeded_after(failures);

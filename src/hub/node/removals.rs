@@ -1,4 +1,4 @@
-//! Remembers which topics were removed, as far as this node has read the log. Removing a topic
+//! Remembers which topics were removed, as far as the local node has read the log. Removing a topic
 //! appends a record to the log, and hides the earlier records of the topic.
 
 use crate::hub::backend::Position;
@@ -7,27 +7,29 @@ use std::{
     sync::Arc,
 };
 
-/// A removal of a topic, which this node has read in the log.
+/// A removal of a topic, which the local node has read in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) struct Removal {
     /// The position of the removal record in the log. Records of the topic up to this position are
     /// not delivered any more.
     pub(in crate::hub) at: Position,
-    /// Eviction watermark of the topic after the removal: its events up to and including this
-    /// position may be missing.
+    /// Eviction watermark of the topic after its removal: events of the topic up to and including
+    /// this position may be missing.
     pub(in crate::hub) evicted_through: Position,
 }
 
-/// The newest removal of each topic. A removal is forgotten when the log has evicted its record.
-/// The log has then evicted all earlier records of the topic as well, so nothing has to be hidden.
+/// The newest removal of each topic, with the position of its record in the log. A removal hides
+/// the earlier records of its topic. When the log has evicted the record of the removal, it has
+/// evicted all earlier records of the topic as well, so nothing has to be hidden. The removal is
+/// then forgotten.
 ///
 /// At most 100,000 removals are kept, which limits the memory. Beyond that, the oldest removal is
 /// forgotten, although the log may still retain earlier records of its topic.
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,
-    /// The removed topics, sorted by the position of their newest removal record in the log. The
-    /// removal with the smallest position is forgotten first.
+    /// The removed topics, sorted by the position of their newest removal record in the log. If
+    /// there are too many, the removal with the smallest position is forgotten first.
     order: BTreeMap<Position, Arc<str>>,
 }
 

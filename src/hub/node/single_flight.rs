@@ -17,9 +17,10 @@ use tokio::{
 
 /// Runs calls of a function so that concurrent requests with equal keys share one call.
 ///
-/// Each call runs in its own task, so a caller that is not polled cannot block the other callers. A
-/// call waits for a semaphore permit before it starts, because the number of running calls is
-/// limited. If all of its callers are dropped before the call starts, the call is dropped, too.
+/// Each call runs in its own task, so a request that is not polled cannot block the other requests.
+/// A call waits for a semaphore permit before it starts, because the number of running calls is
+/// limited. If all requests that share the call are dropped before it starts, the call is dropped,
+/// too.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T> {
     shared: Arc<Shared<K, T>>,
@@ -59,8 +60,8 @@ struct Call<T> {
     number: u64,
     is_running: bool,
     /// The channel to the requests that wait for the next result of the shared function call.
-    /// Requests subscribe to it only under the lock of all calls. So no request can join a call
-    /// that is being removed.
+    /// Requests subscribe to the channel only under the lock of all calls. So no request can join a
+    /// call that is being removed.
     callers: Callers<T>,
 }
 
@@ -89,11 +90,11 @@ impl<K: Eq + Hash, T> SingleFlight<K, T> {
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + Sync + 'static> SingleFlight<K, T> {
     /// Returns the value of a call of `f` that starts after this request, so the value is never
-    /// older than the request. Requests with an equal `key` share the call.
+    /// older than the request. Concurrent requests with an equal `key` share the call.
     ///
-    /// A request that arrives while the call for its key runs waits for the next call. The call
-    /// runs in a task on `runtime`, and uses the `f` of the first request. Fails if `f` returns
-    /// `None` or panics, or if there are too many other keys.
+    /// If a call for the key is already running, the request waits for the next call. The call runs
+    /// in a task on `runtime`, and uses the `f` of the first request. Fails if `f` returns `None`
+    /// or panics, or if there are too many other keys.
     pub(super) async fn run<F>(
         &self,
         runtime: &Handle,
@@ -122,8 +123,8 @@ impl<K: Eq + Hash, T> Shared<K, T> {
 
 impl<K: Clone + Eq + Hash, T> Shared<K, T> {
     /// Adds a request for `key` that waits for the result of the shared function call. If there is
-    /// no call for this key yet, creates it and also returns it: the request has to start it.
-    /// Returns [`RunError::Full`] if a new call would exceed the limit.
+    /// no call for this key yet, creates the call and also returns it, because this request then
+    /// has to start it. Returns [`RunError::Full`] if a new call would exceed the limit.
     fn join(self: &Arc<Self>, key: K) -> Result<Joined<K, T>, RunError> {
         let mut calls = self.calls();
         let Calls { by_key, next_number } = &mut *calls;
@@ -160,14 +161,14 @@ impl<K: Eq + Hash, T> Calls<K, T> {
     }
 }
 
-/// The result of [`Shared::join`], which adds a request for a key: the waiting request, and the
-/// shared function call that it has to start. The second part is `None` if an earlier request has
-/// created the call.
+/// The result of [`Shared::join`], which adds a request for a key: the request, which waits for the
+/// result, and the shared function call. The call is `None` if an earlier request has created it.
+/// Otherwise the caller has to start it.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
 /// A request that waits for the result of a shared function call. The fields must be dropped in
 /// this order: first the receiver of the result, then `_withdraw`, which removes a call that has no
-/// receiver left.
+/// receiver any more.
 struct Caller<K: Eq + Hash, T> {
     value: watch::Receiver<Option<T>>,
     _withdraw: Withdraw<K, T>,
@@ -196,8 +197,9 @@ struct InFlight<K: Eq + Hash, T> {
 }
 
 impl<K: Eq + Hash, T> InFlight<K, T> {
-    /// Calls `f` and sends its value to all requests that were waiting when the call began. Repeats
-    /// this for the requests that arrived in the meantime, until no request waits.
+    /// Calls `f` and sends its value to all requests that were waiting when the call began. While
+    /// `f` runs, further requests may arrive. So calls `f` again for these requests, until no
+    /// request waits.
     async fn serve<F: Future<Output = Option<T>>>(self, f: impl Fn() -> F) {
         while let Some(permit) = self.permit().await {
             let Some(callers) = self.begin() else { return };
@@ -211,7 +213,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 
     /// Waits for a semaphore permit to run the shared function call. Returns `None` if all requests
-    /// that wait for the result are dropped before.
+    /// that wait for the result are dropped before the permit is available.
     async fn permit(&self) -> Option<SemaphorePermit<'_>> {
         let mut permit = pin!(self.shared.permits.acquire());
         loop {
@@ -246,7 +248,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 
     /// Marks the shared function call as not running. Removes the call if no further request for
-    /// its key has arrived while it ran.
+    /// its key has arrived while the call was running.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {
@@ -290,8 +292,8 @@ mod tests {
         }
     }
 
-    /// A test fixture: each call takes a second and returns how many calls started before it. The
-    /// call that returns 7 panics instead.
+    /// A test fixture: each call takes a second and returns the number of calls that were started
+    /// before it. The call that would return 7 panics.
     struct World {
         flights: SingleFlight<u32, u64>,
         calls: Arc<AtomicU64>,

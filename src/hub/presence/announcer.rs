@@ -1,7 +1,8 @@
 //! The announcer is the task of a node that appends the records about members of topics to the log.
-//! It also ends the grace times: the times that members stay after their last subscriptions.
+//! It also ends the grace times: a member stays for the grace time after its last subscription has
+//! ended, and then leaves.
 //!
-//! Other tasks of this module publish the events of joins and leaves.
+//! Other tasks of this module publish the join and leave events of members.
 
 use super::{Presence, Presences, Transition, message::Message, pending::MAX_BATCH, state::Job};
 use crate::hub::{
@@ -29,13 +30,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that the tasks of this module wait until this node has read the log up to a
-/// position: the end of the log, or the records that the task has appended.
+/// The maximum time that a task of this module waits until the local node has read the log far
+/// enough: up to the end of the log, or up to the records that this task has just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
-    /// Stores that the application on this node asks for the members of a topic. The node then
-    /// requests the members of other nodes, even if it has no members itself.
+    /// Notes that the application on the local node needs the members of a topic. The node then
+    /// requests the members of the other nodes, even if it has no members itself.
     pub(super) fn want(&self) {
         self.state().is_wanted = true;
     }
@@ -54,9 +55,9 @@ impl Presences {
     }
 }
 
-/// Makes the joins and leaves of members on this node take effect. A hub without a backend updates
-/// the members of its topics before this function returns. With a backend, the function starts or
-/// wakes the announcer, the task that appends the joins and leaves to the log.
+/// Makes the joins and leaves of members on the local node take effect. A hub without a backend
+/// updates the members of its topics before this function returns. With a backend, the function
+/// starts or wakes the announcer, the task that appends the joins and leaves to the log.
 pub(super) fn apply(core: &Arc<Core>) {
     if core.backend.is_none() {
         apply_in_memory(core);
@@ -87,9 +88,10 @@ fn apply_in_memory(core: &Arc<Core>) {
     publish_in_memory(core);
 }
 
-/// Publishes the events of joins and leaves of members in a hub without a backend. To keep their
-/// order, only one thread publishes at a time: other threads return at once and leave their events
-/// to it. The function of the application that creates the events runs without a lock.
+/// Publishes the join and leave events of members in a hub without a backend. To keep the order of
+/// the events, only one thread publishes at a time. If other threads call this function in the
+/// meantime, it returns at once, and the first thread also publishes their events. The function of
+/// the application that creates the events runs without a lock.
 fn publish_in_memory(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut is_publishing = false;
@@ -118,8 +120,9 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Returns `true` if a topic is finished, or was finished and removed. Joins and leaves of members
-/// then get no events, because an event would open or create the topic again.
+/// Returns `true` if a topic is finished, or if it was finished and then removed. Joins and leaves
+/// of its members are then not published as events, because an event would open or create the topic
+/// again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
@@ -134,8 +137,9 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
 }
 
 /// Starts the announcer, the task that appends the records about members, if it has something to do
-/// and does not run. With a backend, also starts one task for each topic with unpublished events of
-/// joins and leaves. Has no effect without a tokio runtime, or if the hub is shut down.
+/// and does not run. With a backend, also starts one task for each topic whose members have
+/// unpublished join and leave events. Has no effect without a tokio runtime, or if the hub is shut
+/// down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();
@@ -210,8 +214,9 @@ async fn announce(core: Weak<Core>) {
 /// answers other nodes, and appends records. During requests to the backend, it holds no reference
 /// to the hub, so that the hub can be dropped.
 ///
-/// The `bool` is `false` if a request to the backend has failed, or if this node could not read the
-/// log in time. The caller then tries again after a pause. Returns `None` if the hub was dropped.
+/// The `bool` is `false` if a request to the backend has failed, or if the local node could not
+/// read the log in time. The caller then tries again after a pause. Returns `None` if the hub was
+/// dropped.
 async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let core = weak.upgrade()?;
@@ -225,7 +230,7 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         drop(core);
         let request = presence.state().answered(&presence);
         if let Some(request) = request {
-            // The answers may be in the log, but this node may not have read them yet.
+            // The answers may be in the log, but the local node may not have read them yet.
             let Some(through) = backend.newest().await else { return Some((presence, false)) };
             if !caught_up_unless_dropped(weak, through, Instant::now() + FOLLOWER).await? {
                 return Some((presence, false));
@@ -274,9 +279,9 @@ async fn append(backend: &BackendClient, job: &Job) -> bool {
     }
 }
 
-/// Creates the answers to the questions of other nodes about topics: whether the topic exists on
-/// this node, and how many subscriptions it has here. Questions about topics that do not exist here
-/// get no answer.
+/// Creates the answers to the questions of other nodes about topics: whether a topic exists on the
+/// local node, and how many subscriptions it has here. A question about a topic that does not exist
+/// here gets no answer.
 fn answer_questions(core: &Arc<Core>) {
     let presence = &core.presence;
     let questions = std::mem::take(&mut presence.state().questions);
@@ -288,19 +293,19 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the events of the joins and leaves of members of one topic. It does not
-/// keep the hub alive.
+/// The task that publishes the join and leave events of the members of one topic. It does not keep
+/// the hub alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
     topic: Arc<str>,
-    /// Notified when an event of a join or a leave of a member in this topic needs no publishing
+    /// Notified when a join or leave event of a member of this topic does not have to be published
     /// any more, for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// The time since when the backend has refused the events of the joins and leaves of members of
-    /// this topic, although it responds to other requests. `None` after a successful append, and if
-    /// the backend does not respond at all.
+    /// The time when the backend began to refuse the join and leave events of this topic's members,
+    /// although it responds to other requests. `None` after a successful append, and if the backend
+    /// does not respond at all.
     refused_since: Option<Instant>,
     /// The maximum number of events that this task appends to the log at once. A refused append
     /// halves it, and a successful one doubles it, up to 1,000.
@@ -309,12 +314,12 @@ struct Publishing {
     has_ended: bool,
 }
 
-/// The next action of the task that publishes the joins and leaves of members of one topic.
+/// The next action of the task that publishes the join and leave events of one topic's members.
 enum Next {
     Append,
-    /// Wait until this time, because another node has caused the next join or leave of a member,
-    /// and probably publishes its event itself. Then, this node publishes the event if it is still
-    /// missing in the log.
+    /// Wait until this time. Another node has caused the next join or leave of a member, and
+    /// probably publishes the event itself. If the event is not in the log at this time, the local
+    /// node publishes it.
     Wait(Instant),
     Retry,
     End,
@@ -347,9 +352,9 @@ impl Publishing {
         next
     }
 
-    /// Publishes at most one batch of the unpublished events of the joins and leaves of members in
-    /// this topic. The append succeeds only if the log has no record of the topic that this node
-    /// has not read. So each event is published once, even if several nodes try.
+    /// Publishes at most one batch of the unpublished join and leave events of this topic's
+    /// members. Several nodes can try to publish the same event. An append fails if the log has
+    /// records of the topic that the local node has not read. So only one node succeeds.
     async fn run_once(&mut self) -> Next {
         // Waits for the permit first. A fence and events that are taken before the wait would be
         // outdated.
@@ -401,10 +406,10 @@ impl Publishing {
         }
     }
 
-    /// Halves the number of events in the next append, after the backend has refused `count` events
-    /// of joins and leaves of members in one append. If the backend refuses a single event for a
-    /// minute, that event is not published. If the backend then refuses the next event, too, no
-    /// unpublished event of the topic is published.
+    /// Updates the limit of events per append after the backend has refused an append of `count`
+    /// join and leave events of members: the next append has half as many. If the backend refuses
+    /// an append of a single event for a minute, this event is dropped. If the backend then refuses
+    /// the following event, too, all unpublished events of the topic are dropped.
     fn note_refused(&mut self, count: usize) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
@@ -430,8 +435,8 @@ impl Drop for Publishing {
     }
 }
 
-/// Publishes the events of the joins and leaves of members of one topic. Returns when no
-/// unpublished event is left, or when the hub was dropped.
+/// Publishes the join and leave events of the members of one topic. Returns when no unpublished
+/// event is left, or when the hub was dropped.
 async fn publish(mut publishing: Publishing) {
     loop {
         match publishing.run_once().await {

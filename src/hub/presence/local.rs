@@ -1,5 +1,5 @@
-//! The members of topics on this node: their subscriptions, the grace times after their last
-//! subscriptions, and which members this node has announced in the log.
+//! The members of topics on the local node: their subscriptions, the ends of their grace times
+//! after their last subscriptions, and which of these members the log contains.
 
 use super::{Presence, free_if_empty, message::Members, view::Transition};
 use std::{
@@ -15,34 +15,35 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Locals {
     topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
-    /// The members without a subscription that stay until the end of their grace time, in the order
-    /// of these ends. The number makes each key unique.
+    /// The members without a subscription, sorted by the end of their grace time, when they leave.
+    /// The number distinguishes members whose grace times end at the same time.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members that have joined or left since this node last announced them in the log, in the
-    /// order of these changes.
+    /// The members that have joined or left since the local node has last announced them in the
+    /// log, in the order of their joins and leaves.
     changed: BTreeMap<u64, Key>,
 }
 
-/// A member of a topic on this node. After the member has left, this value stays until the leave is
-/// announced in the log.
+/// A member of a topic on the local node. After the member has left, this value stays until the
+/// local node has announced the leave in the log.
 #[derive(Default)]
 struct Local {
     subscriptions: usize,
-    /// The time when the grace time of this member ends, with a number that makes the pair unique:
-    /// the key of the member in `Locals::leaving`. `None` if the member has a subscription, or has
-    /// left.
+    /// The end of the grace time of this member, and a number that makes the pair unique. The pair
+    /// is the key of the member in `Locals::leaving`. `None` if the member has a subscription, or
+    /// has left.
     leaving: Option<(Instant, u64)>,
-    /// Set if this node has last announced this name as a member of the topic, and not its leave.
-    /// The flag is set before the record with the announcement is appended. If that append fails,
-    /// all members of this node are announced again.
+    /// Set if the local node has last announced in the log that this name is a member of the topic,
+    /// and has not announced its leave since. The flag is set before the announcement is appended.
+    /// If that append fails, all members of the local node are announced again.
     is_announced: bool,
-    /// The value that `is_announced` had when this node last missed records of the log. If it is
-    /// set, the next announcement of this member repeats an earlier announcement, and is not the
-    /// join of a new member.
+    /// Set if this member was already announced in the log when the local node last missed records
+    /// of the log. The local node then announces all of its members again. For this member, the new
+    /// record is a repetition and not a join.
     was_announced: bool,
-    /// The number of the last join or leave of this member, if this node has not announced it in
-    /// the log yet: the key of the member in `Locals::changed`. Otherwise `None`.
+    /// Set if this member has joined or left, and the local node has not announced this in the log
+    /// yet. The number is the key of the member in `Locals::changed`, which keeps the changes in
+    /// their order.
     changed: Option<u64>,
 }
 
@@ -53,8 +54,8 @@ impl Local {
 }
 
 impl Locals {
-    /// Adds a subscription of a member. If the member was about to leave at the end of its grace
-    /// time, it stays.
+    /// Adds a subscription of a member on the local node. If the member had no subscription and was
+    /// about to leave at the end of its grace time, it stays.
     pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
         local.subscriptions += 1;
@@ -64,9 +65,9 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Updates whether a change of this member has to be announced in the log: whether the member
-    /// has joined or left since its last announcement. Forgets a member that has left and is not
-    /// announced.
+    /// Compares a member with its last announcement in the log. If the member has joined or left
+    /// since then, adds it to `changed`, so that the change is announced. Otherwise removes it from
+    /// `changed`. Forgets a member that has left and whose leave does not have to be announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
         let Some(local) = local else { return };
@@ -88,8 +89,8 @@ impl Locals {
         }
     }
 
-    /// Removes a subscription of a member. If it was the last one on this node, the member stays
-    /// for the time `grace`. Then [`expire`](Self::expire) ends its membership.
+    /// Removes a subscription of a member on the local node. After its last subscription, the
+    /// member stays for the time `grace`. Then [`expire`](Self::expire) ends its membership.
     pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
         let of_topic = self.topics.get_mut(topic);
         let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
@@ -119,8 +120,8 @@ impl Locals {
         }
     }
 
-    /// Returns the earliest time when a member without a subscription leaves, because its grace
-    /// time ends. Returns `None` if there is no such member.
+    /// Returns the next time when a member without a subscription leaves, because its grace time
+    /// ends. Returns `None` if there is no such member.
     pub(super) fn next_end(&self) -> Option<Instant> {
         self.leaving.first_key_value().map(|((end, _), _)| *end)
     }
@@ -129,14 +130,15 @@ impl Locals {
         !self.changed.is_empty()
     }
 
-    /// Returns `true` if this node has no members, and has announced the leave of each earlier
-    /// member.
+    /// Returns `true` if the local node has no members, and has announced in the log that all
+    /// earlier members have left.
     pub(super) fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }
 
-    /// Takes the joins and leaves of members that this node has not announced in the log yet, in
-    /// their order. From now on they count as announced, so the caller must append them to the log.
+    /// Returns the joins and leaves of members that the local node has not announced in the log
+    /// yet, in their order. From now on they count as announced, so the caller must append them to
+    /// the log.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -153,25 +155,25 @@ impl Locals {
         changes
     }
 
-    /// Returns the number of entries about members on this node, and the capacity of the map of
-    /// topics. For a test of the memory use.
+    /// Returns the number of entries about members on the local node, and the capacity of the map
+    /// of topics. A test of the memory use calls this method.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let members = self.topics.values().map(HashMap::len).sum::<usize>();
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Stores which members of this node are announced in the log, for
-    /// [`was_announced`](Self::was_announced). Called when this node has missed records of the log,
-    /// and so will announce all of its members again.
+    /// Remembers which members of the local node are announced in the log at this time. Called when
+    /// the node has missed records of the log, before it announces all of its members again.
+    /// [`was_announced`](Self::was_announced) then recognizes the repeated announcements.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;
         }
     }
 
-    /// Returns `true` if `transition` is the join of a member that the log already had when this
-    /// node last missed records. Such a join only repeats an earlier announcement.
+    /// Returns `true` if `transition` is a join that only repeats an earlier announcement: the
+    /// member was already in the log when the local node last missed records of the log.
     pub(super) fn was_announced(&self, transition: &Transition) -> bool {
         let local = self.topics.get(&transition.topic).and_then(|members| members.get(transition.change.member()));
         matches!(transition.change, Presence::Joined(_)) && local.is_some_and(|local| local.was_announced)
@@ -186,8 +188,9 @@ impl Locals {
         }
     }
 
-    /// Returns all members of this node by topic, for records that replace all earlier records of
-    /// this node about its members. From now on exactly these members count as announced.
+    /// Returns all members of the local node by topic. The caller appends them to the log, where
+    /// they replace all earlier records of the local node about its members. From now on exactly
+    /// these members count as announced.
     pub(super) fn take_all(&mut self) -> Members {
         self.changed.clear();
         let mut all = Members::new();

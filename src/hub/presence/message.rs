@@ -30,42 +30,42 @@ pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 pub(super) enum Message {
     /// The joins and leaves on the node `author` since its previous record about members, in their
     /// order. Empty `changes` mean that the node is shut down, and that this is its last record.
-    /// Its members leave after the grace time, unless they reconnect to another node.
+    /// Its members then leave after the grace time, unless they reconnect to another node.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
-    /// All members of the node `author`, or a part of them. They replace the members in its earlier
-    /// records.
+    /// All members of the node `author`, or a part of them. They replace the members that earlier
+    /// records of the node have announced.
     Full { author: Author, part: Part },
-    /// The node `by` declares the silent node `node` dead, so its members leave. This has no effect
-    /// if `node` has written a record about members with a number above `number`, or a sign of life
-    /// with a number above `beat`.
+    /// The node `by` declares the silent node `node` dead, so the members of `node` leave. This has
+    /// no effect if `node` was alive in the meantime: if it has written a record about members with
+    /// a number above `number`, or a sign of life with a number above `beat`.
     Dead { by: u64, node: u64, number: u64, beat: u64 },
     /// A request for the members of all nodes, from a node that does not know them because the log
-    /// has evicted records. Each node that has written records about members answers with the list
-    /// of its members, [`Full`](Self::Full). A node that knows all members also answers with the
-    /// list of all nodes with members, [`Roster`](Self::Roster). The asking node recognizes its own
-    /// request by the random `id`.
+    /// has evicted records. Each node that has written records about its members answers with the
+    /// list of its members, [`Full`](Self::Full). A node that knows the members of all nodes also
+    /// answers with the list of all nodes with members, [`Roster`](Self::Roster). The asking node
+    /// recognizes its own request by the random `id`.
     Ask { id: u64 },
     /// The list of all nodes with members: an answer to [`Ask`](Self::Ask), the request for the
     /// members of all nodes. The sender of this list had read the whole log up to and including
-    /// `through`. The asking node then waits until each listed node has sent a list of its members,
-    /// or was declared dead.
+    /// `through`. The node that has asked then waits until each listed node has sent a list of its
+    /// members, or was declared dead.
     Roster { through: Position, nodes: Vec<Listed> },
-    /// A question of the node `node` to the other nodes: does `topic` exist there, and how many
-    /// subscriptions has it? The answers contain the random `id`.
+    /// A question of the node `node` to the other nodes: does `topic` exist on them, and how many
+    /// subscriptions does it have there? The answers contain the random `id`.
     Question { node: u64, id: u64, topic: Arc<str> },
-    /// An answer to the question `id`: the topic exists on the node `node`, and has `subscribers`
-    /// subscriptions there. Nodes without the topic send no answer.
+    /// An answer to the question with this `id`: the topic exists on the node `node`, and has
+    /// `subscribers` subscriptions there. Nodes without the topic send no answer.
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// The node that has written a record about its members. `lease` is the silence after which other
-/// nodes declare it dead.
+/// Identifies the node that has written a record about its members. `lease` is the time of silence
+/// after which the other nodes declare the node dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,
-    /// The number of this record among the records of the node about its members. It increases with
-    /// each record, so that readers can ignore a record that arrives late. All parts of one list of
-    /// members have the same number.
+    /// The number of this record among the records of its node about members. It increases with
+    /// each record, so that readers can ignore a record that arrives late. If a list of members is
+    /// split into several records, all of them have the same number.
     pub(super) number: u64,
     pub(super) lease: Duration,
 }
@@ -78,16 +78,16 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-/// An entry of a [`Message::Roster`], the list of all nodes with members. `lease` is the silence
-/// after which other nodes declare the node dead.
+/// One node in a [`Message::Roster`], the list of all nodes with members. `lease` is the time of
+/// silence after which the other nodes declare the node dead.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Listed {
     pub(super) node: u64,
     pub(super) lease: Duration,
 }
 
-/// Splits the list of the members of a node into parts of about 64 KiB each, one for each record.
-/// An empty list is one empty part.
+/// Splits the list of the members of a node into parts of about 64 KiB each. Each part becomes one
+/// record in the log. An empty list becomes one empty part.
 pub(super) fn into_parts(members: Members) -> Vec<Part> {
     let mut parts = vec![Part { is_first: true, ..Part::default() }];
     let mut bytes = 0;
@@ -231,8 +231,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic with members. Returns `None` for the topic `tower-sse/nodes`, which
-/// has no members, and for a name that is too long.
+/// Parses the name of a topic in a message about members. Returns `None` for the topic
+/// `tower-sse/nodes`, which cannot have members, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

@@ -52,17 +52,17 @@ use tokio::{
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
 /// The maximum length of the name of a topic with members, in bytes. With a longer name, the
-/// records of this node about members could be too large for the backend. The node could then
+/// records of the local node about members could be too large for the backend. The node could then
 /// announce no member at all.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
-/// The maximum number of topics for which this node appends events of joins and leaves of members
+/// The maximum number of topics for which the local node appends join and leave events of members
 /// to the log at the same time. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
-/// The time that [`members`] waits for the members of topics on other nodes, in addition to two
-/// settings: the lease (the silence after which a node is declared dead) and the grace time of
-/// members. After it, the call returns an error.
+/// A part of the time limit of [`members`], which waits for the members of topics on other nodes.
+/// The limit is the sum of this time, the grace time of members and the lease (the silence after
+/// which a node is declared dead). After the limit, the call returns an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A join or a leave of a member of a topic, on any node.
@@ -88,7 +88,7 @@ impl Presence {
 
 type EventOf = dyn Fn(&str, &Presence) -> Option<Event> + Send + Sync;
 
-/// The function of the application that makes the event of a join or a leave of a member.
+/// The function of the application that creates an event from a join or a leave of a member.
 /// [`Builder::presence_events`](super::Builder::presence_events) sets it.
 #[derive(Clone)]
 pub(super) struct PresenceEvents(pub(super) Arc<EventOf>);
@@ -99,18 +99,18 @@ impl fmt::Debug for PresenceEvents {
     }
 }
 
-/// The members of the topics on all nodes, as far as this node knows them, and the settings of the
-/// hub that concern members.
+/// The members of the topics on all nodes, as far as the local node knows them, and the settings of
+/// the hub that concern members.
 pub(super) struct Presences {
-    /// The random number that identifies this node in the log.
+    /// The random number that identifies the local node in the log.
     node: u64,
     grace: Duration,
     lease: Duration,
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when there is work for the announcer, the task that appends the records about
-    /// members of topics to the log.
+    /// Notified when the announcer has something to do. The announcer is the task that appends the
+    /// records about members of topics to the log.
     changed: Notify,
     /// Notified when the known members of topics have changed, so that the callers that wait in
     /// [`until`](Self::until) check their condition again.
@@ -137,9 +137,9 @@ impl Presences {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Releases the lock of `state`, which contains what this node knows about the members of
-    /// topics. Then wakes the streams of topics whose members have changed, and the callers that
-    /// wait in [`until`](Self::until) for a change.
+    /// Releases the lock of `state`, which contains what the local node knows about the members of
+    /// topics. Then wakes the streams of topics whose members have changed, and the callers of
+    /// [`until`](Self::until), which wait for a change.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let wakers = state.watchers.take_wakers();
         let is_updated = state.take_update();
@@ -150,9 +150,9 @@ impl Presences {
         wake(wakers);
     }
 
-    /// Returns the result of `is_done` for what this node now knows about the members of topics.
-    /// Also stores this knowledge, so that later changes are compared with it. So
-    /// [`until`](Self::until) sees each later change, even a change that restores an earlier value.
+    /// Calls `is_done` with the current state of the members of topics, and returns its result.
+    /// Also marks this state as seen. So [`until`](Self::until) is notified of each later change,
+    /// even if a value changes and then changes back.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -160,8 +160,8 @@ impl Presences {
         is_done
     }
 
-    /// Waits until `is_done` returns `true` for what this node knows about the members of topics.
-    /// Calls `is_done` immediately, and again after each change of this knowledge.
+    /// Waits until `is_done` returns `true` for the state of the members of topics. Calls `is_done`
+    /// immediately, and again after each change of this state.
     async fn until(&self, is_done: impl Fn(&State) -> bool) {
         loop {
             let mut updated = pin!(self.updated.notified());
@@ -174,8 +174,9 @@ impl Presences {
     }
 
     /// Updates the members of topics from the records of `page`, the next part of the log. `beats`
-    /// are the signs of life of nodes in this page: the position, the node, and the number of each.
-    /// The caller adds the other records of the page to their topics after this call.
+    /// are the signs of life of nodes in this page. Each of them has its position in the log, the
+    /// node, and the number of the sign of life. The caller adds the other records of the page to
+    /// their topics after this call.
     pub(super) fn note(&self, page: &Page, beats: Beats) {
         let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
@@ -194,13 +195,13 @@ impl Presences {
             let mut transitions = state.note_record(self, *position, record);
             // A node that does not know all members yet keeps only the events of its own changes.
             // It publishes them later if no other node knew all members. A member that the log had
-            // before this node missed records has not joined.
+            // before the local node missed records has not joined.
             let locals = &state.locals;
             transitions.retain(|transition| {
                 is_complete || (transition.author == self.node && !locals.was_announced(transition))
             });
             let has_events = self.events.is_some() && *position > state.begin;
-            // The last answer of another node completes the members that this node knows. The
+            // The last answer of another node completes the members that the local node knows. The
             // members in it were there before, so they have no events.
             if transitions.is_empty() || !has_events || state.is_complete() != is_complete {
                 continue;
@@ -224,11 +225,14 @@ impl Presences {
         self.release(state);
     }
 
-    /// Forgets the members of all topics, because this node begins to read a log: after it has
-    /// connected, or after another log has replaced the current one. The node reads the records
-    /// after the position `after`, because earlier records may have been evicted. `last` is the end
-    /// of the log at this time. Joins and leaves up to `last` get no events from this node, and
-    /// until the node has read up to `last`, it does not count as knowing all members.
+    /// Forgets the members of all topics, because the local node starts to read a log from its
+    /// oldest record: after it has connected to the backend, or after another log has replaced the
+    /// current one.
+    ///
+    /// The node reads the records after the position `after`, because earlier records may have been
+    /// evicted. `last` is the end of the log at this time. The node publishes no events for joins
+    /// and leaves up to `last`. Until it has read up to `last`, it does not count as knowing all
+    /// members.
     ///
     /// Returns the wakers of the streams that yield joins and leaves. The caller must release its
     /// locks before it wakes them.
@@ -238,7 +242,7 @@ impl Presences {
         state.forget_ends();
         (state.noted_through, state.begin) = (after, last);
         if after == Position::START {
-            // Nothing was evicted, so this node reads all records.
+            // Nothing was evicted, so the local node reads all records.
             state.knowledge = Knowledge::Complete;
         }
         if state.is_complete() {
@@ -247,24 +251,25 @@ impl Presences {
         state.watchers.take_wakers()
     }
 
-    /// Notes that a topic was finished, so that its later joins and leaves of members get no
-    /// events. For hubs without a backend; with a backend, the node reads the end of the topic in
-    /// the log.
+    /// Notes that a topic was finished, so that later joins and leaves of its members are not
+    /// published as events. Only a hub without a backend calls this: with a backend, the node
+    /// learns from the log that a topic was finished.
     pub(super) fn note_finished(&self, topic: &Arc<str>) {
         if self.events.is_some() {
             self.state().note_end(topic);
         }
     }
 
-    /// Returns `true` if members of this topic will leave or are leaving, and their leaves get
-    /// events.
+    /// Returns `true` if join or leave events may still be published to this topic: the application
+    /// wants such events, and the topic has members, who will leave at some time, or has events
+    /// that are not published yet.
     pub(super) fn has_events_to_come(&self, topic: &str) -> bool {
         self.events.is_some() && self.state().has_members_or_events(topic)
     }
 
-    /// Returns the event of a join or a leave of a member, ready to be published. Returns `None` if
-    /// the application has set no function for events. Also returns `None` if the function returns
-    /// `None`, panics, or uses a reserved name.
+    /// Creates the event of a join or a leave of a member, ready to be published. Returns `None` if
+    /// the application has set no function that creates these events. Also returns `None` if the
+    /// function returns `None`, panics, or uses a reserved name.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
         let mut event = None;
@@ -272,11 +277,11 @@ impl Presences {
         complete(event?).ok()
     }
 
-    /// Ends the tracking of members of topics on this node, because the hub is shut down: ends the
-    /// streams of joins and leaves, and the tasks. If the log has members of this node, returns a
-    /// record for the caller to append. When the other nodes read this record, they begin the grace
-    /// times of these members at once. Without the record, they would first wait until this node
-    /// counts as dead.
+    /// Stops tracking the members of topics on the local node, because the hub is shut down. Ends
+    /// the tasks, and the streams that yield joins and leaves. If the log has members of the local
+    /// node, returns a record for the caller to append. When the other nodes read this record, they
+    /// begin the grace times of these members at once. Without the record, they would first wait
+    /// until the local node counts as dead.
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
         let last = state.end(self);
@@ -288,8 +293,8 @@ impl Presences {
         last
     }
 
-    /// Aborts the tasks of this node that track the members of topics and publish joins and leaves,
-    /// because the hub is shut down or is being dropped.
+    /// Aborts the tasks of the local node that track the members of topics and publish their join
+    /// and leave events, because the hub is shut down or is being dropped.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         let tasks = state.task.take().into_iter().chain(state.pending.end());
@@ -298,37 +303,39 @@ impl Presences {
         tasks.into_iter().for_each(|task| task.abort());
     }
 
-    /// Returns `true` if this node has members, or knows of members on other nodes. The keeper, one
-    /// task per node, then sends the signs of life of this node, and watches those of the others.
+    /// Returns `true` if the local node has members, or knows of members on other nodes. The
+    /// keeper, one task per node, then sends the signs of life of the local node, and watches the
+    /// signs of life of the other nodes.
     pub(super) fn is_active(&self) -> bool {
         let state = self.state();
         !state.is_shut_down && (!state.locals.is_empty() || state.view.has_others(self.node))
     }
 
-    /// Returns the lease of this node: the silence after which other nodes declare it dead, so that
-    /// its members leave. Returns `None` if this node has no members.
+    /// Returns the lease of the local node: the time of silence after which the other nodes declare
+    /// it dead, so that its members leave. Returns `None` if the local node has no members.
     pub(super) fn own_lease(&self) -> Option<Duration> {
         let state = self.state();
         (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
     }
 
-    /// Returns the shortest lease of the other nodes with members. A lease is the silence after
-    /// which a node is declared dead. Returns `None` if no other node has members.
+    /// Returns the shortest lease of the other nodes with members. A lease is the time of silence
+    /// after which a node is declared dead. Returns `None` if no other node has members.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
         self.state().view.leases(self.node).map(|(_, shortest)| shortest)
     }
 
-    /// Returns the earliest time when this node declares another node with members dead, unless
-    /// that node gives a sign of life before. Returns `None` if no other node has members. Silence
-    /// before `contact_since`, the end of the last outage of the backend, does not count.
+    /// Returns the earliest time when the local node will declare another node dead, unless the
+    /// other node gives a sign of life before. Only nodes with members count: returns `None` if no
+    /// other node has members. Silence before `contact_since`, the end of the last outage of the
+    /// backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
     /// Queues a record that declares the death of each node with members that has been silent for
-    /// too long: for its lease, the grace time and a random pause. A node announces its lease, the
-    /// silence after which it may be declared dead. The caller must have just read the whole log.
-    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    /// too long. The limit is the sum of three times: the lease that the silent node has announced,
+    /// the grace time of members and a random pause. Silence before `contact_since`, the end of the
+    /// last outage of the backend, does not count. The caller must have just read the whole log.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
@@ -342,7 +349,7 @@ impl Presences {
     }
 }
 
-/// Frees the memory of a map that is empty. An empty `HashMap` otherwise keeps its capacity.
+/// Frees the memory of a map if the map is empty. An empty `HashMap` otherwise keeps its capacity.
 fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
     if map.is_empty() {
         *map = HashMap::new();
@@ -350,16 +357,16 @@ fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
 }
 
 /// Wakes the tasks that poll streams of joins and leaves of members. The caller must hold no lock,
-/// because waking can run code of the application.
+/// because a waker can run code of the application.
 pub(super) fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         contain_panic("waker", || waker.wake());
     }
 }
 
-/// One subscription that counts as a member of one topic under a name. When the last such
-/// subscription of the name on this node is dropped, its grace time begins: the name stays a member
-/// for this time, and then leaves.
+/// One subscription that makes a name a member of a topic. When the last such subscription of the
+/// name on the local node is dropped, the grace time of the member begins: it stays a member for
+/// this time, and then leaves.
 pub(super) struct Membership {
     core: Arc<Core>,
     topic: Arc<str>,
@@ -386,8 +393,8 @@ impl Membership {
     }
 }
 
-/// The members of topics as which one subscription counts: one entry for each call of
-/// [`Topic::join`](super::Topic::join). Most subscriptions have no entry, and then need no
+/// The memberships of one subscription: one for each call of [`Topic::join`](super::Topic::join),
+/// which makes a name a member of a topic. Most subscriptions have no membership, and then need no
 /// allocation.
 #[derive(Default)]
 pub(super) struct Memberships(Vec<Membership>);
@@ -407,7 +414,7 @@ impl Drop for Membership {
 }
 
 /// Returns the names of the members of a topic on all nodes, sorted. With a backend, first waits
-/// until this node knows the members of all nodes.
+/// until the local node knows the members of all nodes.
 ///
 /// Returns an error if the backend does not respond, or if the hub is shut down. Also returns an
 /// error if the members are not known in time. The time limit is the sum of the lease (the silence

@@ -1,4 +1,4 @@
-//! The events of joins and leaves of members that this node has not found in the log yet.
+//! The join and leave events of members that the local node has not found in the log yet.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -11,25 +11,25 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of events of joins and leaves of members that one append to the log contains.
+/// The maximum number of join and leave events of members that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of the event of a join or a leave of a member, in bytes. A larger event is not
+/// The maximum size of a join or leave event of a member, in bytes. A larger event is not
 /// published. One append has at most twice this size.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// The minimum pause before this node publishes the event of a join or a leave of a member that
-/// another node has caused. The pause is random, and at most twice as long. The other node usually
-/// publishes the event first.
+/// The minimum pause before the local node publishes a join or leave event if another node has
+/// caused the join or the leave. The pause is random, and at most twice as long as this minimum.
+/// Usually the other node publishes the event during the pause.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The events of joins and leaves of members that are not in the log yet, by topic. Every node that
-/// knows all members has the same such events, so if one node dies, another one publishes them. An
-/// event is removed when this node reads it from the log.
+/// The join and leave events of members that are not in the log yet, by topic. Every node that
+/// knows all members has the same unpublished events, so if one node dies, another node publishes
+/// them. An event is removed when the local node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics that may have events of joins and leaves of members that are not in the log yet,
-    /// but have no task that publishes these events.
+    /// The topics whose members may have join and leave events that are not in the log yet, but
+    /// that have no task to publish these events.
     idle: HashSet<Arc<str>>,
 }
 
@@ -39,25 +39,26 @@ struct OfTopic {
     next_number: u64,
     by_event: HashMap<Bytes, BTreeSet<u64>>,
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Set while a task of this node publishes the events of the joins and leaves of members of the
-    /// topic.
+    /// Set while a task of the local node publishes the join and leave events of the topic's
+    /// members.
     is_publishing: bool,
-    /// The handle of the task that publishes the events of the joins and leaves of members of the
-    /// topic. `None` until the task was spawned.
+    /// The handle of the task that publishes the join and leave events of the topic's members.
+    /// `None` until the task was spawned.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the events of the joins and leaves of members of the topic,
-    /// when one of these events needs no publishing any more.
+    /// Wakes the task that publishes the join and leave events of the topic's members, when one of
+    /// these events does not have to be published any more.
     changed: Arc<Notify>,
 }
 
 struct PendingEvent {
     member: Arc<str>,
     is_leave: bool,
-    /// Set if this node has caused the join or the leave.
+    /// Set if the local node has caused the join or leave that this event reports: a member on the
+    /// local node has joined or left, or the local node has declared the node of the member dead.
     is_own: bool,
     event: Bytes,
-    /// The time when this node publishes this event of a join or a leave of a member, unless
-    /// another node has published it before.
+    /// The time when the local node publishes this join or leave event of a member, unless another
+    /// node has published it before.
     due: Instant,
 }
 
@@ -98,15 +99,15 @@ impl Pending {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if a topic has events of joins and leaves of members that are not in the log
-    /// yet.
+    /// Returns `true` if a topic has join or leave events of members that are not in the log yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
-    /// Adds the event of a join or a leave of a member in `topic` to the events that are not in the
-    /// log yet. `is_own` is `true` if the join or leave was caused by this node, which then
-    /// publishes its event immediately.
+    /// Adds a join or leave event of a member of `topic` to the events that are not in the log yet.
+    /// `is_own` is `true` if the local node has caused the join or the leave. The local node then
+    /// publishes the event immediately. Otherwise it first gives the node that has caused it time
+    /// to publish it.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -118,9 +119,9 @@ impl Pending {
         }
     }
 
-    /// Removes the event of a join or a leave from the events that are still to be published,
-    /// because this node has read it from the log. Also removes the earlier unpublished events of
-    /// the same member. Has no effect for any other event.
+    /// Removes a member's join or leave event from the events that are still to be published,
+    /// because the local node has read it from the log. Also removes the earlier unpublished events
+    /// of the same member. Has no effect if the event is not a join or leave event.
     pub(super) fn note(&mut self, topic: &str, event: &Bytes) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         let Some(number) = of_topic.by_event.get(event).and_then(BTreeSet::first).copied() else { return };
@@ -134,15 +135,16 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up all unpublished events of a topic: the events of joins and leaves of members that
-    /// are not in the log yet. The topic is finished, or the backend refuses the events.
+    /// Drops all unpublished join and leave events of a topic's members without publishing them.
+    /// Called if the topic is finished, or if the backend refuses the events.
     pub(super) fn forget(&mut self, topic: &str) {
         self.topics.get_mut(topic).into_iter().for_each(OfTopic::clear);
         self.remove_if_done(topic);
     }
 
-    /// Gives up the first unpublished event of a join or a leave of a member in a topic. The
-    /// backend refuses this event, or it is the event of a leave and the topic does not exist.
+    /// Drops the first unpublished join or leave event of a topic's members without publishing it.
+    /// Called if the backend refuses this event, or if it is a leave event and the topic does not
+    /// exist.
     pub(super) fn forget_first(&mut self, topic: &str) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             let first = of_topic.events.first_key_value().map(|(number, _)| *number);
@@ -151,17 +153,17 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up the unpublished events of a topic that come before its first unpublished join of a
-    /// member. They are leaves. The topic was removed, and the event of a leave does not bring it
-    /// back.
+    /// Drops the unpublished leave events of a topic's members that come before the first
+    /// unpublished join event. Called if the application has removed the topic: a leave event does
+    /// not create a removed topic again, but a join event does.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         self.forget_first_while(topic, |event| event.is_leave);
     }
 
-    /// Gives up the first unpublished events of a topic as long as they are leaves that other nodes
-    /// have caused and have had the time to publish. The topic does not exist on this node. Perhaps
-    /// it was removed before this node could read the removal, unlike the node that has caused the
-    /// leave.
+    /// Drops the first unpublished events of a topic's members, as long as they are leave events
+    /// that other nodes have caused and have had the time to publish. Called if the topic does not
+    /// exist on the local node. The node that has caused the leave may know, unlike the local node,
+    /// that the application has removed the topic. Then it does not publish the event.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
         self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
     }
@@ -173,24 +175,24 @@ impl Pending {
         }
     }
 
-    /// Gives up all events of joins and leaves of members that are not in the log yet. Tasks that
-    /// publish events continue.
+    /// Drops all join and leave events of members that are not in the log yet, without publishing
+    /// them. The tasks that publish events continue to run.
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
         free_if_empty(&mut self.topics);
     }
 
-    /// Gives up all events of joins and leaves of members that are not in the log yet, and returns
-    /// the tasks that publish them. The caller aborts the tasks after it has released its lock,
-    /// because dropping a task takes the same lock.
+    /// Drops all join and leave events of members that are not in the log yet, and returns the
+    /// tasks that publish them. The caller aborts the tasks after it has released its lock, because
+    /// dropping a task takes the same lock.
     pub(super) fn end(&mut self) -> Vec<AbortHandle> {
         let topics = mem::take(self).topics;
         topics.into_values().filter_map(|of_topic| of_topic.task).collect()
     }
 
-    /// Stores the handle of the task that publishes the events of the joins and leaves of members
-    /// of a topic. Has no effect if the task has already ended.
+    /// Stores the handle of the task that publishes the join and leave events of a topic's members.
+    /// Has no effect if the task has already ended.
     pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
         let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
         of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));
@@ -207,12 +209,12 @@ impl Pending {
         free_if_empty(&mut self.topics);
     }
 
-    /// Returns the topics that have unpublished events of joins and leaves of members, but no task
-    /// that publishes these events. The caller must spawn a task for each of these topics, because
-    /// they count as topics with a task from now on.
+    /// Returns the topics whose members have unpublished join or leave events, but that have no
+    /// task to publish them. The caller must spawn a task for each of these topics, because they
+    /// count as topics with a task from now on.
     ///
-    /// The second part of each pair wakes the task when one of these events needs no publishing any
-    /// more, because another node has published it or its member has returned.
+    /// The second part of each pair wakes the task of the topic when an event does not have to be
+    /// published any more, for example because another node has published it.
     pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
         let begin = |topic: Arc<str>| {
             let idle = self.topics.get_mut(&topic).filter(|it| !it.is_publishing && !it.events.is_empty())?;
@@ -222,10 +224,10 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter_map(begin).collect()
     }
 
-    /// Returns the first unpublished events of joins and leaves of members of a topic, at most
-    /// `max`, for one append to the log. If the other nodes still have time to publish the first
-    /// event, returns the end of this time as `Err`. Returns `None` if the topic has no such
-    /// events. The task that publishes them must then end.
+    /// Returns the first unpublished join and leave events of a topic's members, at most `max`, for
+    /// one append to the log. If another node still has time to publish the first event, returns
+    /// `Err` with the end of this time. Returns `None` if there are no unpublished events. The task
+    /// that publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
@@ -244,9 +246,9 @@ impl Pending {
         Some(Ok(batch.map(|pending| pending.event.clone()).collect()))
     }
 
-    /// Stores that a topic has no task any more that publishes its joins and leaves of members,
-    /// because the task was dropped or has ended early. The unpublished events stay, and
-    /// [`begin`](Self::begin) returns the topic again, for the start of another task.
+    /// Notes that the task that publishes the join and leave events of a topic's members was
+    /// dropped or has ended early. The unpublished events stay, and [`begin`](Self::begin) returns
+    /// the topic again, so that another task is started.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             (of_topic.is_publishing, of_topic.task) = (false, None);
@@ -265,7 +267,8 @@ mod tests {
         events.into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
     }
 
-    /// Returns the join of the member `a` for the event `a+`, and its leave for `a-`.
+    /// A test helper: returns the join of the member `a` for the text `a+`, and the leave of the
+    /// member for `a-`.
     fn change(event: &str) -> Presence {
         let (member, change) = event.split_at(1);
         if change == "+" { Presence::Joined(member.into()) } else { Presence::Left(member.into()) }
@@ -314,8 +317,8 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// If each published event of a join of a member needed a walk over all unpublished events,
-    /// this test would take minutes.
+    /// This test would take minutes if each published join event of a member needed a walk over all
+    /// unpublished events.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;

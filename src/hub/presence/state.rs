@@ -1,5 +1,5 @@
-//! The knowledge of this node about the members of topics on all nodes, and the records about
-//! members that this node has to append to the log.
+//! The state of the members of topics on all nodes, as far as the local node knows it, and the
+//! records about members that the local node has to append to the log.
 
 use super::{
     Presences,
@@ -24,23 +24,24 @@ use std::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-/// The maximum pause before this node answers a request with a roster, the list of nodes with
-/// members. The pause is random. Several nodes can send a roster, and the first one is enough: the
-/// others then send none.
+/// The maximum pause before the local node answers a request with a roster, the list of all nodes
+/// with members. The pause is random. Several nodes can answer with a roster, but one roster is
+/// enough: the other nodes read it during their pauses and then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The first and the longest pause between two requests for the members of other nodes. Each
-/// request doubles the pause, because every node answers a request with all of its members.
+/// The first and the longest pause between two requests of the local node for the members of other
+/// nodes. Each further request doubles the pause, because every node answers a request with all of
+/// its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The number of remembered finished topics at which a cleanup takes place. The cleanup forgets
-/// finished topics that have no members. Finished topics are remembered because joins and leaves in
-/// them get no events.
+/// The minimum number of remembered finished topics at which a cleanup takes place. Finished topics
+/// are remembered because joins and leaves of their members are not published as events. The
+/// cleanup forgets finished topics that have no members and no unpublished events.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum number of questions of other nodes that wait for answers. Also the maximum number of
-/// messages that wait for the announcer, the task that appends them to the log. Beyond this number,
-/// questions get no answer, and messages are not sent.
+/// The maximum length of two queues: the questions of other nodes that wait for answers, and the
+/// messages that wait for the announcer, the task that appends them to the log. If a queue is full,
+/// a further question gets no answer, and a further message is not sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes about members of topics that one append to the log
@@ -50,8 +51,9 @@ const MAX_MESSAGES: usize = 64;
 #[derive(Default)]
 pub(super) struct State {
     pub(super) noted_through: Position,
-    /// The end of the log when this node connected to it. This node publishes no events of the
-    /// joins and leaves of members up to this position, because other nodes have published them.
+    /// The end of the log when the local node connected to it. The local node publishes no events
+    /// for joins and leaves of members up to this position, because other nodes have published
+    /// them.
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
@@ -61,108 +63,114 @@ pub(super) struct State {
     /// In a hub without a backend: the joins and leaves of members whose events are not published
     /// yet.
     pub(super) unpublished: VecDeque<Transition>,
-    /// Set while a thread publishes the events of joins and leaves of members, in a hub without a
+    /// Set while a thread publishes the join and leave events of members, in a hub without a
     /// backend.
     pub(super) is_publishing: bool,
     /// The messages to other nodes that the announcer, a task, has to append to the log. They are
-    /// requests and answers. The joins and leaves of members on this node are not among them.
+    /// requests and answers. The joins and leaves of members on the local node are not in this
+    /// queue.
     outgoing: VecDeque<Message>,
-    /// The questions of other nodes about topics that this node has not answered yet: their ids and
-    /// topics.
+    /// The questions of other nodes about topics that the local node has not answered yet: their
+    /// ids and topics.
     pub(super) questions: Vec<(u64, Arc<str>)>,
     pub(super) surveys: HashMap<u64, Survey>,
-    /// Set if the application reads members on this node, so that the node must know the members of
-    /// all nodes.
+    /// Set if the application on the local node reads the members of a topic, so that the node must
+    /// know the members of all nodes.
     pub(super) is_wanted: bool,
-    /// The number of the newest record of this node about its members. It lets other nodes detect
-    /// records that arrive late. 0 before the first record.
+    /// The number of the newest record of the local node about its members. It lets other nodes
+    /// detect records that arrive late. 0 before the first record.
     number: u64,
-    /// Set if the next record of this node about its members must list all of them. The log may
-    /// have other members of this node, or another node has asked for them.
+    /// Set if the next record of the local node about its members must list all of them. The reason
+    /// can be that the log has outdated or incomplete records about them, for example after a
+    /// failed append, or that another node has asked for them.
     needs_full: bool,
-    /// Set while the announcer, a task of this node, appends records about the members of this
-    /// node.
+    /// Set while the announcer, a task of the local node, appends records about the members of the
+    /// local node.
     is_appending: bool,
-    /// The number of the newest append of records about the members of this node. The number
-    /// increases with each append, successful or not.
+    /// The number of the newest append of records about the members of the local node. The number
+    /// increases by one with each append, successful or not.
     job: u64,
-    /// The value that `job` had for the newest successful append. The log then has all changes of
-    /// the members of this node up to that append, because an append that follows a failed append
-    /// lists all members.
+    /// The number of the newest successful append of records about the members of the local node.
+    /// The log then has all of their joins and leaves up to that append, because an append after a
+    /// failed append lists all members.
     done: u64,
-    /// The number of the append that lists all members of this node again, after this node has
-    /// missed records or was declared dead. Until this append has succeeded, the members of this
-    /// node are missing in `view`, the members that this node has read in the log.
+    /// The number of the append that lists all members of the local node again. It is needed after
+    /// the local node has missed records or was declared dead. Until it has succeeded, `view`, the
+    /// members of all nodes as read from the log, does not contain the members of the local node.
     needed: u64,
-    /// The topics that were finished. A topic that is then removed stays in this set, so that no
-    /// event of a join of a member creates it again.
+    /// The topics that were finished. A topic stays in this set if it is removed afterwards, so
+    /// that no join event of a member creates it again.
     ended: HashSet<Arc<str>>,
     /// The number of remembered finished topics at which the next cleanup takes place: twice the
-    /// number after the last cleanup. So the cost per topic does not grow with the number of
-    /// finished topics.
+    /// number after the last cleanup. So the average cost of the cleanups per finished topic stays
+    /// constant.
     cleanup_at: usize,
-    /// The time of this node's last request for the members of the other nodes. The next request
-    /// follows after a pause.
+    /// The time of the local node's last request for the members of the other nodes. The next
+    /// request follows after a pause.
     asked_at: Option<Instant>,
-    /// The number of requests for the members of the other nodes that this node has appended since
-    /// it last knew all members. The pause between two requests depends on this number.
+    /// The number of requests for the members of the other nodes that the local node has appended
+    /// since it last knew the members of all nodes. The pause between two requests depends on this
+    /// number.
     asked: u32,
     /// The time until which the announcer, the task that appends the records about members, sleeps.
     /// Work that is due before this time has to wake it.
     pub(super) wakes_at: Option<Instant>,
-    /// Set if another node has answered a question of this node about a topic, and the callers that
-    /// wait for the answer were not woken yet.
+    /// Set if another node has answered a question of the local node about a topic, and the callers
+    /// that wait for the answer were not woken yet.
     pub(super) has_answer: bool,
-    /// The conditions that async calls about members of topics wait for, as they were when the
-    /// calls were last woken. The parts are: all members are known; all joins and leaves of this
-    /// node are in the log; the number of the newest successful append; the hub is shut down.
+    /// The conditions that async calls about members of topics wait for. They are stored at each
+    /// check, so that only a change wakes the calls. The parts are: whether all members are known;
+    /// whether the log has all joins and leaves of the local node; the number of the newest
+    /// successful append; whether the hub is shut down.
     conditions: (bool, bool, u64, bool),
-    /// The time when this node sends the list of all nodes with members to the other nodes, and the
-    /// position of the newest request for this list in the log. `None` if no request is open.
+    /// The time when the local node sends the roster, the list of all nodes with members, to the
+    /// other nodes, and the position of the newest request for it in the log. `None` if no request
+    /// waits for a roster.
     roster: Option<(Instant, Position)>,
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
     /// The tokio runtime on which the announcer, the task that ends grace times, is spawned in a
     /// hub without a backend. It is the runtime of the last join or leave of a member, or other
-    /// call of the application that was made inside of a runtime.
+    /// call about members, that was made inside of a runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and
-    /// grace times of members end only at a later join or leave.
+    /// Set if the runtime of the announcer, the task that ends grace times, has no timers. Then the
+    /// announcer does not run, and a grace time that is over takes effect only when a member joins
+    /// or leaves, or when the application reads members.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
 
-/// States whether this node knows the members of all nodes.
+/// States whether the local node knows the members of topics on all nodes.
 #[derive(Default)]
 pub(super) enum Knowledge {
     Complete,
-    /// This node does not know all members, because records of the log were or may have been
-    /// evicted before it has read them.
+    /// The local node does not know the members of all nodes, because records of the log were or
+    /// may have been evicted before it has read them.
     #[default]
     Unknown,
-    /// This node has requested the members of the other nodes.
+    /// The local node has requested the members of the other nodes, and waits for their answers.
     Asked {
         /// The random number that identifies this request for members.
         id: u64,
-        /// The time when this node has created its request for the members of the other nodes, or
-        /// later has read the request in the log.
+        /// The time when the local node has created its request for the members of the other nodes.
+        /// Once the node has read the request in the log, it is the time when it has read it.
         at: Instant,
-        /// The position of this node's request for members in the log. `None` until this node has
-        /// read the request.
+        /// The position of the local node's request for members in the log. `None` until the local
+        /// node has read the request.
         position: Option<Position>,
-        /// The list of all nodes with members, sent by another node that knows all members. This
-        /// node then waits until each listed node has sent its members, or was declared dead.
-        /// `None` until this node has read such a list.
+        /// The list of all nodes with members, sent by another node that knows all members. The
+        /// local node then waits until each listed node has sent its members, or was declared dead.
+        /// `None` until the local node has read such a list.
         nodes: Option<Vec<Listed>>,
     },
 }
 
-/// The records about members of topics that the announcer, the task that appends them to the log,
-/// appends next.
+/// The next records about members of topics for the announcer, the task that appends them to the
+/// log.
 pub(super) enum Job {
-    /// Records about the members of this node: joins and leaves, or the list of all members. If the
-    /// append fails, the next record lists all members.
+    /// Records about the members of the local node: joins and leaves, or the list of all members.
+    /// If the append of these records fails, the next record lists all members.
     Members(Vec<Message>),
     Messages(Vec<Message>),
 }
@@ -173,41 +181,43 @@ impl State {
         Self { knowledge, ..Self::default() }
     }
 
-    /// Returns `true` if this node knows the members of all nodes. It must also have read the log
-    /// up to the end that the log had when the node connected.
+    /// Returns `true` if the local node knows the members of all nodes, and has read the log at
+    /// least up to the end that the log had when the node connected.
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
-    /// Returns the number of the append to the log that contains the newest join or leave of a
-    /// member on this node so far. When this append has succeeded, all of them are in the log.
+    /// Returns the number of the append that writes the newest join or leave of a member on the
+    /// local node to the log. This append may still have to begin. When it has succeeded, the log
+    /// has all joins and leaves on the local node so far.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
 
-    /// Returns `true` if the log has all joins and leaves of members that happened on this node
-    /// before a call of [`ticket`](Self::ticket). `ticket` is the number that this call has
-    /// returned.
+    /// Returns `true` if the log has all joins and leaves of members that happened on the local
+    /// node before a call of [`ticket`](Self::ticket). The parameter `ticket` is the number that
+    /// this call has returned.
     pub(super) fn has_written(&self, ticket: u64) -> bool {
         self.done >= ticket.max(self.needed) || self.is_flushed()
     }
 
-    /// Returns `true` if the log has all joins and leaves of members that have happened on this
-    /// node so far.
+    /// Returns `true` if the log has all joins and leaves of members that have happened on the
+    /// local node so far.
     fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
 
-    /// Returns `true` if anything has changed since the last call that a caller of
-    /// [`Presences::until`] may wait for, such as the arrival of all members.
+    /// Returns `true` if an async call that waits with [`Presences::until`] may have to check its
+    /// condition again: because something has changed since the last call of this method. For
+    /// example, the members of all nodes have become known.
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
         std::mem::take(&mut self.has_answer) || has_changed
     }
 
-    /// Notes that a topic was finished. Its members stay, but their joins and leaves get no events
-    /// any more.
+    /// Notes that a topic was finished. Its members stay members, but their joins and leaves are
+    /// not published as events any more.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
@@ -219,47 +229,47 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Returns `true` if the topic has members, or events of joins and leaves that are not in the
-    /// log yet.
+    /// Returns `true` if the topic has members, or has join or leave events of members that are not
+    /// in the log yet.
     pub(super) fn has_members_or_events(&self, topic: &str) -> bool {
         self.view.members(topic).next().is_some() || self.pending.has(topic)
     }
 
-    /// Notes that a finished topic is used again, so that its joins and leaves of members get
-    /// events again.
+    /// Notes that a finished topic is used again, so that joins and leaves of its members are
+    /// published as events again.
     pub(super) fn note_reopened(&mut self, topic: &str) {
         self.ended.remove(topic);
     }
 
-    /// Forgets which topics were finished, because another log has replaced the log of this node.
+    /// Forgets which topics were finished, because another log has replaced the log of the local
+    /// node.
     pub(super) fn forget_ends(&mut self) {
         self.ended.clear();
     }
 
-    /// Returns `true` if the topic was finished, and this node does not know that an event has
+    /// Returns `true` if the topic was finished, and the local node does not know that an event has
     /// opened it again since then.
     pub(super) fn has_ended(&self, topic: &str) -> bool {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members of all nodes, and the events of joins and leaves that are not published
-    /// yet. The reason is that records of the log were evicted before this node has read them, or
-    /// that this node begins to read another log. If the node needs the members, it requests them
-    /// again.
+    /// Forgets the members of all nodes, and their join and leave events that are not published
+    /// yet. Called if records of the log were evicted before the local node has read them, or if
+    /// the node begins to read another log. If the node needs the members, it requests them again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
-        // The log may still have members of this node that have left.
+        // The log may still have members of the local node that have left.
         if self.number > 0 {
             self.announce_all();
         }
         self.roster = None;
     }
 
-    /// Makes the next record of this node about its members list all of them. Callers that ask for
-    /// the members of a topic wait until that record is in the log.
+    /// Makes the next record of the local node about its members list all of them. Until that
+    /// record is in the log, callers that ask for the members of a topic wait.
     fn announce_all(&mut self) {
         self.needs_full = true;
         self.needed = self.job + 1;
@@ -271,8 +281,8 @@ impl State {
         self.watchers.note_loss();
     }
 
-    /// Updates what this node knows about the members of topics from a record of the log at
-    /// `position`. Returns the joins and leaves that the record causes.
+    /// Updates what the local node knows about the members of topics from `record`, which has the
+    /// given position in the log. Returns the joins and leaves that the record causes.
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
             match record.kind {
@@ -287,7 +297,7 @@ impl State {
         }
         let Some(message) = Message::parse(record) else { return Vec::new() };
         let transitions = self.note_message(own, position, message);
-        // Until this node knows all members, streams wait. `note_complete` wakes them.
+        // Until the local node knows all members, streams wait. `note_complete` wakes them.
         if self.is_complete() {
             self.watchers.note(&transitions);
         }
@@ -300,14 +310,14 @@ impl State {
             Message::Full { author, part } => self.view.part(author, part),
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
-                // This node was paused or cut off, so another node has declared it dead. It
+                // The local node was paused or cut off, so another node has declared it dead. It
                 // announces its members again.
                 if node == own.node && dead.is_some() && !self.locals.is_empty() {
                     self.announce_all();
                 }
                 dead.unwrap_or_default()
             }
-            // Other nodes have answered the requests and the questions from before this node
+            // Other nodes have answered the requests and the questions from before the local node
             // connected.
             Message::Ask { .. } if position <= self.begin => Vec::new(),
             Message::Ask { id: asked } => {
@@ -365,22 +375,23 @@ impl State {
         transitions
     }
 
-    /// Returns the time when every node has had time to answer this node's request for members. At
-    /// this time, the longest lease has passed since this node has read its request in the log. A
-    /// lease is the silence after which a node counts as dead, so a node that has not answered by
-    /// then is dead.
+    /// Returns the time when every node has had time to answer the local node's request for
+    /// members. It is the time when the local node has read its request in the log, plus the
+    /// longest lease of all nodes. A lease is the time of silence after which a node counts as
+    /// dead, so a node that has not answered by then is dead.
     ///
-    /// Returns `None` without a request that was read. Also returns `None` if this node has a list
-    /// of the nodes with members, because it then waits for these nodes instead.
+    /// Returns `None` if the local node has made no request, or has not read it in the log yet.
+    /// Also returns `None` if it has a list of the nodes with members, because it then waits for
+    /// these nodes instead.
     fn answered_at(&self, own: &Presences) -> Option<Instant> {
-        // With a roster, this node waits for the answers or the deaths of the listed nodes.
+        // With a roster, the local node waits for the answers or the deaths of the listed nodes.
         let Knowledge::Asked { at, position: Some(_), nodes: None, .. } = self.knowledge else { return None };
         let longest = self.view.leases(own.node).map_or(own.lease, |(longest, _)| longest.max(own.lease));
         Some(at + longest)
     }
 
-    /// Returns the id of this node's request for members if every other node has had enough time to
-    /// answer it. Otherwise returns `None`.
+    /// If every other node has had enough time to answer the local node's request for members,
+    /// returns the id of this request. Otherwise returns `None`.
     pub(super) fn answered(&self, own: &Presences) -> Option<u64> {
         let is_over = self.answered_at(own).is_some_and(|at| at <= Instant::now());
         match self.knowledge {
@@ -389,8 +400,8 @@ impl State {
         }
     }
 
-    /// Marks the members of all nodes as known, because this node has read all answers to its
-    /// request with the id `request`. Has no effect if another request has replaced it.
+    /// Marks the members of all nodes as known, because the local node has read all answers to its
+    /// request with the id `request`. Has no effect if it has sent another request since.
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             self.note_complete();
@@ -411,14 +422,14 @@ impl State {
         }
     }
 
-    /// Returns the time when this node repeats its request for the members of the other nodes. `at`
-    /// is the time of the request. `nodes` are all nodes with members, if another node has sent
-    /// this list.
+    /// Returns the time when the local node repeats its request for the members of the other nodes.
+    /// `at` is the time of the request. `nodes` is the list of all nodes with members, if another
+    /// node has sent it.
     ///
-    /// Without the list, this node repeats a request that it has not read in the log. With the
-    /// list, a node may neither answer nor be declared dead, because the node that would declare it
-    /// dead has died, too. So this node repeats the request when every listed node should have
-    /// answered, or been declared dead.
+    /// Without the list, the local node repeats a request that it has not read in the log. With the
+    /// list, it repeats the request when every listed node should have answered, or should have
+    /// been declared dead. It is possible that neither happens, because the node that would declare
+    /// the other one dead has died, too.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
         let Some(nodes) = nodes else { return (!was_read).then_some(at) };
@@ -426,9 +437,9 @@ impl State {
         Some(at + longest + own.grace)
     }
 
-    /// Returns the earliest time for the next request of this node for the members of other nodes.
-    /// If the answers to one request are evicted before this node reads them, it repeats the
-    /// request after a pause.
+    /// Returns the earliest time when the local node may send its next request for the members of
+    /// other nodes. After an earlier request, this is after a pause. A further request is necessary
+    /// if the log has evicted answers before the local node has read them.
     fn asks_at(&self, now: Instant) -> Instant {
         self.asked_at.map_or(now, |at| at + self.ask_pause())
     }
@@ -446,9 +457,10 @@ impl State {
         }
     }
 
-    /// Takes the next records for the announcer to append. If this node needs the members of other
-    /// nodes, first adds a request for them. If a roster is due, the list of nodes with members,
-    /// adds it, too. Returns `None` if there is nothing to append.
+    /// Returns the next records for the announcer, the task that appends them to the log, and
+    /// removes them from the queues. If the local node needs the members of other nodes, first adds
+    /// a request for them. If it is time to send a roster, the list of nodes with members, adds it,
+    /// too. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -496,9 +508,10 @@ impl State {
         Author { node: own.node, number: self.number, lease: own.lease }
     }
 
-    /// Updates the state after the append of `job`, records about members of topics. `is_appended`
-    /// is `false` if the append has failed. The records about the members of this node are then
-    /// replaced by a list of all its members, which is appended later.
+    /// Updates the state after the announcer has tried to append `job`, records about members of
+    /// topics. `is_appended` is `false` if the append has failed. In this case, records about the
+    /// members of the local node are replaced by a list of all its members, which is appended
+    /// later.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {
@@ -511,8 +524,8 @@ impl State {
             Job::Messages(messages) if !is_appended => {
                 for message in messages {
                     match message {
-                        // The request may be in the log in spite of the failure. If this node does
-                        // not read it, it repeats the request.
+                        // The request may be in the log in spite of the failure. If the local node
+                        // does not read it, it repeats the request.
                         Message::Ask { .. } => self.asked = self.asked.saturating_sub(1),
                         // Without a roster, the asking node would not know that another node has
                         // published the events of its members.
@@ -529,9 +542,9 @@ impl State {
         }
     }
 
-    /// Ends the tracking of members on this node, because its hub is shut down. If the log has
-    /// members of this node, returns the last record of this node about them. When the other nodes
-    /// read that record, they begin the grace times of these members.
+    /// Stops tracking members on the local node, because its hub is shut down. If the log has
+    /// members of the local node, returns its last record about them. When the other nodes read
+    /// that record, they begin the grace times of these members.
     pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
         let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
         let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;
@@ -545,8 +558,8 @@ impl State {
         Some(Message::Changes { author, changes: Vec::new() }.record())
     }
 
-    /// Returns the number of entries about members, and the capacity of the maps of topics. For a
-    /// test of the memory use.
+    /// Returns the number of entries about members, and the capacity of the maps of topics. A test
+    /// of the memory use calls this method.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> (usize, usize) {
         let ([locals, local_topics], [members, topics]) = (self.locals.size(), self.view.size());
@@ -554,7 +567,8 @@ impl State {
     }
 
     /// Returns the time when the announcer must run next. The announcer is the task that appends
-    /// records about members and ends grace times. Returns `None` if it has nothing to do.
+    /// records about members to the log and ends grace times. Returns `None` if it has nothing to
+    /// do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();
@@ -614,8 +628,8 @@ mod tests {
         assert!(state.has_written(ticket));
     }
 
-    /// The clock is not paused, because this test needs the time that passes between two readings
-    /// of the clock.
+    /// This test does not pause the clock of tokio, because it needs the time that passes between
+    /// two readings of the clock.
     #[tokio::test]
     async fn first_request_is_due_at_once() {
         let own = own();
@@ -632,7 +646,7 @@ mod tests {
         let asks = async |state: &mut State, seconds: u64| {
             let mut asks = 0;
             for _ in 0..seconds * 10 {
-                // The answers are evicted before this node reads them.
+                // The answers are evicted before the local node reads them.
                 state.lose();
                 asks += append_all(state, &own);
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -11,8 +11,8 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The number of joins and leaves that a stream collects between two polls. After more changes, the
-/// stream forgets them, and compares all members of its topic at the next poll.
+/// The maximum number of members with joins or leaves that a stream remembers between two polls. If
+/// there are more, the stream forgets them, and compares all members of its topic at the next poll.
 const MAX_CHANGED: usize = 10_000;
 
 /// A stream of the joins and leaves of the members of a topic.
@@ -26,8 +26,8 @@ const MAX_CHANGED: usize = 10_000;
 /// members that it has yielded and the current ones. So its memory depends on the number of
 /// distinct members, not on the number of changes.
 ///
-/// While this node does not know all members, because it has missed records of the log, the stream
-/// waits. Then it yields the differences.
+/// While the local node does not know all members, because it has missed records of the log, the
+/// stream waits. Then it yields the differences.
 ///
 /// The stream ends when the hub is [shut down](super::super::Hub::shutdown). The stream does not
 /// count as a subscriber, and keeps its hub alive.
@@ -36,13 +36,13 @@ pub struct PresenceStream {
     core: Arc<Core>,
     topic: Arc<str>,
     key: u64,
-    /// The members that have joined and not left according to the changes that the stream has
-    /// yielded or will yield from `queue`, its next joins and leaves.
+    /// The members that the reader of this stream knows: they have joined and not left, according
+    /// to the joins and leaves that the stream has yielded, or will yield next from `queue`.
     known: HashSet<Arc<str>>,
     queue: VecDeque<Presence>,
 }
 
-/// The open [`PresenceStream`]s, by topic and by key.
+/// The open [`PresenceStream`]s of the hub, by topic and by key.
 #[derive(Default)]
 pub(super) struct Watchers {
     topics: HashMap<Arc<str>, HashMap<u64, Watcher>>,
@@ -51,13 +51,16 @@ pub(super) struct Watchers {
     is_ended: bool,
 }
 
-/// The shared state of one [`PresenceStream`]: the changes that it has not seen, and its waker.
+/// The state that the hub shares with one [`PresenceStream`]: the changes that the stream has not
+/// seen, and its waker.
 #[derive(Default)]
 struct Watcher {
-    /// The members that may have joined or left since the last poll of the stream.
+    /// The members that may have joined or left since the last poll of the stream. The list is
+    /// empty if `has_changed_entirely` is set.
     changed: Vec<Arc<str>>,
     is_changed: HashSet<Arc<str>>,
-    /// Set if any member of the topic may have joined or left since the last poll of the stream.
+    /// Set if it is not known which members may have joined or left since the last poll of the
+    /// stream. The next poll then compares all members of the topic.
     has_changed_entirely: bool,
     waker: Option<Waker>,
 }
@@ -76,7 +79,7 @@ impl Watchers {
         self.next_key
     }
 
-    /// Removes a stream of joins and leaves of members, because it was dropped, and returns the
+    /// Removes a stream of joins and leaves of members, because the stream was dropped. Returns the
     /// waker of the task that polls it. The caller drops the waker after it has released the lock,
     /// because dropping a waker can run code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
@@ -89,8 +92,8 @@ impl Watchers {
         watcher?.waker
     }
 
-    /// Reports joins and leaves of members to the [`PresenceStream`]s of their topics.
-    /// [`take_wakers`](Self::take_wakers) then returns the wakers of these streams.
+    /// Reports joins and leaves of members to the [`PresenceStream`]s of their topics. The caller
+    /// then wakes these streams: [`take_wakers`](Self::take_wakers) returns their wakers.
     pub(super) fn note(&mut self, transitions: &[Transition]) {
         for Transition { topic, change, .. } in transitions {
             for watcher in self.topics.get_mut(topic).into_iter().flat_map(HashMap::values_mut) {
@@ -106,8 +109,8 @@ impl Watchers {
     }
 
     /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. Called when
-    /// this node has missed records of the log and does not know all members any more, and again
-    /// when it knows them.
+    /// the local node has missed records of the log and does not know the members of all nodes any
+    /// more, and again when it knows them.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();
@@ -140,9 +143,9 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Compares `members` with what this stream of joins and leaves has yielded. Queues a join for
-    /// each name that has become a member of the topic, and a leave for each name that is not a
-    /// member any more.
+    /// Compares the names in `members` with the joins and leaves that this stream has yielded.
+    /// Queues a join for each of these names that has become a member of the topic, and a leave for
+    /// each of them that is not a member any more.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

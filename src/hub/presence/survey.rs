@@ -1,5 +1,5 @@
-//! Questions of a node about a topic: does the topic exist on other nodes, and how many
-//! subscriptions has it there? Questions and answers are records in the log.
+//! A question of the local node to all other nodes about a topic: does the topic exist on them, and
+//! how many subscriptions does it have there? Questions and answers are records in the log.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -9,22 +9,23 @@ use crate::{
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// The time limit for the answers of other nodes to a question about a topic, such as: how many
-/// subscriptions has it?
+/// The time that the local node waits for the answers of other nodes to a question about a topic,
+/// such as: how many subscriptions does it have?
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The maximum number of nodes whose answers to one question about a topic are counted.
+/// The maximum number of nodes whose answers to one question about a topic are counted. The answers
+/// of further nodes are ignored.
 const MAX_ANSWERS: usize = 10_000;
 
-/// The answers to a question of this node about a topic: the number of subscriptions to the topic
+/// The answers of other nodes to a question about a topic: the number of subscriptions to the topic
 /// on each node that has answered.
 #[derive(Default)]
 pub(super) struct Survey(HashMap<u64, usize>);
 
 impl Survey {
-    /// Stores the answer of one node to this node's question about a topic: the number of
-    /// subscriptions there. Beyond 10,000 answering nodes, the answers of further nodes are
-    /// ignored.
+    /// Stores the answer of the node `node` to a question of the local node about a topic: the
+    /// topic has `subscribers` subscriptions there. After 10,000 nodes have answered, the answers
+    /// of further nodes are ignored.
     pub(super) fn note(&mut self, node: u64, subscribers: usize) {
         if self.0.len() < MAX_ANSWERS || self.0.contains_key(&node) {
             self.0.insert(node, subscribers);
@@ -32,8 +33,9 @@ impl Survey {
     }
 }
 
-/// A question of this node about a topic that waits for the answers of other nodes. Dropping this
-/// value removes the question and its answers, also if the waiting future is dropped.
+/// A guard for a question about a topic that waits for the answers of other nodes. Dropping the
+/// guard removes the question and its answers, so this also happens if the future that waits is
+/// dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,
@@ -80,14 +82,14 @@ async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Resul
     if core.is_shut_down() { Err(Error::shut_down()) } else { Ok(asked.answers()) }
 }
 
-/// Returns `true` if a topic exists on this node, or on another node that answers within one
+/// Returns `true` if a topic exists on the local node, or on another node that answers within one
 /// second.
 pub(in crate::hub) async fn exists_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<bool, Error> {
     Ok(core.exists(topic) || !ask(core, topic, true).await?.is_empty())
 }
 
-/// Returns the number of subscriptions to a topic on this node and on all other nodes that answer
-/// within one second.
+/// Returns the number of subscriptions to a topic on the local node and on all other nodes that
+/// answer within one second.
 pub(in crate::hub) async fn subscribers_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<usize, Error> {
     let others = ask(core, topic, false).await?;
     Ok(others.into_values().fold(core.subscribers(topic), usize::saturating_add))

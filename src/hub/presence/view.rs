@@ -1,5 +1,5 @@
-//! The members of all nodes, as this node has read them in the log. Every node computes them from
-//! the same records in the same order, so they are the same on all nodes.
+//! The members of topics on all nodes of the hub, as the local node has read them in the log. Every
+//! node computes them from the same records in the same order, so all nodes get the same members.
 
 use super::{
     Presence, free_if_empty,
@@ -14,13 +14,13 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The number of nodes without members of topics that are still remembered after a cleanup. The
-/// cleanup forgets those that have been silent for longest. A node without members is remembered
-/// for the number of its newest record, which shows whether another of its records arrives late.
+/// The maximum number of nodes without members of topics that a cleanup keeps in memory. The
+/// cleanup forgets the nodes that have been silent for longest. A node without members is kept
+/// because the number of its newest record shows which of its records arrive late.
 const MAX_EMPTY_NODES: usize = 1_000;
 
-/// The maximum of the random pause before this node declares a silent node dead. The pause differs
-/// from node to node, so usually only one node declares the silent node dead.
+/// The maximum of the random pause before the local node declares a silent node dead. The pause
+/// differs from node to node, so usually only one node declares the silent node dead.
 const JITTER: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
@@ -28,13 +28,16 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The number of known nodes at which the next cleanup takes place: twice the number after the
-    /// last cleanup. So the cost per record does not grow with the number of nodes.
+    /// The next cleanup takes place when the number of known nodes reaches this number, or 2,000 if
+    /// that is greater. A cleanup forgets nodes without members. Afterwards, this field is twice
+    /// the number of the remaining nodes, so the cost per record does not grow with the number of
+    /// nodes.
     cleanup_at: usize,
 }
 
-/// A join or a leave of a member of a topic. `author` is the node whose record has caused it:
-/// usually the node of the member, or the node that has declared that node dead.
+/// A join or a leave of a member of a topic. `author` is the node that has written the record about
+/// it: usually the node of the member. If that node is dead, the author is the node that has
+/// declared it dead.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -43,31 +46,33 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of the node about its members. Each node numbers its
-    /// records. A record without a greater number has arrived late, and is ignored. The parts of
-    /// one long list of members have the same number, and are not late.
+    /// The number of the newest record of this node about its members. Each node numbers its
+    /// records. If the number of a record is not greater, the record has arrived late and is
+    /// ignored. The parts of one long list of members all have the same number, and are not late.
     number: u64,
-    /// The number of the newest sign of life of the node. If a record declares the node dead and
-    /// names a smaller number, the record is out of date and has no effect.
+    /// The number of this node's newest sign of life that was read. A record that declares the node
+    /// dead names the newest sign of life that its author had read. If this is an earlier one, the
+    /// record is out of date and has no effect.
     beat: u64,
     lease: Duration,
-    /// Set if the hub of the node is shut down, and the node has written its last record about
+    /// Set if the hub of this node is shut down, and the node has written its last record about
     /// members.
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
-    /// The members that were read so far from a new list of all members of the node, which has
-    /// several parts. `None` if no list is incomplete.
+    /// The parts that were read so far of a new list of all members of this node. When the last
+    /// part is read, the list replaces `members`. `None` if no list is incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of the node, because a list of all its members, or
-    /// its death, was read. Otherwise the node may have further members, from earlier records that
-    /// were not read.
+    /// Set if `members` are exactly the members of this node, because a list of all its members was
+    /// read, or a record that declares the node dead. Otherwise the node may have further members,
+    /// from earlier records that the local node has not read.
     is_exact: bool,
-    /// The time by which this node delays its declaration that the silent node is dead: random, so
-    /// that usually one node alone declares it.
+    /// A random time that the local node waits, in addition to the lease, before it declares this
+    /// silent node dead. The other nodes wait for other times, so usually only one node declares
+    /// the silent node dead.
     jitter: Duration,
-    /// The time when this node has last declared the other, silent node dead. `None` if the other
-    /// node has written a record or a sign of life since.
+    /// The time when the local node last declared this silent node dead. `None` if it has not, or
+    /// if a record or a sign of life of the silent node was read after that.
     declared_at: Option<Instant>,
 }
 
@@ -91,11 +96,13 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when this node declares the other node dead if it reads no further record
-    /// or sign of life of that node. The silence that leads to this is the lease of the other node,
-    /// the time `grace` and a random pause. Silence before `contact_since`, the end of the last
-    /// outage of the backend, does not count. A second declaration follows a whole lease after the
-    /// first at the earliest.
+    /// Returns the time when the local node declares a silent node dead, if it reads no further
+    /// record or sign of life of that node. At this time, the node has been silent for the lease
+    /// that it has announced, plus the grace time of members (`grace`), plus a random pause.
+    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    ///
+    /// If the local node has already declared the node dead, it does so again after one more lease
+    /// at the earliest.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -156,8 +163,9 @@ impl View {
     /// of its newest record, the time, and its lease (the silence after which it counts as dead).
     /// Returns the node.
     ///
-    /// Returns `None` if the record has arrived late. This is so if `is_new` returns `false`: it
-    /// gets the number of the newest record that was read before.
+    /// Returns `None` if the record has arrived late. `is_new` decides this: it gets the number of
+    /// the newest record of the node that was read before, and returns `false` if the record is
+    /// late.
     fn note(&mut self, author: Author, is_new: impl Fn(u64) -> bool) -> Option<&mut Node> {
         self.forget_empty();
         let node = self.nodes.entry(author.node).or_insert_with(Node::new);
@@ -169,9 +177,10 @@ impl View {
         Some(node)
     }
 
-    /// Applies joins and leaves on the node `author`. Empty `changes` mean that this node is shut
-    /// down. Returns the resulting joins and leaves in the topics. A member that is also present on
-    /// another node causes no join or leave.
+    /// Applies the joins and leaves of members on the node `author`, which has written them into
+    /// the log. If `changes` is empty, the hub of `author` is shut down. Returns the resulting
+    /// joins and leaves of the topics. A member that is also present on another node neither joins
+    /// nor leaves its topic.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
@@ -186,8 +195,9 @@ impl View {
         transitions
     }
 
-    /// Adds a part of the list of all members of a node. With the last part, the whole list
-    /// replaces the known members of the node. Returns the joins and leaves that this causes.
+    /// Adds a part of the list of all members of a node. When the last part is added, the whole
+    /// list replaces the known members of the node. Returns the joins and leaves that this causes.
+    /// The other parts cause none.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };
@@ -217,8 +227,8 @@ impl View {
         transitions
     }
 
-    /// Stores the time of the sign of life with the number `beat` of the node `node`. Has no effect
-    /// if a later sign of life was read before.
+    /// Notes that the sign of life with the number `beat` of the node `node` was read now. Has no
+    /// effect if a later sign of life of this node was read before.
     pub(super) fn beat(&mut self, node: u64, beat: u64) {
         self.forget_empty();
         // The members of this node may be read later.
@@ -228,12 +238,12 @@ impl View {
         }
     }
 
-    /// Removes all members of the node `node`, because the node `by` has declared it dead, and
-    /// returns the leaves.
+    /// Removes all members of the node `node`, because the node `by` has declared it dead. Returns
+    /// the leaves of these members. `number` and `beat` are the numbers of the newest record about
+    /// members and of the newest sign of life of `node` that `by` had read.
     ///
-    /// Returns `None`, and removes no member, if `node` was alive after that: it has written a
-    /// record about members with a number above `number`, or a sign of life with a number above
-    /// `beat`.
+    /// If a record or a sign of life of `node` with a greater number was read, `node` is alive.
+    /// Then removes no member, and returns `None`.
     pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
         self.forget_empty();
         // The number shows which records of the dead node are late.
@@ -252,13 +262,14 @@ impl View {
         holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
     }
 
-    /// Returns `true` if all members of the node `node` are known, because its whole list or its
-    /// death was read.
+    /// Returns `true` if all members of the node `node` are known, because the local node has read
+    /// a list of all its members, or a record that declares it dead.
     pub(super) fn is_exact(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.is_exact)
     }
 
-    /// Returns `true` if a node other than `own`, the number of this node, has members.
+    /// Returns `true` if a node other than the local node has members of topics. `own` identifies
+    /// the local node.
     pub(super) fn has_others(&self, own: u64) -> bool {
         self.others(own).next().is_some()
     }
@@ -268,24 +279,25 @@ impl View {
         others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
     }
 
-    /// Returns the longest and the shortest lease of the nodes with members, except for this node,
-    /// `own`, and for nodes that are shut down. A lease is the silence after which a node is
-    /// declared dead. Returns `None` if there is no such node.
+    /// Returns the longest and the shortest lease of the other nodes with members. A lease is the
+    /// silence after which a node is declared dead. The local node, `own`, and nodes that are shut
+    /// down are left out. Returns `None` if no node remains.
     pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
         let leases = || self.others(own).filter(|(_, node)| !node.is_shut_down).map(|(_, node)| node.lease);
         leases().max().zip(leases().min())
     }
 
-    /// Returns the earliest time when this node, `own`, declares another node with members dead.
-    /// Returns `None` if no other node has members. Silence before `contact_since`, the end of the
-    /// last outage of the backend, does not count.
+    /// Returns the earliest time when the local node, `own`, declares another node with members
+    /// dead, if it reads nothing more from that node. Returns `None` if no other node has members.
+    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
         self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
     }
 
-    /// Returns the nodes with members that count as dead at `now`, except for this node, `own`. The
-    /// three numbers are the node, its newest record about members, and its newest sign of life.
-    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    /// Finds the other nodes with members that count as dead at `now`, and notes that the local
+    /// node, `own`, declares them dead. Returns each of them with two numbers: of its newest record
+    /// about members, and of its newest sign of life. Silence before `contact_since`, the end of
+    /// the last outage of the backend, does not count.
     pub(super) fn declare_deaths(
         &mut self,
         own: u64,
@@ -303,8 +315,8 @@ impl View {
         dead
     }
 
-    /// Forgets nodes without members if there are too many of them. The nodes that have been silent
-    /// for longest are forgotten first.
+    /// Forgets nodes without members if too many nodes are known. Keeps the 1,000 of them that have
+    /// been silent for the shortest time.
     fn forget_empty(&mut self) {
         if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;
@@ -319,7 +331,8 @@ impl View {
         self.cleanup_at = 2 * self.nodes.len();
     }
 
-    /// Returns the number of members of topics and of nodes, and the capacity of the map of topics.
+    /// Returns the number of entries for members, and the capacity of the map of topics. Tests
+    /// compare both to detect memory that is not freed.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let of_topics = self.topics.values().map(BTreeMap::len).sum::<usize>();
@@ -332,8 +345,8 @@ impl View {
         *self = Self::default();
     }
 
-    /// Takes all members and nodes, because the hub is shut down. The caller drops them after it
-    /// has released the lock, because this can take long.
+    /// Removes all members and nodes and returns them, because the hub is shut down. The caller
+    /// drops them after it has released the lock, because dropping them can take long.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }

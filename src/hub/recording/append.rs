@@ -1,5 +1,5 @@
-//! Appends the records of recordings: tasks that publish a stream into a topic. Each record is in
-//! the log once, even after a lost response or while another node takes over the recording.
+//! Appends records to the log for recordings: tasks that publish a stream into a topic. Each record
+//! is in the log once, even after a lost response or while another node takes over the recording.
 
 use super::nodes::Local;
 use crate::{
@@ -17,30 +17,29 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The maximum wait after a rejected append of a recording. An append is rejected if the log has
-/// records of the topic that this node has not read yet. When this node has read more of the log,
-/// or after this time, the append is tried again.
+/// The maximum wait before a rejected append of a recording is repeated. An append is rejected if
+/// the log has records of the topic that this node has not read yet. So the append is repeated when
+/// this node has read more of the log, or after this time.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for which a recording repeats an append that the backend refuses while it
-/// responds to other requests. After this time, the recording fails.
+/// The maximum time to repeat an append of a recording that the backend refuses while it responds
+/// to other requests. After this time, the recording fails.
 ///
-/// A server without memory, or a cluster without a leader, may recover in this time. An event that
-/// is too large for the backend is never accepted.
+/// A server that has run out of memory, or a cluster without a leader, may recover in this time. An
+/// event that is too large for the backend is never accepted.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
-/// A fence, which is a condition for appends: the log has no record of the same topic after the
-/// position up to which this node had read the log when the fence was created. Otherwise the append
-/// is rejected.
+/// A fence: a condition for an append. The backend rejects the append if the log has a record of
+/// the same topic that this node had not read when the fence was created.
 pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,
 }
 
 impl Fence {
-    /// Creates a condition for appends, a fence: the log has no record of the same topic after the
-    /// last position that this node has read. Returns `None` if the hub is shut down or has no
-    /// backend.
+    /// Creates a fence: a condition for an append. The backend rejects the append if the log has a
+    /// record of the same topic after the last position that this node has read so far. Returns
+    /// `None` if the hub is shut down or has no backend.
     pub(in crate::hub) fn new(core: &Core) -> Option<Self> {
         // The epoch and the position change together while the registry is locked.
         let registry = core.registry.lock();
@@ -56,15 +55,15 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read a record of the log after the position of this fence, the
-    /// last position that the node had read when the fence was created. Returns after one second in
-    /// any case.
+    /// Waits until this node has read more of the log than when this fence, a condition for
+    /// appends, was created. Waits for at most one second.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 
-    /// Waits for at most one second until this node has read a record of the log after the position
-    /// of this fence. Unlike [`passed`](Self::passed), does not keep the hub alive in the meantime.
+    /// Waits until this node has read more of the log than when this fence, a condition for
+    /// appends, was created. Waits for at most one second. Unlike [`passed`](Self::passed), does
+    /// not keep the hub alive in the meantime.
     pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
         caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
@@ -110,8 +109,8 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// The reason why a recording, a task that publishes a stream into a topic, has given up an append
-/// to the log.
+/// The reason why a recording, a task that publishes a stream into a topic, no longer tries to
+/// append its records to the log.
 pub(super) enum Failure {
     /// The recording must publish nothing more. Its topic is finished, the hub is shut down, or
     /// another node has taken over the recording.
@@ -121,11 +120,12 @@ pub(super) enum Failure {
     Refused(BoxError),
 }
 
-/// Appends records of a recording and tries again after each failure. If an earlier attempt without
-/// a response has succeeded, the records are not appended a second time.
+/// Appends records of a recording to the log, and tries again after each failure. If the backend
+/// did not respond to an attempt, but has appended the records, they are not appended a second
+/// time.
 ///
 /// Returns an error if the recording must publish nothing more, or if the backend refuses the
-/// records for 60 seconds.
+/// records for 60 seconds while it responds to other requests.
 pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>) -> Result<(), Failure> {
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log in which nodes inform each other about their recordings and about members
-/// of topics. Nodes read its records, but do not retain them as events of a topic.
+/// The topic of the log that nodes use to inform each other about their recordings and about
+/// members of topics. Nodes read its records, but do not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
@@ -36,29 +36,31 @@ pub(super) enum Message {
 /// publishes a stream into a topic. Each beat replaces the earlier beats of the node. A large beat
 /// is split into parts, and each part is one record.
 ///
-/// When a recording begins between two such beats, an [addition](Self::is_addition) announces it: a
-/// beat that does not repeat the other recordings.
+/// When a recording begins between two such beats, the node announces it with an
+/// [addition](Self::is_addition). This is a beat that lists only what is new, and does not replace
+/// the earlier beats.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
     /// The random number that identifies the node that sends this sign of life.
     pub(super) node: u64,
-    /// If no further sign of life of this node is read for this time, other nodes consider the node
-    /// dead.
+    /// The lease of the node that sends this sign of life: if other nodes read no further sign of
+    /// life of that node for this time, they consider it dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics that have subscribers on the node of this sign of life, and into which other
-    /// nodes publish recordings (streams). Those other nodes then do not end these recordings for
-    /// lack of subscribers.
+    /// The topics with subscribers on the node that sends this sign of life, if another node
+    /// publishes a recording (a stream) into the topic. The other node then does not end the
+    /// recording for lack of subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node, so that
-    /// readers can ignore one that arrives late. All parts of one sign of life have the same
-    /// number.
+    /// readers can ignore a sign of life that arrives late. All parts of one sign of life have the
+    /// same number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if this sign of life contains only new recordings and new topics with subscribers, in
-    /// addition to those of earlier beats (signs of life). Otherwise its content replaces that of
-    /// earlier beats. Each part of an addition takes effect by itself.
+    /// Set if this sign of life is an addition: it lists only new recordings, and topics that now
+    /// have subscribers. The lists in earlier signs of life stay valid. Otherwise the lists of this
+    /// sign of life replace the earlier lists. If an addition has several parts, each part takes
+    /// effect as soon as it is read.
     pub(super) is_addition: bool,
 }
 
@@ -99,16 +101,16 @@ pub(super) struct Announced {
     /// The wire bytes of the will: the event that another node publishes if the node of this
     /// recording dies. Without a will, this is empty, and the other node only finishes the topic.
     pub(super) will: Bytes,
-    /// Set if this recording ends after some time without subscribers. Other nodes then report
-    /// whether its topic has subscribers there.
+    /// Set if this recording ends after some time without subscribers. Other nodes then report in
+    /// their signs of life if they have subscribers of its topic.
     pub(super) needs_subscribers: bool,
     /// Set if each event that this recording publishes replaces the previous event of the topic.
     pub(super) latest_only: bool,
 }
 
 impl Message {
-    /// Returns `true` if `record` is a message between nodes about themselves: it is in the topic
-    /// `tower-sse/nodes`. Records in other topics are events of the application.
+    /// Returns `true` if `record` is a message from node to node, and not an event of the
+    /// application: it is in the topic `tower-sse/nodes`.
     pub(super) fn is_of(record: &Record) -> bool {
         *record.topic == *TOPIC
     }
@@ -153,8 +155,8 @@ impl Message {
     }
 }
 
-/// The beats (signs of life of nodes) in one page of the log: the position of each, its node, and
-/// its number.
+/// The beats (signs of life of nodes) in one page, a part of the log. Each entry consists of the
+/// position of the beat in the log, its node, and its number.
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {

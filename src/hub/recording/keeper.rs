@@ -24,12 +24,12 @@ use std::{
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The maximum pause between two runs of the keeper, the task that sends the signs of life of this
-/// node. After each pause, the keeper checks into which topics other nodes publish recordings
-/// (streams), and which of these topics have subscribers on this node.
+/// node. In each run, the keeper finds the topics into which other nodes publish recordings
+/// (streams) and that have subscribers on this node.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause after a failed request to the backend. Then the keeper, the task that sends the signs
-/// of life of this node, tries again.
+/// The pause after a failed request to the backend, before the keeper tries again. The keeper is
+/// the task that sends the signs of life of this node.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
@@ -37,16 +37,18 @@ const RETRY: Duration = Duration::from_millis(200);
 const BEATS: u32 = 3;
 
 /// The minimum time limit of a request to the backend by the keeper, the task that sends the signs
-/// of life of this node. Otherwise the limit is a third of the lease, the silence after which the
+/// of life of this node. Usually the limit is a third of the lease, the silence after which this
 /// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
-/// The lower limit of the gap between two successful contacts with the backend that counts as an
-/// outage. Without this limit, a slow response would count as an outage if leases are short.
+/// The minimum time without a successful request to the backend that counts as an outage. Usually
+/// the time is two thirds of the shortest lease, the silence after which a node counts as dead. If
+/// the lease is short, a slow response would otherwise count as an outage.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
-/// Starts the keeper. This task announces the recordings of this node, and takes over those of dead
-/// nodes. It also notices the death of nodes with members of topics.
+/// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
+/// into topics), and takes over those of dead nodes. It also notices the death of nodes with
+/// members of topics.
 ///
 /// Has no effect without a backend, without a recording or a member on any known node, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -69,20 +71,20 @@ async fn keep(core: Weak<Core>) {
 
 #[derive(Default)]
 struct Keeper {
-    /// The time of the last beat, the sign of life that this node appends to the log. `None` before
-    /// the first beat.
+    /// The time of the last full beat, the sign of life that this node appends to the log. `None`
+    /// before the first beat and after a failed append: the next beat is then due immediately.
     beat_at: Option<Instant>,
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
-    /// the topics change, another beat is due.
+    /// the topics to report change, the next beat is due immediately.
     watching: HashSet<Arc<str>>,
     /// Set if the last sign of life of this node announced anything: a recording, a topic with
-    /// subscribers, or members of topics. If nothing is left to announce, the node sends one more
-    /// sign of life.
+    /// subscribers, or members of topics. When nothing is left to announce, the node sends one more
+    /// sign of life, so that the other nodes need not wait for the end of its lease.
     has_content: bool,
 }
 
-/// The input of one run of the keeper: the state of this node and of the other nodes when the run
-/// begins.
+/// The input of one run of the keeper, the task that sends the signs of life of this node: the
+/// state of this node and of the other nodes when the run begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -139,7 +141,7 @@ impl Keeper {
     /// Runs the keeper once: appends the sign of life of this node if it is due, and takes over the
     /// recordings of dead nodes. A recording is a task that publishes a stream into a topic.
     /// Returns the time of the next run. Returns `None` if the keeper has to end. During requests
-    /// to the backend, it holds no reference to the hub, so that the hub can be dropped.
+    /// to the backend, the keeper holds no reference to the hub, so that the hub can be dropped.
     async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
         let core = weak.upgrade()?;
         let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);
@@ -199,12 +201,12 @@ impl Keeper {
     }
 
     /// Appends a beat, the sign of life of this node. The beat lists the recordings in `plan`, the
-    /// tasks of this node that publish streams into topics. It also lists the recorded topics of
-    /// other nodes that have subscribers here. If `plan` is `None`, the beat lists nothing.
+    /// tasks of this node that publish streams into topics. It also lists the topics that have
+    /// subscribers on this node and a recording on another node. If `plan` is `None`, the beat
+    /// lists nothing.
     ///
-    /// A large beat consists of several records. Each record has a time limit of a third of
-    /// `lease`, but at least half a second. Returns `None` if the backend does not confirm a record
-    /// in time.
+    /// A large beat consists of several records. Returns `None` if the backend does not confirm
+    /// each record in time: within a third of `lease`, or within half a second if that is longer.
     async fn beat(
         &mut self,
         recordings: &Recordings,
@@ -236,9 +238,10 @@ impl Keeper {
         Some(())
     }
 
-    /// Announces what is new since the last sign of life of this node: recordings that have begun,
-    /// and recorded topics of other nodes that have got subscribers here. Returns `None` if the
-    /// backend does not confirm a record in time. The time limit is that of [`beat`](Self::beat).
+    /// Announces what is new since the last sign of life of this node: recordings that have begun
+    /// on this node, and topics with a recording on another node that now have subscribers on this
+    /// node. Returns `None` if the backend does not confirm each record within the time limit of
+    /// [`beat`](Self::beat).
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -278,9 +281,10 @@ impl Keeper {
         Some(())
     }
 
-    /// Starts one task for each recording of a dead node, to take over the recording: to publish
-    /// its last event and finish its topic. Returns the earliest time when one of the living nodes
-    /// counts as dead unless it gives a sign of life. Returns `None` without such a node.
+    /// Starts one task for each recording of a dead node, and for each recording that its node has
+    /// given up. The task takes over the recording: it publishes the last event and finishes the
+    /// topic. Returns the earliest time when another node, alive now, counts as dead if it gives no
+    /// further sign of life. Returns `None` if no other node is alive.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();
@@ -305,9 +309,9 @@ impl Keeper {
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
 /// Returns `false` if this fails or takes longer than `time`.
 ///
-/// If the previous call failed, or the last success was more than `longest_gap` before this call,
-/// this node has had an outage. The silence of other nodes is then measured from the end of this
-/// call, because they may have had the same outage.
+/// This node has had an outage if the previous call failed, or if the last successful call was more
+/// than `longest_gap` before this call. The other nodes may have had the same outage, so their
+/// silence is then measured from the end of this call.
 async fn probe(
     core: &Weak<Core>,
     recordings: &Recordings,
@@ -416,19 +420,20 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     core.recordings.end_claim(&claim);
 }
 
-/// Returns `true` if the backend accepts a record without an effect: a request to stop the
-/// recordings of a topic that cannot have any.
+/// Returns `true` if the backend accepts a harmless record: a request to stop the recordings of a
+/// topic that cannot have recordings.
 async fn accepts_records(backend: &BackendClient) -> bool {
     backend.append_record(Message::Stop(beat::TOPIC.into()).record()).await.is_ok()
 }
 
-/// Returns the kind and the event of the record that has to be appended next for a recording of the
-/// dead node `node`. The first record is its will, the event that it has announced for this case.
-/// The second record finishes its topic. `has_published_will` means that this node has published
-/// the will before.
+/// Returns the kind and the event of the next record that this node has to append to take over a
+/// recording of the dead node `node`. The first record is the will, the event that the recording
+/// has announced for this case. The second record finishes the topic. It is the only one if there
+/// is no will, or if the will is in the topic already. `has_published_will` is `true` if this node
+/// has published the will.
 ///
-/// Returns `None` if this node must not take over the recording, for example because the other node
-/// is alive.
+/// Returns `None` if this node must not take over the recording, for example because the node
+/// `node` is alive.
 fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<(RecordKind, Bytes)> {
     if has_published_will {
         return Some((RecordKind::Finish, Bytes::new()));

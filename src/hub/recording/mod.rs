@@ -27,10 +27,11 @@ use tokio_stream::Stream;
 const MAX_WILL_BYTES: usize = 16 << 10;
 
 /// The pause between two rounds of [`drain`]. Each round ends all recordings of the node, also
-/// those that were started since the round before.
+/// recordings that were started since the round before.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The default of [`Recorder::lease`].
+/// The default of [`Recorder::lease`]: the time that a node may be silent before another node takes
+/// over its recordings.
 const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings of a recording, a task that publishes a stream into a topic.
@@ -197,8 +198,9 @@ impl Recorder {
     }
 
     /// Sets how long this node may be silent before another node takes over the recording:
-    /// publishes its [`will`](Self::will) and finishes its topic. Default: 10 seconds. Values below
-    /// 100 milliseconds or above one hour are set to that limit.
+    /// publishes its [`will`](Self::will) and finishes its topic. Default: 10 seconds. The minimum
+    /// is 100 milliseconds, and the maximum is one hour: a value outside of this range is set to
+    /// the nearer limit.
     ///
     /// This node sends three signs of life within the shortest lease of its recordings. Each sign
     /// of life covers all of its recordings.
@@ -260,7 +262,7 @@ impl Recording {
         ended.ok().and_then(|outcome| *outcome).unwrap_or(Outcome::Interrupted)
     }
 
-    /// Returns the name of the topic.
+    /// Returns the name of the topic into which the recording publishes its stream.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.local.announced.topic
@@ -285,9 +287,9 @@ pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error
 }
 
 /// Waits for up to `time` until all recordings of this node have ended: the tasks that publish
-/// streams into topics. Then makes each remaining recording publish its will, the event for this
-/// case, and finish its topic. Waits for their ends without a limit. Returns the number of
-/// recordings that were running when `time` was over.
+/// streams into topics. Then makes each remaining recording publish its will (the last event, which
+/// is also published if the node dies) and finish its topic. Waits without a time limit until they
+/// have ended. Returns the number of recordings that were running when `time` was over.
 pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
     let mut running = core.recordings.running.subscribe();
     let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();

@@ -36,7 +36,7 @@ pub(in crate::hub) struct Recordings {
     /// Wakes the keeper, the task that sends the signs of life of this node, when a recording of
     /// this node begins or ends, or when this node has announced members of topics.
     pub(in crate::hub) changed: Notify,
-    /// Wakes the tasks that wait for this node to read more of the log.
+    /// Wakes the tasks that wait until this node has read more of the log.
     progressed: Notify,
     /// The number of the next beat, the sign of life that this node appends to the log. Other nodes
     /// ignore a beat with a smaller number than the newest that they have read.
@@ -46,8 +46,8 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position of the log up to which all records were applied to this state of the
-    /// recordings. Records that are read a second time have no effect.
+    /// The end of the part of the log that has updated this state of the recordings, as a position.
+    /// If records of this part are read a second time, they have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -58,13 +58,14 @@ pub(super) struct State {
     pub(super) contact: Contact,
 }
 
-/// The contact of this node with the backend. `last` is the latest time at which this node is known
-/// to have read the whole log. `None` if the last request has failed, or before the first one.
+/// The contact of this node with the backend. `last` is the latest time when this node is known to
+/// have read the whole log. `last` is `None` before the first request to the backend, and after a
+/// failed request.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
-    /// The end of the last outage of the backend. Other nodes could not be heard before, so their
-    /// silence is measured from this time.
+    /// The end of the last outage of the backend. This node could not read the signs of life of
+    /// other nodes before, so it measures their silence from this time.
     pub(super) since: Option<Instant>,
 }
 
@@ -76,8 +77,8 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts that were read so far of a beat whose last part is still missing. A beat is a sign
-    /// of life of the other node. A large beat has several parts.
+    /// The parts that were read so far of an incomplete beat. A beat is a sign of life of the other
+    /// node. A large beat has several parts. `None` if no beat is incomplete.
     incoming: Option<Beat>,
     /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
     /// beat with a smaller number arrived late, and is ignored.
@@ -114,11 +115,11 @@ impl Settled {
 pub(super) struct Foreign {
     pub(super) announced: Announced,
     /// Set if the will of this recording, a task of another node that publishes a stream, is
-    /// already in the topic. The will is the event that another node publishes after the
-    /// recording's node has died.
+    /// already in the topic. The will is the event that one of the remaining nodes publishes if the
+    /// recording's node dies.
     pub(super) has_will: bool,
-    /// Set while a task of this node takes over this recording of a dead node: publishes its last
-    /// event and finishes its topic.
+    /// Set while a task of the local node takes over this recording of a dead node: publishes its
+    /// last event and finishes its topic.
     pub(super) is_claimed: bool,
     /// Set if the newest sign of life of the other node does not list this recording any more,
     /// although its topic is not finished. This node then takes over the recording immediately,
@@ -130,14 +131,14 @@ pub(super) struct Foreign {
     pub(super) is_uncertain: bool,
 }
 
-/// A note that this node is taking over a recording of a dead node: it is about to publish the last
-/// event of that task and to finish its topic. The note stores whether the topic was finished in
-/// the meantime.
+/// A note that the local node is taking over a recording of a dead node: it is about to publish the
+/// last event of the recording and to finish its topic. The note stores whether the topic was
+/// finished in the meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
     /// Set if the topic may have been finished in a part of the log that this node could not read.
-    /// The topic may then belong to a newer recording.
+    /// The topic may then have a newer recording, which this node must not end.
     is_uncertain: AtomicBool,
 }
 
@@ -153,7 +154,7 @@ pub(in crate::hub) struct Local {
 #[derive(Default)]
 struct LocalState {
     /// Set once this node has announced this recording to the other nodes. If this node dies after
-    /// that, one of them publishes the will of the recording and finishes its topic.
+    /// that, another node publishes the will of the recording and finishes its topic.
     is_announced: bool,
     /// Set while the recording repeats an append to the log that was rejected or had no response.
     /// The recording can then be stopped before the append has succeeded.
@@ -169,13 +170,13 @@ struct LocalState {
     /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
     /// publishes nothing more.
     has_ended: bool,
-    /// Set if this recording may publish no further event, and only finishes its topic. Another
-    /// node has published its will, because it considered this node dead, or may have done so in a
-    /// part of the log that was lost or evicted before this node has read it. The will is the event
-    /// that other nodes publish in this case.
+    /// Set if this recording must publish no further event, and only finishes its topic. The reason
+    /// is that another node has considered this node dead and has published the will of the
+    /// recording, its last event for this case. The flag is also set if this may have happened in a
+    /// part of the log that was lost or evicted before this node has read it.
     is_silenced: bool,
     /// The records of the topic that this node has read from the log since the recording began its
-    /// current append. If the append gets no response, they show whether the log has its records.
+    /// current append. If the append gets no response, these records show whether it has succeeded.
     /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
@@ -198,9 +199,10 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the greatest position that this node knows in the
-    /// backend's log, and `None` for a hub in memory. A request to stop recordings up to this
-    /// position was meant for an earlier recording, and does not stop this one.
+    /// Adds a recording of this node. `last` is the greatest position of the backend's log that
+    /// this node knows, and `None` for a hub in memory. If a request to stop the recordings of the
+    /// topic is at or before this position, it was meant for an earlier recording and does not stop
+    /// this one.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -227,13 +229,14 @@ impl Recordings {
     }
 
     /// Stops the recordings of a topic on this node: the tasks that publish a stream into it. They
-    /// publish the last event for this case and finish the topic.
+    /// publish the event of [`Recorder::on_stop`](super::Recorder::on_stop) and finish the topic.
     pub(super) fn stop(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
     /// Requests all recordings of this node to end with the outcome [`Outcome::Interrupted`]. Each
-    /// of them publishes its will, the event for this case, and finishes its topic.
+    /// of them publishes its will, the last event that is also published if its node dies, and
+    /// finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
@@ -252,8 +255,9 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Notes that a recording of the node `node`, a task that publishes a stream, is over, because
-    /// its topic is finished. Later announcements of this recording are ignored.
+    /// Notes that a recording of another node, `node`, is over: its topic is finished, or this node
+    /// must not or cannot finish the topic. A recording is a task that publishes a stream into a
+    /// topic. Later announcements of this recording are ignored.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -262,9 +266,9 @@ impl Recordings {
         }
     }
 
-    /// Registers that this node is about to take over a recording from the dead node `node`: to
-    /// publish the last event of that task and finish the topic. The returned [`Claim`] later
-    /// shows whether the topic was finished since this call.
+    /// Registers that the local node is about to take over a recording from the dead node `node`:
+    /// to publish the last event of the recording and to finish its topic. The returned [`Claim`]
+    /// later shows whether the topic was finished since this call.
     pub(super) fn claim(&self, node: u64, announced: &Announced) -> Arc<Claim> {
         let topic = announced.topic.clone();
         let mut state = self.state();
@@ -279,9 +283,10 @@ impl Recordings {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
 
-    /// Updates the recordings from the records of a page, the next part of the backend's log. The
-    /// caller adds the events of the page to their topics after this call. Returns the beats of the
-    /// page, the signs of life of the nodes, in the order of the log.
+    /// Updates what is known about recordings (tasks that publish streams) from a page, the next
+    /// part of the backend's log. The caller adds the events of the page to their topics after this
+    /// call. Returns the beats of the page, which are the signs of life of the nodes, in the order
+    /// of the log.
     pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
         let mut beats = Beats::new();
         let mut state = self.state();
@@ -332,14 +337,14 @@ impl Recordings {
     }
 
     /// Wakes the tasks that wait in [`progressed`](Self::progressed), because this node has read a
-    /// page of the log or appended a beat.
+    /// further part of the log or appended a sign of life.
     pub(in crate::hub) fn note_progress(&self) {
         self.progressed.notify_waiters();
     }
 
-    /// Adapts the recordings to another log that has replaced the log of the backend. The
-    /// recordings continue in the other log. Their state is updated from its records after the
-    /// position `after`.
+    /// Prepares the recordings for another log, which has replaced the log of the backend. The
+    /// recordings continue in the other log. The records of the other log after the position
+    /// `after` update their state.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -353,7 +358,7 @@ impl Recordings {
     }
 
     /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
-    /// node has read a page of the log or announced its recordings.
+    /// node has read a further part of the log or announced its recordings.
     pub(in crate::hub) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
@@ -365,10 +370,13 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if this node knows a newer recording, a task that publishes a stream, of the
-    /// same topic. The end of the newer recording finishes the topic. `announced` is a recording
-    /// that may have ended in a part of the log that this node could not read. So a recording is
-    /// newer if its node has announced it after that part.
+    /// Returns `true` if this node knows a newer recording of the topic of `announced`. The end of
+    /// the newer recording finishes the topic. A recording is a task that publishes a stream into a
+    /// topic.
+    ///
+    /// The recording `announced` may have ended in a part of the log that this node could not read.
+    /// A recording of another node is newer if the other node has announced it after this part of
+    /// the log.
     pub(super) fn has_successor(&self, announced: &Announced) -> bool {
         let state = self.state();
         let mut here = state.local.get(&announced.topic).into_iter().flatten();
@@ -393,7 +401,7 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end, the task that sends the signs of life of this node.
+    /// Returns `true` if the keeper, the task that sends the signs of life of this node, must end.
     /// This is the case if no recording, no member of a topic and no other node is left. The keeper
     /// then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
@@ -407,17 +415,19 @@ impl State {
     }
 
     /// Handles a loss: the log has evicted or lost records up to `evicted_through` that this node
-    /// has not read. They may include the will or the end of each recording, a task that publishes
-    /// a stream. So the known recordings get no further event. Their topics are finished, because
-    /// readers would otherwise wait for ever. A second end of a topic has no effect on its readers.
+    /// has not read. They may include the end of each known recording (a task that publishes a
+    /// stream), or its will (the event that another node publishes if the recording's node dies).
+    /// So the recordings publish no further event. Their topics are finished, because readers would
+    /// otherwise wait for ever. If a topic is finished twice, its readers do not notice this.
     ///
     /// A recording of this node cannot continue, even if this node was in contact with the backend
     /// until now. In a failover that splits the servers, another node may have taken over the
     /// recording on the new server, while the old server still confirmed the signs of life of this
     /// node. The will is then at a position that this node does not read any more.
     ///
-    /// A recording of this node that has started after the lost part continues. Other nodes take
-    /// it over only after they have read its announcement, which is after the lost part, too.
+    /// A recording of this node that has started after the lost part of the log continues. Other
+    /// nodes take it over only after they have read its announcement, which is also after the lost
+    /// part.
     fn note_loss(&mut self, evicted_through: Position) {
         let concerned = self.locals().filter(|local| local.lock().started_at < evicted_through);
         concerned.for_each(|local| local.silence());
@@ -514,10 +524,10 @@ impl Peer {
         }
     }
 
-    /// Replaces the known recordings (tasks that publish streams) of the other node by those in
-    /// `beat`, a sign of life that lists all of them. If a known recording is not in the list, its
-    /// node has given it up without finishing its topic. It is then marked as an orphan, which this
-    /// node takes over.
+    /// Replaces the known recordings (tasks that publish streams) of the other node by the
+    /// recordings in `beat`, a sign of life that lists all of them. If a known recording is not in
+    /// the list, its node has given it up without finishing its topic. It is then marked as an
+    /// orphan, and the local node takes it over.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
@@ -662,9 +672,9 @@ impl Local {
     /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
     /// `true` if there was such an attempt.
     ///
-    /// Returns `None` if the recording must not append `records`. Its topic was finished, or
-    /// another node has published its will, the event for the death of this node, or may have done
-    /// so.
+    /// Returns `None` if the recording must not append `records`: its topic was finished, or
+    /// another node has published its will, the event for the death of this node. `None` is also
+    /// returned if this may have happened in a part of the log that this node could not read.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -708,8 +718,9 @@ impl Local {
         self.lock().has_ended
     }
 
-    /// Returns `true` if this recording must publish no further event. It has
-    /// [ended](Self::has_ended), or is [silenced](Self::is_silenced).
+    /// Returns `true` if this recording must publish no further event. Its topic is finished, the
+    /// hub is shut down, or another node has, or may have, published its last event (see
+    /// [`is_silenced`](Self::is_silenced)).
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.is_silenced

@@ -32,21 +32,20 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// Something outside of the recording has ended it. After the first three of these causes, its
-    /// topic is finished; after the others, it may not be:
+    /// Something outside of the recording has ended it. After the first two of the following
+    /// causes, its topic is finished. After the other causes, it may be unfinished:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).
     /// - The log has lost or evicted records before this node has read them. Redis loses records in
     ///   a failover, a crash, or with `FLUSHALL`. Any backend evicts records that a node could not
-    ///   read for longer than they are retained. Another node may have taken over the recording in
-    ///   this part of the log, so the recording publishes no further event. Usually its topic is
-    ///   finished without a last event. If the topic has a newer recording, that recording finishes
-    ///   it.
+    ///   read for longer than they are retained. These records may show that another node has taken
+    ///   over the recording, so the recording publishes no further event, and only finishes its
+    ///   topic. If the topic has a newer recording, that recording finishes it instead.
     /// - The hub was [shut down](crate::hub::Hub::shutdown), or its tokio runtime was.
     /// - Another node has published the [`will`](super::Recorder::will), because this node did not
-    ///   renew its [`lease`](super::Recorder::lease) in time. That node, or this one, finishes the
-    ///   topic.
+    ///   renew its [`lease`](super::Recorder::lease) in time. The other node or this node then
+    ///   finishes the topic.
     /// - The backend did not accept the record that finishes the topic.
     /// - The name of its topic has more than 16 KiB, or is reserved for the hub.
     Interrupted,

@@ -40,15 +40,17 @@ use tokio_stream::Stream;
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
-/// The maximum length of the name of a topic into which a task of this node, a recording, publishes
-/// a stream, in bytes. A longer name could make the signs of life of this node so large that the
-/// backend refuses them. Other nodes would then take over all recordings of this node.
+/// The maximum length, in bytes, of the name of a topic into which a recording publishes. A
+/// recording is a task of this node that publishes a stream into a topic. A longer name could make
+/// the signs of life of this node so large that the backend refuses them. Other nodes would then
+/// take over all recordings of this node.
 const MAX_TOPIC_BYTES: usize = 16 << 10;
 
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
-/// The stream that a recording, a task, publishes into a topic. The type of the stream is erased.
+/// The stream of a recording, a task that publishes the stream into a topic. The type of the stream
+/// is erased.
 pub(super) struct Items(Box<PollItem>);
 
 impl Items {
@@ -61,8 +63,8 @@ impl Items {
         Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
     }
 
-    /// Polls the stream that is published into a topic. A panic of the stream is returned as an
-    /// error. The caller must not poll again after an error or the end.
+    /// Polls the stream that is published into a topic. If the stream panics, returns an error. The
+    /// caller must not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
@@ -257,8 +259,8 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     })
 }
 
-/// Publishes a batch of a recording. Sets the retention limits of the topic first, because the hub
-/// forgets them when it drops the topic during a silence of the stream.
+/// Publishes a batch of a recording's events. Sets the retention limits of the topic first, because
+/// the hub may have dropped the topic and its limits while the stream was silent.
 async fn publish(
     core: &Arc<Core>,
     local: &Local,
@@ -306,7 +308,8 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application. If it panics, the panic is logged and the result is `None`.
+/// Calls a function of the application that returns the last event of a recording. If the function
+/// panics, the panic is logged and the result is `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());

@@ -1,5 +1,6 @@
-//! The kinds of storage for the database `redb`: a file whose blocks are allocated ahead of the
-//! writes, a file whose writes are not synced, and a file that is only read.
+//! The kinds of storage for the file of the database `redb`: a file whose blocks are allocated
+//! before the database writes to them, a file whose writes are not synced to the disk, and a file
+//! that is never changed.
 
 use super::locked::Device;
 use redb::{StorageBackend, backends::FileBackend};
@@ -27,24 +28,26 @@ impl Device for Unsynced {
     }
 }
 
-/// The maximum number of zero bytes that are written to the file after a new block.
+/// The maximum number of bytes that a write to a new block of the file also allocates after this
+/// block, by writing zeros.
 const AHEAD: u64 = 1 << 20;
 
-/// The zero bytes of one write to the file. A longer part of the file takes several writes.
+/// A buffer of zeros. A longer part of the file is filled with several writes of this buffer.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A database file whose blocks are allocated before the database writes to them.
 ///
-/// A new block changes the metadata of the file system, and `fdatasync` then also writes this
-/// metadata. So a write to a new block also writes zeros to the blocks after it: up to an eighth of
-/// the file, and up to [`AHEAD`]. The writes to these blocks need no new metadata. After the file is
-/// opened again, this begins when the file grows.
+/// A write to a new block changes the metadata of the file system, and `fdatasync` then also writes
+/// this metadata. So such a write also writes zeros to the blocks after the new block: up to an
+/// eighth of the file, and up to [`AHEAD`]. Later writes to these blocks need no new metadata. If
+/// the file already exists when it is opened, only blocks after its end at that time count as new.
 #[derive(Debug)]
 pub(super) struct Allocated {
     file: FileBackend,
-    /// The offset in the file from which nothing was written yet. The part after it reads as zero.
-    /// `None` before the first change of the file. The database has locked the file by then, so no
-    /// other process changes its length later.
+    /// The end of the part of the file that may have been written so far: the rest of the file
+    /// reads as zero. `None` until the first change of the file. Only then, this field is set to
+    /// the length of the file: the database has locked the file by that time, so no other process
+    /// can change the length.
     unwritten: Mutex<Option<u64>>,
 }
 
@@ -57,7 +60,8 @@ impl Allocated {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes zeros to a part of the file that was not written before.
+    /// Allocates the blocks of a part of the file that was not written before: writes zeros to
+    /// them.
     fn allocate(&self, mut begin: u64, end: u64) -> io::Result<()> {
         while begin < end {
             let zeros = &ZEROS[..(end - begin).min(ZEROS.len() as u64) as usize];
@@ -100,14 +104,15 @@ impl Device for Allocated {
     }
 }
 
-/// A database file that is only read. The database writes when it is opened, for instance after a
-/// crash. These writes are kept in memory and do not change the file.
+/// A database file that can only be read. The database nevertheless writes while it is opened, for
+/// instance after a crash. These writes are kept in memory, and do not change the file.
 #[derive(Debug)]
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The length of the first part of the file, which the database has never truncated. The bytes
-    /// after this part read as zero, unless `blocks`, the writes in memory, contain them.
+    /// The smallest length that the database has set for the file (in memory only), and at first
+    /// the length of the file. Bytes of the file after this length were cut off, so they read as
+    /// zero. `blocks` contains the blocks that the database has written in memory.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }
@@ -125,7 +130,8 @@ impl ReadOnly {
     }
 
     /// Reads bytes of the file, without the writes that are kept in memory. Bytes after the length
-    /// `visible` were cut off by the database, and read as zero.
+    /// `visible` read as zero, because the database has truncated the file to this length (in
+    /// memory only).
     fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let available = self.visible.load(Relaxed).saturating_sub(offset);
         let available = usize::try_from(available).unwrap_or(usize::MAX);

@@ -21,11 +21,11 @@ struct Inner {
 /// The consequence of an error for the database of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The request failed, and the database is as before.
+    /// Only the requested operation failed. The database is as it was before the operation.
     Request,
     /// A page of the database is damaged. The database can still be used.
     Damage,
-    /// The database has to be opened again.
+    /// The database cannot be used until it is opened again.
     Database,
 }
 
@@ -66,8 +66,8 @@ impl<E: Into<redb::Error>> From<E> for FileError {
 }
 
 /// Calls a function that uses the database, and converts a panic into an error. The database panics
-/// when it interprets some damaged pages. A commit can panic again while it unwinds, which aborts
-/// the process. No caller can catch this.
+/// when it interprets some damaged pages. A commit can panic a second time while it unwinds. The
+/// second panic aborts the process, and no caller can catch it.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

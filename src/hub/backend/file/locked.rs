@@ -8,14 +8,15 @@ use std::{
     ops::Bound,
 };
 
-/// The number of bytes at the beginning of a database that identify it. They are zero if the
-/// creation of the database was interrupted.
+/// The length in bytes of the magic number, which identifies each file of the database `redb` at
+/// its beginning. If the creation of the database was interrupted, these bytes are still zero.
 const MAGIC: usize = 9;
-/// The maximum length in bytes of a database whose creation was interrupted.
+/// The maximum length in bytes of a database file whose creation was interrupted. A longer file is
+/// not emptied, even if it begins with zeros.
 const MAX_NEW: u64 = 8 << 20;
 
-/// A kind of storage for the database, in a file. By default, each method has the effect of the
-/// same method of the file.
+/// A kind of storage for the database, based on one file. The default implementation of each method
+/// calls the same method of this file.
 pub(super) trait Device: fmt::Debug + Send + Sync + 'static {
     /// Set if the file is open for reading only. The operating system then refuses an exclusive
     /// lock, so the file gets a shared lock.
@@ -44,11 +45,11 @@ pub(super) trait Device: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// A device whose file is locked while the database is open.
+/// Storage that locks its file while the database is open.
 ///
-/// The database locks the file with methods of [`StorageBackend`] that have a default: the error
-/// `Unsupported`, after which the database continues without a lock. So this type alone implements
-/// the trait, and a kind of storage cannot forget these methods.
+/// The database calls the lock methods of [`StorageBackend`]. Their default implementations return
+/// the error `Unsupported`, after which the database continues without a lock. Only this type
+/// implements the trait, so that no kind of storage ([`Device`]) can omit the lock methods.
 #[derive(Debug)]
 pub(super) struct Locked<D>(pub(super) D);
 

@@ -19,20 +19,22 @@ const TITLE: &str = "tower-sse mark 1";
 /// of a log) and the modification time of this file. A greater difference shows that an older mark
 /// was copied into the file.
 ///
-/// Each write of a mark sets the modification time to the time in the mark. If the process is
-/// killed before that, the file keeps the time of the write, which is a little later.
+/// Each write of a mark also sets the modification time to the time in the mark. If the process is
+/// killed between the two steps, the modification time is the time of the write, which is a little
+/// later than the time in the mark.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The maximum difference between the time in a mark and the modification time of its file, like
-/// [`MAX_DELAY_MS`], but after a crash of the machine. The disk may then have the contents of an
-/// earlier write than the modification time.
+/// The maximum difference in milliseconds between the time in a mark (a small file with the state
+/// of a log) and the modification time of this file, if the machine has crashed. It is greater than
+/// [`MAX_DELAY_MS`]: after a crash, the disk may have the modification time of one write, but the
+/// contents of an earlier write.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark, the small file beside the database: the state of the log when the mark
 /// was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents {
-    /// The epoch of the log.
+    /// The epoch of the log: the number that identifies one lifetime of the log.
     pub(super) epoch: u64,
     /// The last position that the log has stored. No acknowledged record has a greater position.
     pub(super) last: Position,
@@ -41,8 +43,8 @@ pub(super) struct Contents {
     time: u64,
     /// Identifies the database file of the log in its file system.
     file: FileId,
-    /// Identifies the boot of the machine during which this state of the log was written. `None` if
-    /// the log was closed properly.
+    /// Identifies the boot of the machine (one run of its operating system) during which this state
+    /// of the log was written. `None` if the log was closed properly.
     boot: Option<u128>,
     /// Set if the log was open with `Durability::Process` when this state was written. A crash of
     /// the machine may then lose records.
@@ -76,13 +78,16 @@ impl FileId {
 pub(super) enum Replaced {
     /// The log has no mark file, or the contents of the mark file cannot be decoded.
     NoMark,
-    /// The mark belongs to another epoch.
+    /// The mark file contains another epoch than the database. The epoch is the number that
+    /// identifies one lifetime of a log.
     OtherEpoch,
     /// The last position of the log is smaller than the last position in the mark file.
     Shorter,
-    /// The mark file describes another database file, or the mark file was copied.
+    /// The mark file describes another database file, or an older mark was copied into the mark
+    /// file.
     Copied,
-    /// The machine has crashed while the log was open with `Durability::Process`.
+    /// The machine has crashed while the log was open with `Durability::Process`, so the log may
+    /// have lost records.
     MachineCrash,
 }
 
@@ -106,8 +111,8 @@ impl Contents {
     }
 
     /// Returns `true` if the machine has restarted since this state was written, and the log was
-    /// not closed properly before that. On systems other than Linux, each restart of the process
-    /// counts as a restart of the machine.
+    /// not closed properly before the restart. On systems other than Linux, each restart of the
+    /// process counts as a restart of the machine.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
@@ -216,8 +221,9 @@ impl Mark {
         self.found.as_ref().is_some_and(|(found, _)| found.is_lost_with_machine && found.is_after_crash())
     }
 
-    /// Writes the state of an open log to the mark file, and waits until it is on the disk. If
-    /// `is_lost_with_machine` is set, a crash of the machine begins a new epoch of the log.
+    /// Writes the state of an open log to the mark file, and waits until it is on the disk. Set
+    /// `is_lost_with_machine` if a crash of the machine may lose records of the log. After such a
+    /// crash, the log then begins a new epoch: the number that identifies its lifetime changes.
     pub(super) fn begin(
         &mut self,
         epoch: u64,
@@ -282,7 +288,7 @@ pub(super) fn is_read_only(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Returns a time in milliseconds since 1970.
+/// Converts a time to milliseconds since 1970.
 pub(super) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis().try_into().unwrap_or(u64::MAX))
 }

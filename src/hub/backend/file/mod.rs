@@ -59,17 +59,18 @@ use tokio::{
 /// After a restart, clients resume without a gap. This includes a process that was killed, and with
 /// [`Durability::Disk`] a machine that has crashed.
 ///
-/// A log that has lost events must not issue their positions again under the same epoch. So beside
-/// the log `events.log` is a second file, `events.log.mark`. It contains the last position, the
-/// identity of the log file (its inode, and its time of creation), and the time of its own last
-/// change. A new epoch begins, and every returning client gets a gap (`other_epoch`), if
+/// The epoch is a number that identifies one lifetime of the log. A log that has lost events must
+/// not issue their positions again under the same epoch. So beside the log `events.log` is a second
+/// file, the mark `events.log.mark`. It contains the last position, the identity of the log file
+/// (its inode, and its time of creation), and the time of its own last change. A new epoch begins,
+/// and every returning client gets a gap (`other_epoch`), if
 ///
 /// - the log ends before the position in the mark: it was replaced by an older copy;
 /// - the log is another file than the one in the mark: both files were copied or restored, or moved
 ///   to another file system;
-/// - the file of the mark was changed after the time in the mark: an older mark was copied into the
-///   existing file. After a crash of the machine, a copy that is less than a minute old is not
-///   detected;
+/// - the mark file was modified after the time that it contains: an older mark was copied into the
+///   existing file. After a crash of the machine, this is not detected if the older mark was
+///   written less than a minute before it was copied into the file;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as a crash of the machine.
@@ -90,10 +91,11 @@ use tokio::{
 /// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
 /// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
 ///
-/// After a failed commit, the log opens its file again, which verifies the whole file. This takes
-/// seconds for some hundred megabytes, and readers wait meanwhile. Then publishing returns the same
-/// error for four times as long, and at least for a second, before the log tries again. So readers
-/// wait at most a fifth of the time.
+/// After a failed commit, the log opens its file again, which verifies the whole file. (If the
+/// cause was a damaged page, the file stays open.) The verification takes seconds for some hundred
+/// megabytes, and readers wait meanwhile. Then a pause begins, which is four times as long as the
+/// verification, and at least a second. Publishing returns the same error until the end of the
+/// pause. Only then, the log tries again, so readers wait at most a fifth of the time.
 ///
 /// Each record has a checksum, which is compared when the record is read.
 ///
@@ -191,7 +193,8 @@ impl FileBackend {
     /// Sets the size of the records that the log retains, for all topics together. Default: 1 GiB.
     /// The log retains up to 1/64 more. The file is larger, see [size](Self#size-of-the-file).
     ///
-    /// A record takes 29 bytes, its topic, and its event. The newest record is always retained.
+    /// A record takes 29 bytes plus the length of its topic and of its event. The newest record is
+    /// always retained.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.retention.max_bytes = bytes;
@@ -201,9 +204,9 @@ impl FileBackend {
     /// Sets the maximum age of records. Older records are removed. Default: one hour.
     /// [`Duration::MAX`] and zero disable the limit.
     ///
-    /// Records that expire one after the other are removed together, within 1/16 of the age. The
-    /// age counts from the append, by the clock of the system, also while no process has opened the
-    /// log.
+    /// A record is removed up to 1/16 of the maximum age late, so that several expired records are
+    /// removed together. The age counts from the append, by the clock of the system, and also while
+    /// no process has opened the log.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
@@ -262,8 +265,8 @@ impl Drop for Writer {
 /// readers of the log.
 struct Shared {
     path: PathBuf,
-    /// The database in the file of the log. If the file cannot be used, the error that all calls
-    /// return.
+    /// The database in the file of the log. If the file cannot be used, this field is the error
+    /// that all calls return.
     store: RwLock<Result<Store, FileError>>,
     queue: Queue,
     bounds: watch::Sender<Bounds>,

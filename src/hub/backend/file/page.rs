@@ -19,7 +19,8 @@ const BYTES: usize = 1 << 20;
 /// beginning. So a page that already has records ends before a damaged record.
 pub(super) struct PageReader {
     /// The topics that the reader of the log has requested. If the reader has requested all topics,
-    /// the topics of the records that were read so far.
+    /// these are the topics of the records that were read so far: records of the same topic share
+    /// one copy of its name.
     topics: HashSet<Arc<str>>,
     wants_all: bool,
     evicted_through: Position,
@@ -28,8 +29,9 @@ pub(super) struct PageReader {
     /// The events of all records of the page, one after the other.
     events: BytesMut,
     examined: usize,
-    /// The bytes of the record that is being read. The database stores a record in parts: this
-    /// field contains the parts that were read so far, and `part` is their number.
+    /// The bytes of the record that is being read. The database stores a record in several parts.
+    /// This field contains the parts that were read so far, one after the other, and the field
+    /// `part` counts them.
     parts: Vec<u8>,
     part: u32,
     ends_at_damage: bool,

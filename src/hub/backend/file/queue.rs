@@ -41,8 +41,9 @@ struct Waiting {
     /// [`push`](Queue::push) wakes the writer, the thread that stores appends, when the queue has
     /// this number of appends.
     awaited: usize,
-    /// The number of appends that remained when the queue last removed the appends of publishers
-    /// that have stopped waiting. The queue does so again when it has twice this number of appends.
+    /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
+    /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
+    /// has twice this number of appends, and at least [`MANY`].
     cleaned: usize,
 }
 
@@ -54,11 +55,12 @@ const MANY: usize = 4096;
 /// The next work of the writer, the thread that stores appends.
 pub(super) enum Work {
     Appends(Vec<Append>),
-    /// No append has arrived until the deadline.
+    /// No append has arrived before the deadline. The writer only applies the retention.
     Idle,
-    /// A reader could not use the database.
+    /// A reader could not use the database because of this error. The writer may have to open the
+    /// database again.
     Failure(FileError),
-    /// The log is closed.
+    /// The log is closed, and no append is left in the queue. The writer ends.
     Close,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(super) struct Retention {
     pub(super) max_records: u64,
     pub(super) max_bytes: u64,
-    /// [`Duration::MAX`] means no limit.
+    /// The maximum age of a record. [`Duration::MAX`] means no limit.
     pub(super) max_age: Duration,
 }
 
@@ -39,10 +39,12 @@ impl Retention {
         Duration::from_millis(now.saturating_sub(time)) >= self.max_age
     }
 
-    /// Returns how long the writer can wait until it has to remove expired records. `oldest` is the
-    /// time of the oldest record. `None` means that records do not expire.
+    /// Returns how long the writer, the thread that stores appends, can wait until it has to remove
+    /// expired records. `oldest` is the time when the oldest record was appended, and `now` is the
+    /// current time, both in milliseconds since 1970. `None` means that records do not expire.
     ///
-    /// Records that expire one after the other are removed together, within 1/16 of the age.
+    /// The writer waits until the oldest record has exceeded the maximum age by 1/16, so that it
+    /// removes several expired records together.
     pub(super) fn expires_in(&self, oldest: u64, now: u64) -> Option<Duration> {
         let age = Duration::from_millis(now.saturating_sub(oldest));
         (self.max_age != Duration::MAX).then(|| self.max_age.saturating_add(self.max_age / 16).saturating_sub(age))

@@ -31,8 +31,8 @@ pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDef
 /// name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
-/// The key of the format's version in the table [`NUMBERS`]. The next three constants are the other
-/// keys of this table.
+/// The key of the version of the database format, in the table [`NUMBERS`]. The other keys of this
+/// table are [`EPOCH`], [`EVICTED_THROUGH`] and [`EVICTED_BYTES`].
 pub(super) const FORMAT: &str = "format";
 pub(super) const EPOCH: &str = "epoch";
 pub(super) const EVICTED_THROUGH: &str = "evicted_through";
@@ -54,7 +54,8 @@ const MAX_DAMAGED: usize = 1000;
 /// The open database of a log.
 pub(super) struct Store {
     pub(super) database: Database,
-    /// The error of appends if the file can only be read. `None` if the file can be written.
+    /// The error that appends return if the file of the database or its mark (a small file with the
+    /// state of the log) cannot be written. `None` if the log can be written.
     pub(super) read_only: Option<FileError>,
 }
 
@@ -203,8 +204,8 @@ impl Store {
         Ok(page.finish(snapshot.epoch))
     }
 
-    /// Returns whether every record after `since` up to `last` can be read, and none belongs to the
-    /// topic.
+    /// Returns `true` if every record after `since` up to `last` can be read, and no such record
+    /// belongs to the topic.
     pub(super) fn is_without_records(
         &self,
         topic: &Arc<str>,

@@ -34,12 +34,13 @@ const EVICTIONS: u64 = 1000;
 /// after the position in the condition, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
-/// The minimum pause after the database was opened again. Until its end, publishing returns the
-/// error of the failed commit.
+/// The minimum pause after a failure of the log. During the pause, publishing returns the error of
+/// the failed commit, and the database is not opened again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The minimum pause as a multiple of the time that opening the database took. Readers wait while
-/// it is opened, so they wait at most a fifth of the time.
+/// The minimum pause after the database was opened again, as a multiple of the time that opening it
+/// took. During the pause, the database is not opened once more. Readers wait only while it is
+/// being opened, so they wait at most a fifth of the time.
 const PAUSE_FACTOR: u32 = 4;
 
 /// The maximum time between two checks of the age of the oldest record.
@@ -63,10 +64,12 @@ pub(super) struct Writer {
     /// The time when the oldest retained record was appended, in milliseconds since 1970. It
     /// decides when the writer has to remove expired records. `None` if the time is unknown.
     oldest: Option<u64>,
-    /// The error of the last failed commit. Appends return it until the end of the pause.
+    /// The error of the last failed commit. Until `pause_end`, all appends return this error,
+    /// and are not tried. `None` if appends can be tried.
     refusal: Option<FileError>,
-    /// The end of the pause after the database was opened again. Before this time, neither a reader
-    /// that reports a failure nor an append to a read-only file opens the database another time.
+    /// The end of the pause after the last failure of the log. Before this time, the writer does
+    /// not open the database again, even if a reader reports a failure, or if an append arrives
+    /// while the file can only be read.
     pause_end: Instant,
     /// The number of appends in the last commit, and the time that the commit took. They decide how
     /// long the next commit waits for further appends.
@@ -103,8 +106,8 @@ impl Writer {
     }
 
     /// Returns the error for appends if the log cannot be written now, and `None` if the log can be
-    /// written. After the pause, opens the database again, to find out whether the log can be
-    /// written again.
+    /// written. If the log could not be written so far, and the pause after the last failure has
+    /// ended, first opens the database again. The log may be writable after that.
     fn refused(&mut self) -> Option<FileError> {
         if self.is_paused() && self.refusal.is_some() {
             return self.refusal.clone();
@@ -203,8 +206,8 @@ impl Writer {
 
     /// Returns `true` if the append has no condition, or if the log in the database fulfils it.
     ///
-    /// This method reads the database outside of the transaction. Within it, a damaged page would
-    /// make the whole transaction fail, with all other appends.
+    /// This method reads the database before the write transaction begins. Inside the transaction,
+    /// a damaged page would make all appends of the transaction fail.
     fn is_unchanged(&self, store: &Store, append: &Append) -> Result<bool, FileError> {
         let Some(Unchanged { epoch, since }) = append.condition else { return Ok(true) };
         let Some(first) = append.records.first() else { return Ok(false) };
@@ -276,7 +279,7 @@ impl Writer {
         Ok(Stored { tail, oldest, positions })
     }
 
-    /// Removes the oldest records of the log that the retention does not cover, at most `limit`
+    /// Removes the oldest records, which exceed the limits of the retention, but at most `limit`
     /// records.
     fn evict(
         &self,
@@ -315,8 +318,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the database, and opens it again, because after an I/O error the database cannot even
-    /// be read. Then a pause begins.
+    /// Closes the database and opens it again after the failure `error`, because after an I/O error
+    /// the database cannot even be read. If the error is a damaged page, the database stays open.
+    /// In both cases, a pause begins: before it ends, the database is not opened again.
     fn reopen(&mut self, error: &FileError) {
         let begin = Instant::now();
         self.refusal = None;
@@ -351,7 +355,7 @@ impl Writer {
         shared.announce(&self.tail);
     }
 
-    /// Closes the database. A reader that comes later gets an error.
+    /// Closes the database. Later reads return an error.
     fn close(&mut self) {
         let is_writable = self.is_writable();
         let closed = FileError::new(Kind::Request, "it is closed").context("read", &self.shared.path);
@@ -364,8 +368,9 @@ impl Writer {
     }
 }
 
-/// Returns the end of the pause after the database was opened again. `begin` and `end` are the
-/// times when the opening began and ended.
+/// Returns the time until which the database is not opened once more. This pause lasts four times
+/// ([`PAUSE_FACTOR`]) as long as the last opening, and at least one second ([`PAUSE`]). `begin` and
+/// `end` are the times when the last opening began and ended.
 fn pause_end(begin: Instant, end: Instant) -> Instant {
     end + PAUSE.max((end - begin) * PAUSE_FACTOR)
 }
@@ -429,7 +434,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// Writes the mark of an open log: a small file beside the database with the state of the log. If
-/// this fails, the log is read-only.
+/// this fails, the log can only be read.
 fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
     if store.read_only.is_none() {
         let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);

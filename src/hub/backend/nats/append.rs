@@ -63,9 +63,9 @@ struct Expected {
 enum Published {
     /// The server has stored the message. The number is the sequence of the message in the stream.
     Stored(u64),
-    /// The NATS server refused the message, because the last sequence is not the expected one. If
-    /// `is_certain` is `false`, an earlier attempt to publish the message got no response, and may
-    /// have stored the message.
+    /// The NATS server refused the message, because the last sequence is not the sequence that the
+    /// message expects. If `is_certain` is `false`, an earlier attempt to publish the message got
+    /// no response, and may have stored the message.
     Refused { is_certain: bool },
 }
 
@@ -131,13 +131,13 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if the log fulfils `condition`. Returns the state of the log
-    /// that this node knew before the publication, and the sequence of the stored message. Returns
-    /// `None` if the condition does not hold.
+    /// Publishes the message `new` if the log fulfils `condition`. Returns the log as the local
+    /// node knew it before the publication, and the sequence of the stored message. Returns `None`
+    /// if the condition does not hold.
     ///
-    /// If the stream has several replicas, servers before 2.9.21 also refuse the message when
-    /// another topic has a new message. The function then tries again, and returns an error after
-    /// the request timeout of the backend.
+    /// If the stream has several replicas, servers before 2.9.21 compare the whole stream instead
+    /// of the topic. They also refuse the message if another topic has a new message. The function
+    /// then tries again, and returns an error after the request timeout of the backend.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,
@@ -171,8 +171,9 @@ impl NatsBackend {
     }
 
     /// Returns the state that the log must still have when the NATS server stores the message of a
-    /// conditional append. Returns `None` if `condition` does not hold, or if messages after its
-    /// position `since` are missing. `subject` is the subject of the message.
+    /// conditional append. Returns `None` if `condition` does not hold. Also returns `None` if
+    /// messages after the position `since` of the condition were removed from the stream, because
+    /// they may have been of the topic. `subject` is the NATS subject of the topic.
     async fn expected(
         &self,
         stream: &Stream<'_>,
@@ -201,8 +202,9 @@ impl NatsBackend {
     /// duplicate by the message id. Returns an error if the whole request timeout passes without a
     /// response.
     ///
-    /// The stream detects duplicates within the time `window`. The message is sent again only within
-    /// half of this time, because the last copy also takes time to arrive. `None` means no limit.
+    /// The stream detects duplicates only within the time `window`. The message is sent again only
+    /// within the first half of this time, because the last copy also takes time to arrive. If
+    /// `window` is `None`, the message can be sent again until the request timeout.
     async fn publish(
         &self,
         link: &Link,
@@ -272,11 +274,12 @@ impl NatsBackend {
 }
 
 /// Returns the sequence of the NATS message `new` if an earlier attempt to publish it was
-/// successful. Called when the server has refused a later attempt: servers may compare the sequence
-/// before they look for a duplicate.
+/// successful. Called when the server has refused a later attempt: servers may compare the expected
+/// sequence before they look for a duplicate.
 ///
-/// `before` is the last sequence of the subject before the first attempt. Returns `None` if the
-/// next message of the subject is another one, and an error if there is no next message.
+/// `before` is the sequence of the last message of the subject before the first attempt. Returns
+/// `None` if the next message of the subject is not `new`, and an error if there is no next
+/// message.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,

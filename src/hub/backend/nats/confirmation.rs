@@ -1,8 +1,9 @@
-//! Confirmation of published messages by the follower of the same node, the task that reads the
-//! NATS stream.
+//! Confirms published messages when the follower of the local node, the task that reads the NATS
+//! stream, receives them.
 //!
-//! A message that the follower has received is in the log that the follower reads. So the publisher
-//! needs no further request to verify which log has stored the message.
+//! Another log can replace the log in the stream at any time, so a publisher has to verify which
+//! log has stored its message. A message that the follower has received is in the log that the
+//! follower reads. The publisher then needs no request to the server.
 
 use super::message::{self, Stored};
 use std::{
@@ -15,9 +16,10 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The maximum time that a publisher, after the NATS server's acknowledgement, waits until this
-/// process reads the message back from the stream. After this time, the publisher asks the server
-/// which log has the message.
+/// The maximum time that a publisher waits, after the NATS server's acknowledgement, until the
+/// local node reads the message back from the stream. The log in the stream may have been replaced,
+/// and the acknowledgement does not say which log has stored the message. After this time, the
+/// publisher asks the server.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The published messages whose publishers wait for a confirmation. Another log can replace the log
@@ -27,11 +29,13 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower receives new messages through a consumer.
+    /// `true` while the follower, the task that reads the stream, receives new messages through a
+    /// NATS consumer. Otherwise publishers do not wait for a confirmation.
     is_following: AtomicBool,
 }
 
-/// Waits until the follower receives one published message. Dropping the value ends the wait.
+/// Waits until the follower, the task that reads the NATS stream, receives one published message.
+/// Dropping the value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -44,7 +48,7 @@ impl Confirmations {
     }
 
     /// Registers a NATS message before it is published. `id` is the message id. The returned value
-    /// waits until the follower receives the message.
+    /// waits until the follower, the task that reads the stream, receives the message.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
@@ -52,8 +56,8 @@ impl Confirmations {
     }
 
     /// Sends `epoch` to the publisher of the NATS message `message` if the publisher waits for it.
-    /// The follower calls this method when it has received the message. `epoch` identifies the log
-    /// that has stored the message.
+    /// The follower, the task that reads the stream, calls this method when it has received the
+    /// message. `epoch` identifies the log that has stored the message.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -67,8 +71,8 @@ impl Confirmations {
         }
     }
 
-    /// Sets whether the follower receives new messages through a consumer. If it does not,
-    /// publishers do not wait for a confirmation.
+    /// Sets whether the follower, the task that reads the NATS stream, receives new messages
+    /// through a consumer. If it does not, publishers do not wait for a confirmation.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
@@ -76,8 +80,8 @@ impl Confirmations {
 
 impl Pending<'_> {
     /// Returns the epoch (the identity) of the log that has stored the published message. Returns
-    /// `None` if the follower does not receive the message within 5 milliseconds
-    /// ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
+    /// `None` if the follower, the task that reads the stream, does not receive the message within
+    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

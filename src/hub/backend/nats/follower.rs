@@ -1,6 +1,7 @@
-//! The follower of a log in a NATS stream. It reads the new messages through a consumer, or
-//! requests them one by one while there is no consumer. It also requests the messages at which a
-//! consumer has failed: headers of another program can end the connection of each consumer.
+//! The follower of a log in a NATS stream: the task that reads its new messages. It receives the
+//! messages through a consumer. While there is no consumer, it requests the messages one by one. It
+//! also does so after a consumer has failed, because a message of another program can have headers
+//! that end the connection of every consumer.
 
 use super::{
     confirmation::Confirmations,
@@ -27,9 +28,9 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// The interval of the requests for new messages while the NATS server creates a consumer. When the
-/// consumer exists, the follower, the task that reads the stream, receives messages without a
-/// request for each.
+/// The interval of the requests for new messages by the follower, the task that reads the NATS
+/// stream, while the server creates a consumer. The consumer then delivers new messages without
+/// such requests.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
 /// The pause between a failed attempt to create a NATS consumer and the next attempt.
@@ -64,8 +65,8 @@ enum Source {
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
     Starting(Starting, u32),
-    /// The NATS server has created a consumer. The follower has not checked yet that the stream is
-    /// still the same log.
+    /// The NATS server has created a consumer. The follower has not checked yet that the stream
+    /// still holds the same log.
     Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
     /// The consumer has failed with this error.
@@ -77,8 +78,8 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 struct Consumer {
     messages: pull::Stream,
     /// The number of messages that this process has received through the NATS consumer. The server
-    /// numbers the messages that it sends through a consumer, so another number in the newest
-    /// message shows that a message was lost.
+    /// numbers the messages that it sends through a consumer. If the number of the newest message
+    /// differs from this count, a message was lost.
     received: u64,
 }
 
@@ -124,7 +125,8 @@ impl Follower {
 
     /// Waits for the next page of the log that this follower reads. The page contains at least one
     /// message. Cancel safe: dropping the future loses no message. After an error, the follower
-    /// cannot be used any more. `stream` uses the [`link`](Self::link) of this follower.
+    /// cannot be used any more. `stream` has to use the same connection as this follower, its field
+    /// [`link`](Self::link).
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -183,7 +185,8 @@ impl Follower {
         }
     }
 
-    /// Receives the next messages through the NATS consumer, now that the log is checked.
+    /// Begins to receive the next messages through the NATS consumer. Called after the check that
+    /// the stream still holds the same log.
     fn use_consumer(&mut self) {
         let idle = Source::Starting(Box::pin(std::future::pending()), 0);
         self.source = match std::mem::replace(&mut self.source, idle) {
@@ -208,7 +211,8 @@ impl Follower {
     }
 
     /// Requests the next messages from the NATS server one by one, after a consumer has failed.
-    /// Returns `None` if there are no new messages. Waits up to one second for a lost connection.
+    /// Returns `None` if there are no new messages. If the connection is lost, waits up to one
+    /// second until the NATS client is connected again.
     async fn read_past_failure(
         &mut self,
         stream: &Stream<'_>,
@@ -294,7 +298,7 @@ impl Follower {
     }
 }
 
-/// Returns an error if the NATS stream is not the log with this epoch any more. The epoch
+/// Returns an error if the NATS stream does not hold the log with this epoch any more. The epoch
 /// identifies one lifetime of a log.
 async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
     if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }

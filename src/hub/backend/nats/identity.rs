@@ -11,10 +11,11 @@
 //! missing, the stream has lost its newest messages or was replaced. The node then adds a mark,
 //! which begins a new log with a new epoch.
 //!
-//! This check fetches the witness, so the witness is a small message. A log of large messages has
-//! no recent small message. So each node remembers the latest message of any size as well, and
-//! compares it in complete checks only. Besides, a log issues no sequence twice: if the stream
-//! stores a new message at a sequence that the node has seen before, its log has lost messages.
+//! This quick check fetches the witness from the server, so the witness has to be a small message.
+//! But all recent messages of a log may be large. So each node also remembers the latest message of
+//! any size, and compares it in complete checks only. A repeated sequence is another sign of a
+//! loss, because a log issues no sequence twice: if the stream stores a new message at a sequence
+//! that the node has seen before, its log has lost messages.
 
 use super::{
     message::{self, Nanoseconds, Stored, position},
@@ -33,20 +34,20 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// A witness is a recent message that a node remembers to recognize the log. This is the maximum
-/// payload size of the witness of quick checks. Each quick check fetches the whole message from the
-/// server.
+/// The maximum payload size in bytes of the witness of quick checks. A witness is a recent message
+/// that a node remembers to recognize the log. A quick check fetches this message from the server,
+/// to verify that the stream still has it.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// If a JetStream stream with replicas seems to have lost its newest messages, its state is read
-/// again, this many times and with this pause before each read. A newly elected leader may not have
-/// applied all messages yet that its predecessor acknowledged.
+/// The number of times that the state of a JetStream stream with replicas is read again if the
+/// stream seems to have lost its newest messages, and the pause before each of these reads. A newly
+/// elected leader may not have applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// If a JetStream stream has a maximum age of messages, a node that has just connected adds another
-/// mark after this time, unless a message arrives before. A mark is a message that identifies the
-/// log. The existing mark could be so old that retention removes it soon. If a quarter of the
-/// maximum age is shorter, the node adds the mark after that time.
+/// The time after which a node that has just connected adds one more mark, if the JetStream stream
+/// has a maximum age of messages. A mark is a message that identifies the log. The newest mark in
+/// the stream could be so old that the server removes it soon. The node waits at most a quarter of
+/// the maximum age. A message that arrives meanwhile postpones the mark.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
@@ -67,37 +68,40 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// header of a mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The knowledge of this node about the log in the JetStream stream. It includes the messages that
-/// identify the log: the newest mark, and the witnesses, which are recent messages.
+/// The state of the log in the JetStream stream, as the local node knows it. It includes the
+/// messages that identify the log: the newest mark, and the witnesses, which are recent messages.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log. It is the payload of each mark in the JetStream stream, or its hash
-    /// ([`Mark::read`]).
+    /// The id of the log. It is the payload, or the hash of the payload, of each mark in the
+    /// JetStream stream ([`Mark::read`]). A mark is a message that identifies the log.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that this node has read. 0 if retention had removed every
-    /// mark before this node connected.
+    /// The sequence of the newest mark that the local node has read. A mark is a message that
+    /// identifies the log. 0 if retention had removed every mark before the local node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark. Only other marks are between the two.
-    /// If the newest mark begins the log, this is the sequence of the mark itself.
+    /// The sequence of the last event before the newest mark, a message that identifies the log.
+    /// All messages between this event and the newest mark are marks, too. If the newest mark
+    /// begins the log, this is the sequence of the mark itself.
     last_event: u64,
-    /// The greatest sequence that this node has seen in the log, even if the message was removed
-    /// since.
+    /// The greatest sequence that the local node has seen in the log, even if the message was
+    /// removed since.
     pub(super) newest: u64,
-    /// `true` if the stream has stored a new message at a sequence up to `newest`. So the stream
-    /// has lost the messages of the log from this sequence on, and the next check begins a new log.
+    /// `true` if the stream has stored a new message at a sequence up to `newest`, the greatest
+    /// sequence that the local node had seen before. So the stream has lost the messages of the log
+    /// from the sequence of the new message on, and the next check begins a new log.
     is_truncated: bool,
     witnesses: Witnesses,
-    /// The end of the JetStream stream at the last complete check ([`State::end`]). While the end
-    /// is the same, checks need not fetch large messages again.
+    /// The sequence and the time of the newest message of the JetStream stream at the last complete
+    /// check ([`State::end`]). While both are the same, checks need not fetch large messages again.
+    /// `None` before this check, or if the server does not return the time.
     checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
     /// The `duplicate_window` of the JetStream stream: it detects duplicates within this time.
     pub(super) duplicate_window: Duration,
-    /// The time when the node adds another mark. A message that arrives before postpones this time.
-    /// Without another mark, retention could remove all marks.
+    /// The time when the local node adds one more mark, a message that identifies the log. Without
+    /// it, retention could remove all marks. Each message that arrives earlier postpones this time.
     renewal: Instant,
 }
 
@@ -108,8 +112,8 @@ pub(super) struct Witness {
     sequence: u64,
     identity: u64,
     is_small: bool,
-    /// The time when the stream has stored the message. `None` if this node has published the
-    /// message and has not read it yet.
+    /// The time when the stream has stored the message. `None` if the local node has published the
+    /// message and has not read it back yet.
     time: Option<Nanoseconds>,
 }
 
@@ -139,17 +143,21 @@ impl Witness {
     }
 }
 
-/// The messages that a node remembers to recognize the log.
+/// The messages that a node remembers to recognize the log: if the JetStream stream still has them,
+/// it still holds the same log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Witnesses {
-    /// The latest witness of at most [`MAX_WITNESS_BYTES`]. Quick checks fetch it.
+    /// The latest witness (a message that the node remembers to recognize the log) of at most 4,096
+    /// bytes ([`MAX_WITNESS_BYTES`]). Quick checks fetch this message from the server.
     small: Option<Witness>,
-    /// The latest witness of any size. Complete checks compare it as well.
+    /// The latest witness (a message that the node remembers to recognize the log) of any size.
+    /// Only complete checks compare it with the message in the stream.
     latest: Option<Witness>,
 }
 
 impl Witnesses {
-    /// Adds a witness. A witness that is older than the present ones has no effect.
+    /// Adds a witness, a message that the node remembers to recognize the log. Has no effect if the
+    /// remembered witnesses are newer.
     pub(super) fn add(&mut self, witness: Witness) {
         if witness.is_small && self.small.is_none_or(|small| small.sequence < witness.sequence) {
             self.small = Some(witness);
@@ -204,9 +212,9 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark that the follower, the task that reads new messages, has read. Returns `true`
-    /// if the mark belongs to this log or is not newer than the known mark, and records a newer
-    /// mark. Returns `false`, and records nothing, if a newer mark begins another log.
+    /// Handles a mark, a message that identifies the log, which the follower, the task that reads
+    /// new messages, has read. If a newer mark than the known mark belongs to this log, remembers
+    /// the newer mark. Returns `false` if a newer mark begins another log, and otherwise `true`.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -252,7 +260,8 @@ fn epoch_of(id: &str) -> u64 {
     fnv(id)
 }
 
-/// The result of comparing a JetStream stream with the log that a node has used so far.
+/// The result of comparing a JetStream stream with the log that a node has used so far: the stream
+/// holds the same log, has lost its newest messages, or was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
@@ -288,10 +297,10 @@ impl Identity {
     }
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
-    /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
-    /// has read a newer mark, records this mark, too. `witnesses` are recent messages for later
-    /// checks that the stream still has this log. Has no effect if the node has changed to another
-    /// log in the meantime.
+    /// sequence `newest`. `log` is the follower's own copy of the known log. If this copy has a
+    /// newer mark (a message that identifies the log), records the mark, too. `witnesses` are
+    /// recent messages for later checks that the stream still has this log. Has no effect if the
+    /// node has changed to another log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witnesses: Witnesses) {
         self.note_message(log.epoch, newest, witnesses);
         let mut known = self.lock();
@@ -314,8 +323,8 @@ impl Identity {
     }
 
     /// Records that the log with this epoch has lost its newest messages: the JetStream stream has
-    /// stored a new message at a sequence that this node has seen before. The next check begins a
-    /// new log. The epoch of another log has no effect.
+    /// stored a new message at a sequence that the local node has seen before. The next check
+    /// begins a new log. The epoch of another log has no effect.
     pub(super) fn note_truncation(&self, epoch: u64) {
         if let Some(known) = self.lock().as_mut().filter(|known| known.epoch == epoch) {
             known.is_truncated = true;
@@ -323,8 +332,9 @@ impl Identity {
     }
 
     /// Returns the current log of the JetStream stream, from a check that begins after this call.
-    /// If the stream still has the small witness, a message that this node remembers, the result is
-    /// the log that the node has used so far. Otherwise a complete [`check`](Self::check) decides.
+    /// If the stream still has the small witness, a message that the local node remembers, the
+    /// result is the log that the node has used so far. Otherwise a complete [`check`](Self::check)
+    /// decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
@@ -343,7 +353,7 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the JetStream stream with the log that this node has used so far. Returns the
+    /// Compares the JetStream stream with the log that the local node has used so far. Returns the
     /// current log and the state of the stream. Concurrent callers share a check, which begins
     /// after their calls.
     ///
@@ -377,7 +387,7 @@ impl Identity {
         let mark = mark_of(stream, &state).await?;
         let another = match (verdict, mark) {
             (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
-            // The stream retains nothing that this node remembers, so this node has to find out the
+            // The stream retains nothing that the local node remembers, so it has to find out the
             // log like a node that has just connected.
             (Verdict::Same, _) if known.witnesses.iter().all(|witness| witness.sequence < state.first) => {
                 named_by_messages(stream, &state).await?
@@ -399,7 +409,7 @@ impl Identity {
     }
 
     /// Compares the bounds and the witnesses of the known log with the JetStream stream. Witnesses
-    /// are messages that this node remembers.
+    /// are messages that the local node remembers to recognize the log.
     async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
         if known.is_truncated {
             return Ok(Verdict::Different);
@@ -430,8 +440,8 @@ impl Identity {
         Ok(Verdict::Same)
     }
 
-    /// Makes the log with this mark the known log of the node. A mark is a message that identifies
-    /// a log.
+    /// Makes the log with this mark the known log of the local node. A mark is a message that
+    /// identifies a log.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
@@ -450,9 +460,10 @@ impl Identity {
         Ok(known)
     }
 
-    /// Continues with the log that this node has used so far. Replaces the small witness, a message
-    /// that the node remembers, if the stream has removed it. Publishes another mark if the stream
-    /// is empty. Also does so before retention could remove all marks.
+    /// Continues with the log that the local node has used so far. If the stream has removed the
+    /// small witness, a message that the node remembers to recognize the log, remembers the newest
+    /// message as well. Publishes one more mark, a message that identifies the log, if the stream
+    /// is empty or if retention could soon remove all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -498,9 +509,9 @@ impl Identity {
     }
 }
 
-/// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
-/// If retention has removed all marks, the messages name the log. Begins a log if the stream has
-/// none.
+/// Returns the mark (the message that identifies the log) of a JetStream stream that the local node
+/// has not used yet. If retention has removed all marks, takes the id of the log from a header of
+/// other messages. If the stream has no log, begins one.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -511,8 +522,9 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     }
 }
 
-/// Returns a mark for the log that the messages of a JetStream stream name in a header, if the
-/// stream has no mark. Returns `None` if the stream is empty, or if the messages name no log.
+/// Returns a mark for a JetStream stream that has no mark, from the id of the log in a header of
+/// its messages. This mark is not published. Returns `None` if the stream is empty, if it has not
+/// removed its first message, or if the messages name no log.
 async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
@@ -595,9 +607,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark and returns its sequence. `mark` contains the sequence that the newest message
-/// or the newest mark of the stream must have. If a newer message was stored meanwhile, the server
-/// refuses the mark, and this function returns `None`.
+/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
+/// the expected sequence of the newest message, or of the newest mark, in the stream. If a newer
+/// one was stored meanwhile, the server refuses the mark, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -20,7 +20,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 
 /// The interval of the pings that the NATS client sends. The client closes a connection after three
-/// unanswered pings, so it also detects a network that drops everything silently.
+/// unanswered pings, so it also detects a network that silently drops all packets.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A NATS client that has lost its connection counts as stuck if it has not tried to connect for
@@ -29,7 +29,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The maximum time to wait for the NATS client to reconnect, before messages are read one by one.
+/// The maximum time that a read of messages waits for the NATS client to reconnect. After the
+/// reconnect, the read requests the messages one by one. If the client does not reconnect in this
+/// time, the read returns an error.
 const RECONNECTION: Duration = Duration::from_secs(1);
 
 /// The time to wait for a response of JetStream before a read-only request is sent again.
@@ -80,9 +82,9 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Connects to the first NATS server that responds, and tries each address once.
-    /// `timeout_per_request` limits each later request. The time limit for connecting is this
-    /// timeout, multiplied by the number of addresses.
+    /// Connects to the first NATS server that responds. Tries each address once. The time limit for
+    /// connecting is `timeout_per_request`, multiplied by the number of addresses. On the
+    /// connection, `timeout_per_request` is the time limit of each request.
     pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
         let health = Arc::new(Health::default());
         let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
@@ -152,11 +154,12 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Health {
-    /// The number of times that the connection to NATS was lost. The second value is `true` if
-    /// there is a connection now.
+    /// A pair: the number of times that the connection to NATS was lost, and a `bool` that is
+    /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
-    /// The time when the connection to NATS was lost, or of the latest attempt to reconnect. A
-    /// forced reconnect sets the time, too. `None` while the connection works.
+    /// The time when the connection to NATS was lost, or the time of the latest attempt to
+    /// reconnect. If the backend forces a reconnect, this also sets the time. `None` while the
+    /// connection works.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -184,7 +187,8 @@ impl Health {
     }
 }
 
-/// Detects a loss of the connection to NATS after this value was created.
+/// A watch on the connection to NATS. It detects each loss of the connection since the watch was
+/// created.
 pub(super) struct Losses {
     losses: watch::Receiver<(u64, bool)>,
     before: u64,
@@ -192,7 +196,7 @@ pub(super) struct Losses {
 
 impl Losses {
     /// Awaits a future and returns its output. Returns an error if the connection to NATS is lost
-    /// first, or was lost since this value was created.
+    /// first, or was lost after this [`Losses`] value was created.
     pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
         let mut future = pin!(future);
         // `wait_for` fails if the sender was dropped. The connection was then dropped, too.
@@ -229,7 +233,7 @@ impl Link {
         self.health.trouble().is_some_and(|since| since.elapsed() > RECONNECT_TIMEOUT)
     }
 
-    /// Returns a value that detects every loss of the connection to NATS from now on.
+    /// Returns a [`Losses`] value, which detects each loss of the connection to NATS from now on.
     pub(super) fn losses(&self) -> Losses {
         let losses = self.health.losses.subscribe();
         let before = losses.borrow().0;
@@ -279,16 +283,17 @@ impl Link {
         self.request(again).await
     }
 
-    /// Returns the interval at which a request for a large message is sent again: half of the
-    /// request timeout of the backend. A large message may arrive slowly, and each request makes
-    /// the server send it again.
+    /// Returns the interval between two attempts of a request for a large message: half of the
+    /// request timeout of the backend. A shorter interval would waste bandwidth: a large message
+    /// may arrive slowly, and each request makes the server send it again.
     pub(super) fn large_message_interval(&self) -> Duration {
         self.timeout_per_request / 2
     }
 
-    /// Awaits a future, and returns an error if the future takes longer than the request timeout of
-    /// the backend. If no byte has arrived from the NATS server by then, also forces the client to
-    /// reconnect, because a dead connection may never report an error.
+    /// Awaits a future. Returns an error if the future takes longer than the request timeout of the
+    /// backend. If no byte has arrived from the NATS server in this time, the connection may be
+    /// dead and never report an error. In this case, the function also forces the client to
+    /// reconnect.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();

@@ -13,8 +13,8 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// The maximum number of events in one NATS message, and the number of positions that each message
-/// takes.
+/// The maximum number of events in one NATS message. Each message takes this number of positions in
+/// the log, even if it contains fewer events.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
 /// The maximum length of a NATS subject in bytes. A NATS server closes the connection of a client
@@ -25,13 +25,15 @@ const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
 /// Returns the position of the last event in the NATS message with this sequence. Each message
-/// takes 65,536 positions ([`EVENTS`]), and its last event has the greatest of them.
+/// takes 65,536 positions ([`EVENTS`]), even if it contains fewer events. Its last event has the
+/// greatest of these positions.
 pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the sequence of the last NATS message whose events all have positions up to and
-/// including `position`.
+/// Returns the sequence of the NATS message whose last event has this position. If no message ends
+/// at `position`, returns the sequence of the last message that ends before it. The result is 0 if
+/// even the first message ends after it.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }
@@ -41,8 +43,9 @@ pub(super) fn sequence_after(position: Position) -> u64 {
     position.get() / EVENTS + 1
 }
 
-/// Returns the NATS subject of a topic of any name. `stream` is the name of the stream, the first
-/// part of the subject. Returns `None` if the subject would be longer than [`MAX_SUBJECT_BYTES`].
+/// Returns the NATS subject of a topic, whose name can contain any characters. The subject begins
+/// with `stream`, the name of the JetStream stream. Returns `None` if the subject would be longer
+/// than [`MAX_SUBJECT_BYTES`].
 pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     let mut subject = String::with_capacity(stream.len() + topic.len() + 2);
     subject.push_str(stream);
@@ -62,8 +65,8 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
-/// Returns the name of the topic that has this NATS subject. Returns `None` if `subject` is not of
-/// a topic of the JetStream stream with the name `stream`.
+/// Returns the name of the topic that has this NATS subject. Returns `None` if `subject` is not the
+/// subject of a topic in the JetStream stream with the name `stream`.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
@@ -77,8 +80,8 @@ pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     String::from_utf8(topic).ok().map(Into::into)
 }
 
-/// Returns the subject of the marks, the messages that identify the log in a stream. No topic has
-/// this subject, because the subjects of topics end with `=`.
+/// Returns the subject of the marks. A mark is a message that identifies the log in a JetStream
+/// stream. No topic has this subject, because the subjects of topics end with `=`.
 pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
@@ -95,8 +98,9 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the header of a NATS message that contains the id of the log. If the log was replaced and
-/// the publisher does not know that yet, this is the id of the old log.
+/// Sets the header of a NATS message that names its log: the id of the log that the publisher
+/// knows. This is the id of an old log if another log has replaced it and the publisher does not
+/// know that yet.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
@@ -115,8 +119,9 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Creates a message whose headers and payload cannot be read. It counts as a message of a
-    /// program other than a hub, so it has no events.
+    /// Creates a stand-in for a message that the stream has stored, but whose headers or payload
+    /// the client library cannot decode. The stand-in has no events, like a message of a program
+    /// other than a hub.
     pub(super) fn unreadable(subject: Subject, sequence: u64, time: Nanoseconds) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(KIND, "unreadable");
@@ -157,9 +162,9 @@ impl From<StreamMessage> for Stored {
 /// A message that a NATS consumer has delivered.
 pub(super) struct Delivered {
     pub(super) stored: Stored,
-    /// The number of messages that the NATS consumer has delivered, including this message.
+    /// The number of messages that the NATS consumer has delivered so far, including this message.
     pub(super) number: u64,
-    /// The number of messages in the stream that the NATS consumer has not delivered yet.
+    /// The number of messages that the NATS consumer still has to deliver after this message.
     pub(super) pending: u64,
 }
 
@@ -184,8 +189,9 @@ pub(super) fn join(records: &[Record]) -> Bytes {
     }
 }
 
-/// Splits the payload of a NATS message into its events, each with the blank line at its end. An
-/// event contains no other blank line. An empty payload is one empty event.
+/// Splits the payload of a NATS message into its events. Each event ends with a blank line, and
+/// contains no other blank line. The result for an empty payload is one empty event, because a
+/// message that finishes or removes a topic has no payload.
 fn split(payload: &Bytes) -> Vec<Bytes> {
     let mut events = Vec::new();
     let mut start = 0;
@@ -228,11 +234,11 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
-/// Returns the reason why these records cannot be one NATS message of at most `max_payload` bytes.
-/// Returns `None` if they can.
+/// Returns an error text if one NATS message of at most `max_payload` bytes cannot contain these
+/// records. Returns `None` if it can.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// The number of bytes that are reserved for the headers of a NATS message. They count towards
-    /// `max_payload`.
+    /// The number of bytes that are reserved for the headers of a NATS message. Headers count
+    /// towards `max_payload`, the server's limit for the size of a message.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };
     if records.iter().any(|record| record.topic != first.topic || record.kind != first.kind) {
@@ -260,7 +266,7 @@ mod tests {
         arbtest,
     };
 
-    /// Generates a text of at most this number of characters, many of them ASCII.
+    /// Generates a text of at most `chars` characters. Many of them are ASCII.
     fn text(u: &mut Unstructured<'_>, chars: usize) -> arbitrary::Result<String> {
         let mut text = String::new();
         for _ in 0..u.int_in_range(0..=chars)? {

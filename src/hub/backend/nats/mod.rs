@@ -1,4 +1,4 @@
-//! A log in a stream of NATS JetStream.
+//! A log, the ordered list of the events of all topics, in a stream of NATS JetStream.
 
 mod append;
 mod confirmation;
@@ -34,8 +34,9 @@ use std::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
-/// A log in one [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream,
-/// server 2.9 or later, with a subject for each topic.
+/// A log, the ordered list of the events of all topics, in one
+/// [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream, server 2.9 or
+/// later. Each topic has a subject in this stream.
 ///
 /// # What it guarantees
 ///
@@ -44,40 +45,44 @@ use tokio::{sync::Mutex, time::timeout};
 /// them, with no other event between them, or none. This message must be smaller than the server's
 /// `max_payload` (1 MiB by default). Otherwise `publish_all` returns an error and adds no event.
 ///
-/// **Durability.** An event is acknowledged when the stream has stored it. With
-/// [`replicas`](Self::replicas) over 1, a majority of these servers has stored it by then. The
-/// event survives any end of a server's process. It does *not* always survive a power failure or a
-/// crash of the operating system. A server writes to its files immediately, but syncs them to the
-/// disk only every two minutes. With `jetstream { sync_interval: always }` in its configuration, it
-/// syncs them immediately. A stream with three replicas, on machines that do not fail together,
-/// survives the loss of one machine. Until the other two have elected another leader, which takes
-/// several seconds, publishing returns an error.
+/// **Durability.** An event is acknowledged when the stream has stored it. If
+/// [`replicas`](Self::replicas) is over 1, a majority of the servers that store the stream has
+/// stored the event by then. The event survives the end of a server's process, even a crash. It
+/// does *not* always survive a power failure or a crash of the operating system. A server writes to
+/// its files immediately, but syncs them to the disk only every two minutes. With
+/// `jetstream { sync_interval: always }` in its configuration, it syncs them immediately. A stream
+/// with three replicas, on machines that do not fail together, survives the loss of one machine. If
+/// this machine was the leader of the stream, publishing returns an error until the other two have
+/// elected another leader, which takes several seconds.
 ///
-/// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
-/// restored, or when its only server loses its disk. A stream that is deleted and created again has
-/// lost all messages. The stream then issues the sequences of the lost messages again. So the
-/// stream identifies its log by a random *mark*: a message on the subject `<stream>._log`.
+/// **Loss is reported.** A stream can lose its newest messages: in a power failure, when an old
+/// copy of the stream is restored, or when its only server loses its disk. A stream that is deleted
+/// and created again has lost all messages. The stream then issues the sequences of the lost
+/// messages again. So each log in a stream begins with a *mark*: a message with a random id on the
+/// subject `<stream>._log`, which identifies the log.
 ///
 /// To detect a loss, each node (each process with a hub) also remembers a recent message that it
 /// has read or published. The node checks that the stream still has this message before it returns
-/// the id of a published event, and when it reads. It also checks this every two seconds without
-/// new messages. If the stream ends before this message, or has another message in its place, the
-/// node adds a mark, which begins a new log. The node also does so if the stream stores a message
-/// under a sequence that the node has already seen. From then on no node accepts an id of the old
-/// log. A client that reconnects with such an id gets a [gap](crate::hub::Gap).
+/// the id of a published event, and when it reads. While no new messages arrive, the node also
+/// checks this every two seconds. If the stream ends before this message, or has another message in
+/// its place, the node adds a mark, which begins a new log. The node also adds a mark if the stream
+/// stores a new message under a sequence that the node has already seen. From then on no node
+/// accepts an id of the old log. A client that reconnects with such an id gets a
+/// [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
-/// itself. If all of these nodes stop, and the stream then loses the messages, nodes that start
-/// later continue the log. They can issue the ids of the lost events again. If you restore a copy
-/// while no node runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
+/// itself. If all nodes that know a message stop, and the stream then loses this message, nodes
+/// that start later continue the old log. They can issue the ids of the lost events again. If you
+/// restore a copy of the stream while no node runs, begin a new log yourself:
+/// `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
 /// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
 /// retention, before the client received them.
 ///
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
-/// with its message id. The server stores it once. The server detects duplicates only within the
-/// `duplicate_window` of the stream, so the backend sends a message again only within half of this
-/// time. Streams that the backend creates have a window of at least 30 seconds or four
+/// with the same message id. The server stores the message once. The server detects duplicates only
+/// within the `duplicate_window` of the stream, so the backend sends a message again only within
+/// half of this time. Streams that the backend creates have a window of at least 30 seconds or four
 /// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an
 /// error, the events may already be in the log, or appear a little later. They are certainly not in
 /// the log if the error says that the server refused them. An application that publishes the same
@@ -107,18 +112,19 @@ use tokio::{sync::Mutex, time::timeout};
 /// disk is full, `publish` returns an error that says so.
 ///
 /// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
-/// client library cannot parse the headers of a message, it ends the connection, and the node reads
-/// this message by a single request. The follower of each node loses its connection once. Each
-/// later read of old events that comes to this message ends the connection of its node again.
+/// client library cannot parse the headers of such a message, it ends the connection, and the node
+/// requests this message alone. The follower of each node, the task that reads new messages, loses
+/// its connection once. If a later read of old events comes to this message, the node that reads
+/// loses its connection again.
 ///
 /// # Resources and permissions
 ///
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
-/// memory of the server. The server deletes the consumer 5 seconds after the process has ended. A
-/// client may resume before the oldest event in the memory of the process. It then needs pages from
-/// the server, of 1,000 messages or about 4 MiB. Each page takes one more consumer while it is
-/// read, at most eight at a time. With a server before 2.10, a read of several topics reads all
-/// topics.
+/// memory of the server. The server deletes the consumer 5 seconds after the process has ended. If
+/// a client resumes before the oldest event in the memory of the process, the process reads pages
+/// of old messages from the server, of 1,000 messages or about 4 MiB. Each page takes one more
+/// consumer while it is read. At most eight pages are read at a time. With a server before 2.10, a
+/// read of several topics reads all topics.
 ///
 /// Publishing takes one request if the process also receives the message from the stream within 5
 /// milliseconds after the acknowledgement. This proves that the log has stored it. Otherwise
@@ -163,8 +169,9 @@ pub struct NatsBackend {
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
-    /// The epoch that the last call of [`bounds`](Backend::bounds) has returned. 0 before the first
-    /// call. If the JetStream stream has a log with another epoch, `follow` returns an error.
+    /// The epoch that the last call of [`bounds`](Backend::bounds) has returned: the number that
+    /// identifies one lifetime of the log. 0 before the first call. If the JetStream stream has a
+    /// log with another epoch, `follow` returns an error.
     reported: AtomicU64,
 }
 
@@ -172,9 +179,9 @@ pub struct NatsBackend {
 /// the backend reads the messages of all topics and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time within which the NATS server detects that a message is sent twice. The backend
-/// configures the stream with four request timeouts instead if they are longer, but with at most
-/// the maximum age of messages.
+/// The time within which the NATS server detects that a message is sent twice. If four request
+/// timeouts of the backend are longer, the backend configures the stream with these instead. In
+/// both cases, it configures at most the maximum age of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
@@ -301,8 +308,8 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    /// Returns the configuration with which the backend creates the JetStream stream if the stream
-    /// does not exist.
+    /// Returns the configuration of the JetStream stream. The backend creates a missing stream with
+    /// this configuration.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());

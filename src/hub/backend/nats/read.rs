@@ -1,4 +1,4 @@
-//! Reads of old events: pages of the retained messages of a JetStream stream.
+//! Reading of old events, as pages of the retained messages of a JetStream stream.
 
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
@@ -15,19 +15,22 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
-/// The time to wait for the server to create a JetStream consumer. After it, messages are read one
-/// by one, which needs no consumer. In a cluster, only the meta leader can create a consumer. While
-/// the meta leader is being elected, the leader of the stream can already return single messages.
+/// The maximum time that a read waits for the server to create a JetStream consumer. After this
+/// time, the read requests the messages one by one, which needs no consumer. In a cluster, only the
+/// meta leader, one server of the cluster, can create a consumer. While the meta leader is being
+/// elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// The time after which a page of messages that are requested one by one ends. With a slow network,
-/// a page of 1,000 messages would exceed the time limit of the hub.
+/// The time after which a page ends whose messages are requested one by one. Over a slow network, a
+/// page of 1,000 messages would take longer than the ten seconds that a hub waits for a page.
 const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
-/// Reads one page of the messages of a JetStream stream that come after the position `after`. The
-/// page contains the messages of these subjects, and possibly messages of other subjects. If
-/// `subjects` is empty, it contains all messages. `state` is the state of the stream before the
-/// read. A page that reaches the end of the stream ends at the last position in `state`, or later.
+/// Reads one page: the messages of a JetStream stream that come after the position `after` and have
+/// one of these `subjects`. The page may also contain messages of other subjects. If `subjects` is
+/// empty, the page contains the messages of all subjects.
+///
+/// `state` is the state of the stream before the read. If the page contains all remaining messages,
+/// it ends at the last position in `state`, or at a later position.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -75,9 +78,11 @@ pub(super) async fn read(
     Ok(page)
 }
 
-/// Waits for the next message of a fetch that has delivered `received` messages so far. Returns an
-/// error if a message in between was lost: after a reconnect, `async_nats` subscribes again, but
-/// does not receive the messages that the server has sent before.
+/// Waits for the next message of a fetch, a request for several messages through a consumer.
+/// `received` is the number of messages that the fetch has delivered so far. Returns an error if no
+/// message arrives within `patience`, or if an earlier message of the fetch was lost. A reconnect
+/// can lose messages: `async_nats` subscribes again, but does not receive the messages that the
+/// server has sent before.
 async fn next_delivered(
     messages: &mut pull::Batch,
     received: u64,
@@ -90,12 +95,12 @@ async fn next_delivered(
     Ok(delivered)
 }
 
-/// Adds the remaining messages of `subjects` to the page, up to the end of the JetStream stream in
-/// `state`. Returns `false` if the page is full before that.
+/// Adds the messages of `subjects` that follow the page, up to the end of the JetStream stream in
+/// `state`. Returns `false` if the page becomes full before it contains all of these messages.
 ///
-/// The consumer that has filled the page can be on another server than the leader of the stream.
-/// That server may not have the newest messages yet, but the leader has them. The leader returns
-/// them one by one.
+/// The consumer that has delivered the page can run on another server than the leader of the
+/// stream. The server of the consumer may not have the newest messages yet. The leader has them,
+/// and returns them one by one.
 async fn add_rest(
     stream: &Stream<'_>,
     state: &State,
@@ -136,13 +141,13 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages, about 4
-/// MiB, or the messages of about one second ([`ONE_BY_ONE`]). Sends one request for each message,
-/// and needs no consumer. The result is empty at the end of the stream.
+/// Requests the messages of the JetStream stream from this sequence on, one by one, and returns
+/// them. Ends after 1,000 messages, about 4 MiB, or about one second ([`ONE_BY_ONE`]). The result
+/// is empty at the end of the stream.
 ///
-/// A consumer delivers each message as it is stored. The client library ends the connection if it
-/// cannot parse the headers of a message. The response to a request contains the headers in Base64,
-/// so a message with malformed headers causes no error here.
+/// A single request can also return a message with malformed headers, because the response contains
+/// the headers in Base64. A consumer delivers the headers as they are stored. If the client library
+/// cannot parse them, it ends the connection.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     let begin = Instant::now();
@@ -157,12 +162,13 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     Ok(messages)
 }
 
-/// Adapts a page that begins after the position `after` to messages that were deleted from the
-/// middle of the JetStream stream. `deleted` has the sequences of these messages in rising order.
+/// Changes a page so that it reports messages that were deleted from the middle of the JetStream
+/// stream. The page begins after the position `after`. `deleted` contains the sequences of the
+/// deleted messages in rising order.
 ///
-/// If the first deleted message directly follows `after`, the page reports a gap: its eviction
-/// watermark becomes the last deleted message of this range. The page ends before the next deleted
-/// message, so the next page reports that gap.
+/// If the message directly after `after` was deleted, the page reports a gap: its eviction
+/// watermark becomes the position of the last of the consecutive deleted messages. The page ends
+/// before the next deleted message, so that the next page reports that message as a gap.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -7,10 +7,10 @@ use std::sync::{
 };
 use tokio::sync::Mutex;
 
-/// Runs a check of whether the JetStream stream still holds the known log, and shares the check
-/// between concurrent callers.
+/// Runs a check of whether the JetStream stream still holds the log that this process knows.
+/// Concurrent callers share one check.
 ///
-/// A caller gets the result of a check that began after its call. So the result is never older than
+/// A caller gets the result of a check that began after its call, so the result is never older than
 /// the call. A caller that arrives during a check waits for the next check.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,

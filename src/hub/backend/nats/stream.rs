@@ -16,8 +16,7 @@ use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
-/// The pause after a JetStream stream was found deleted, before the client creates a stream with
-/// the same name.
+/// The time to wait before a JetStream stream that was deleted is created again with the same name.
 ///
 /// nats-server, up to version 2.9 at least, confirms a deletion before it has removed the files. It
 /// then also removes the files of a new stream with this name. The new stream stores messages but
@@ -33,30 +32,34 @@ pub(super) struct Stream<'a> {
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a JetStream stream at one moment, and settings that this crate needs.
+/// The state of a JetStream stream at one moment: the range of its sequences, the number of its
+/// messages, and the settings of the stream that this crate needs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// The sequence of the oldest message in the JetStream stream. If the stream is empty, this is
-    /// the sequence of the next message.
+    /// the sequence that the next message will get.
     pub(super) first: u64,
     /// The sequence of the newest message that was ever in the JetStream stream, even if the
     /// message was removed since.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The time when the newest message was stored, or `None` if the server does not return it.
+    /// The time when the newest message of the JetStream stream was stored, or `None` if the server
+    /// does not return it.
     pub(super) last_time: Option<Nanoseconds>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
-    /// The `duplicate_window` of the JetStream stream: it detects duplicates within this time.
+    /// The `duplicate_window` of the JetStream stream: the time within which the server detects
+    /// that a message is sent twice.
     pub(super) duplicate_window: Duration,
     /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,
 }
 
 impl State {
-    /// Returns the sequence of the newest message and the time when it was stored, or `None` if the
-    /// server does not return the time. Two states with the same end are states of the same log.
+    /// Returns the end of the JetStream stream: the sequence of its newest message, and the time
+    /// when this message was stored. If two states have the same end, they are states of the same
+    /// log. Returns `None` if the server does not return the time.
     pub(super) fn end(&self) -> Option<(u64, Nanoseconds)> {
         self.last_time.map(|time| (self.last, time))
     }
@@ -76,8 +79,9 @@ impl Stream<'_> {
     /// Returns the state of the JetStream stream, and creates the stream if it does not exist.
     /// Returns an error if an existing stream cannot be used as a log.
     ///
-    /// Set `existed` to `true` if the stream is known to have existed: the function then waits for
-    /// one second ([`DELETION`]) before it creates a missing stream.
+    /// Set `existed` to `true` if this process has already used the stream. If the stream is then
+    /// missing, it was deleted, so the function waits for one second ([`DELETION`]) before it
+    /// creates the stream again.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -142,7 +146,7 @@ impl Stream<'_> {
     }
 
     /// Returns the newest message of a NATS subject, or `None` if the JetStream stream has no
-    /// message of it.
+    /// message with this subject.
     pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "last_by_subj": subject })).await
     }
@@ -231,9 +235,9 @@ impl From<RequestError> for BoxError {
     }
 }
 
-/// Sends a read-only request to the JetStream API, and returns the response. `subject` is without
-/// the prefix of the API. If no response arrives within `interval`, the request is sent again,
-/// until the request timeout.
+/// Sends a read-only request to the JetStream API, and returns the response. `subject` is the
+/// subject of the request without the prefix `$JS.API`. Sends the request again after each
+/// `interval` without a response, until the request timeout of the backend has passed.
 async fn send(link: &Link, interval: Duration, subject: &str, request: &Value) -> Result<Value, RequestError> {
     let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
     let answer = link.request_repeatedly(interval, attempt).await.map_err(RequestError::Other)?;
@@ -245,9 +249,10 @@ async fn send(link: &Link, interval: Duration, subject: &str, request: &Value) -
     })
 }
 
-/// Returns `true` if the NATS server has refused a message because the message expects another last
-/// sequence than the stream has. Servers from 2.12 on have a second error code for this. They use
-/// it while they store another message of the same subject.
+/// Returns `true` if the NATS server has refused a message because the last sequence of the stream
+/// or of the subject is not the sequence that the message expects. Servers from 2.12 on have a
+/// second error code for this case, which they use while they store another message of the same
+/// subject.
 pub(super) fn is_refusal(error: &PublishError) -> bool {
     let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
     error.kind() == PublishErrorKind::WrongLastSequence

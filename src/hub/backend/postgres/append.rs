@@ -1,4 +1,4 @@
-//! The appending of records to the log in Postgres. Appends that wait at the same time share a
+//! Appending of records to the log in Postgres. Appends that wait at the same time share one
 //! transaction.
 
 use super::{Log, error::RequestError, page, schema::MAX_RECORD_BYTES};
@@ -25,12 +25,13 @@ const MAX_BYTES: usize = 1 << 20;
 /// records has a transaction of its own.
 const MAX_RECORDS: usize = 1000;
 
-/// The maximum number of records that `append_if_unchanged` compares, which takes about 3 ms. If
-/// more records follow the position `since`, `append_if_unchanged` appends nothing.
+/// The maximum number of records that `append_if_unchanged` examines to detect that a topic has a
+/// new record. Examining them takes about 3 ms. If more records follow the position `since`,
+/// `append_if_unchanged` appends nothing.
 const MAX_EXAMINED: i64 = 5000;
 
-/// The queue of the appends to the log in Postgres that wait until the transaction before them has
-/// ended.
+/// The queue of appends to the log in Postgres. An append waits in the queue until the previous
+/// transaction has ended.
 #[derive(Default)]
 pub(super) struct Appends(Mutex<Queue>);
 
@@ -47,16 +48,17 @@ struct Waiting {
 }
 
 impl Appends {
-    /// Adds an append to the queue. Returns `true` if no task runs the appends, so that the caller
-    /// has to start this task.
+    /// Adds an append to the queue. Returns `true` if the task that performs the waiting appends
+    /// does not run. The caller then has to start this task.
     fn push(&self, append: Waiting) -> bool {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         queue.waiting.push_back(append);
         !mem::replace(&mut queue.is_running, true)
     }
 
-    /// Takes the appends of the next transaction from the queue. If the queue is empty, the calling
-    /// task must end, and the next append starts another task.
+    /// Takes the appends that share the next transaction from the queue. An empty result means that
+    /// no append waits. The calling task, which performs the appends, then has to end, because the
+    /// next append starts another task.
     fn next_group(&self) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut bytes, mut records) = (Vec::new(), 0, 0);
@@ -82,12 +84,12 @@ impl Appends {
     }
 }
 
-/// A guard in the task that runs the appends. If the runtime of the task ends, the guard makes all
-/// waiting appends fail. The next append then starts another task.
+/// A guard in the task that performs the waiting appends. If the runtime shuts down and drops the
+/// task, the guard makes all waiting appends fail. The next append then starts another task.
 struct Running<'a> {
     appends: &'a Appends,
-    /// `true` if the queue knows that the task with this guard has ended. The guard then has no
-    /// effect, because another task may run already.
+    /// `true` if the task has ended because no append was waiting. Dropping the guard then has no
+    /// effect, because the next append may already have started another task.
     has_ended: bool,
 }
 
@@ -104,8 +106,8 @@ impl Drop for Running<'_> {
 }
 
 impl Log {
-    /// Appends records to the log. Shares the transaction with other appends that wait at the same
-    /// time, because each commit waits for the disk of the server.
+    /// Appends records to the log. Appends that wait at the same time share one transaction,
+    /// because each commit waits for the disk of the server.
     pub(super) async fn append(self: &Arc<Self>, records: Vec<Record>) -> Result<Appended, BoxError> {
         self.check_sizes(&records)?;
         let (result, appended) = oneshot::channel();
@@ -150,8 +152,10 @@ impl Log {
         }
     }
 
-    /// Appends records of one topic, if the log still has this epoch, and has no record of the
-    /// topic after the position `since`. Otherwise returns `None`.
+    /// Appends records of one topic if the topic has no record after the position `since`. Returns
+    /// `None`, and appends nothing, if it has. Also returns `None` if the log has another epoch (a
+    /// number that identifies one lifetime of the log), if records after `since` were evicted, or
+    /// if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
     pub(super) async fn append_if_unchanged(
         self: &Arc<Self>,
         records: Vec<Record>,
@@ -182,9 +186,9 @@ impl Log {
         }
     }
 
-    /// Appends records in one transaction. `condition` is the epoch that the log must have, and the
-    /// position after which the log must have no record of the topic. Returns `None` if the
-    /// condition does not hold.
+    /// Appends records in one transaction. `condition` is the epoch that the log must have (the
+    /// number that identifies one lifetime of the log), and the position after which the topic must
+    /// have no record. Returns `None`, and appends nothing, if the condition does not hold.
     async fn append_now(
         self: &Arc<Self>,
         records: &[&Record],
@@ -222,8 +226,9 @@ impl Log {
     }
 }
 
-/// Decodes the position of the last appended record. Returns `None` if the condition of the append
-/// did not hold.
+/// Decodes the response to an append: the epoch, the position and the time of the last appended
+/// record. Returns `None` if the condition of the append did not hold, so that nothing was
+/// appended.
 fn appended(row: &Row) -> Result<Option<Known>, tokio_postgres::Error> {
     let Some(position) = row.try_get(1)? else { return Ok(None) };
     Ok(Some(Known { epoch: row.try_get(0)?, position, stored_at: row.try_get(2)? }))

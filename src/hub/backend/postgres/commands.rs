@@ -1,4 +1,4 @@
-//! The shared connection to Postgres. All requests of this process use it, except those of the
+//! The connection to Postgres that all requests of this process share, except those of the
 //! follower, the task that reads new records.
 
 use super::{Log, connection::Connection, error::RequestError};
@@ -8,10 +8,12 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The application name of the shared connection.
+/// The Postgres setting `application_name` of the connection that all requests of this process
+/// share, except those of the follower. A name in the URL replaces it.
 const COMMANDS: &str = "tower-sse-commands";
 
-/// The connection to Postgres for requests, which all tasks of this node share.
+/// The connection to Postgres that all requests of this process share, except those of the
+/// follower, the task that reads new records.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Arc<Connection>>,
@@ -21,11 +23,13 @@ pub(super) struct Commands {
 }
 
 impl Log {
-    /// Sends a query on the shared connection to Postgres.
+    /// Sends a query on `connection`, the connection that all requests of this process share. If
+    /// the connection cannot be used after an error, the next request opens a new connection.
     ///
-    /// Call [`shared_connection`](Self::shared_connection) before [`known`](Self::known). If the
-    /// query names a record that the node knew before it waited for the connection, the server does
-    /// not check the newer records that the node knows by then.
+    /// Each query contains the newest record that this process knows, and the server checks that
+    /// the log still has this record. So call [`shared_connection`](Self::shared_connection) first,
+    /// which may wait for a connection, and then [`known`](Self::known). In the other order, the
+    /// process can read newer records during the wait, and the server does not check them.
     pub(super) async fn query(
         &self,
         connection: &Arc<Connection>,
@@ -43,8 +47,8 @@ impl Log {
         rows
     }
 
-    /// Returns the connection to Postgres that all tasks of this node share. Opens the connection
-    /// if there is none.
+    /// Returns the connection to Postgres that all requests of this process share, except those of
+    /// the follower. Opens the connection if there is none.
     pub(super) async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;

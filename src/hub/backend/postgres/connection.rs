@@ -24,13 +24,13 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// Begins the errors of connection attempts.
+/// The beginning of the error message after a failed attempt to connect to Postgres.
 const UNUSABLE: &str = "Postgres cannot be used";
 
 /// The hosts of a Postgres server, and the settings for connections to this server.
 #[derive(Clone)]
 pub(super) struct Server {
-    /// The settings of each host.
+    /// The settings for connections to each host of the URL.
     hosts: Vec<Config>,
     #[cfg(feature = "postgres-tls")]
     tls: Option<Arc<Tls>>,
@@ -72,8 +72,9 @@ impl Server {
         }
     }
 
-    /// Connects to the first host that accepts writes, with the application name `name`. Creates or
-    /// updates the schema of the log unless the database has it.
+    /// Connects to the first host that accepts writes. `name` is the application name of the
+    /// connection. Creates or updates the Postgres schema of the log if the database does not have
+    /// its current version.
     ///
     /// `time` is the time limit for each address of each host.
     pub(super) async fn connect(
@@ -110,8 +111,10 @@ impl Server {
         Err(RequestError::broken(format!("{UNUSABLE}: {}", failures.join("; "))))
     }
 
-    /// Connects to one address. The outer error is that of the address, so another address may be
-    /// usable. The inner error is that of the schema in the database.
+    /// Connects to one address of a host, and creates or updates the Postgres schema of the log.
+    /// The outer error means that the address cannot be used; another address may be usable. The
+    /// inner error means that the connection works, but the schema cannot be used or created. Other
+    /// addresses are then not tried.
     async fn connect_to(
         &self,
         address: &Config,
@@ -143,7 +146,8 @@ impl Server {
     }
 }
 
-/// A connection to Postgres. Dropping it closes it immediately, even if responses are outstanding.
+/// A connection to Postgres. Dropping this value closes the connection immediately, even if
+/// responses are outstanding.
 pub(super) struct Connection {
     pub(super) client: Client,
     signal: Arc<Signal>,
@@ -154,8 +158,8 @@ pub(super) struct Connection {
 /// the connection.
 #[derive(Default)]
 struct Signal {
-    /// The permit of this [`Notify`] means that a Postgres notification has arrived, or that the
-    /// connection has ended.
+    /// Wakes the waiting task. A stored permit means that a Postgres notification has arrived since
+    /// the last wait, or that the connection has ended.
     notify: Notify,
     has_ended: AtomicBool,
 }
@@ -190,8 +194,8 @@ impl Connection {
         self.signal.has_ended.load(Relaxed) || self.client.is_closed()
     }
 
-    /// Sends a query as an unnamed statement, which needs no state of the session. Returns an error
-    /// if there is no response within this time.
+    /// Sends a query as an unnamed statement, which needs no state of the Postgres session. Returns
+    /// an error if there is no response within `time`.
     pub(super) async fn query(
         &self,
         what: &str,

@@ -1,4 +1,4 @@
-//! Errors of connections and requests.
+//! Errors of connections to Postgres and of requests to Postgres.
 
 use super::schema;
 use std::{error::Error, fmt, sync::Arc};
@@ -71,5 +71,6 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// `Display` includes the reason, so `source` returns `None`.
+/// The text of the error contains its cause. So `source` returns `None`, and a report of the whole
+/// chain of errors does not repeat the cause.
 impl Error for RequestError {}

@@ -14,7 +14,8 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
-/// The application name of the follower's connection.
+/// The Postgres setting `application_name` of the connection of the follower, the task that reads
+/// new records. A name in the URL replaces it.
 const FOLLOW: &str = "tower-sse-follow";
 
 /// The time without a Postgres notification after which the follower, the task that reads new
@@ -23,7 +24,8 @@ const FOLLOW: &str = "tower-sse-follow";
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Log {
-    /// Waits for records after a position, and returns the next page of the log.
+    /// Waits until the log has records after the position `after`, and returns the next page of the
+    /// log.
     pub(super) async fn next_page(self: &Arc<Self>, after: Position) -> Result<Page, BoxError> {
         // The connection stays in the slot, so dropping this future does not close it.
         let mut slot = self.follower.lock().await;

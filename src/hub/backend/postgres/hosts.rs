@@ -1,5 +1,6 @@
-//! The hosts of a URL, and the addresses of a host. `tokio-postgres` tries them in order, too, but
-//! it has no time limit for a host that accepts a connection and never answers.
+//! The hosts of a Postgres URL, and the addresses of each host. This crate tries them in order
+//! itself. `tokio-postgres` can do this, too, but has no time limit for a host that accepts a
+//! connection and never answers.
 
 use crate::{BoxError, random};
 use std::{io, net::SocketAddr};
@@ -11,7 +12,8 @@ use tokio_postgres::{
 
 const DEFAULT_PORT: u16 = 5432;
 
-/// Splits the settings of a URL into the settings of each of its hosts.
+/// Splits the settings of a Postgres URL into the settings for each of its hosts. Returns an error
+/// if the URL has no host, or if the numbers of its hosts, addresses and ports do not match.
 pub(super) fn split(config: &Config) -> Result<Vec<Config>, BoxError> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
@@ -42,7 +44,7 @@ pub(super) fn split(config: &Config) -> Result<Vec<Config>, BoxError> {
         .collect())
 }
 
-/// Copies all settings except the hosts, their addresses, and their ports.
+/// Copies all settings of a Postgres URL except the hosts, their addresses, and their ports.
 fn without_hosts(config: &Config) -> Config {
     let mut copy = Config::new();
     config.get_user().map(|user| copy.user(user));
@@ -64,7 +66,8 @@ fn without_hosts(config: &Config) -> Config {
     copy
 }
 
-/// Returns the hosts in the order of the connection attempts.
+/// Returns the hosts of a Postgres URL in the order of the connection attempts. This is the order
+/// of the URL, or a random order if the URL contains `load_balance_hosts=random`.
 pub(super) fn in_order(hosts: &[Config]) -> Vec<&Config> {
     let mut hosts: Vec<_> = hosts.iter().collect();
     if hosts.iter().any(|host| is_random(host)) {
@@ -73,8 +76,8 @@ pub(super) fn in_order(hosts: &[Config]) -> Vec<&Config> {
     hosts
 }
 
-/// Resolves the name of a host. Returns the settings for each of its addresses, in the order of the
-/// connection attempts.
+/// Resolves the name of a Postgres host. Returns the settings for a connection to each of its
+/// addresses, in the order of the connection attempts.
 pub(super) async fn resolve(host: &Config) -> io::Result<Vec<Config>> {
     let ([Host::Tcp(name)], [], [port]) = (host.get_hosts(), host.get_hostaddrs(), host.get_ports()) else {
         return Ok(vec![host.clone()]);
@@ -98,7 +101,8 @@ fn is_random(host: &Config) -> bool {
     host.get_load_balance_hosts() == LoadBalanceHosts::Random
 }
 
-/// Names a host in errors, with its address if it is known: `one.internal at 10.0.0.1:5432`.
+/// Returns the name of a Postgres host for error messages, with its address if it is known:
+/// `one.internal at 10.0.0.1:5432`.
 pub(super) fn name(host: &Config) -> String {
     let port = host.get_ports().first().copied().unwrap_or(DEFAULT_PORT);
     let address = host.get_hostaddrs().first().map(|address| SocketAddr::new(*address, port));

@@ -1,4 +1,4 @@
-//! A log in tables of Postgres.
+//! A log, the ordered list of the events of all topics, in tables of Postgres.
 
 mod append;
 mod commands;
@@ -29,7 +29,8 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// A log in a schema of a [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
+/// A log, the ordered list of the events of all topics, in a schema of a
+/// [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
 ///
 #[doc = include_str!("guarantees.md")]
 pub struct PostgresBackend {
@@ -40,8 +41,8 @@ pub struct PostgresBackend {
 #[derive(Clone)]
 struct Settings {
     server: Server,
-    /// The server for the connection of the follower, the task that reads the log. `None` means
-    /// `server`.
+    /// The server for the connection of the follower, the task that reads new records. `None` means
+    /// that the follower connects to the same server as all other requests.
     follower: Option<Server>,
     #[cfg(feature = "postgres-tls")]
     tls_files: super::tls::Files,
@@ -64,7 +65,7 @@ struct Log {
     known: SyncMutex<Option<Known>>,
 }
 
-/// The SQL statements of the backend, with the name of its schema.
+/// The SQL statements of the backend. They contain the name of its Postgres schema.
 struct Statements {
     append: String,
     bounds: String,
@@ -107,10 +108,10 @@ impl PostgresBackend {
     /// Sets another URL for the connection of the follower, the task that reads new records. This
     /// connection uses `LISTEN`.
     ///
-    /// Use it if the main URL is that of a connection pool in transaction mode, such as PgBouncer.
-    /// The URL of the follower then names the server itself, or a pool in session mode. Without
-    /// such a URL, `LISTEN` has no effect in the pool, and a node reads new records only once a
-    /// second.
+    /// Call this method if the main URL belongs to a connection pool in transaction mode, such as
+    /// PgBouncer. The URL of the follower then names the server itself, or a pool in session mode.
+    /// Without such a URL, `LISTEN` has no effect in the pool, and a node reads new records only
+    /// once a second.
     ///
     /// # Errors
     ///
@@ -166,8 +167,9 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate number of records that the log retains, for all topics together.
-    /// Default: 1,000,000. Nodes delete older records in batches. A batch of a node has up to 1,000
-    /// records, or as many as the node has appended or read since its last batch, if they are more.
+    /// Default: 1,000,000. Nodes delete older records in batches. A batch contains up to 1,000
+    /// records, or more if the node has appended or read more records since its last batch: up to
+    /// the number of these records.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.settings.max_records = records;
@@ -175,8 +177,8 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate maximum age of records. Older records are deleted. Default: one hour.
-    /// [`Duration::MAX`] and zero disable the limit. Each node deletes them about every ten
-    /// seconds, or four times per `age` if this is more often.
+    /// [`Duration::MAX`] and zero disable the limit. Each node deletes old records about every ten
+    /// seconds, or after each quarter of `age` if this is shorter.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };
@@ -187,8 +189,9 @@ impl PostgresBackend {
     /// each host. Default: 2 seconds. Maximum: one hour; a greater value has the same effect as one
     /// hour.
     ///
-    /// A hub waits for ten seconds until it has read from its log. So if more than four addresses
-    /// can be unreachable at the same time, set a shorter timeout.
+    /// A hub waits at most ten seconds for each request to its backend, including the attempts to
+    /// connect. So if more than four addresses can be unreachable at the same time, set a shorter
+    /// timeout.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout.min(Duration::from_secs(60 * 60));
@@ -219,7 +222,7 @@ impl Log {
         }
     }
 
-    /// Names the log in errors.
+    /// Returns the description of the log for error messages.
     fn what(&self) -> String {
         format!("the log {:?} of Postgres", self.settings.schema.name())
     }
@@ -229,8 +232,10 @@ impl Log {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the newest record of the log that this process knows. Has no effect if this process
-    /// already knows a newer record, of the same epoch or of a later one. A later epoch is greater.
+    /// Stores `newer` as the newest record of the log that this process knows. Has no effect if the
+    /// process already knows a newer record: a record of a later epoch, or a later record of the
+    /// same epoch. An epoch is a number that identifies one lifetime of the log, and a later epoch
+    /// is a greater number.
     fn note_known(&self, newer: Known) {
         let order = |known: Known| (known.epoch, known.position);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,8 +245,8 @@ impl Log {
     }
 
     /// Returns the bounds of the log. If another log has replaced the log that this process knows,
-    /// for example after a failover, first starts a new epoch, so that old ids are not valid any
-    /// more.
+    /// for example after a failover, first starts a new epoch: a new number that identifies this
+    /// lifetime of the log. The ids of earlier events are then not valid any more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let connection = self.shared_connection().await?;
         let known = KnownParameters::of(self.known());
@@ -295,7 +300,9 @@ mod tests {
     use super::*;
     use std::time::SystemTime;
 
-    /// A response of an older epoch can be decoded after one of a later epoch.
+    /// A process can decode a response with an older epoch after a response with a later one. The
+    /// record of the older epoch, an earlier lifetime of the log, must then not replace the known
+    /// record.
     #[test]
     fn older_record_does_not_replace_known_record() {
         let backend = PostgresBackend::new("postgres://host").unwrap();

@@ -16,12 +16,14 @@ const MAX_RECORDS: i64 = 1000;
 /// The maximum number of records that a query examines to find the records of the wanted topics.
 /// Records of other topics count, too. Examining them takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The maximum size in bytes of a page. The first value applies to a query for some topics, and the
-/// second to a query for all topics. The last record of a page can exceed the size.
+/// The maximum size in bytes of a page of the log. The first value applies to a query for the
+/// records of some topics, and the second value to a query for all topics. The last record of a
+/// page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
-/// The newest record that this process knows, and its epoch. If the log in Postgres does not have
-/// this record, another log has replaced it.
+/// The newest record that this process knows, and its epoch, the number that identifies one
+/// lifetime of the log. If the log in Postgres does not have this record, another log has replaced
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) epoch: i64,
@@ -55,11 +57,13 @@ impl KnownParameters {
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// `true` if the log is still the known log: it is on the Postgres server that has issued its
-    /// epoch, and it has the newest record that this process knows.
+    /// `true` if the log is still the log that this process knows: it is on the Postgres server
+    /// that has issued the epoch of this log, and it has the newest record that this process knows.
+    /// The epoch is a number that identifies one lifetime of the log.
     pub(super) is_current: bool,
-    /// The number of rows in the page, including records of programs other than a hub that this
-    /// crate cannot decode. The node counts them all as new records for its next eviction.
+    /// The number of rows in the page, including records that this crate cannot decode, because a
+    /// program other than a hub has inserted them. The node counts all of these rows as new records
+    /// for its next eviction, the deletion of the oldest records.
     pub(super) count: usize,
 }
 
@@ -70,7 +74,8 @@ pub(super) enum Wanted<'a> {
 }
 
 /// A query for a page of the log: its parameters, and the decoder of its rows. The query can run on
-/// the shared connection, or on the connection of the follower, the task that reads new records.
+/// the connection that the requests of this process share, or on the connection of the follower,
+/// the task that reads new records.
 pub(super) struct PageQuery<'a> {
     wanted: Wanted<'a>,
     after: i64,
@@ -106,8 +111,8 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the rows that this query has returned. If the log is still the known log, remembers
-    /// the newest of these records as the newest record that this process knows.
+    /// Decodes the rows that this query has returned. If the log is still the log that this process
+    /// knows, remembers the newest of these records as the newest known record.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;
@@ -162,15 +167,16 @@ impl Log {
         Ok(page.page)
     }
 
-    /// Returns the error of a read that finds another log than before. The hub then calls `bounds`,
-    /// which starts a new epoch for that log.
+    /// Returns the error of a read after another log has replaced the log in Postgres. The hub then
+    /// calls `bounds`, which starts a new epoch, the number that identifies one lifetime of the
+    /// log.
     pub(super) fn is_replaced(&self) -> RequestError {
         RequestError::broken(format!("{} is another one than before", self.what()))
     }
 }
 
-/// Converts a position for SQL, whose integers are signed. A position above their range becomes the
-/// greatest integer.
+/// Converts a position for SQL, whose integers are signed. A position above the range of these
+/// integers becomes the greatest integer.
 pub(super) fn to_sql(position: Position) -> i64 {
     i64::try_from(position.get()).unwrap_or(i64::MAX)
 }

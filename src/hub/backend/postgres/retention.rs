@@ -10,18 +10,22 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of records that one transaction deletes, which takes about 10 ms. A
-/// transaction deletes more if this node has appended or read more since the transaction before it.
+/// The maximum number of old records that one transaction deletes, which takes about 10 ms. If this
+/// node has appended or read more records since its previous transaction of this kind, the maximum
+/// is this greater number.
 const MAX_DELETED: u64 = 1000;
-/// A transaction stops when the deleted records have reached this size in bytes. It deletes more if
-/// this node has appended or read more bytes since the transaction before it.
+/// A transaction that deletes old records stops when they have reached this size in bytes. If this
+/// node has appended or read more bytes since its previous transaction of this kind, the next
+/// transaction stops only at this greater size.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node starts an eviction, the deletion of the oldest records, after this number of new records.
-/// If the limit of the log is below 4,000 records, the node does so after a quarter of the limit.
+/// If the maximum number of records in the log is below 4,000, the node does so after a quarter of
+/// this maximum.
 const MAX_NEW: u64 = 1000;
 
-/// The maximum interval between two checks of the age of records.
+/// The maximum interval between two evictions. An eviction deletes the records that are older than
+/// the maximum age, or beyond the maximum number of records.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The state of the task on this node that deletes the oldest records.
@@ -29,9 +33,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
-    /// The number of the records that this node has appended or read since the last batch of an
-    /// eviction. The next batch may delete as many. `bytes_since_batch` is the size of these
-    /// records.
+    /// The number of records that this node has appended or read since its last batch, a
+    /// transaction that deletes old records. The next batch can delete at least this number of
+    /// records. `bytes_since_batch` is the size of these records.
     since_batch: AtomicU64,
     bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
@@ -39,8 +43,8 @@ pub(super) struct Eviction {
 }
 
 impl Log {
-    /// Counts new records. Returns `true` if there are enough of them for an eviction, the deletion
-    /// of the oldest records, and then begins to count at 0.
+    /// Adds `records` to the number of new records. If there are enough of them for an eviction,
+    /// the deletion of the oldest records, returns `true` and sets the number to 0.
     fn counts_enough(&self, records: usize) -> bool {
         let enough = (self.settings.max_records / 4).clamp(1, MAX_NEW);
         let is_enough = self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough;
@@ -50,13 +54,13 @@ impl Log {
         is_enough
     }
 
-    /// Counts records that this node has appended or read, and starts an eviction if there are
-    /// enough of them.
+    /// Counts records that this node has appended or read. If there are enough of them, starts an
+    /// eviction, the deletion of the oldest records.
     ///
-    /// Appends do not wait until the eviction has ended. But both use the shared connection, whose
-    /// requests run one after the other. So an append waits for at most one batch of the eviction.
-    /// Each batch may delete as many records and bytes as were appended since the batch before it.
-    /// So the appends of a node cannot outrun its eviction, whatever their size.
+    /// Appends do not wait until the eviction has ended. But appends and evictions use the same
+    /// connection, whose requests run one after the other. So an append waits for at most one batch
+    /// of the eviction. Each batch can delete as many records and bytes as were appended since the
+    /// batch before it. So the appends of a node cannot outrun its eviction, whatever their size.
     pub(super) fn note_new(self: &Arc<Self>, records: usize, bytes: usize) {
         self.eviction.since_batch.fetch_add(records as u64, Relaxed);
         self.eviction.bytes_since_batch.fetch_add(bytes as u64, Relaxed);
@@ -65,9 +69,9 @@ impl Log {
         }
     }
 
-    /// Starts an eviction if the last eviction was a quarter of the maximum age ago, or ten seconds
-    /// if this is shorter. The follower, the task that reads the log, calls this function at least
-    /// once a second.
+    /// Starts an eviction, the deletion of the oldest records, if the last eviction began at least
+    /// a quarter of the maximum age ago, or at least ten seconds ago if this is shorter. The
+    /// follower, the task that reads the log, calls this function at least once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
         let interval = (self.settings.max_age / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,8 +88,9 @@ impl Log {
         tokio::spawn(async move { log.evict().await });
     }
 
-    /// Deletes the records of the log that the retention does not cover. The caller must have set
-    /// `is_running`, which this function clears at its end.
+    /// Deletes the records of the log that are older than the maximum age, or beyond the maximum
+    /// number of records. The caller must have set `is_running`. This function clears it at its
+    /// end.
     async fn evict(&self) {
         // Clears the flag also if the future is dropped.
         let _running = Running(&self.eviction.is_running);

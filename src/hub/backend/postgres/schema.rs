@@ -7,8 +7,8 @@ use tokio_postgres::{Client, error::SqlState, types::Type};
 const VERSION: i32 = 2;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
-/// A node must be able to read an event within the timeout of a request. Otherwise it can read no
-/// event after it.
+/// A node must be able to read an event within the timeout of a request. If it cannot, it can read
+/// neither this event nor any event after it.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record,
@@ -16,8 +16,9 @@ const MAX_BYTES: usize = 1 << 20;
 /// than the timeout of a request, and nodes would request this page again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
-/// The greatest position. If a program other than a hub inserts a record there, nothing can be
-/// appended any more, so that positions do not overflow.
+/// The greatest position that a record can have, so that positions do not overflow. After a record
+/// at this position, which only a program other than a hub can insert, nothing can be appended any
+/// more.
 const MAX_POSITION: u64 = 1 << 62;
 
 /// The name of the schema that contains a log. Other names in SQL are derived from it.
@@ -64,10 +65,12 @@ impl Schema {
             .replace("{version}", &VERSION.to_string())
     }
 
-    /// Creates the schema, or updates an older version of it, unless the database has this version.
+    /// Creates the Postgres schema of the log, or updates it from an older version. Does nothing if
+    /// the schema in the database has the version of this crate. Returns an error if it has a later
+    /// version.
     ///
-    /// Several nodes can do this at the same time. The role needs no permission to create the
-    /// schema if the database has it.
+    /// Several nodes can call this function at the same time. If the schema exists, the role needs
+    /// no permission to create a schema.
     pub(super) async fn prepare(&self, client: &Client) -> Result<(), BoxError> {
         if self.version(client).await? == Some(VERSION) {
             return Ok(());
@@ -96,7 +99,8 @@ impl Schema {
         Ok(created?)
     }
 
-    /// Returns the version of the schema in the database. Returns `None` if a table is missing.
+    /// Returns the version of the log's schema in the database. Returns `None` if a table is
+    /// missing, and an error if the version is later than the version that this crate uses.
     async fn version(&self, client: &Client) -> Result<Option<i32>, BoxError> {
         // The casts fail if a table does not exist.
         let find = self.sql(
@@ -123,7 +127,8 @@ impl Schema {
 
 const NO_PARAMETERS: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
 
-/// Returns whether an error says that the schema, or a part of it, does not exist.
+/// Returns `true` if an error code of Postgres says that the schema, or a part of it, does not
+/// exist.
 pub(super) fn is_missing(code: Option<&SqlState>) -> bool {
     let missing = [
         SqlState::UNDEFINED_TABLE,

@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::client;
 
-/// Creates a [`Connector`] with these settings for each connection of the Postgres client.
+/// Creates a [`Connector`] with these TLS settings for each connection of the Postgres client.
 pub(super) struct MakeTls(pub(super) Arc<Tls>);
 
-/// A connector for one host.
+/// Sets up TLS on a connection to one host of Postgres.
 pub(super) struct Connector {
     tls: Arc<Tls>,
     host: String,
@@ -44,8 +44,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Conne
 pub(super) struct Stream<S>(client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
-    /// Returns no channel binding. The certificate of the server is verified, so the password need
-    /// not be bound to the TLS connection.
+    /// Disables channel binding, which would bind the password to the TLS connection. Channel
+    /// binding is not needed, because the certificate of the server is always verified.
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }

@@ -1,5 +1,5 @@
-//! The shared connection to Redis. All requests of this process use it, except those of the
-//! follower, the task that waits for new entries.
+//! The connection to Redis that all requests of this process share, except those of the follower,
+//! the task that waits for new entries.
 
 use super::{
     RedisBackend,
@@ -43,9 +43,9 @@ impl RedisBackend {
         self.run_on(self.shared_connection().await?, command).await
     }
 
-    /// Runs a command on the given connection, the result of
-    /// [`shared_connection`](Self::shared_connection). If the server refuses the command because
-    /// another server has to run it, connects to that server and runs the command there, once.
+    /// Runs a command on the connection that [`shared_connection`](Self::shared_connection) has
+    /// returned. If the server refuses the command because another server has to run it, connects
+    /// to that server and runs the command there. Does so only once.
     pub(super) async fn run_on<T: FromRedisValue>(
         &self,
         (mut connection, mut number): (Connection, u64),
@@ -102,7 +102,8 @@ impl RedisBackend {
     }
 
     /// Drops the shared connection to Redis, so that the next request opens a new connection. If
-    /// `number` is given, drops only the connection with this number.
+    /// `number` is given, drops the connection only if it has this number: another caller may
+    /// already have replaced the connection that failed.
     pub(super) async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {

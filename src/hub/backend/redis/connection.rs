@@ -35,12 +35,13 @@ use tokio::{
 /// requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of the first sequence number of a Redis server in a millisecond. An entry id consists
-/// of a time in milliseconds and a sequence number. Each server has its own number in this range,
-/// so two masters of a split brain hardly ever issue the same id.
+/// The range of the regions of Redis servers. The region of a server is the sequence number that
+/// this crate gives to the first entry of each millisecond on this server. (An entry id consists of
+/// a time in milliseconds and a sequence number.) Each server has its own region, so two masters of
+/// a split brain hardly ever issue the same id.
 ///
-/// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
-/// 65,535 numbers remain for further entries of the same millisecond.
+/// A new stream begins with a number below this range (`BEGINNINGS` in `log.lua`). Above the range,
+/// at least 65,535 numbers remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The maximum time for a connection attempt to a sentinel, and for its response. If a sentinel
@@ -107,8 +108,9 @@ impl Server {
     }
 
     /// Connects to the Redis server that has the stream now. `name` is the client name of the
-    /// connection. `time` limits each connection attempt. `wait` is the maximum time that a
-    /// blocking command may block. A request on the connection fails after `time` plus `wait`.
+    /// connection. `time` is the time limit of each connection attempt. `wait` is the maximum
+    /// blocking time of a command on the connection, such as `XREAD`. A request on the connection
+    /// fails after `time` plus `wait` without a response.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -297,16 +299,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the first sequence number that this Redis server uses in the entry ids of each
-    /// millisecond. 0 if the connection is not for publishing.
+    /// Returns the region of this Redis server: the sequence number that this crate gives to the
+    /// first entry of each millisecond on this server. Each server has its own region, so that two
+    /// masters hardly ever issue the same entry id. 0 if the connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Returns the first sequence number that a Redis server uses in the entry ids of each millisecond.
-/// The number is derived from the `run_id` of the server. It is random if the server does not
-/// report its `run_id`.
+/// Returns the region of a Redis server: the sequence number that this crate gives to the first
+/// entry of each millisecond on this server. The region is derived from the `run_id` of the server.
+/// It is random if the server does not report its `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),
@@ -390,7 +393,8 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// The `Display` text contains the cause, so [`Error::source`] returns `None`.
+/// The text of the error contains its cause. So [`Error::source`] returns `None`, and a report of
+/// the whole chain of errors does not repeat the cause.
 impl Error for RequestError {}
 
 #[cfg(test)]

@@ -34,30 +34,33 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. Each entry of a hub has a field with this position,
-    /// unless the preceding entry has the position directly before its own. `None` if other
-    /// software than a hub has added this entry, or if this entry was deleted during the read.
+    /// The position of the preceding entry. A hub writes it into each entry, or leaves it out if it
+    /// is directly before the entry's own position. This field is set in both cases. `None` if
+    /// other software than a hub has added this entry, or if this entry was deleted during the
+    /// read.
     pub(super) previous: Option<Position>,
-    /// Set if entries directly before this entry were lost. A reader that gets this entry next has
-    /// missed some of them if it has read the log only up to a smaller position than this one.
+    /// The position of the last entry that was lost directly before this entry. A reader has missed
+    /// lost entries if it has read the log only up to a smaller position, and gets this entry next.
+    /// If this entry is a mark, which only reports a loss, this is the position directly before the
+    /// mark, so that each reader reports a gap. `None` if no entry was lost there.
     lost_for_readers_before: Option<Position>,
-    /// The position of the newest lost entry, if this entry reports a loss. `None` for all other
-    /// entries.
+    /// The position of the newest lost entry, if this entry reports that entries were lost.
+    /// Otherwise `None`.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
 }
 
 impl Entry {
-    /// Returns the eviction watermark of a log whose oldest retained entry is this one. All entries
-    /// up to the watermark were removed.
+    /// Returns the eviction watermark of a log whose oldest retained entry is this entry. All
+    /// entries up to this watermark were removed.
     pub(super) fn evicted_through(&self) -> Position {
         self.previous.unwrap_or(self.position.previous())
     }
 }
 
-/// Decodes an entry of the Redis stream. `wants` is called with the topic of the entry, and decides
-/// whether the record is decoded, too.
+/// Decodes an entry of the Redis stream. Calls `wants` with the topic of the entry. If `wants`
+/// returns `false`, the record of the entry is not decoded.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -141,41 +144,44 @@ fn not_a_stream() -> BoxError {
 /// The decoded contents of consecutive entries of the Redis stream that one read has returned.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
-    /// The eviction watermark, if the reader of this batch has missed entries that were evicted or
-    /// lost. All of these entries are at or before this position. `None` if the reader has missed
-    /// no entry.
+    /// The eviction watermark: entries up to this position were evicted or lost before the reader
+    /// of this batch got them. `None` if the reader has missed no entry.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry of the batch. If the batch is empty, this is the position of
     /// the entry that the reader has read last.
     pub(super) through: Position,
-    /// `true` if other software than a hub has added the first entry. Such an entry does not
-    /// contain the position of the entry before it.
+    /// `true` if the first entry of the batch does not contain the position of the entry before it:
+    /// other software than a hub has added the first entry, or the entry was deleted during the
+    /// read.
     pub(super) begins_with_foreign_entry: bool,
-    /// The position of the entry before the first entry of the batch, as the first entry contains
-    /// it. `None` if the first entry does not contain it.
+    /// The position of the last entry before the batch. The first entry of the batch contains this
+    /// position. `None` if it does not.
     pub(super) previous: Option<Position>,
-    /// `true` if the server has lost its newest entries in a failover, and the log continues from a
-    /// position that the reader has already passed.
+    /// `true` if the log has lost the last entry that the reader has read: a failover has lost the
+    /// newest entries of the log. The first entry of the batch then follows an entry at an earlier
+    /// position.
     pub(super) has_gone_back: bool,
-    /// The position of the newest lost entry that an entry of the batch reports. `None` if no entry
-    /// reports a loss.
+    /// The position of the newest entry whose loss this batch reports. `None` if no entry of the
+    /// batch reports a loss.
     pub(super) newest_lost: Option<Position>,
-    /// The positions of all entries of the batch in compact form. Each pair is the first and the
-    /// last of several consecutive positions. `Losses` compares them with acknowledged entries to
-    /// detect losses.
+    /// The positions of all entries of the batch, as ranges of consecutive positions: each pair is
+    /// the first and the last position of a range. `Losses` uses them to detect lost entries: an
+    /// acknowledged entry is lost if the batch has passed its position, and no range contains it.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
     /// The size of the largest entry of the batch in bytes.
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader that has read the log up to the position `after`. `topic`
-/// gets the name of a topic and returns it, or `None` if the records of the topic are not wanted.
+/// Decodes these entries for a reader that has read the log up to the position `after`. Calls
+/// `topic` with the topic name of each entry. `topic` returns the name as a shared string, or
+/// `None` if the records of the topic are not wanted.
 ///
-/// Every entry of a hub contains the position of the entry before it, or follows that entry
-/// directly. The batch ends before the first entry whose predecessor is missing, so a loss is
-/// always at the start of a batch. Entries of other software have no record.
+/// Every entry of a hub contains the position of the entry before it, or has the position directly
+/// after that entry. If the predecessor of an entry is missing, the batch ends before this entry.
+/// So a missing entry is always reported at the start of a batch. Entries of other software have no
+/// record.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -223,9 +229,9 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the last position that a reader may have missed, or `None` if the reader has missed no
-/// entry. The reader has read the log up to the position `after`, and gets the entry `next` as its
-/// next one.
+/// Returns the eviction watermark for a reader: it may have missed entries up to this position,
+/// because they were evicted or lost. Returns `None` if the reader has missed no entry. `after` is
+/// the last position that the reader has read. The entry that it gets now is `next`.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
@@ -236,9 +242,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns `true` if a failover has lost the newest entries, and the log has continued from an
-/// earlier position. The reader had already read up to `after`, which is a later position. `next`
-/// is the next entry that the reader gets.
+/// Returns `true` if a failover has lost the newest entries of the log, including the last entry
+/// that a reader has read. `after` is the position of this last entry, and `next` is the entry that
+/// the reader gets next. In this case, the predecessor of `next` has a position before `after`.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }
@@ -287,7 +293,7 @@ mod tests {
         Ok(stream)
     }
 
-    /// Returns a position before the first entry of a generated Redis stream.
+    /// Returns a position before the first entry of a Redis stream that a test has generated.
     fn before(stream: &[(Position, bool)]) -> Position {
         Position::new(stream[0].0.get() - 10)
     }

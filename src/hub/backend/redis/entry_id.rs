@@ -9,18 +9,18 @@ use crate::{
 /// bits contain its time.
 pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
-/// The greatest sequence number in a position. A position with this number stands for all entry ids
-/// of its millisecond whose sequence number is at least as great. Only other software chooses such
-/// ids; hubs do not.
+/// The greatest sequence number in a position. All entry ids of a millisecond whose sequence number
+/// is this number or greater have the same position. Only other software chooses such ids; hubs do
+/// not.
 pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
-/// The position of every entry id whose time does not fit into a position. Only other software
-/// chooses such ids; hubs do not.
+/// The position of every entry id whose time is too great for the bits of a position. Only other
+/// software chooses such ids; hubs do not.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// One day in milliseconds. An entry id whose time is more than a day ahead of the clock of the
-/// Redis server is a mistake of other software. If the stream is deleted after that, the new log
-/// does not continue from such an id. The Lua scripts use the same limit.
+/// One day in milliseconds. If the time of an entry id is more than a day ahead of the clock of the
+/// Redis server, the id is considered a mistake of other software. If the stream is then deleted,
+/// the new log does not continue from this id. The Lua scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of a Redis entry id, or `None` if the text is not an entry id. All ids

@@ -12,13 +12,14 @@ use std::{
     time::Duration,
 };
 
-/// A mark is an entry that reports a loss of entries. Before a process adds a mark, the server
-/// searches the log for an equal mark of another process. This is the maximum length of one search,
-/// in pages of about 1 MiB.
+/// The maximum length of a search for a mark, in pages of about 1 MiB. A mark is an entry of the
+/// log that reports a loss of entries. Before a process adds a mark, the server searches the log
+/// for the mark of another process that reports the same loss.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The maximum time that one `XREAD` waits for a new entry. After this time, the end of the log is
-/// checked, and the next `XREAD` begins.
+/// The maximum time that one `XREAD` waits for a new entry. After this time, the follower, the task
+/// that reads the log, checks whether the log has lost its newest entries. Then it sends the next
+/// `XREAD`.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
@@ -73,8 +74,9 @@ impl RedisBackend {
         }
     }
 
-    /// Compares the end of the log with the positions that this process knows, to detect a loss.
-    /// Called when `XREAD` has returned no entry after the position `after`.
+    /// Checks whether the log has lost its newest entries, by comparing its end with the positions
+    /// that this process knows. Called when `XREAD` has returned no entry after the position
+    /// `after`.
     ///
     /// Returns a page without records if all entries after `after` were evicted or lost. Returns
     /// `None` if there is nothing to report to the hub. Returns an error if another log has
@@ -108,8 +110,8 @@ impl RedisBackend {
         Ok(None)
     }
 
-    /// Returns the end of the log, or `None` if there is no log, and the current time of the server
-    /// in milliseconds.
+    /// Returns the position at the end of the log, and the current time of the server in
+    /// milliseconds. The position is `None` if there is no log.
     async fn newest(&self) -> Result<(Option<Position>, u64), BoxError> {
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
         Ok((newest.map(|newest| entry_id::expect_position(&newest)).transpose()?, now))
@@ -121,8 +123,8 @@ impl RedisBackend {
     }
 
     /// Adds a mark, an entry that reports a loss, if this process knows of a loss that the log does
-    /// not report yet. `after` is the last position that this process has read. An error is
-    /// ignored, because the caller calls this again before it reads the next page.
+    /// not report yet. `after` is the last position that this process has read. Ignores an error,
+    /// because the caller calls this method again before it reads the next page.
     async fn mark(&self, after: Position) {
         let unread = self.losses().unread_mark();
         if unread.is_some() {

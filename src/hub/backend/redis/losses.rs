@@ -7,20 +7,22 @@ use std::{
     mem,
 };
 
-/// The maximum number of remembered positions that the server has acknowledged to this process, and
-/// that this process has not read back yet. Beyond it, the smallest positions are forgotten, and a
-/// loss of their entries is not detected.
+/// The maximum number of acknowledged entries whose positions this process remembers. The process
+/// has added these entries, the server has acknowledged them, and the process has not read them
+/// from the log yet. Beyond the maximum, the process forgets the smallest positions, and cannot
+/// detect a loss of their entries.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
-/// The maximum number of remembered ranges of positions that this process has read. Beyond it, the
-/// oldest range is forgotten. One range usually contains all entries of one millisecond, so 4,096
-/// ranges cover at least 4 seconds. This is longer than an append waits for its response.
+/// The maximum number of ranges of positions that this process has read and remembers. If there are
+/// more, the oldest range is forgotten. One range usually contains all entries of one millisecond,
+/// so 4,096 ranges cover at least 4 seconds. This is longer than an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
-/// A process that detects a loss adds a mark, an entry that reports the loss. Before that, it
-/// searches the log for a mark of another process for the same loss. If there are too many entries
-/// to search, no mark is added. After this number of attempts, the mark is added in spite of an
-/// incomplete search.
+/// The number of attempts to report a loss in the log, after which the report does not depend on a
+/// search any more. A process that detects a loss adds a mark, an entry that reports the loss.
+/// Before that, it searches the log for the mark of another process that reports the same loss. If
+/// there are too many entries to search, it adds no mark, and tries again later. After this number
+/// of attempts, it adds the mark in spite of an incomplete search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Detects lost entries: compares the positions that this process has published or read with the
@@ -38,24 +40,24 @@ pub(super) struct Losses {
     from: Position,
     through: Position,
     runs: VecDeque<(Position, Position)>,
-    /// The positions of entries that the server has acknowledged to this process, and that this
-    /// process has not read back yet.
+    /// The positions of entries that this process has added and the server has acknowledged, but
+    /// that this process has not read from the log yet.
     acknowledged: BTreeSet<Position>,
-    /// The position of the newest lost entry that the log does not report to its readers yet.
-    /// `None` if there is no such loss.
+    /// The position of the newest lost entry whose loss the log does not report to its readers yet.
+    /// `None` if there is no such entry.
     lost: Option<Position>,
-    /// The position of the mark, the entry that reports the loss, if this process has not read it
-    /// yet. `None` if there is no mark, or if the mark is lost.
+    /// The position of the mark, the entry that reports the loss. `None` if there is no mark, if
+    /// this process has read past its position, or if the log has lost it.
     marked: Option<Position>,
     attempts: u32,
-    /// The end of the log at the last check, if this process had already read later positions.
-    /// Otherwise `None`.
+    /// The end of the log at the last check, if this process had already read later positions of
+    /// the log than this end. Otherwise `None`.
     regressed_to: Option<Position>,
 }
 
 impl Losses {
-    /// Sets the position after which the process reads next. If the last read ended at another
-    /// position, the remembered positions of read entries are forgotten.
+    /// Sets the position after which this process reads next. If its last read did not end there,
+    /// also forgets the positions of the entries that it has read.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -63,16 +65,16 @@ impl Losses {
         }
     }
 
-    /// Forgets known losses after another log has replaced the log. Also forgets acknowledged
-    /// positions after `newest`, the end of the new log.
+    /// Forgets all detected losses, because another log has replaced the log. Also forgets the
+    /// positions of acknowledged entries that are after `newest`, the end of the new log.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
         self.forget_lost();
     }
 
-    /// Records the position of an entry that the server has acknowledged to this process. If the
-    /// process has already read past this position without finding the entry, the entry counts as
-    /// lost.
+    /// Records the position of an entry that this process has added and the server has
+    /// acknowledged. If this process has already read past this position without finding the entry,
+    /// the entry counts as lost.
     pub(super) fn note_acknowledged(&mut self, position: Position) {
         let was_passed = position <= self.through && !entry_id::is_far_ahead(self.through, entry_id::ms(position));
         if !was_passed {
@@ -85,9 +87,10 @@ impl Losses {
         }
     }
 
-    /// Records the entries that the process has read after the position `after`. `evicted_through`
+    /// Records the entries that this process has read after the position `after`. `evicted_through`
     /// is the eviction watermark of this read: entries up to it may have been evicted. An
-    /// acknowledged entry that was passed and not found counts as lost.
+    /// acknowledged entry after the watermark counts as lost if the read has passed its position
+    /// without finding it.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
@@ -123,7 +126,7 @@ impl Losses {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Records that this process has read a report of the losses up to this position.
+    /// Records that this process has read an entry that reports the losses up to this position.
     fn note_reported(&mut self, position: Position) {
         if Some(position) >= self.lost {
             self.forget_lost();
@@ -135,28 +138,32 @@ impl Losses {
     }
 
     /// Records the position of a mark, an entry that reports the loss. Until this process has read
-    /// up to this position, [`attempt`](Self::attempt) returns `None`.
+    /// up to the mark, [`attempt`](Self::attempt) returns `None`, so that no second mark is added.
     pub(super) fn note_marked(&mut self, mark: Position) {
         (self.marked, self.attempts) = (Some(mark), 0);
     }
 
     /// Returns the position of the mark, the entry that reports the loss, if this process has not
-    /// read up to this position yet.
+    /// read up to this position yet. Otherwise returns `None`.
     pub(super) fn unread_mark(&self) -> Option<Position> {
         self.marked.filter(|mark| self.through < *mark)
     }
 
-    /// Records the end of the log. If the log ends before the mark, the log has lost the mark, and
-    /// the loss has to be reported again.
+    /// Records `newest`, the end of the log. If it is before the mark, the entry that reports the
+    /// loss, the log has lost the mark, and the loss has to be reported again.
     pub(super) fn note_end(&mut self, newest: Position) {
         self.marked = self.marked.filter(|mark| *mark <= newest);
     }
 
-    /// Returns the position of the newest lost entry that has to be reported in the log, and counts
-    /// an attempt to report the loss. Returns `None` if no loss has to be reported, or if this
-    /// process has not read up to the mark yet. If the process has read past the mark and the loss
-    /// is still not reported, the log has lost the mark. The `bool` is `true` after too many
-    /// attempts: the report then has to be added even if an equal report may exist.
+    /// Returns the position of the newest lost entry whose loss has to be reported in the log, and
+    /// counts an attempt to report it. The caller then adds a mark, an entry that reports the loss,
+    /// unless the log already has an equal mark. The `bool` is `true` after four attempts
+    /// ([`MAX_ATTEMPTS`]): the caller then adds the mark even if the log has too many entries to
+    /// search for an equal mark.
+    ///
+    /// Returns `None` if no loss has to be reported, or if this process has not read up to the mark
+    /// yet. If it has read past the mark and the loss is still not reported, the log has lost the
+    /// mark.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.marked = self.unread_mark();
@@ -167,9 +174,10 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores the end of the log if this process has already read later positions, and otherwise
-    /// `None`. Returns the value of the previous call. If the end has moved between two calls,
-    /// other processes append at positions that this process has passed.
+    /// Stores the end of the log if this process has already read later positions of the log than
+    /// this end, and otherwise `None`. Returns the value of the previous call. If the end is later
+    /// than in the previous call, other processes append at positions that this process has already
+    /// passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -197,7 +205,7 @@ mod tests {
         }
     }
 
-    /// Creates the state of a process that has read entries at the positions 1 to 3.
+    /// Returns the state of a process that has read the entries at the positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));

@@ -1,4 +1,4 @@
-//! A log in a stream of Redis, or of another server with its protocol.
+//! A log in a stream of Redis, or of another server that speaks the protocol of Redis.
 
 mod commands;
 mod connection;
@@ -62,7 +62,7 @@ use tokio::sync::Mutex;
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
 /// - **`XDEL`**: a gap for each client that had not received the deleted entry, before its next
-///   event. The deletion is not detected if other software than a hub has added the next entry.
+///   event. The deletion is not detected if the next entry was added by software other than a hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
 ///   events detects this within 3 seconds. If the stream is deleted again in the first two
@@ -78,15 +78,15 @@ use tokio::sync::Mutex;
 ///
 /// There are exceptions to the reports after a failover:
 ///
-/// - Clients of processes that did not know of the loss get later events first. Then they get a gap
-///   at the position of the mark, which is after these events.
+/// - Clients of processes that did not know of the loss first get the events that were published
+///   between the failover and the mark. Then they get a gap at the position of the mark.
 /// - A loss is not reported if no process that knew of it can report it. Each of them has ended
 ///   before it has reached the new master, or has no permission to write there.
 /// - Two masters at the same time (split brain) may give the same id to two events. To make this
-///   improbable, each server begins a millisecond with a sequence number that is derived from its
-///   identity, one of 655,360. Suppose that the servers publish at most n and m events in a
-///   millisecond. Then the same id can occur on both with a probability of about (n + m) in 655,360
-///   for each failover. For 100 and 100, this is 1 in 3,300.
+///   improbable, each server begins every millisecond with one of 655,360 sequence numbers, derived
+///   from its identity. Suppose that the servers publish at most n and m events in a millisecond.
+///   Then the same id can occur on both with a probability of about (n + m) in 655,360 for each
+///   failover. For n = m = 100, this is 1 in 3,300.
 ///
 /// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
 /// `publish` returns an error. This takes at most one [`timeout`](Self::timeout) for a connection
@@ -145,8 +145,9 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// The connection to Redis that waits for new entries. `None` before its first use, while it
-    /// waits, and after it is lost.
+    /// The connection to Redis that waits for new entries. A request takes the connection from
+    /// here, and puts it back after the response. So the field is `None` while a request runs,
+    /// before the first request, and after the connection is lost.
     follower: Mutex<Option<Connection>>,
     /// The estimated size in bytes of the largest entries of the Redis stream. It determines how
     /// many entries one request asks for.
@@ -164,8 +165,9 @@ const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
-/// The size in bytes that entries are assumed to have before the first read. A read of new entries
-/// then asks for 64, so that a log of large entries can be read over a slow connection.
+/// The size in bytes that the backend assumes for each entry before its first read. A read of new
+/// entries then asks for 64 entries, so that a log of large entries can be read over a slow
+/// connection.
 const INITIAL_ENTRY_SIZE: usize = 16 << 10;
 
 impl RedisBackend {
@@ -344,8 +346,9 @@ impl RedisBackend {
             self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
-    /// Makes the next reads smaller after a read that got no complete response within the timeout:
-    /// the entries may be larger than the estimate, on a slow connection.
+    /// Makes the next reads ask for fewer entries, after a read that got no complete response
+    /// within the timeout. The connection may be slow, and the entries may be larger than the
+    /// estimate.
     fn note_slow_read(&self) {
         let larger = |known: usize| Some(known.saturating_mul(8).min(PAGE_BYTES[1]));
         let _always = self.entry_size.fetch_update(Relaxed, Relaxed, larger);
@@ -361,8 +364,9 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns the eviction watermark for a reader that has read the log up to `after`, and gets
-    /// the entries of `batch` next. The reader has missed entries if the watermark is greater than
+    /// Returns the eviction watermark for a reader: the position up to which it may have missed
+    /// entries, because they were evicted or lost. The reader has read the log up to `after`, and
+    /// gets the entries of `batch` next. It has missed entries if the watermark is greater than
     /// `after`. `None` means that the reader has missed no entry.
     async fn evicted_through(
         &self,
@@ -393,9 +397,9 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
-    /// Runs a script that appends records, and returns its result: the id of the last new entry. A
-    /// conditional append has the position `since`, after which the topic must have no record. If
-    /// the condition does not hold, the result is empty.
+    /// Runs a script that appends records, and returns its result: the id of the last new entry.
+    /// With `since`, the script appends only if the topic has no record after this position.
+    /// Otherwise, the result is empty.
     async fn run_append(
         &self,
         script: &Script,
@@ -420,8 +424,8 @@ impl RedisBackend {
         id
     }
 
-    /// Returns the result of an append whose last new entry has this id, and records the position
-    /// of this entry.
+    /// Returns the result of an append. `id` is the id of the last entry that the append has added.
+    /// Records the position of this entry, so that a later loss of the entry is detected.
     fn appended(&self, id: &[u8]) -> Result<Appended, BoxError> {
         let position = entry_id::expect_position(id)?;
         self.raise_high_watermark(position);
