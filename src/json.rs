@@ -367,7 +367,8 @@ impl JsonError {
         Self(Reason::Json(error))
     }
 
-    /// Returns the status of a response for this error: `500 Internal Server Error`.
+    /// Returns the status of an HTTP response that reports a [`JsonError`]: `500 Internal Server
+    /// Error`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         StatusCode::INTERNAL_SERVER_ERROR

@@ -126,8 +126,8 @@ impl SseLayer {
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
     /// clients only when a write fails, and keeps their silent streams until then. The first kind
-    /// has lost its network. The second kind had sent more than its request on an HTTP/1 connection
-    /// before it closed the connection.
+    /// has lost its network. The second kind had sent further bytes after its request on an HTTP/1
+    /// connection: hyper does not notice that a connection closes while such bytes wait.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -270,8 +270,8 @@ impl SseLayer {
     /// is 0 in the callback of the last stream. A response that is not an event stream is removed
     /// from the registry when the inner service returns the response.
     ///
-    /// If several layers register a stream under the same key, the stream counts once as soon as
-    /// its response has passed these layers.
+    /// If several layers register a stream under the same key, the stream counts once for each of
+    /// these layers until its response has passed them. After that, it counts once.
     pub fn register<K>(
         self,
         registry: &StreamRegistry<K>,

@@ -126,9 +126,9 @@ mod sealed {
 /// The kind of a stream limit that a request has reached: of all streams together, or of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
-    /// The limit of all streams together is reached.
+    /// The limit of all open streams together is reached.
     Total,
-    /// The limit of one key, such as an address or a user, is reached.
+    /// The limit of open streams of one key, such as an address or a user, is reached.
     Key,
 }
 

@@ -26,7 +26,8 @@ pub(crate) struct Preamble {
     pub(crate) is_over: bool,
 }
 
-/// The call that a response is currently making to its stream on this thread.
+/// The call that a response on this thread is currently making to its stream: `size_hint`, the
+/// first `poll_next`, or neither of the two.
 #[derive(Default)]
 enum Call {
     #[default]
@@ -77,10 +78,10 @@ impl Preamble {
     }
 
     /// Offers a preamble (the first bytes of a response, or the status 204) to the response around
-    /// the stream. A stream calls this function in its `size_hint`, because a response asks for the
-    /// preamble with this call, and most adapters forward it. If a response on this thread is
-    /// asking, calls the closure `preamble` to create the preamble, and returns `true`. Otherwise
-    /// returns `false` without calling the closure.
+    /// the stream. A stream calls this function in its `size_hint`. A response calls `size_hint` to
+    /// get the preamble, and most adapters forward this call to the streams inside them. During
+    /// such a call on this thread, calls the closure `preamble` to create the preamble, and returns
+    /// `true`. Otherwise returns `false` without calling the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

@@ -39,8 +39,8 @@ impl Settings {
     /// client whose stream ends at a shutdown, or whose request is over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Returns whether a layer with these settings needs the head of every request, to read the
-    /// keys for limits and stream registries.
+    /// Returns whether a layer with these settings needs the head of every request. The layer reads
+    /// the keys for its limits and stream registries from the head.
     pub(crate) fn reads_head(&self) -> bool {
         !self.limits.is_empty() || !self.registrars.is_empty()
     }
@@ -126,11 +126,12 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// The bytes that a stream sends before a layer or the handler ends it. Both parts can be empty.
+/// The bytes that a stream sends before a layer or the handler ends it: a reconnect delay and a
+/// last event. Each of the two can be empty.
 #[derive(Default)]
 pub(crate) struct FinalBytes {
-    /// The last event, such as the shutdown event or the event of a registry that closes the
-    /// stream.
+    /// The last event of the stream, such as the shutdown event, or the event with which a registry
+    /// closes the stream.
     pub(crate) event: Bytes,
     /// The `retry` line with the reconnect delay. It may also be sent between two lines of an
     /// incomplete event.

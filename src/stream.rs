@@ -87,8 +87,10 @@ impl<S> SseStream<S> {
     /// adapter.
     ///
     /// The settings of the response are kept. If the old stream is a
-    /// [`Subscription`](crate::hub::Subscription) to a hub, the response also keeps its cursor and
-    /// its `204 No Content`, whatever `f` returns.
+    /// [`Subscription`](crate::hub::Subscription) to a hub, the response still begins with the
+    /// event that contains the cursor. It is still `204 No Content` if all topics of the
+    /// subscription are finished and the client has received all events. Neither depends on the
+    /// stream that `f` returns.
     ///
     /// # Examples
     ///

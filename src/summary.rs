@@ -23,7 +23,7 @@ use std::{fmt, time::Duration};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSummary {
-    /// The reason why the stream ended.
+    /// The reason why the event stream ended, such as an error or a shutdown.
     pub reason: CloseReason,
     /// The time from the creation of the response until the transport dropped the body.
     pub duration: Duration,
@@ -68,8 +68,8 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Returns the metric label: `finished`, `error`, `client_gone`, `ended`, `shutdown`,
-    /// `max_lifetime` or `lagged`.
+    /// Returns the name of this reason, which metrics use as a label: `finished`, `error`,
+    /// `client_gone`, `ended`, `shutdown`, `max_lifetime` or `lagged`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -163,7 +163,7 @@ mod on {
         warn!(target: TARGET, topic, "recording of a dead node finished");
     }
 
-    /// The span of one stream.
+    /// The `tracing` span of one event stream.
     pub(crate) struct Span(tracing::Span);
 
     impl Span {

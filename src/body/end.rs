@@ -63,8 +63,8 @@ pub(super) struct Registrations {
     waker: Option<Waker>,
 }
 
-/// The registrations of one stream in stream registries. Most streams are in a single registry, and
-/// `One` avoids the allocation of a `Vec` for them.
+/// The registrations of one stream in stream registries. Most streams are in a single registry. The
+/// variant `One` stores their registration without allocating a `Vec`.
 enum List {
     One(Registration),
     Several(Vec<Registration>),

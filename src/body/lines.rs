@@ -38,8 +38,8 @@ impl LineTracker {
 /// Counts the complete events of an upstream stream, and tracks whether the current event is
 /// incomplete. An upstream stream is a body of an inner service that a layer forwards.
 ///
-/// The tracker reads every line, which takes time. So it is used only for streams that a layer
-/// observes, and for streams whose heartbeat is an event.
+/// The tracker reads every line, which takes time. So it is used only if the heartbeat of the
+/// stream is an event, or if a layer limits the stream, can end it, or has an `on_close` callback.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes at the beginning of the stream that match a byte order mark (EF BB BF).
@@ -93,10 +93,10 @@ pub(super) struct ChunkEvents {
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
     /// The first and the last offset in this chunk where a layer can end the stream without cutting
-    /// an event. Each of the two follows a line end, and no event is incomplete there. If a stream
-    /// registry has closed the stream, the chunk is cut at the first offset, because later events
-    /// may be newer than the call that closed the stream. Otherwise, it is cut at the last offset.
-    /// `None` if the chunk has no such line end.
+    /// an event: after a line end, and outside of an incomplete event. `None` if the chunk has no
+    /// such line end. A layer that ends the stream cuts the chunk at the last of these offsets. If
+    /// a stream registry has closed the stream, the layer cuts the chunk at the first offset
+    /// instead, because later events may be newer than the call that closed the stream.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 
@@ -138,9 +138,10 @@ impl EventTracker {
         recorded
     }
 
-    /// Returns how many bytes at the start of `chunk` continue a byte order mark at the beginning
-    /// of the stream. Returns 0 if no part of a mark is expected any more. If other bytes follow an
-    /// incomplete mark, the bytes of the incomplete mark become the beginning of the first line.
+    /// Compares the start of `chunk` with the bytes of a byte order mark that are still missing at
+    /// the beginning of the stream. Returns the number of bytes that match, or 0 if no byte of a
+    /// mark is expected any more. If other bytes follow an incomplete mark, the bytes of the
+    /// incomplete mark become the beginning of the first line.
     fn record_mark(&mut self, chunk: &[u8]) -> usize {
         let missing = &ByteOrderMark::BYTES[self.mark..];
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
@@ -170,7 +171,8 @@ impl EventTracker {
 /// streams are decoded by UTF-8 decode). After other bytes, the mark would become a part of a line.
 #[derive(Clone, Copy, Default)]
 pub(super) enum ByteOrderMark {
-    /// Neither the layer nor the stream has sent a byte yet.
+    /// No byte was sent to the client yet: neither by the layer, such as a heartbeat, nor by the
+    /// stream.
     #[default]
     Undecided,
     /// The layer has sent bytes before the stream, so a byte order mark at the start of the stream

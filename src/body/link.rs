@@ -75,11 +75,12 @@ pub(crate) struct LinkState {
 /// several layers set a value that a stream has only once, such as the heartbeat, the innermost
 /// layer wins.
 pub(crate) enum LayerLink {
-    /// The body was not polled yet. Layers can still attach their settings to the shared state.
+    /// The body was not polled yet. Layers can still attach their settings to this state, which
+    /// they share with the body.
     Open(Arc<Mutex<LinkState>>),
-    /// Layers can attach no more settings, because the body was polled or never had an open link.
-    /// Contains the settings of the innermost layer. Values that this layer has not set are copied
-    /// from the outer layers. `None` if there are no layers.
+    /// Layers can attach no more settings, because the body was polled, or because the link was
+    /// closed from the beginning. Contains the settings of the innermost layer. Values that this
+    /// layer has not set are copied from the outer layers. `None` if there are no layers.
     Closed(Option<Arc<Settings>>),
 }
 
@@ -105,9 +106,10 @@ impl LayerLink {
         matches!(self, Self::Closed(None))
     }
 
-    /// Closes the link, so that layers can attach no more settings. Returns the tracing span that
-    /// was current when the response was created, and the layers that the response has passed
-    /// through, from the innermost to the outermost. Returns `None` if the link was already closed.
+    /// Closes the link between the body and its layers, so that layers can attach no more settings.
+    /// Returns the tracing span that was current when the response was created, and the layers that
+    /// the response has passed through, from the innermost to the outermost. Returns `None` if the
+    /// link was already closed.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
         let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));

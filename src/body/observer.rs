@@ -98,8 +98,9 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The state that each body of an event stream keeps for the layers around the body. Layers attach
-/// their settings through the link. The observer records the stream and can end it.
+/// The state that each body of an event stream keeps for the layers around the body: a link,
+/// through which the layers attach their settings, and an observer, which records the stream and
+/// can end it.
 pub(super) struct Observation {
     link: LayerLink,
     /// The observer, which records the stream for metrics, spans, limits and callbacks. `None`
@@ -133,10 +134,12 @@ impl Observation {
     }
 
     /// Returns the observer of a body that is dropped before its first poll. When the caller drops
-    /// the observer, the `on_close` callbacks run. Metrics and spans do not count such a body as a
-    /// stream. The closure `handler` returns the settings that the application's handler has made
-    /// for the end of the stream, including its `on_close` callback. Returns `None` if the body was
-    /// polled, or if no handler and no layer observes it.
+    /// the observer, the `on_close` callbacks run. Returns `None` if the body was polled, or if
+    /// neither the handler nor a layer needs an observer. Metrics and spans do not count a body
+    /// that was never polled.
+    ///
+    /// The closure `handler` returns the settings that the application's handler has made for the
+    /// end of the stream, including its `on_close` callback.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
@@ -275,7 +278,7 @@ enum Progress {
     Waiting,
     /// The body is being polled. If the body is dropped in this state, the poll has panicked.
     Polling,
-    /// The body has returned its last frame, its end or its error.
+    /// The stream is over: the body has returned its last frame, or its end (`None`), or its error.
     Over,
 }
 

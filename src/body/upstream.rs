@@ -182,7 +182,8 @@ struct Upstream<'a, S, B> {
     body: Pin<&'a mut B>,
 }
 
-/// An event stream with a `Content-Encoding`. No bytes can be added to it.
+/// An event stream with a `Content-Encoding`, such as a compressed stream. Layers can end the
+/// stream, but cannot add bytes, because these bytes would not be encoded.
 struct EncodedStream {
     observation: Observation,
     is_ended: bool,
@@ -255,9 +256,9 @@ fn record_failure(observation: &mut Observation) {
 /// An event stream that the inner service has made without `SseStream`. The layer sees only its
 /// bytes.
 struct PassthroughStream<E> {
-    /// The link through which layers attach their settings, and the observer of the stream. An
-    /// outer layer that finds the link still open attaches its settings and does not wrap the body
-    /// again.
+    /// The link through which layers attach their settings, and the observer of the stream. The
+    /// link is open until the first poll of the body. While it is open, an outer layer only
+    /// attaches its settings, and does not wrap the body again.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -268,8 +269,8 @@ struct PassthroughStream<E> {
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Counts the events of the stream. Used only if the stream is observed or if heartbeats are
-    /// events.
+    /// Counts the events of the stream. Used only if an observer records the stream, for example
+    /// for metrics, or if heartbeats are events.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -277,12 +278,13 @@ struct PassthroughStream<E> {
 /// The state of heartbeats that are sent as events instead of comments.
 #[derive(Default)]
 struct EventHeartbeat {
-    /// Measures the time since the last event that a client dispatches.
+    /// Measures the time since the last event with data, for heartbeats that are events. A client
+    /// dispatches only events with data.
     timer: IdleTimer,
-    /// Set if no event with data has ended in the last chunk of the stream, for example because the
-    /// chunk contained only comments. The next poll then checks whether a heartbeat is due before
-    /// it polls the stream. Otherwise, a stream of comments that is always ready would suppress the
-    /// heartbeats, and JavaScript in a browser would see no event.
+    /// Set if the last chunk of the stream has not completed an event with data, for example
+    /// because it contained only comments. The next poll then checks whether a heartbeat is due
+    /// before it polls the stream. Otherwise, a stream of comments that is always ready would
+    /// suppress the heartbeats, and JavaScript in a browser would see no event.
     is_invisible: bool,
 }
 
@@ -306,8 +308,9 @@ enum Phase<E> {
 /// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The timer after which the response ends in the middle of the event. `None` until the first
-    /// poll that finds the event incomplete.
+    /// The timer that limits the wait for the rest of the current event. When the timer expires,
+    /// the response ends in the middle of the event. `None` until a poll first finds the event
+    /// incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -405,7 +408,7 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Returns a heartbeat when it is due and the stream is at the start of a line. In the middle
-    /// of an event, the heartbeat is a comment.
+    /// of an event, the heartbeat is a comment, even if heartbeats are usually events.
     fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         let Some(heartbeat) = self.observation.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
             return Poll::Pending;
@@ -527,7 +530,8 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Records that the layer sends bytes before the first byte of the stream. If the stream begins
-    /// with a byte order mark, the mark is removed.
+    /// with a byte order mark, the mark is then removed, because clients accept it only as the
+    /// first bytes of a response.
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
             // The first mark is removed. A second mark would be a part of the first line.

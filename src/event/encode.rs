@@ -6,8 +6,9 @@
 //! to be moved. The buffer is full to its last byte, so it becomes [`Bytes`] without a second
 //! allocation.
 //!
-//! Small events are not stored inline, without an allocation. By measurement, moving the event,
-//! which would then be a larger value, costs more than the allocation.
+//! Small events are stored in a buffer, too. Storing them inside the event value would save the
+//! allocation, but make the value larger. By measurement, moving the larger value costs more than
+//! the allocation.
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
@@ -25,14 +26,15 @@ pub(super) const COMMENT: &[u8; 2] = b": ";
 const ROOM_FOR_FIELDS: usize = 64;
 
 /// The minimum number of bytes that are reserved when an id, a name or `retry` is set before the
-/// data. The data and further fields share this space. Longer data enlarges the buffer.
+/// data. This field, further fields and the data share these bytes. Longer data enlarges the
+/// buffer.
 const ROOM_FOR_DATA: usize = 256;
 
 /// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// The reserved space, followed by the bytes of the event. The buffer of an event without a
-    /// field is empty, although the wire bytes of such an event are one LF.
+    /// The reserved space, followed by the wire bytes of the event. An event without any field has
+    /// the wire bytes of a single LF, but its buffer is empty.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -113,7 +115,7 @@ impl Wire {
         self
     }
 
-    /// Removes every line that begins with `prefix`.
+    /// Removes every line of the event that begins with `prefix`.
     #[cold]
     pub(super) fn remove(self, prefix: &[u8]) -> Self {
         let lines = self.as_bytes().split_inclusive(|&byte| byte == b'\n');

@@ -117,9 +117,10 @@ impl Event {
     /// reconnect, the handler then does not have to filter the same events again.
     ///
     /// By the standard (§9.2.6), an `id` alone is enough. Chromium implements that. WebKit applies
-    /// the id with the next event that has data, and Firefox ignores the id. An id with an event
-    /// name works in all browsers: `Event::checkpoint(id).event("cursor")`. The page does not
-    /// notice this event if it has no listener for the name.
+    /// the id with the next event that has data, and Firefox ignores the id. For all browsers, add
+    /// an event name: `Event::checkpoint(id).event("cursor")`. The event is then sent with an empty
+    /// `data` line, so that browsers apply its id. The page does not notice this event if it has no
+    /// listener for the name.
     ///
     /// # Examples
     ///
@@ -281,7 +282,8 @@ impl Event {
     }
 }
 
-/// Iterates over this single event. So a method that takes several events also accepts one event.
+/// Returns an iterator with this event as its only item. So a method with a parameter for several
+/// events also accepts a single event.
 ///
 /// # Examples
 ///

@@ -243,9 +243,11 @@ enum State<'a, 'b> {
     Content(EventName, &'a mut Json<'b>),
     /// The content of an adjacently tagged variant was written. No field may follow.
     Complete(EventName),
-    /// The enum is internally tagged. All other fields are the content.
+    /// The enum is internally tagged, and the tag was read. All further fields are the content of
+    /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// A field or entry has failed with an error. All later ones fail, too.
+    /// The serialization of a field of the struct, or of an entry of the map, has failed. Later
+    /// fields and entries fail, too.
     Failed,
 }
 
@@ -348,8 +350,8 @@ impl Literal {
         (!has_size).then(|| Self { start: std::ptr::from_ref(value).cast(), size: size_of_val(value) })
     }
 
-    /// Returns `true` if the value is the text `text` itself, and not an object that serializes as
-    /// this text, such as a `dyn Serialize`.
+    /// Returns `true` if the value is a `str`, and `text` is this `str` itself. Returns `false` if
+    /// the value is another unsized value that serializes as `text`, such as a `dyn Serialize`.
     fn is(&self, text: &str) -> bool {
         self.start == text.as_ptr() && self.size == text.len()
     }

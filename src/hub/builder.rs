@@ -169,19 +169,20 @@ impl Builder {
     /// client that returns to the topic gets the events of the leaves that it has missed. The topic
     /// exists until these events expire. The exception is a topic that the application has
     /// [removed](super::Topic::remove) while it had members and no subscribers. A leave does not
-    /// create this topic again, but a published event, a join or a subscription does. The hub
-    /// remembers this for up to 10,000 removed topics.
+    /// create such a topic again, but a published event, a join or a subscription does. The hub
+    /// remembers up to 10,000 such topics.
     ///
     /// An event whose name is reserved for the hub is not published. With a backend, neither is an
     /// event of more than 256 KiB. If the function panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
-    /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,
-    /// or the task that ends grace times.
+    /// reads the log calls it. In memory, it is called by the thread that joins, leaves or reads
+    /// members, or by the task that ends grace times.
     ///
     /// With a backend, an append of these events is repeated if the topic got another event during
-    /// the append. If a topic has hundreds of messages per second, use another topic for its
-    /// members: clients can subscribe to both over one connection.
+    /// the append. So if a topic has hundreds of messages per second, its joins and leaves can need
+    /// many attempts. Use another topic for the members then: clients can subscribe to both topics
+    /// over one connection.
     ///
     /// # Examples
     ///

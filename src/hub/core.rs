@@ -201,9 +201,9 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event to the topic with these contents, and evicts events that exceed the retention.
-    /// The caller must have increased `registry.last`, which becomes the position of the event, and
-    /// must have put the id into the event.
+    /// Adds an event to the topic that has the contents `contents`, and evicts events that exceed
+    /// the retention. The caller must have increased `registry.last`, which becomes the position of
+    /// the event, and must have put the id into the event.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
@@ -221,8 +221,8 @@ impl Core {
     /// Until then, but for at most 60 seconds ([`UNUSED`]), the hub keeps the topic and its limits,
     /// even without events and subscribers.
     ///
-    /// `awaits_event` is `true` if the caller publishes. A subscriber that comes and leaves before
-    /// the event then does not end this time.
+    /// `awaits_event` is `true` if the caller publishes. The topic is then kept for its event, even
+    /// if a subscriber comes and leaves before the event arrives.
     pub(super) fn set_retention(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -278,7 +278,7 @@ impl Core {
         if self.is_finished(name) { Err(Error::finished(name)) } else { Ok(()) }
     }
 
-    /// Finishes a topic of the log in memory.
+    /// Finishes a topic in a hub without a backend: its subscriptions end after its last event.
     fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
@@ -344,9 +344,10 @@ impl Core {
         self.note_removed_with_members(&mut registry, name);
     }
 
-    /// Records that a topic was removed, if the hub publishes joins and leaves as events, and the
-    /// topic has members or such events that are not published yet. Otherwise, the next event of
-    /// this kind, for example when a member leaves later, would create the topic again.
+    /// Marks a topic as removed while it had members. Has an effect only if the hub publishes joins
+    /// and leaves as events, and the topic has members or unpublished join and leave events.
+    /// Without the mark, the next such event, for example when a member leaves later, would create
+    /// the topic again.
     pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
         if self.presence.has_events_to_come(name) {
             registry.note_removed_with_members(name);

@@ -38,9 +38,9 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name that the error is about. Depending on `kind`, this is a topic, an event, a member
-    /// or a stream registry. For `TooManyTopicsInSubscription`, the number of topics in the
-    /// subscription. Empty if `kind` has neither.
+    /// The name of the topic, event, member or stream registry that the error is about, depending
+    /// on `kind`. For `TooManyTopicsInSubscription`, the number of topics in the subscription, as
+    /// text. Empty for all other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -75,9 +75,9 @@ pub enum ErrorKind {
     /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
     /// Server Error.
     RegistryNameTooLong,
-    /// A [stream registry](crate::StreamRegistry) cannot follow the hub, to close streams on all of
-    /// its nodes, under this name. Another registry of this process already follows the hub under
-    /// the same name. 500 Internal Server Error.
+    /// Another [stream registry](crate::StreamRegistry) of this process already follows the hub
+    /// under the same name. A registry that follows a hub closes streams on all nodes of the hub.
+    /// 500 Internal Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500

@@ -66,21 +66,21 @@ impl Gap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// Events after the requested id are no longer retained. The name in the `gap` event is
-    /// `evicted`.
+    /// Events after the requested id are no longer retained. The `gap` event contains this reason
+    /// as `evicted`.
     Evicted,
-    /// The requested id is greater than any id that the hub has issued. The name in the `gap` event
-    /// is `ahead`.
+    /// The requested id is greater than any id that the hub has issued. The `gap` event contains
+    /// this reason as `ahead`.
     Ahead,
     /// The requested id is from another log. For example, a hub without a backend was restarted,
-    /// the log of the backend was replaced, or the id is from another hub. The name in the `gap`
-    /// event is `other_epoch`.
+    /// the log of the backend was replaced, or the id is from another hub. The `gap` event contains
+    /// this reason as `other_epoch`.
     OtherEpoch,
-    /// The requested id is a text that no hub issues as an id. The name in the `gap` event is
-    /// `malformed`.
+    /// The requested id is a text that no hub issues as an id. The `gap` event contains this reason
+    /// as `malformed`.
     Malformed,
-    /// The subscriber was so slow that its next events were evicted before it read them. The name
-    /// in the `gap` event is `lagged`.
+    /// The subscriber was so slow that its next events were evicted before it read them. The `gap`
+    /// event contains this reason as `lagged`.
     Lagged,
 }
 

@@ -30,9 +30,9 @@ impl Hub {
         &self.core
     }
 
-    /// Reserves a name for a stream registry that follows this hub. When the registry closes
-    /// streams, the registries of the same name on other nodes close their streams, too. Dropping
-    /// the result releases the name.
+    /// Reserves a name for a stream registry, a table of open streams that can be closed. When the
+    /// registry closes streams, the registries with the same name on the other nodes of this hub
+    /// close their streams, too. Dropping the result releases the name.
     #[cfg(feature = "json")]
     pub(crate) fn reserve_registry_name(&self, name: &str) -> Result<super::RegistryName, Error> {
         self.core.stream_registries.reserve(name)
@@ -51,7 +51,7 @@ impl Hub {
     }
 
     /// Returns a handle to the topic with this name. The handle alone does not create the topic.
-    /// The name can be any text except `tower-sse/nodes`.
+    /// The name can be any text except `tower-sse/nodes`, a topic that the hub uses itself.
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())
@@ -79,9 +79,10 @@ impl Hub {
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
     /// receives the events between its cursor and the starts of the topics.
     ///
-    /// A missing event after the id of any start is reported as a gap. During an outage of the
+    /// If an event after the id of any start is missing, a gap is reported. During an outage of the
     /// backend, the local node cannot check an id that is newer than all events that it has read.
-    /// If the topics have different starts, a gap is then reported for such an id, too.
+    /// If the topics have different starts, a gap is reported for such an id, although perhaps no
+    /// event is missing.
     ///
     /// # Errors
     ///

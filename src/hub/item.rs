@@ -11,7 +11,7 @@ pub(super) struct Item {
     pub(super) topics: Topics,
 }
 
-/// The topics of the events in an [`Item`].
+/// The topics that the events of an [`Item`] belong to: no topic, one topic, or several topics.
 pub(super) enum Topics {
     /// The events belong to no topic, because the hub itself sends them.
     Hub,

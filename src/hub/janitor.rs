@@ -19,9 +19,10 @@ pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     Some(runtime.spawn(expire(Arc::downgrade(core), core.earlier_expiry.clone())).abort_handle())
 }
 
-/// Removes expired events whenever a removal is due. Ends when no removal is scheduled, when the
-/// hub is dropped, or when the runtime has no timers. `earlier` is notified when a topic expires
-/// before the time until which the janitor sleeps.
+/// Runs the janitor, the task that removes expired events whenever a removal is due. The task ends
+/// when no removal is scheduled, when the hub is dropped, or when the runtime has no timers.
+/// Between the removals, the task sleeps. If a topic expires before the end of this sleep,
+/// `earlier` wakes the task.
 async fn expire(core: Weak<Core>, earlier: Arc<Notify>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;

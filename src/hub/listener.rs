@@ -27,9 +27,10 @@ pub struct Published {
     /// The name of the event's topic.
     pub topic: Arc<str>,
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
-    /// following event. There is an exception for a listener to several topics: the newest event of
-    /// a [`latest_only`](super::Topic::latest_only) topic can have the id of an earlier event that
-    /// it has replaced. Listening after that id yields the newest event once more.
+    /// following event, with one exception. A listener to several topics can yield the newest event
+    /// of a [`latest_only`](super::Topic::latest_only) topic in place of an older event that it has
+    /// replaced. The newest event then has the id of the older event, and listening after that id
+    /// yields the newest event once more.
     pub id: EventId,
     /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
@@ -117,7 +118,8 @@ pub struct Listener {
     subscription: Subscription,
     /// The wire bytes of events that were read from the hub, but not yielded yet.
     pending: Bytes,
-    /// The topics of the events in `pending`, each with the number of its consecutive events.
+    /// The topics of the events in `pending`, in order. Each topic is stored with the number of its
+    /// events that directly follow one another.
     topics: VecDeque<(Arc<str>, usize)>,
     /// The id of the last yielded event, if events that were read together with it are still in
     /// `pending`. The [`cursor`](Self::cursor) of the listener is then this id. Otherwise `None`.
@@ -141,12 +143,13 @@ impl Listener {
         }
     }
 
-    /// Returns the gap at the beginning: events after the start of the listener are missing. The
-    /// listener then yields the retained events.
+    /// Returns the gap at the beginning of the listener: events after the id that was passed to
+    /// [`Hub::listen`](super::Hub::listen) are missing. The listener then yields the retained
+    /// events.
     ///
-    /// Returns `None` if no event is missing. Also returns `None` while this is unknown, because
-    /// the backend is down. If it then turns out that events are missing, the stream ends with
-    /// [`SubscriptionError::Lagged`].
+    /// Returns `None` if no event is missing. Also returns `None` while it is unknown whether
+    /// events are missing, because the backend is down. If it then turns out that events are
+    /// missing, the stream ends with [`SubscriptionError::Lagged`].
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.subscription.gap()
@@ -156,8 +159,9 @@ impl Listener {
     /// up to this id. Listening after this id continues with the next event. If that event is no
     /// longer retained, the new listener has a gap.
     ///
-    /// Before the first event, the cursor is the start of the listener. The cursor can be newer
-    /// than the last [`Published::id`], for example if only other topics have later events.
+    /// Before the first event, the cursor is the position where the listener begins. The cursor can
+    /// be newer than the last [`Published::id`], for example if only other topics have later
+    /// events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         match (&self.last, self.failed_at) {

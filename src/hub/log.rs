@@ -101,8 +101,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Readers with a cursor from `after` up to, but not including, `first` can share the events of
-    /// this read: their next event has the position `first`.
+    /// Readers with a cursor from `after` up to, but not including, `first` can share the cached
+    /// events: their next event has the position `first`.
     after: Position,
     first: Position,
     last: Position,

@@ -40,10 +40,11 @@ pub(super) struct Merge {
     /// delivered to the client.
     finished: usize,
     /// The greatest position up to which any single topic of the subscription was delivered. It can
-    /// be after the cursor of the subscription, because a topic has its own start position, or
-    /// because a `latest_only` topic has delivered its newest event in place of an older one. When
-    /// no topic has a further event, the cursor moves to this position, but not past the last
-    /// visible event of the hub.
+    /// be after the cursor, the position up to which all topics were delivered. There are two
+    /// possible reasons: the subscription began later in one topic than in others, or a
+    /// `latest_only` topic has delivered its newest event in place of an older one. When no topic
+    /// has a further event, the cursor moves to this position, but not past the last visible event
+    /// of the hub.
     delivered_through: Position,
     /// The number of the first entry of the hub's wake queue that this merge has not seen yet. The
     /// wake queue has an entry for each topic that has changed and has not notified all of its
@@ -176,9 +177,9 @@ impl Merge {
     }
 
     /// Adds the readers whose topics have changed to `unchecked`, the list of the readers that have
-    /// to look for the next event of their topics. It finds these readers in the ready list of the
-    /// subscription, and through the wake queue. The wake queue contains the changed topics that
-    /// have not notified all of their readers yet.
+    /// to look for the next event of their topics. A changed topic is in the ready list of the
+    /// subscription, or still in the wake queue of the hub. The wake queue contains the changed
+    /// topics that have not notified all of their waiting readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -189,10 +190,10 @@ impl Merge {
         self.ready.take(unchecked);
     }
 
-    /// Returns events of the topic whose next event has the smallest position: its events up to
-    /// `through` that precede the events of all other topics. If the topic is `latest_only` (each
-    /// event replaces the previous one) and these events were replaced, returns the newest event of
-    /// the topic.
+    /// Finds the topic whose next event has the smallest position, and returns events of this
+    /// topic: those up to `through` that precede the events of all other topics. If the topic is
+    /// `latest_only` (each event replaces the previous one) and these events were replaced, returns
+    /// the newest event of the topic instead.
     ///
     /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {

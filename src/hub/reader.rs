@@ -15,9 +15,9 @@ pub(super) enum Step {
     /// The next events of the subscription after its cursor, and the position of the last of them.
     Events(EncodedEvents, Position),
     /// The newest event of a `latest_only` topic (each event replaces the previous one). It is
-    /// delivered in place of an older event that it has replaced. The cursor of the subscription
-    /// then moves only to the position of the older event, which this variant contains, so that no
-    /// event of another topic is skipped.
+    /// delivered in place of an older event that it has replaced. The position in this variant is
+    /// the position of the older event. The cursor of the subscription moves only to this position,
+    /// so that no event of another topic is skipped.
     Replacement(EncodedEvents, Position),
     /// No event follows, and the client has all events up to this position, which is after the
     /// cursor. The subscription sends this position to the client as its new cursor.
@@ -66,8 +66,9 @@ pub(super) struct Reader {
 
 /// The state of a subscription to a single topic while it waits for the next change of the topic.
 pub(super) struct Wait {
-    /// A copy of the waker of the subscription, which the next change of the topic wakes. If the
-    /// subscription is then polled with a different waker, it registers that waker instead.
+    /// A copy of the waker that the subscription has registered in the topic. The next change of
+    /// the topic wakes it. If a later poll has a different waker, the subscription registers the
+    /// waker of that poll instead.
     waker: Waker,
     /// The version of the topic when the subscription began to wait. Each change of the topic
     /// changes the version.
@@ -93,15 +94,16 @@ impl Reader {
         self.next = None;
     }
 
-    /// Prepares the reader of one topic to continue after a gap.
+    /// Prepares the reader of one topic to continue after a gap: sets or forgets the position of
+    /// the next event to deliver, the next position.
     ///
     /// In a `latest_only` topic, each event replaces the previous one. For such a topic, `state` is
-    /// the position of the retained event. If the reader knew the position of its next event before
-    /// the gap, it keeps this position, so that its topic keeps its place in the order of delivery.
-    /// Otherwise the position becomes `state`.
+    /// the position of the retained event. If the reader has a next position from before the gap,
+    /// it keeps this position, so that its topic keeps its place in the order of delivery.
+    /// Otherwise `state` becomes the next position.
     ///
-    /// `state` is `None` for other topics, or if no event follows the gap. The reader then looks
-    /// for the next event of its topic again.
+    /// For other topics, or if no event follows the gap, `state` is `None`. The reader then forgets
+    /// its next position, and looks for the next event of its topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
@@ -113,9 +115,9 @@ impl Reader {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
-    /// Returns `true` if all subscriptions of the topic must end, because the hub was shut down, or
-    /// because another log has replaced the log of the backend. Also registers `waker`, which the
-    /// next change of the topic wakes.
+    /// Registers `waker`, which the next change of the topic wakes. Returns `true` if all
+    /// subscriptions of the topic must end, because the hub was shut down, or because another log
+    /// has replaced the log of the backend.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -173,11 +175,12 @@ impl Reader {
         }
     }
 
-    /// Looks for the topic's next event after `cursor`, and stores its position in `next`. If there
-    /// is no such event, registers `waiter`, the waker or ready list that the next change of the
-    /// topic notifies.
+    /// Looks for the topic's next event after `cursor`, and stores the position of the event in
+    /// `next`. If there is no such event, registers `waiter`, which the next change of the topic
+    /// notifies. A waiter is a waker, or the ready list of a subscription: the list of its changed
+    /// topics.
     ///
-    /// Returns [`Step::Shutdown`] as `Err` if the hub is shut down, and [`Step::Evicted`] if events
+    /// The error is [`Step::Shutdown`] if the hub is shut down, and [`Step::Evicted`] if events
     /// after `cursor` were evicted.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
@@ -202,9 +205,9 @@ impl Reader {
     /// topic has no event after `cursor`.
     ///
     /// In a `latest_only` topic, each event replaces the previous one, so the events up to
-    /// `through` may no longer exist. In this case, returns the newest event of the topic in place
-    /// of the event at `position`, which was the next one to deliver. The cursor of the
-    /// subscription then moves to `position`, but never backwards.
+    /// `through` may no longer exist. `position` is the position of the next event to deliver. If
+    /// this event was replaced, returns the newest event of the topic in its place. The cursor of
+    /// the subscription then moves to `position`, or stays if it is already after `position`.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
@@ -245,12 +248,12 @@ impl Reader {
 }
 
 /// Returns the position of the topic's first event after `from`. If there is no such event, returns
-/// `None` and registers `waiter`, the waker or ready list that the next change of the topic
-/// notifies.
+/// `None` and registers `waiter`, which the next change of the topic notifies. A waiter is a waker,
+/// or the ready list of a subscription: the list of its changed topics.
 ///
-/// `ticket` identifies the waiter that this subscription has registered before, if any. The new
-/// waiter replaces it. The second result is the replaced waiter, which the caller drops after it
-/// has unlocked the topic.
+/// If this subscription has registered a waiter before, `ticket` identifies the earlier waiter, and
+/// the new waiter replaces it. The second result is the replaced waiter. The caller drops it after
+/// it has unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

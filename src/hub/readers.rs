@@ -1,4 +1,4 @@
-//! The readers of one subscription.
+//! The readers of one subscription, one for each of its topics.
 
 use super::reader::Reader;
 use std::{

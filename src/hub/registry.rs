@@ -18,13 +18,14 @@ use std::{
 };
 use tokio::{task::AbortHandle, time::Instant};
 
-/// The maximum number of topics whose expired events are removed before the lock of the registry is
-/// released.
+/// The maximum number of topics whose expired events are removed before the lock of the registry,
+/// the list of all topics, is released.
 pub(super) const SWEEP: usize = 64;
 
-/// The maximum number of removed topics that the hub remembers because they still had members.
-/// Beyond this number, the hub forgets all of them. When a member of such a topic leaves later, the
-/// event that reports this creates the topic again, until the event expires.
+/// The maximum number of removed topics that the hub remembers because they still had members, the
+/// names that are present in a topic. Beyond this number, the hub forgets all of them. When a
+/// member of a forgotten topic leaves later, the hub publishes an event about the leave. This event
+/// creates the topic again, until the event expires.
 const MAX_REMOVED: usize = 10_000;
 
 #[derive(Default)]
@@ -33,20 +34,20 @@ pub(super) struct Registry {
     pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
-    /// The retention limits from the settings of the hub, for each topic that has no limits of its
-    /// own. These topics share the `Arc`, but the limits apply to each of them separately. `None`
-    /// before the first topic.
+    /// The retention limits from the settings of the hub, for topics that have no limits of their
+    /// own. Such topics share this one value in memory, but the limits apply to each of them
+    /// separately. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that the application has removed while they had members. A
-    /// topic that was created again is not included.
+    /// The hashes of the names of topics that the application has removed while they had members,
+    /// the names that are present in a topic. A topic that was created again is not included.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
-    /// The topics whose expired events have to be removed, sorted by the time of this removal. The
-    /// second part of the key is the address of the topic in memory, which distinguishes topics
-    /// with the same time.
+    /// The topics whose expired events have to be removed, in the order of these removals. The key
+    /// of the map is the time of the removal, and the address of the topic in memory, which
+    /// distinguishes topics with the same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     /// The time until which the janitor, the task that removes expired events, sleeps.
@@ -54,8 +55,8 @@ pub(super) struct Registry {
     pub(super) is_shut_down: bool,
     /// Set if the hub has a backend, which may retain events that this process has evicted.
     has_backend: bool,
-    /// Set if the task that removes expired events was started on a runtime without timers.
-    /// Publishers and subscribers then remove expired events.
+    /// Set if the runtime has no timers, so that the janitor, the task that removes expired events,
+    /// cannot run. Publishers and subscribers then remove the expired events instead.
     pub(super) is_without_timers: bool,
 }
 
@@ -115,8 +116,9 @@ impl Registry {
         Ok(count)
     }
 
-    /// Returns `true` if the hub can have `count` more topics. If it cannot, first drops expired
-    /// topics, because the janitor, the task that usually does so, may not run.
+    /// Returns `true` if the hub can have `count` more topics. If the hub is at its limit, the
+    /// function first drops expired topics, and then checks again: the janitor, the task that
+    /// usually drops them, may not run.
     fn has_room(&mut self, count: usize, config: &HubConfig) -> bool {
         let has_room = |topics: usize| count <= config.max_topics.saturating_sub(topics);
         if !has_room(self.topics.len()) {
@@ -126,7 +128,7 @@ impl Registry {
     }
 
     /// Removes all topics, because another log has replaced the log of the backend. Events of the
-    /// other log up to `evicted_through` count as evicted.
+    /// new log up to `evicted_through` count as evicted.
     ///
     /// Returns the removed topics, whose subscriptions the caller ends. Also returns the wakers of
     /// the streams that watch numbers of subscribers, which the caller wakes.
@@ -182,8 +184,9 @@ impl Registry {
         tombstone.is_some_and(|tombstone| !tombstone.is_ended && tombstone.evicted_through <= position)
     }
 
-    /// Notes that the application has removed a topic that has members. Has no effect if the topic
-    /// still exists, for example because it has subscribers.
+    /// Remembers that the application has removed a topic while it had members, the names that are
+    /// present in the topic. Has no effect if the hub still has the topic, for example because the
+    /// topic has subscribers.
     pub(super) fn note_removed_with_members(&mut self, topic: &Arc<str>) {
         if self.topics.contains_key(topic) {
             return;
@@ -250,8 +253,8 @@ impl Registry {
         self.expire(topic, now);
     }
 
-    /// Removes the expired events of topics whose scheduled time has come, but of at most `at_once`
-    /// topics.
+    /// Removes the expired events of topics whose scheduled time has come. One call handles at most
+    /// `at_once` topics.
     pub(super) fn sweep(&mut self, at_once: usize) {
         let now = Instant::now();
         for _ in 0..at_once {
@@ -339,8 +342,8 @@ struct Tombstones {
 /// A tombstone: the information that the hub keeps about a dropped topic.
 #[derive(Clone, Copy, Default)]
 struct Tombstone {
-    /// The eviction watermark of the topic when it was dropped: events up to and including this
-    /// position may be missing.
+    /// The eviction watermark that the topic had when the hub dropped the topic: events up to and
+    /// including this position may be missing.
     evicted_through: Position,
     /// Set if the topic was finished or removed, and no event has followed.
     is_ended: bool,

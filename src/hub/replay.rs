@@ -33,14 +33,14 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// subscription.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set if the position of the client's last id may be after the end of the log. This is unknown
-    /// until the backend responds.
+    /// Set while it is not known whether the position of the client's last id is after the end of
+    /// the log. The response of the backend decides this.
     is_unsure: bool,
     state: State,
 }
 
-/// A gap, a range of missing events, that is reported to the client once it is known that events
-/// are missing.
+/// A possible gap, which is a range of missing events. The gap is reported to the client only if it
+/// turns out that events are missing.
 struct PendingGap {
     requested: EventId,
     /// The position up to which the client has its events of this subscription. If a later event
@@ -50,8 +50,8 @@ struct PendingGap {
     /// Set if it is known that events are missing. The gap event is sent when the first event after
     /// the gap is known, because the gap event contains the id of that event.
     is_confirmed: bool,
-    /// Set if the client continues from its last id. Without a gap, the subscription then reports
-    /// to the application that it has resumed.
+    /// Set if the client continues from its last id. If no events are missing, the subscription
+    /// reports to the application that it has resumed.
     is_resume: bool,
 }
 
@@ -61,9 +61,9 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// The next poll of the replay returns these events with their topics. They are from this page,
-    /// a part of the backend's log. After these events, the cursor of the subscription moves to the
-    /// end of the page.
+    /// The replay has read a page, which is a part of the backend's log. Its next poll returns the
+    /// events of the page that have to be delivered, with their topics. The cursor of the
+    /// subscription then moves to the end of the page.
     Yields(EncodedEvents, Runs, Arc<EncodedPage>),
 }
 
@@ -82,14 +82,14 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts to read from the backend: the events after the cursor of the subscription.
-    /// `requested` is the id that the client sent, with its position. If it is already known why
-    /// events after this id are missing, `reason` is the reason, and a gap is reported in any case.
-    /// Otherwise `reason` is `None`, and a gap is reported only if events after this id are
+    /// Starts to read the events after the cursor of the subscription from the backend. `requested`
+    /// is the id that the client sent, and the position of this id. `reason` says why events after
+    /// this id are missing, if this is already known: a gap is then reported in any case. If
+    /// `reason` is `None`, a gap is reported only if the read finds that events after this id are
     /// missing.
     ///
-    /// `is_resume` is `true` if the client continues from its last id. `is_unsure` is `true` if the
-    /// cursor may be after the end of the log.
+    /// `is_resume` is `true` if the client continues from its last id. `is_unsure` is `true` if it
+    /// is not known whether the cursor is after the end of the log.
     pub(super) fn start_replay(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -120,22 +120,22 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
-    /// Returns `true` while a gap may still have to be reported to the client, because the backend
-    /// has not returned the next events yet.
+    /// Returns `true` while a gap is pending, because the backend has not returned the next events
+    /// yet. A pending gap is reported to the client only if events are missing.
     pub(super) fn is_undecided(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns `true` if events up to the cursor are missing, or may be missing, and no gap has
-    /// reported them yet.
+    /// Returns `true` if events up to the cursor are missing, or may be missing, and were not
+    /// reported to the client in a gap yet.
     #[cfg(feature = "durable-streams")]
     pub(super) fn has_unreported_gap(&self) -> bool {
         let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
         pending_gap.is_some_and(|pending_gap| pending_gap.is_confirmed || pending_gap.after < self.cursor)
     }
 
-    /// Returns `true` while the cursor of the subscription may be after the end of the log, because
-    /// the backend has not responded yet.
+    /// Returns `true` while it is not known whether the cursor of the subscription is after the end
+    /// of the log, because the backend has not responded yet.
     pub(super) fn is_unsure(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
@@ -269,9 +269,9 @@ impl Subscription {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
-    /// Returns `true` if events are missing because an application has removed a topic of this
-    /// subscription, with events that the client has not received. Returns `false` if a gap has
-    /// already reported the removed events.
+    /// Returns `true` if an application has removed a topic of this subscription, and the client
+    /// has not received all events that were removed with the topic. Returns `false` if a gap has
+    /// already reported these events as missing.
     fn has_missed_removed(&self, page: &EncodedPage) -> bool {
         let after =
             self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);
@@ -282,8 +282,8 @@ impl Subscription {
         })
     }
 
-    /// Returns `true` if a topic of the subscription was removed after `page` was read from the
-    /// backend, as far as this node has read the log. The page may then contain removed events.
+    /// Returns `true` if this node has learned from the log, since it read `page` from the backend,
+    /// that a topic of the subscription was removed. The page may then contain removed events.
     fn is_removed_since(&self, page: &EncodedPage) -> bool {
         let topics = self.readers.iter().map(|reader| &*reader.topic.name);
         self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))

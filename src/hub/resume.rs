@@ -7,9 +7,9 @@ use super::backend::Position;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position after which the subscription continues. It is smaller than `first`, the
-    /// position of the next event. If a subscription to a single topic has missed events, they are
-    /// at or before this position. So if the client reconnects with this position as its id, the
-    /// same events are not reported as missing a second time.
+    /// position of the next event. In a subscription to a single topic, no missed event is after
+    /// this position. So a client that reconnects with this position as its id gets no second
+    /// report of the same missing events.
     pub(super) cursor: Position,
     /// The position of the first event that the resumed subscription delivers. `None` if no event
     /// follows yet.
@@ -22,7 +22,8 @@ impl ResumePoint {
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
     /// Returns the resume point for one topic. `first` is the position of the topic's next event.
-    /// With `None`, the topic has no event up to `end`, and the subscription resumes after `end`.
+    /// If `first` is `None`, the topic has no event up to `end`, and the subscription resumes after
+    /// `end`.
     pub(super) fn of(first: Option<Position>, end: Position) -> Self {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }

@@ -41,8 +41,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Adds the position and the time of an event whose bytes are already in this segment. `end` is
-    /// the offset where the bytes of the event end.
+    /// Adds the position and the time of an event. The bytes of the event are already in the buffer
+    /// of this segment, and end at the offset `end`.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();

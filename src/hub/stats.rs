@@ -3,7 +3,7 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The number of topics that exist now.
+    /// The number of topics that the hub has now.
     pub topics: usize,
     /// The number of open subscriptions. A subscription to several topics counts once.
     pub subscriptions: usize,

@@ -58,10 +58,10 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the [`Start::After`] with the newest id of the subscription, which has the greatest
-    /// position in `epoch`, one lifetime of the log. If no id belongs to this epoch, returns any
-    /// `Start` of the subscription. The caller asks the backend for the end of the log if the
-    /// returned id is newer than the part of the log that this node has read.
+    /// Returns the [`Start`] of the subscription with the newest id: the [`Start::After`] with the
+    /// greatest position in `epoch`, which identifies one lifetime of the log. If the subscription
+    /// has no id of this epoch, returns any of its `Start`s. The caller asks the backend for the
+    /// end of the log if the returned id is newer than the part of the log that this node has read.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -73,7 +73,8 @@ impl Topics {
 
 /// The position in the log where a subscription, or one of its topics, begins.
 struct Beginning {
-    /// The position after which events are delivered.
+    /// The position in the log after which the events of the subscription, or of one of its topics,
+    /// are delivered.
     base: Position,
     /// The id in [`Start::After`], after which the client wants events. `None` for
     /// [`Start::Earliest`] and [`Start::Latest`].
@@ -82,8 +83,8 @@ struct Beginning {
     /// another log. The subscription then begins with a gap. `None` without an id, and if the id is
     /// valid, even if events after it were evicted.
     reason: Option<GapReason>,
-    /// Set if the position in `base` may be after the end of the log. The end is not known, because
-    /// the backend has not responded to the request for it.
+    /// Set if `base`, the position where the subscription begins, may be after the end of the log.
+    /// The end is not known, because the backend has not responded to the request for it.
     is_unsure: bool,
 }
 
@@ -117,9 +118,9 @@ struct Joined {
     /// an id ([`Start::After`]).
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
-    /// The wakers of the streams that watch the number of subscribers of a topic. The new
-    /// subscription changes this number. The caller wakes them after it has released the locks of
-    /// the hub and of the topics.
+    /// The wakers of the streams that watch the number of subscribers of a topic. The subscription
+    /// that is being created changes these numbers. The caller wakes the streams after it has
+    /// released the locks of the hub and of the topics.
     count_wakers: Wakers,
     /// Set if the topics of the subscription have different [`Start`]s. Then each topic has its own
     /// position after which events are delivered.

@@ -93,8 +93,8 @@ use tokio_stream::Stream;
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
-    /// The epoch of the cursor, a number that identifies one lifetime of the log. A log that
-    /// replaces this log has another epoch.
+    /// The epoch of the log that the cursor belongs to: a number that identifies one lifetime of
+    /// the log. A log that replaces this log has another epoch.
     pub(super) epoch: Epoch,
     /// The readers of this subscription. Each reader reads one topic, and each topic has one
     /// reader. Empty after the end of the subscription.
@@ -119,21 +119,20 @@ pub struct Subscription {
     pub(super) replay: Option<Box<Replay>>,
     /// The waker that the next change of the topic wakes, and the version of the topic (a counter
     /// of its changes) when the subscription began to wait. Used only by a subscription to a single
-    /// topic whose field `merge` is `None`.
+    /// topic that has no `merge` state.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set once the stream need not begin with the event that contains only the cursor any more: a
+    /// Set if the stream does not have to begin with the event that contains only the cursor: a
     /// response has already sent this event, or the subscription was polled.
     has_preamble: AtomicBool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
-    /// The members that this subscription makes present in topics, such as the user of the client.
-    /// A member is present while a subscription for it exists. [`Topic::join`](super::Topic::join)
-    /// adds members.
+    /// The members that [`Topic::join`](super::Topic::join) has added to this subscription, such as
+    /// the user of the client. A member is present in its topic while a subscription for it exists.
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
@@ -151,17 +150,15 @@ pub(super) enum Beginning {
     Cursor(EncodedEvents),
 }
 
-/// The first events of a subscription: live events, retained events, or the events after the last
-/// id of its client. The value is `Replay` as long as it is not known whether events after this id
-/// are missing.
+/// The point where a subscription begins: at live events, at retained events, or after the last id
+/// of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events: it delivers only events that were published after
     /// it was created.
     Live,
-    /// The subscription began with retained events, or with a gap. A subscription also has this
-    /// value as long as it is not known whether events are missing, because the backend has not
-    /// responded.
+    /// The subscription began with retained events, or with a gap. This variant is also used as
+    /// long as the backend has not responded, so that it is unknown whether events are missing.
     Replay,
     /// The subscription continues from the last id of its client, and no event is missing.
     Resumed,
@@ -471,7 +468,8 @@ impl Subscription {
         self
     }
 
-    /// Makes the subscription pause after each write for the time in the settings of the hub.
+    /// Sets the pause of [`linger`](Self::linger), after each write, to the default in the settings
+    /// of the hub.
     pub(super) fn with_default_linger(self) -> Self {
         let time = self.core.config.linger;
         self.linger(time)
@@ -484,8 +482,10 @@ impl Subscription {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
 
-    /// Returns the first wire bytes of a response: the event with the cursor. Returns no bytes if
-    /// the subscription begins with a snapshot or a gap, or must not send the cursor.
+    /// Returns the bytes that a response sends first: the event that contains only the cursor.
+    /// Returns no bytes if the subscription begins with a snapshot or a gap event, or if the client
+    /// gets no `hub-cursor` events. Also returns no bytes if the cursor may be after the end of the
+    /// log, because the backend has not responded yet.
     fn first_bytes(&self) -> Bytes {
         if self.beginning.is_none() && self.has_control_events && !self.is_unsure() {
             self.cursor_event().encode()
@@ -500,8 +500,8 @@ impl Subscription {
         Event::checkpoint(self.cursor()).event("hub-cursor")
     }
 
-    /// Returns the event that reports a gap. Its id is the cursor, so a client that reconnects with
-    /// this id continues after the gap.
+    /// Returns the event that reports `gap` to the client. The id of the event is the cursor of the
+    /// subscription, so a client that reconnects with this id continues after the gap.
     fn gap_event(&self, gap: &Gap) -> Event {
         let data = serde_json::json!({
             "reason": gap.reason.as_str(),
@@ -512,9 +512,9 @@ impl Subscription {
     }
 
     /// Replaces the id of `event` by the cursor. Used for the newest event of a `latest_only` topic
-    /// (each event replaces the previous event) that is delivered early, in place of an older
-    /// event. A client that reconnects with the greater id of the newest event would miss events of
-    /// other topics.
+    /// (each event replaces the previous event) that is delivered early, in place of an event that
+    /// it has replaced. The id of the newest event is greater than the ids of undelivered events of
+    /// other topics. A client that reconnects with this id would miss these events.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -598,8 +598,8 @@ impl Subscription {
     }
 
     /// Polls for the next events of the subscription. Returns them together with the topics that
-    /// they belong to. In contrast to [`poll_next`](Stream::poll_next), does not begin with the
-    /// event that contains only the cursor, unless the application has called
+    /// they belong to. [`poll_next`](Stream::poll_next) can begin with the event that contains only
+    /// the cursor. This method begins with that event only if the application has called
     /// [`begin_with_cursor`](Self::begin_with_cursor).
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {

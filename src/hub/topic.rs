@@ -121,8 +121,8 @@ impl Topic {
     /// events that are soon worthless. The limits apply to the whole topic as soon as this handle
     /// publishes, subscribes or [records a stream](Self::record). They replace limits that another
     /// handle has set. Handles without limits do not change them. When the topic is dropped, its
-    /// limits are forgotten. A recording sets its limits again with each batch of events that it
-    /// publishes.
+    /// limits are forgotten. A [recording](Self::record) of this handle sets them again with each
+    /// batch of events that it publishes.
     ///
     /// Events that exceed the new limits are evicted at once. A client that has not received them
     /// gets a gap, as after any eviction.
@@ -397,6 +397,7 @@ impl Topic {
     /// Stops the recordings of this topic on all nodes. A recording is a task that publishes the
     /// items of a stream to the topic: see [`record`](Self::record). Has no effect if the topic has
     /// no recording.
+    ///
     /// With a backend, the method returns when the log contains the request to stop. A recording on
     /// another node ends when that node reads the request.
     ///
@@ -643,7 +644,8 @@ impl Topic {
     /// answers: usually milliseconds. If there is no other node, the method waits for the
     /// [lease](super::Builder::presence_lease) of the local node, the time after which a silent
     /// node counts as dead. If another node with members has died, the method waits for the lease
-    /// and the grace time.
+    /// and the [grace time](super::Builder::presence_grace), after which the members of the dead
+    /// node leave.
     ///
     /// # Errors
     ///

@@ -35,7 +35,8 @@ pub(super) struct TopicState {
 /// on its order, and it is an atomic of `std` in loom tests, too.
 #[derive(Default)]
 pub(super) struct QueueNumber {
-    /// The number of a topic in the wake queue plus one, or 0 if the topic is not in the queue.
+    /// The number of a topic in the wake queue, increased by one, because 0 means that the topic is
+    /// not in the queue.
     number: StdAtomicU64,
 }
 
@@ -74,13 +75,13 @@ pub(super) struct Contents {
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
     /// The time until which the topic and its limits are kept, even if the topic has neither events
-    /// nor subscribers: 60 seconds after a publisher or a subscriber has set the limits. `None` if
-    /// no limits were set, or if the publisher's event or the subscriber has arrived since.
+    /// nor subscribers. It is 60 seconds after the limits were set, which happens just before a
+    /// publication or a subscription. `None` if no limits were set, if the event or the subscriber
+    /// has arrived since, or if the topic was finished when the limits were set.
     pub(super) awaited_until: Option<Instant>,
-    /// Set if a publisher has set the limits of this topic, and its event has not arrived yet. A
-    /// subscriber that arrives before the event then does not clear
-    /// [`awaited_until`](Self::awaited_until), the time until which the topic is kept for the
-    /// event.
+    /// Set if the limits of this topic were set for a publisher whose event has not arrived yet.
+    /// The topic is then kept until the time in [`awaited_until`](Self::awaited_until), even if a
+    /// subscriber comes and leaves before the event arrives.
     pub(super) awaits_event: bool,
     pub(super) is_shut_down: bool,
     /// Set if the application has removed the topic after the topic was finished. The hub then
@@ -145,10 +146,10 @@ impl TopicState {
         change.rest = contents.has_due().then_some(through);
     }
 
-    /// Wakes the readers of the topic that have to be woken because the topic has changed since
-    /// they began to wait. Leaves out readers whose entry in the queue of waiting readers has the
-    /// number `through` or a greater number. If the topic is finished or the hub is shut down, also
-    /// ends the pauses of the subscriptions that pause after each write to their client.
+    /// Wakes the readers of the topic that have to be woken because of a change: the readers whose
+    /// entry in the queue of waiting readers has a smaller number than `through`. The other readers
+    /// began to wait after this change. If the topic is finished or the hub is shut down, also ends
+    /// the pauses of the subscriptions that pause after each write to their client.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -200,14 +201,14 @@ pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 /// so only if the topic has changed and the waiting readers were not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiting readers to wake after a change of a topic. A `Change` is large, so it is filled and
-/// woken in place, and never moved.
+/// The waiting readers to wake after a change of a topic. A `Change` is large, so it is never
+/// moved: functions fill it and wake its readers through a reference.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// Set if more than 32 readers wait for the change, because `first`, the batch of the readers
-    /// that are woken first, contains only 32 of them. The remaining readers have to be woken, too:
-    /// their entries in the topic's queue of waiting readers have smaller numbers than this value.
+    /// Set if more than 32 readers have to be woken after the change. Only 32 of them are in
+    /// `first`, the batch of the readers that are woken first. The others have entries with smaller
+    /// numbers than this value in the topic's queue of waiting readers.
     pub(super) rest: Option<u64>,
 }
 
@@ -224,15 +225,15 @@ impl Change {
 
 impl Contents {
     /// Adds a subscription that pauses after each write to its client. `list` is its ready list,
-    /// the list of its topics that have changed. Returns the list if it was already added, for the
-    /// caller to drop after it has unlocked the topic.
+    /// the list of its topics that have changed. If the subscription was already added, returns the
+    /// list of the first call. The caller drops the returned list after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
 
     /// Removes a subscription that pauses after each write to its client. `list` is its ready list,
-    /// the list of its topics that have changed. Returns the removed list, which the caller drops
-    /// after it has unlocked the topic.
+    /// the list of its topics that have changed. Returns the list that was stored for the
+    /// subscription, if any. The caller drops it after it has unlocked the topic.
     pub(super) fn remove_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         let removed = self.lingering.as_mut()?.lists.remove(&key(list));
         self.lingering.take_if(|lingering| lingering.lists.is_empty());
@@ -243,9 +244,9 @@ impl Contents {
         self.lingering.as_ref().is_some_and(|lingering| lingering.ends_from.is_some())
     }
 
-    /// Returns `true` if readers still have to be woken after a change of the topic, or if pauses
-    /// of subscriptions still have to end, because the topic is finished or the hub is shut down. A
-    /// subscription can pause after each write to its client.
+    /// Returns `true` if readers still have to be woken after a change of the topic. Also returns
+    /// `true` if the topic is finished or the hub is shut down, and some subscriptions still have
+    /// to end the pause that they make after each write to their client.
     #[inline]
     fn has_due(&self) -> bool {
         self.waiters.has_due() || self.has_pauses_to_end()
@@ -260,12 +261,12 @@ impl Contents {
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
     }
 
-    /// Returns the start time for the age of the topic's oldest event. The caller computes the
+    /// Returns the time when the age of the topic's oldest event begins. The caller computes the
     /// expiry of the event from this time. Returns `None` if the topic has no event.
     ///
-    /// Also returns `None` for a `latest_only` topic with subscribers, because its event does not
-    /// expire while it has subscribers. Without subscribers, the age of this event counts from the
-    /// time when the last subscriber left.
+    /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
+    /// result is then `None`. Without subscribers, the age of this event begins when the last
+    /// subscriber has left, or when the event was added, whichever is later.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {
@@ -319,8 +320,8 @@ impl Contents {
 /// during its pause, but the end of the topic does, through the ready list.
 #[derive(Default)]
 struct Lingering {
-    /// The ready lists of the subscriptions that pause after each write to their client. The key is
-    /// the address of the ready list in memory.
+    /// The ready list (the changed topics) of each subscription that pauses after each write to its
+    /// client. The key is the address of the ready list in memory.
     lists: BTreeMap<usize, Arc<ReadyList>>,
     /// Set while pauses of subscriptions still have to end, because the topic is finished or the
     /// hub is shut down. The value is the first key in `lists` whose subscription has not been
@@ -329,9 +330,9 @@ struct Lingering {
 }
 
 impl Lingering {
-    /// Records that all subscriptions of the topic that pause after each write have to end their
-    /// pauses, because the topic is finished or the hub is shut down.
-    /// [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
+    /// Records that the subscriptions of the topic have to end their pauses, because the topic is
+    /// finished or the hub is shut down. (Some subscriptions pause after each write to their
+    /// client.) [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
     fn end(&mut self) {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
     }
@@ -353,7 +354,7 @@ fn key(list: &Arc<ReadyList>) -> usize {
     Arc::as_ptr(list).addr()
 }
 
-/// Ends all subscriptions to these topics, because the hub is shut down, and wakes the waiting
+/// Ends all subscriptions to the given topics, because the hub is shut down, and wakes the waiting
 /// readers. The caller must hold no lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.

@@ -32,12 +32,12 @@ pub(super) struct Waiters {
 /// subscription.
 #[derive(Debug)]
 pub(super) enum Waiter {
-    /// A reader of a subscription to a single topic. A change of the topic wakes the task of the
-    /// subscription.
+    /// The waiting reader of a subscription to a single topic: the waker of the task that polls the
+    /// subscription. A change of the topic wakes this task.
     Task(Waker),
-    /// A reader of a subscription to several topics, by its index. A change of the topic adds the
-    /// index to the ready list, the subscription's list of changed topics. If the subscription
-    /// waits, the change also wakes its task.
+    /// The waiting reader of a subscription to several topics: the ready list of the subscription,
+    /// and the index of the reader. A change of the reader's topic adds the index to the list. If
+    /// the subscription waits, the change also wakes the task of the subscription.
     Merged(Arc<ReadyList>, u32),
 }
 
@@ -62,9 +62,9 @@ impl Waiters {
     /// which the caller drops after it has released its locks.
     ///
     /// The caller must have looked at the topic under the same lock. So the caller knows all
-    /// earlier changes of the topic, and need not be woken for them. If its old entry is still due
-    /// to be woken for such a change, the old entry is emptied. The caller then gets a new entry
-    /// that is not due.
+    /// earlier changes of the topic, and need not be woken for them. If the entry that `ticket`
+    /// identifies is still due to be woken for an earlier change, this method empties the entry,
+    /// and the caller gets a new one.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of additions to the wake queue since the queue was created. The next added topic
-    /// gets this number.
+    /// The number of additions to the wake queue, the queue of changed topics with many waiting
+    /// readers. The next added topic gets this number. A queued topic that is added again counts as
+    /// another addition.
     added: AtomicU64,
 }
 
@@ -27,14 +28,16 @@ struct Queue {
     /// The topics in the wake queue, each of them once. A topic stores its number itself, in
     /// [`TopicState::queue_number`].
     topics: VecDeque<Arc<TopicState>>,
-    /// The time when the task that wakes waiting readers was started, or last began with a topic of
-    /// the queue. `None` if the task is not running.
+    /// The time of the last sign of progress of the task that wakes waiting readers: its start, or
+    /// the moment when it began to wake the readers of another topic in the queue. `None` if the
+    /// task is not running.
     active_at: Option<Instant>,
 }
 
 impl WakeQueue {
-    /// The maximum number of topics in the wake queue. A publisher that exceeds this number wakes
-    /// readers of the queued topics itself, until the queue is short enough.
+    /// The maximum number of topics in the wake queue, the queue of changed topics with many
+    /// waiting readers. A publisher that exceeds this number wakes readers of the queued topics
+    /// itself, until the queue is short enough.
     const MAX: usize = 1024;
 
     /// The time after which the task that wakes readers counts as stopped if it has not begun with
@@ -42,8 +45,8 @@ impl WakeQueue {
     /// publisher then starts another task.
     const STALLED: Duration = Duration::from_millis(10);
 
-    /// The number of batches of one topic that the task wakes before it yields. A batch has up to
-    /// 32 waiting readers, so the task yields after up to 512 readers.
+    /// The number of batches of one topic that the task of the wake queue wakes before it yields. A
+    /// batch has up to 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
     /// Adds a changed topic whose waiting readers have to be woken. Returns the number that the
@@ -63,9 +66,8 @@ impl WakeQueue {
     }
 
     /// Calls `found` for each queued topic that was added, or added again, since the caller's
-    /// previous call. The caller keeps `looked_at` between its calls: it has already seen the
-    /// topics with smaller numbers. This method sets `looked_at` to the number that the next added
-    /// topic gets.
+    /// previous call. `looked_at` is the number of the first addition that the caller has not seen.
+    /// The caller keeps it between its calls, and this method updates it.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -162,8 +164,8 @@ impl Queue {
     }
 }
 
-/// A guard of the task that wakes the readers of the queued topics. If the task is dropped because
-/// its runtime shuts down, dropping this guard wakes all remaining readers.
+/// A guard of the task that wakes the readers of the topics in the wake queue. If the task is
+/// dropped because its runtime shuts down, dropping this guard wakes all remaining readers.
 struct Running {
     queue: Arc<WakeQueue>,
     has_ended: bool,

@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) description: Option<String>,
-    /// The schema of the data of this event: the JSON that [`Event::tagged`](crate::Event::tagged)
-    /// writes for the content of the variant.
+    /// The JSON Schema of the data of this event. [`Event::tagged`](crate::Event::tagged) writes
+    /// this data for the content of the variant.
     pub(super) content: Value,
 }
 
@@ -76,8 +76,8 @@ fn parts(item: &Value) -> impl Iterator<Item = &Map<String, Value>> {
     parts.into_iter().flatten().chain([item]).filter_map(Value::as_object)
 }
 
-/// Returns the properties of a variant that can be its tag, with their values: the required
-/// properties that allow only one string. The last required property comes first.
+/// Returns the properties that can be the tag of a variant, with their values. These are the
+/// required properties that allow only one string. The last required property comes first.
 fn candidates(item: &Value) -> impl Iterator<Item = (&str, &str)> {
     parts(item).flat_map(|part| {
         let required = part.get("required").and_then(Value::as_array).into_iter().flatten().rev();

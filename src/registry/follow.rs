@@ -282,8 +282,9 @@ impl Drop for Announcement {
     }
 }
 
-/// The part of a stream registry that follows hubs. It announces to the other nodes which streams
-/// this node has closed. It also knows whether this node is cut off from the log of a hub.
+/// The part of a stream registry that connects it with hubs. It announces to the other nodes of
+/// each hub which streams this node has closed. It also knows whether this node is cut off from the
+/// log of a hub.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
     /// The number of hubs that this node is cut off from: it has read nothing from their logs for
@@ -426,13 +427,13 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
 struct Follower<K> {
     topic: Topic,
     node: String,
-    /// The name under which the registry follows the hub. The task skips the announcements of
-    /// registries with other names.
+    /// The name under which the registry of this task follows the hub. The task skips the
+    /// announcements of registries with other names.
     name: Box<str>,
     registry: Weak<Shared<K>>,
-    /// The maximum time that this node waits for an event in the topic of the announcements, as
-    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) has set it. After this time, the
-    /// node closes all its streams. `None` for no limit.
+    /// The maximum time that this node waits for an event in the topic of the announcements, where
+    /// nodes announce closed streams. [`fail_closed_after`](StreamRegistry::fail_closed_after) sets
+    /// this time. When it has passed, the node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
     /// Set while this node is cut off from the log of this hub: it has read nothing from the log
     /// for the time in `silence`.

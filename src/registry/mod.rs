@@ -92,9 +92,10 @@ pub struct StreamRegistry<K> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegisteredStream<K> {
-    /// The key of the stream.
+    /// The key under which the stream is registered, such as a user.
     pub key: K,
-    /// The time since the request of the stream was registered, in steps of 10 milliseconds.
+    /// The age of the stream, in steps of 10 milliseconds. It counts from the arrival of the
+    /// request: the layer registers a request before the inner service sees it.
     pub age: Duration,
     /// The number of events of this stream that were handed to the transport.
     pub events: u64,
@@ -124,9 +125,10 @@ where
     /// the key and the event in the background, so that the other nodes do the same.
     ///
     /// A page that should not reconnect closes its `EventSource` when it receives the event. The
-    /// event is sent without its id, because no client can resume from this event. An upstream
-    /// stream that cannot complete its current event within 250 milliseconds ends without this
-    /// event.
+    /// event is sent without its id, because no client can resume from this event. A stream that
+    /// the inner service has made without [`SseStream`](crate::SseStream) may be in the middle of
+    /// another event. If it does not complete that event within 250 milliseconds, it ends without
+    /// the event of this call.
     pub fn close_with(&self, key: &K, event: Event) -> usize {
         self.close_sending(key, event.without_id().encode())
     }

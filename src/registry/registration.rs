@@ -28,8 +28,8 @@ pub(super) struct Index(NonZeroU32);
 
 impl Index {
     /// Returns the index of a registered stream: of stream `slot` (0 to 31) in the group of 32
-    /// streams with the number `block`. Returns `None` if the index would be too large, at 4
-    /// billion streams.
+    /// streams with the number `block`. Returns `None` if the number of the stream is too large.
+    /// The limit is about 4 billion streams.
     pub(super) fn new(block: usize, slot: usize) -> Option<Self> {
         let number = block.checked_mul(BLOCK)?.checked_add(slot)?.checked_add(1)?;
         NonZeroU32::new(u32::try_from(number).ok()?).map(Self)
@@ -48,8 +48,8 @@ impl Index {
     }
 }
 
-/// The state of 32 registered streams that their bodies use without a lock. A body locks the
-/// registry only when it is dropped, and to get its closing event.
+/// The state of 32 registered streams. The bodies of the streams use it without a lock. A body
+/// locks the registry only when it is dropped, and to get its closing event.
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
@@ -57,8 +57,8 @@ pub(super) struct Block {
     /// bit changes only while the registry is locked. Before a bit is set, the closing event of the
     /// stream is stored in the registry. So a task that finds the bit set also finds the event.
     closed: AtomicU32,
-    /// The wakers of the tasks that last polled the 32 streams of this block. Closing a stream
-    /// wakes its task.
+    /// The wakers of the 32 streams of this block: for each stream, the waker of the task that last
+    /// polled it. Closing a stream wakes its task.
     wakers: Mutex<[Option<Waker>; BLOCK]>,
     counts: [Counts; BLOCK],
 }
@@ -79,8 +79,8 @@ pub(super) trait AnyRegistry: Send + Sync {
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
     fn closing_event(&self, index: Index) -> Bytes;
 
-    /// Returns whether two streams of this registry have the same key. For example, a stream that
-    /// several layers register under one key counts once.
+    /// Returns whether the streams with these two indices have the same key. If several layers
+    /// register one stream under one key, the stream has several indices, but counts once.
     fn has_same_key(&self, index: Index, other: Index) -> bool;
 }
 
@@ -152,9 +152,9 @@ impl Registration {
         self.block.is_closed(self.slot())
     }
 
-    /// Returns whether both registrations are under the same key of the same registry. For example,
-    /// a stream that several layers register under one key counts once. Returns `false` if
-    /// comparing the keys panics.
+    /// Returns whether both registrations have the same key in the same registry. This detects a
+    /// stream that several layers have registered under one key, because such a stream counts once.
+    /// Returns `false` if comparing the keys panics.
     pub(crate) fn has_same_key(&self, other: &Self) -> bool {
         let (registry, of_other) = (&self.block.registry, &other.block.registry);
         if !ptr::addr_eq(Arc::as_ptr(registry), Arc::as_ptr(of_other)) {

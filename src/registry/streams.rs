@@ -26,12 +26,12 @@ pub(super) struct Streams<K> {
     /// The indices in `blocks` of the blocks that have fewer than 32 streams. An entry of `blocks`
     /// that is `None` stands for a block without streams, so `with_room` contains its index, too.
     with_room: BTreeSet<usize>,
-    /// The first stream of each linked list of open streams with the same key. The table is
-    /// searched by the hash of the key.
+    /// A hash table with one entry for each key that has open streams: the first stream in the
+    /// linked list of the open streams with this key.
     first: HashTable<Index>,
     /// The events that closed streams send before their end. Empty events are not stored.
     closing_events: BTreeMap<Index, Bytes>,
-    /// The number of open streams.
+    /// The number of open streams in the registry.
     open: usize,
 }
 
@@ -64,8 +64,8 @@ impl<K> Stream<K> {
     }
 }
 
-/// The key of an open stream, the time when it was registered, and the numbers of events and bytes
-/// that it has sent so far.
+/// A snapshot of one open stream in a stream registry: its key (such as a user), the time when it
+/// was registered, and the numbers of events and bytes that it has sent so far.
 pub(super) struct Snapshot<'a, K> {
     pub(super) key: &'a K,
     pub(super) began: u32,

@@ -30,11 +30,12 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// body.
 pub(super) struct Gathered {
     framing: Framing,
-    /// The sizes of the chunks, and the small frames, which are copied. This is the write buffer of
-    /// the thread, and it is given back to the thread when this value is dropped.
+    /// The bytes that are copied for this write: the chunk sizes, and the small frames. The buffer
+    /// belongs to the thread, which reuses it for its next write: dropping this [`Gathered`] gives
+    /// the buffer back.
     copied: Vec<u8>,
-    /// The large frames, which are not copied. The number is an offset in `copied`. The frame is
-    /// written after the bytes of `copied` before this offset, and before the other bytes of
+    /// The large frames, which are not copied, each with an offset in `copied`. A large frame is
+    /// written after the bytes of `copied` before its offset, and before the other bytes of
     /// `copied`.
     shared: Vec<(usize, Bytes)>,
     length: usize,
@@ -43,8 +44,8 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Begins a write without any frames. `can_share` is set if the connection supports vectored
-    /// writes.
+    /// Creates a write that has no frames yet. `can_share` is `true` if the connection supports
+    /// vectored writes.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
         Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
     }
@@ -177,8 +178,8 @@ pub(super) struct Unsent {
 }
 
 impl Unsent {
-    /// Writes these bytes to the socket. Returns ready when all of them are written, or when the
-    /// connection fails.
+    /// Writes the unsent bytes to the socket. Returns ready when all of them are written, or when
+    /// the connection fails.
     pub(super) fn poll_write<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

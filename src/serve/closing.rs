@@ -1,4 +1,4 @@
-//! The end of a connection that the server closes.
+//! Closing of a connection by the server, in such a way that the client receives the last bytes.
 
 use std::{
     io,

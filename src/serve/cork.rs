@@ -48,8 +48,8 @@ impl Cork {
         self.0.readable.load(Ordering::Relaxed) == 0
     }
 
-    /// Sets whether writes are gathered. If `is_corked` is `true`, they are gathered from now on.
-    /// If it is `false`, the next flush sends the gathered bytes.
+    /// Sets whether the socket gathers what hyper writes. If `is_corked` is `true`, the socket
+    /// gathers the writes from now on. If it is `false`, the next flush sends the gathered bytes.
     pub(super) fn set(&self, is_corked: bool) {
         self.0.is_corked.store(is_corked, Ordering::Relaxed);
     }

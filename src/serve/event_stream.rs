@@ -50,7 +50,7 @@ struct Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The body may have more frames.
+    /// The body has neither ended nor failed, so it may have more frames.
     Open,
     /// The body has ended without an error. The connection then closes, or waits for the next
     /// request.
@@ -73,9 +73,10 @@ struct Input {
 /// The state of a connection after its event stream has ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The connection waits for the next request. These bytes of that request have already arrived.
+    /// The connection waits for the next request. Contains the first bytes of that request, which
+    /// have already arrived.
     KeepAlive(Bytes),
-    /// All frames of the body are written, or all frames before its error. The server closes the
+    /// All frames of the body, up to its end or its error, are written. The server closes the
     /// connection.
     Close,
     /// The connection is dropped at once: the client has closed it, it is broken, or a body without
@@ -236,7 +237,8 @@ impl Input {
     /// client has disconnected. After eight reads, wakes the task and returns, so that other tasks
     /// run before the next read.
     ///
-    /// A client that closes only its own direction counts as disconnected, as in hyper.
+    /// A client that closes only the write half of its connection counts as disconnected, as in
+    /// hyper.
     fn poll_read<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Result<(), Disconnected> {
         for _ in 0..MAX_READS {
             let mut bytes = [MaybeUninit::uninit(); 1024];

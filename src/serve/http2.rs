@@ -81,8 +81,8 @@ struct Connected<I, S: App, A: Address> {
 /// The number of bytes that hyper may read in one poll while requests arrive. A small number saves
 /// memory: h2 uses 248 bytes for each request that it has read and not accepted.
 const MIN_READ: usize = 512;
-/// The maximum number of bytes that hyper may read in one poll while the client sends only request
-/// bodies.
+/// The maximum number of bytes that hyper may read in one poll. The limit grows up to this maximum
+/// while the client sends request bodies and no new request.
 const MAX_READ: usize = 256 * 1024;
 
 /// The maximum number of times that the task of an HTTP/2 connection polls the connection and its

@@ -9,8 +9,8 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
-    /// A guard that cancels its token when the last connection drops this state. A server that
-    /// shuts down waits until this token is cancelled.
+    /// A guard that is dropped together with this state, by the last connection, and then cancels
+    /// its token. At a shutdown, the server waits until this token is cancelled.
     _open: DropGuard,
 }
 

@@ -30,7 +30,7 @@ const CONNECTION: u32 = u32::MAX;
 /// The streams of one HTTP/2 connection, which run in the task of the connection.
 pub(super) struct Streams {
     slots: Vec<Option<Slot>>,
-    /// The indices of empty slots.
+    /// The indices of the entries of `slots` that contain no stream.
     free: Vec<u32>,
     queue: Arc<Queue>,
     connection: Arc<Woken>,
@@ -81,9 +81,10 @@ impl Woken {
     /// Records that a stream, or the connection itself, has left the queue of ready streams. Called
     /// before the stream or the connection is polled.
     ///
-    /// A wake-up that finds the stream still in the queue adds nothing. The poll must then see
-    /// everything that happened before this wake-up. So this method swaps the flag: reading it
-    /// synchronizes with the wake-up. A plain store would not.
+    /// If a wake-up finds `is_queued` still set, it does not queue the stream again. The poll that
+    /// follows must then see everything that happened before this wake-up. So this method clears
+    /// `is_queued` with a swap: the read in the swap synchronizes with the wake-up. A plain store
+    /// would not.
     fn dequeued(&self) {
         self.is_queued.swap(false, Ordering::AcqRel);
     }

@@ -98,7 +98,8 @@ where
 }
 
 /// Checks that a client accepts the response as an event stream: its status is 200, and its
-/// `Content-Type` is `text/event-stream`. Returns the reason as the error if a client does not.
+/// `Content-Type` is `text/event-stream`. The error is the reason why a client does not accept the
+/// response.
 fn check<B>(response: &Response<B>) -> Result<(), String> {
     let status = response.status();
     if status != StatusCode::OK {

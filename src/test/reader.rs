@@ -28,7 +28,7 @@ pub struct EventReader {
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
     /// The number of events that were returned to the test or ignored so far. It is also the index
-    /// of the next event in the list of `interpreter`, the parser.
+    /// of the next event in the list of all events that `interpreter` has parsed.
     read: usize,
     end: Option<End>,
 }
@@ -57,7 +57,8 @@ impl EventReader {
     }
 
     /// Sets the last id of the client: the id that it has sent in `Last-Event-ID`. The client keeps
-    /// this id until the first blank line of the stream, as in the HTML standard.
+    /// this id until the first blank line of the stream. There, the last id in the stream so far
+    /// replaces it, or an empty id if the stream has none (HTML standard, §9.2.6).
     pub(super) fn resumed_after(mut self, last_event_id: &str) -> Self {
         last_event_id.clone_into(&mut self.interpreter.source.last_event_id);
         self
@@ -202,7 +203,8 @@ impl EventReader {
     }
 
     /// Waits for `time`, and asserts that no event arrives in this time and that the stream stays
-    /// open. Comments and ignored events may arrive. The deadline has no effect.
+    /// open. Comments and ignored events may arrive. The [`deadline`](Self::deadline) has no effect
+    /// here.
     ///
     /// # Panics
     ///
@@ -236,8 +238,8 @@ impl EventReader {
         }
     }
 
-    /// Waits for the error of the response body, and returns its text. When its body fails, the
-    /// server aborts the transfer of a response. If the stream has events before the error, read
+    /// Waits until the response body fails, and returns the text of its error. A server aborts the
+    /// transfer of a response when the body fails. If the stream has events before the error, read
     /// them before this call.
     ///
     /// # Panics

@@ -52,7 +52,8 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
 /// An interpreter of a stream that arrives in parts. [`feed`](Self::feed) passes each part to it.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
-    /// The result of interpreting all parts that were passed so far.
+    /// The result of interpreting all parts of the stream that [`feed`](Self::feed) has received so
+    /// far.
     pub source: EventSource,
     line: Vec<u8>,
     /// Set if the last interpreted byte of the stream was a CR. An LF immediately after this CR
@@ -67,7 +68,8 @@ pub struct Interpreter {
 }
 
 impl Interpreter {
-    /// Interprets the next part of the stream, which may end anywhere.
+    /// Interprets `part`, the next part of the stream. A part may end anywhere, even in the middle
+    /// of a line.
     pub fn feed(&mut self, part: &[u8]) {
         for &byte in part {
             let is_second_half = byte == b'\n' && self.is_after_cr;

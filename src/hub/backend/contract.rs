@@ -481,8 +481,8 @@ async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: Position) -> 
     records
 }
 
-/// Reads the log after a position with `follow`, until exactly `count` records have arrived. Panics
-/// if there are more.
+/// Calls `follow` until exactly `count` records after the position `after` have arrived. Panics if
+/// there are more.
 async fn follow<B: Backend>(log: &B, mut after: Position, count: usize) -> Vec<(Position, Record)> {
     let epoch = log.bounds().await.expect("bounds").epoch;
     let mut records = Vec::new();

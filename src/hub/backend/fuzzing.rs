@@ -1,4 +1,4 @@
-//! Access to the functions that decode records, for the fuzz targets only.
+//! Access to the functions that decode the records of backends, for the fuzz targets only.
 
 #[cfg(feature = "nats")]
 pub use super::nats::fuzzing as nats;

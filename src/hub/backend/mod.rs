@@ -122,11 +122,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns the epoch of the log, its eviction watermark, and its last position at the moment.
     /// The epoch is a number that identifies one lifetime of the log.
     ///
-    /// [`Bounds::last`] is never smaller than a position that any method of this backend has
-    /// returned before in this process. The only exception is a log that has lost its newest
-    /// records. One task of the hub, the follower, reads the log with [`follow`](Self::follow). If
-    /// the log ends before the position that this task has reached, the hub ends all its
-    /// subscriptions. It then starts again with the current log.
+    /// [`Bounds::last`] is at least as great as every position that the methods of this backend
+    /// have returned before in this process, except if the log has lost its newest records. The hub
+    /// notices such a loss through its follower, the task that reads the log with
+    /// [`follow`](Self::follow). If the log ends before the position that the follower has reached,
+    /// the hub ends all its subscriptions, and starts again with the current log.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
     /// Appends all of these records, without other records between them, or none. Returns the epoch
@@ -306,7 +306,8 @@ pub struct Record {
     pub event: Bytes,
 }
 
-/// The meaning of a [`Record`] for its topic.
+/// The effect of a [`Record`] on its topic: an event, an event that replaces the previous one, the
+/// end of the topic, or its removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RecordKind {

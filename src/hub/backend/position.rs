@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// The number of a record in the order of a log, which is an append-only list of events.
+/// The number of a record in a log. A log is an append-only list of events.
 ///
 /// The positions of a log begin at 1 and increase, not necessarily by one. They have a meaning only
 /// together with the [epoch](super::Bounds::epoch) of their log: a number that identifies one

@@ -142,7 +142,8 @@ impl Page {
         self.bytes.len()
     }
 
-    /// Adds the data of an event. Has no effect if the event has no data.
+    /// Appends the data of an event to this page of a durable stream. Has no effect if the event
+    /// has no data.
     pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
         let Some(data) = event.event_data() else { return Ok(()) };
         match self.encoding {

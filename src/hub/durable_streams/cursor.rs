@@ -12,9 +12,9 @@ const FIRST_INTERVAL: u64 = 1_728_432_000;
 /// The length of the intervals that the cursor of the Durable Streams protocol counts, in seconds.
 const INTERVAL: u64 = 20;
 
-/// The maximum number of intervals that are added to the cursor of the client to get the next
-/// cursor of the Durable Streams protocol, if the cursor of the client is in the current interval
-/// or later. 180 intervals are one hour.
+/// The maximum of the random number that is added to a client's cursor of the Durable Streams
+/// protocol, so that the cursor in the response is greater. It is added only if the client's cursor
+/// is in the current interval or later. 180 intervals of 20 seconds are one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response in the Durable Streams protocol: the number of the current

@@ -19,8 +19,8 @@ use tokio_stream::Stream;
 /// the topic, each followed by a `control` event with the next offset.
 pub(super) struct Events {
     reading: Reading,
-    /// The first part of the event stream, read before the response began. `None` after it was
-    /// sent, or if the backend has not returned it in time.
+    /// The first part of the event stream, which was read before the response began. `None` if the
+    /// backend has not returned this part in time, and after the part was sent.
     first: Option<(Page, Fill)>,
     content: Content,
     page_size: usize,
@@ -84,7 +84,8 @@ impl Events {
 
 /// Removes the space after `data:`, which the HTML standard makes optional. The reference server of
 /// the Durable Streams protocol sends no such space, and the conformance tests of the protocol
-/// expect none. If the data itself begins with a space, both spaces stay.
+/// expect none. If the data itself begins with a space, both spaces stay, because clients remove
+/// the first space.
 fn without_optional_spaces(events: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(events.len());
     for line in events.split_inclusive(|byte| *byte == b'\n') {

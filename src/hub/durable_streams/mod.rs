@@ -62,9 +62,10 @@
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
-//! - A topic in memory does not exist any more after its last event has expired. A reader that has
-//!   all of its events can still wait for the next event, unless the topic was finished or removed.
-//!   The hub remembers this for the last 10,000 expired topics or fewer. Other readers get a 404.
+//! - In a hub without a backend, a topic does not exist any more after its last event has expired.
+//!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
+//!   such a topic can still wait for its next event, unless the topic was finished or removed.
+//!   Other readers get a 404.
 //! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
 //!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
 //!   reserves.
@@ -77,11 +78,11 @@
 //!
 //! Offsets are the same on all nodes. A node reads events that it does not retain from the backend.
 //! A response contains every event whose publication the local node has acknowledged before the
-//! request, unless the local node needs more than a second to read these events back from the
-//! backend. A read from the beginning of a topic that the node does not know can read the whole log
-//! of the backend. So [`readable`](DurableStreams::readable) should accept only names that the
-//! application has issued. A read with an offset does not check whether such a topic exists: the
-//! response is an empty page, or a 410 if retention has passed the offset.
+//! request, unless the local node needs more than a second to read these events from the backend. A
+//! read from the beginning of a topic that the node does not know can read the whole log of the
+//! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
+//! has issued. A read with an offset does not check whether such a topic exists: the response is an
+//! empty page, or a 410 if retention has passed the offset.
 //!
 //! In a large log, a search for the next event can take several requests. The response is then an
 //! empty page without `Stream-Up-To-Date`. Its offset is the end of the part of the log that was

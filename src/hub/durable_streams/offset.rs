@@ -30,7 +30,8 @@ pub(super) fn format(epoch: Epoch, position: Position) -> String {
     }
 }
 
-/// Returns the position that `offset` denotes in the log of this epoch.
+/// Returns the position of `offset` in the log that `epoch` identifies. Returns an error if the
+/// text is no offset, or if the offset is from another log.
 pub(super) fn parse(epoch: Epoch, offset: &str) -> Result<Position, InvalidOffset> {
     let (letters, number) = match offset.split_once('_') {
         Some((letters, number)) => (Some(letters), number),
@@ -75,8 +76,8 @@ mod tests {
         });
     }
 
-    /// A client can send an offset with any number. So this test makes ids from any numbers. Such
-    /// an id either has the same position again, or is rejected.
+    /// Makes the id of any position, because a client can send any number in an offset. Parsing the
+    /// id either returns the same position, or rejects the id.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

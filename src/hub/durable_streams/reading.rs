@@ -34,29 +34,31 @@ const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The point in a topic where a read begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
-    /// The oldest retained event of the topic: the offset `-1`.
+    /// The read begins with the oldest retained event of the topic. The request has the offset
+    /// `-1`.
     Oldest,
-    /// The next published event: the offset `now`.
+    /// The read begins with the next event that is published. The request has the offset `now`.
     Now,
-    /// The event after this position. The epoch identifies the log that the position belongs to.
+    /// The read begins with the event after this position, which is the offset in the request. The
+    /// epoch identifies the log that the position belongs to.
     After(Epoch, Position),
 }
 
 /// The reason why a request to read a topic fails.
 #[derive(Debug)]
 pub(super) enum ReadError {
-    /// The topic does not exist.
+    /// The topic that the client requests does not exist, or the hub uses it itself.
     NotFound,
     /// Events after the offset in the request are missing: they are not retained any more, or the
     /// offset is from another log.
     Gap,
     /// The data of the next event is not base64, and the format of the stream requires it.
     NotBase64,
-    /// The backend does not respond.
+    /// The backend of the hub has not responded in time.
     Backend,
     /// The hub is shut down, or another log has replaced its log.
     Shutdown,
-    /// Subscribing to the topic has failed.
+    /// The hub has returned this error when the request subscribed to the topic.
     Subscribe(Error),
 }
 
@@ -88,12 +90,12 @@ impl From<Failure> for ReadError {
     }
 }
 
-/// States whether events follow the events of a response.
+/// States whether the topic has more events after the events of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// More events follow the events of the response, or may follow.
+    /// The topic has more events after the events of the response, or it is unknown whether it has.
     More,
-    /// No event follows the events of the response yet.
+    /// The topic has no events after the events of the response yet.
     Nothing,
     /// No event will ever follow the events of the response, because the topic is finished.
     Closed,
@@ -102,12 +104,13 @@ pub(super) enum Rest {
 /// The outcome of filling a page with the available events of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page has reached its size, or an error follows its events.
+    /// The page has reached the requested size, or an error follows its events.
     Full,
-    /// No further event is available. The next event wakes the task that fills the page.
-    Waits,
-    /// The backend has not yet returned the events that follow. Their arrival wakes the task that
+    /// The page contains all available events. The next event of the topic wakes the task that
     /// fills the page.
+    Waits,
+    /// The next events of the topic are old events that the backend has not returned yet. Their
+    /// arrival wakes the task that fills the page.
     AwaitsBackend,
     /// The topic is finished, and the page ends with its last event.
     Closed,
@@ -120,11 +123,12 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The position of the client, which has all events of the topic up to this position. `None` if
-    /// the reader began with the oldest event and has not read an event yet.
+    /// The position of the client in the topic. The client has all events of the topic up to this
+    /// position. `None` if the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
     /// Set if the local node does not know whether the topic exists. The topic then exists only if
-    /// the backend has an event of it. Not set if the request has the offset of an event.
+    /// the backend has an event of it. Not set for a request with the offset of an event, because
+    /// the topic of this event counts as existing.
     needs_event: bool,
     failure: Option<Failure>,
 }
@@ -185,8 +189,8 @@ impl Reading {
         Ok(reading)
     }
 
-    /// Reads all events of a topic that the local node does not know, and drops them, so that the
-    /// client gets only later events. Returns an error if the topic does not exist.
+    /// Reads all events of a topic, and drops them, so that the client gets only later events. Used
+    /// if the local node does not know the topic. Returns an error if the topic does not exist.
     async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
@@ -207,9 +211,9 @@ impl Reading {
         .await
     }
 
-    /// Returns `true` if the topic does not exist: the local node does not know it, and the reader
-    /// has found no event of it. The result is valid once the reader has reached the end of the
-    /// log.
+    /// Returns `true` if the topic does not exist: the local node does not know it, and no event of
+    /// it was found in the log. Before the reader has reached the end of the log, `true` only means
+    /// that no event was found yet.
     fn is_missing(&self) -> bool {
         self.needs_event && self.position.is_none()
     }
@@ -218,7 +222,8 @@ impl Reading {
         self.subscription.epoch
     }
 
-    /// Returns the position of the client, which has all events of the topic up to this position.
+    /// Returns the position of the client in the topic. The client has all events of the topic up
+    /// to this position.
     pub(super) fn position(&self) -> Position {
         self.position.unwrap_or_else(|| {
             // The cursor may be after the last event of the topic. No event of the topic is between
@@ -338,9 +343,10 @@ impl Reading {
     }
 
     /// Reads the available events as one page of about `size` bytes. Does not wait for new events.
-    /// Waits for at most 10 seconds for old events from the backend. If no event was found by then,
-    /// returns an empty page, and the position of the client moves to the end of the part of the
-    /// log that was searched. If nothing was searched by then, returns an error.
+    /// Waits for at most 10 seconds for old events, which are searched in the log of the backend.
+    /// If no event of the topic was found by then, returns an empty page. The position of the
+    /// client moves to the end of the part of the log that was searched. If no part of the log was
+    /// searched by then, returns an error.
     pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
         let read = poll_fn(|cx| {
@@ -367,9 +373,10 @@ impl Reading {
     }
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
-    /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down while the reader has all events. If the backend has not returned old events by then,
-    /// returns an empty page or an error, like [`page`](Self::page).
+    /// next event. Returns an empty page if no event has arrived by then. Also returns an empty
+    /// page if the hub is shut down during this wait, and no old events are expected from the
+    /// backend. If the backend has not returned old events by the end of `time`, returns an empty
+    /// page or an error, like [`page`](Self::page).
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -462,8 +469,8 @@ fn step(ids: IdFormat) -> u64 {
 }
 
 /// Waits until the local node has read from the log all events that it knows to be there, but for
-/// at most one second. So once the local node has acknowledged the publication of an event, its
-/// clients can read the event.
+/// at most one second. Without this wait, a client could miss an event whose publication the local
+/// node has already acknowledged.
 async fn read_own_events(core: &Core) {
     let Some(backend) = &core.backend else { return };
     let (last, epoch) = (backend.last(), backend.epoch_bits());

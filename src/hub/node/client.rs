@@ -219,7 +219,8 @@ impl BackendClient {
     }
 
     /// Forgets the removals of topics whose removal records the log has evicted. The log has then
-    /// also evicted all earlier records of these topics, so its eviction watermark applies to them.
+    /// also evicted all earlier records of these topics, so the eviction watermark of the log
+    /// covers the earlier records.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -320,8 +321,8 @@ impl BackendClient {
     }
 
     /// Called after each history read that was not rejected. If the queue of reads was overloaded,
-    /// and at least half of it is free now, logs the end of the overload. A smaller distance
-    /// between full and free would make a queue near its limit log at every read.
+    /// and at least half of it is free now, logs the end of the overload. If it were enough that
+    /// the queue is not full, a queue near its limit would log at every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {

@@ -30,8 +30,8 @@ pub(super) struct SingleFlight<K, T> {
 /// The reasons why [`SingleFlight::run`] has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum RunError {
-    /// The function call that the requests for this key share has returned `None`, panicked or was
-    /// aborted.
+    /// The function call that several requests for one key share has failed: it returned `None`,
+    /// panicked or was aborted.
     Failed,
     /// The request was rejected, because it needs a new function call and too many calls for other
     /// keys run or wait to run.

@@ -30,8 +30,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a task of this module waits until the local node has read the log far
-/// enough: up to the end of the log, or up to the records that this task has just appended.
+/// The maximum time that a task about members of topics waits until the local node has read the log
+/// far enough: up to the end of the log, or up to the records that this task has just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
@@ -307,8 +307,8 @@ struct Publishing {
     /// although it responds to other requests. `None` after a successful append, and if the backend
     /// does not respond at all.
     refused_since: Option<Instant>,
-    /// The maximum number of events that this task appends to the log at once. A refused append
-    /// halves it, and a successful one doubles it, up to 1,000.
+    /// The maximum number of join and leave events of members that one append to the log contains.
+    /// A refused append halves it, and a successful append doubles it, up to 1,000.
     max: usize,
     has_given_up: bool,
     has_ended: bool,

@@ -1,5 +1,5 @@
 //! The members of topics on the local node: their subscriptions, the ends of their grace times
-//! after their last subscriptions, and which of these members the log contains.
+//! after their last subscriptions, and whether the log contains their joins.
 
 use super::{Presence, free_if_empty, message::Members, view::Transition};
 use std::{
@@ -65,9 +65,10 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Compares a member with its last announcement in the log. If the member has joined or left
-    /// since then, adds it to `changed`, so that the change is announced. Otherwise removes it from
-    /// `changed`. Forgets a member that has left and whose leave does not have to be announced.
+    /// Updates `changed` after a join or a leave of a member. If the member has joined or left
+    /// since its last announcement in the log, adds it to `changed`, so that the change is
+    /// announced. Otherwise removes it from `changed`. Forgets a member that has left, unless its
+    /// leave has to be announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
         let Some(local) = local else { return };

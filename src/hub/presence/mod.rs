@@ -78,7 +78,7 @@ pub enum Presence {
 }
 
 impl Presence {
-    /// Returns the name of the member.
+    /// Returns the name of the member that has joined or left.
     #[must_use]
     pub fn member(&self) -> &Arc<str> {
         let (Self::Joined(member) | Self::Left(member)) = self;
@@ -260,9 +260,9 @@ impl Presences {
         }
     }
 
-    /// Returns `true` if join or leave events may still be published to this topic: the application
-    /// wants such events, and the topic has members, who will leave at some time, or has events
-    /// that are not published yet.
+    /// Returns `true` if join or leave events may still be published to this topic. This is so if
+    /// the application wants such events, and the topic has unpublished ones or has members. Each
+    /// member leaves at some time, which creates a leave event.
     pub(super) fn has_events_to_come(&self, topic: &str) -> bool {
         self.events.is_some() && self.state().has_members_or_events(topic)
     }
@@ -333,9 +333,9 @@ impl Presences {
     }
 
     /// Queues a record that declares the death of each node with members that has been silent for
-    /// too long. The limit is the sum of three times: the lease that the silent node has announced,
-    /// the grace time of members and a random pause. Silence before `contact_since`, the end of the
-    /// last outage of the backend, does not count. The caller must have just read the whole log.
+    /// too long. The limit is the sum of the lease that the silent node has announced, the grace
+    /// time of members, and a random pause. Silence before `contact_since`, the end of the last
+    /// outage of the backend, does not count. The caller must have just read the whole log.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());

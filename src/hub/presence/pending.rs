@@ -46,7 +46,8 @@ struct OfTopic {
     /// `None` until the task was spawned.
     task: Option<AbortHandle>,
     /// Wakes the task that publishes the join and leave events of the topic's members, when one of
-    /// these events does not have to be published any more.
+    /// these events does not have to be published any more. The task may be waiting until this
+    /// event is due.
     changed: Arc<Notify>,
 }
 

@@ -70,8 +70,9 @@ pub(super) struct State {
     /// requests and answers. The joins and leaves of members on the local node are not in this
     /// queue.
     outgoing: VecDeque<Message>,
-    /// The questions of other nodes about topics that the local node has not answered yet: their
-    /// ids and topics.
+    /// The questions of other nodes that wait for an answer: whether a topic exists on the local
+    /// node, and how many subscriptions it has on this node. Each entry has the id of the question
+    /// and the name of the topic.
     pub(super) questions: Vec<(u64, Arc<str>)>,
     pub(super) surveys: HashMap<u64, Survey>,
     /// Set if the application on the local node reads the members of a topic, so that the node must
@@ -95,8 +96,9 @@ pub(super) struct State {
     /// failed append lists all members.
     done: u64,
     /// The number of the append that lists all members of the local node again. It is needed after
-    /// the local node has missed records or was declared dead. Until it has succeeded, `view`, the
-    /// members of all nodes as read from the log, does not contain the members of the local node.
+    /// the local node has missed records or was declared dead: `view`, the members of all nodes as
+    /// read from the log, then does not contain the members of the local node. So calls that ask
+    /// for members wait until this append has succeeded.
     needed: u64,
     /// The topics that were finished. A topic stays in this set if it is removed afterwards, so
     /// that no join event of a member creates it again.
@@ -105,8 +107,8 @@ pub(super) struct State {
     /// number after the last cleanup. So the average cost of the cleanups per finished topic stays
     /// constant.
     cleanup_at: usize,
-    /// The time of the local node's last request for the members of the other nodes. The next
-    /// request follows after a pause.
+    /// The time when the local node last requested the members of the other nodes. It sends its
+    /// next request only after a pause since this time. `None` before the first request.
     asked_at: Option<Instant>,
     /// The number of requests for the members of the other nodes that the local node has appended
     /// since it last knew the members of all nodes. The pause between two requests depends on this
@@ -118,10 +120,10 @@ pub(super) struct State {
     /// Set if another node has answered a question of the local node about a topic, and the callers
     /// that wait for the answer were not woken yet.
     pub(super) has_answer: bool,
-    /// The conditions that async calls about members of topics wait for. They are stored at each
-    /// check, so that only a change wakes the calls. The parts are: whether all members are known;
-    /// whether the log has all joins and leaves of the local node; the number of the newest
-    /// successful append; whether the hub is shut down.
+    /// The values that decide whether a waiting async call about members of topics may return, as
+    /// they were at the last check. The calls are woken if one of the values has changed. They are:
+    /// whether all members are known; whether the log has all joins and leaves of the local node;
+    /// the number of the newest successful append; whether the hub is shut down.
     conditions: (bool, bool, u64, bool),
     /// The time when the local node sends the roster, the list of all nodes with members, to the
     /// other nodes, and the position of the newest request for it in the log. `None` if no request
@@ -130,9 +132,9 @@ pub(super) struct State {
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
-    /// The tokio runtime on which the announcer, the task that ends grace times, is spawned in a
-    /// hub without a backend. It is the runtime of the last join or leave of a member, or other
-    /// call about members, that was made inside of a runtime.
+    /// The runtime of tokio on which the announcer runs in a hub without a backend: the runtime of
+    /// the last join, leave or other call about members that was made on a runtime. The announcer
+    /// is the task that removes a member some time after its last subscription has ended.
     pub(super) runtime: Option<Handle>,
     /// Set if the runtime of the announcer, the task that ends grace times, has no timers. Then the
     /// announcer does not run, and a grace time that is over takes effect only when a member joins
@@ -153,11 +155,11 @@ pub(super) enum Knowledge {
     Asked {
         /// The random number that identifies this request for members.
         id: u64,
-        /// The time when the local node has created its request for the members of the other nodes.
-        /// Once the node has read the request in the log, it is the time when it has read it.
+        /// The time when the local node created its request for the members of the other nodes.
+        /// When the node reads this request in the log, the field is set to the time of that read.
         at: Instant,
-        /// The position of the local node's request for members in the log. `None` until the local
-        /// node has read the request.
+        /// The position in the log of the local node's request for the members of the other nodes.
+        /// `None` until the local node has read the request in the log.
         position: Option<Position>,
         /// The list of all nodes with members, sent by another node that knows all members. The
         /// local node then waits until each listed node has sent its members, or was declared dead.
@@ -169,8 +171,9 @@ pub(super) enum Knowledge {
 /// The next records about members of topics for the announcer, the task that appends them to the
 /// log.
 pub(super) enum Job {
-    /// Records about the members of the local node: joins and leaves, or the list of all members.
-    /// If the append of these records fails, the next record lists all members.
+    /// Records about the members on the local node: their joins and leaves, or a list of all of
+    /// them. (A member is a name, such as a user, with an open subscription.) If the append of
+    /// these records fails, the next record lists all members.
     Members(Vec<Message>),
     Messages(Vec<Message>),
 }
@@ -428,8 +431,8 @@ impl State {
     ///
     /// Without the list, the local node repeats a request that it has not read in the log. With the
     /// list, it repeats the request when every listed node should have answered, or should have
-    /// been declared dead. It is possible that neither happens, because the node that would declare
-    /// the other one dead has died, too.
+    /// been declared dead. Otherwise it could wait forever: if a listed node dies, and the node
+    /// that would declare it dead dies as well, neither happens.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
         let Some(nodes) = nodes else { return (!was_read).then_some(at) };
@@ -438,8 +441,9 @@ impl State {
     }
 
     /// Returns the earliest time when the local node may send its next request for the members of
-    /// other nodes. After an earlier request, this is after a pause. A further request is necessary
-    /// if the log has evicted answers before the local node has read them.
+    /// other nodes: `now` if it is the first request, and otherwise the end of the pause after the
+    /// last request. A further request is necessary if the log has evicted answers before the local
+    /// node has read them.
     fn asks_at(&self, now: Instant) -> Instant {
         self.asked_at.map_or(now, |at| at + self.ask_pause())
     }
@@ -628,8 +632,8 @@ mod tests {
         assert!(state.has_written(ticket));
     }
 
-    /// This test does not pause the clock of tokio, because it needs the time that passes between
-    /// two readings of the clock.
+    /// With a paused clock of tokio, two readings of the clock return the same time. This test
+    /// needs two different times, so it does not pause the clock.
     #[tokio::test]
     async fn first_request_is_due_at_once() {
         let own = own();

@@ -1,4 +1,5 @@
-//! The streams of the joins and leaves of the members of a topic.
+//! [`PresenceStream`], which yields the joins and leaves of the members of a topic, and the state
+//! that it shares with the hub.
 
 use super::{Presence, announcer, free_if_empty, state::State, view::Transition};
 use crate::hub::core::Core;
@@ -42,7 +43,8 @@ pub struct PresenceStream {
     queue: VecDeque<Presence>,
 }
 
-/// The open [`PresenceStream`]s of the hub, by topic and by key.
+/// The states of the open [`PresenceStream`]s of the hub: by topic, and then by the number (key)
+/// that the hub has given to the stream.
 #[derive(Default)]
 pub(super) struct Watchers {
     topics: HashMap<Arc<str>, HashMap<u64, Watcher>>,
@@ -55,8 +57,8 @@ pub(super) struct Watchers {
 /// seen, and its waker.
 #[derive(Default)]
 struct Watcher {
-    /// The members that may have joined or left since the last poll of the stream. The list is
-    /// empty if `has_changed_entirely` is set.
+    /// The members that may have joined or left since the [`PresenceStream`] was last polled. The
+    /// list is empty if `has_changed_entirely` is set.
     changed: Vec<Arc<str>>,
     is_changed: HashSet<Arc<str>>,
     /// Set if it is not known which members may have joined or left since the last poll of the

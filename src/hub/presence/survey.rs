@@ -34,8 +34,8 @@ impl Survey {
 }
 
 /// A guard for a question about a topic that waits for the answers of other nodes. Dropping the
-/// guard removes the question and its answers, so this also happens if the future that waits is
-/// dropped.
+/// guard removes the question and its answers. So they are removed even if the future that waits
+/// for the answers is dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,

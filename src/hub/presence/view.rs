@@ -28,10 +28,9 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The next cleanup takes place when the number of known nodes reaches this number, or 2,000 if
-    /// that is greater. A cleanup forgets nodes without members. Afterwards, this field is twice
-    /// the number of the remaining nodes, so the cost per record does not grow with the number of
-    /// nodes.
+    /// The next cleanup takes place when this number of nodes is known, but not below 2,000 nodes.
+    /// A cleanup forgets nodes without members. Then it sets this field to twice the number of the
+    /// remaining nodes, so the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
@@ -50,9 +49,10 @@ struct Node {
     /// records. If the number of a record is not greater, the record has arrived late and is
     /// ignored. The parts of one long list of members all have the same number, and are not late.
     number: u64,
-    /// The number of this node's newest sign of life that was read. A record that declares the node
-    /// dead names the newest sign of life that its author had read. If this is an earlier one, the
-    /// record is out of date and has no effect.
+    /// The number of the newest sign of life of this node that the local node has read. A record
+    /// that declares this node dead contains the number of the newest sign of life that its author
+    /// had read. If that number is smaller than this field, the record is out of date and has no
+    /// effect.
     beat: u64,
     lease: Duration,
     /// Set if the hub of this node is shut down, and the node has written its last record about
@@ -60,16 +60,16 @@ struct Node {
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
-    /// The parts that were read so far of a new list of all members of this node. When the last
-    /// part is read, the list replaces `members`. `None` if no list is incomplete.
+    /// The new list of all members of this node, while only some of its parts were read. When the
+    /// last part is read, the list replaces `members`. `None` if no list is incomplete.
     incoming: Option<Members>,
     /// Set if `members` are exactly the members of this node, because a list of all its members was
     /// read, or a record that declares the node dead. Otherwise the node may have further members,
     /// from earlier records that the local node has not read.
     is_exact: bool,
-    /// A random time that the local node waits, in addition to the lease, before it declares this
-    /// silent node dead. The other nodes wait for other times, so usually only one node declares
-    /// the silent node dead.
+    /// A random pause, in addition to the lease of this node, before the local node declares this
+    /// node dead. Each node chooses its own pause for the same silent node, so usually only one
+    /// node declares it dead.
     jitter: Duration,
     /// The time when the local node last declared this silent node dead. `None` if it has not, or
     /// if a record or a sign of life of the silent node was read after that.
@@ -96,13 +96,13 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when the local node declares a silent node dead, if it reads no further
-    /// record or sign of life of that node. At this time, the node has been silent for the lease
-    /// that it has announced, plus the grace time of members (`grace`), plus a random pause.
-    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    /// Returns the time when the local node declares this node dead, if it reads no further record
+    /// and no further sign of life of this node. By then, this node has been silent for its
+    /// announced lease, plus the grace time of members (`grace`), plus a random pause. Silence
+    /// before `contact_since`, the end of the last outage of the backend, does not count.
     ///
-    /// If the local node has already declared the node dead, it does so again after one more lease
-    /// at the earliest.
+    /// If the local node has already declared this node dead, the next declaration follows after
+    /// one more lease at the earliest.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -178,9 +178,9 @@ impl View {
     }
 
     /// Applies the joins and leaves of members on the node `author`, which has written them into
-    /// the log. If `changes` is empty, the hub of `author` is shut down. Returns the resulting
-    /// joins and leaves of the topics. A member that is also present on another node neither joins
-    /// nor leaves its topic.
+    /// the log. An empty `changes` means that the hub of `author` is shut down. Returns the
+    /// resulting joins and leaves of the topics. A member that is also present on another node
+    /// neither joins nor leaves its topic.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
@@ -295,9 +295,9 @@ impl View {
     }
 
     /// Finds the other nodes with members that count as dead at `now`, and notes that the local
-    /// node, `own`, declares them dead. Returns each of them with two numbers: of its newest record
-    /// about members, and of its newest sign of life. Silence before `contact_since`, the end of
-    /// the last outage of the backend, does not count.
+    /// node, `own`, declares them dead. Returns the id of each of these nodes, the number of its
+    /// newest record about members, and the number of its newest sign of life. Silence before
+    /// `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(
         &mut self,
         own: u64,
@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    /// If each record needed a walk over all nodes, this test would take minutes.
+    /// This test would take minutes if each record required an iteration over all nodes.
     #[tokio::test(start_paused = true)]
     async fn cost_of_a_record_does_not_depend_on_the_number_of_nodes() {
         let begin = std::time::Instant::now();

@@ -22,11 +22,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// this node has read more of the log, or after this time.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time to repeat an append of a recording that the backend refuses while it responds
-/// to other requests. After this time, the recording fails.
+/// The maximum time that a recording, a task that publishes a stream into a topic, repeats an
+/// append that the backend refuses, although the backend responds to other requests. After this
+/// time, the recording fails.
 ///
-/// A server that has run out of memory, or a cluster without a leader, may recover in this time. An
-/// event that is too large for the backend is never accepted.
+/// Within this time, a server that has run out of memory may recover, and so may a cluster without
+/// a leader. Other appends are refused forever, such as an event that is too large for the backend.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
 /// A fence: a condition for an append. The backend rejects the append if the log has a record of
@@ -112,11 +113,11 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 /// The reason why a recording, a task that publishes a stream into a topic, no longer tries to
 /// append its records to the log.
 pub(super) enum Failure {
-    /// The recording must publish nothing more. Its topic is finished, the hub is shut down, or
-    /// another node has taken over the recording.
+    /// The recording, a task that publishes a stream into a topic, must publish nothing more: the
+    /// topic is finished, the hub is shut down, or another node has taken over the recording.
     Ended,
-    /// The hub or the backend does not accept the records of the recording. The recording then
-    /// fails with this error.
+    /// The hub or the backend refuses the records of the recording, a task that publishes a stream
+    /// into a topic. The recording fails with this error.
     Refused(BoxError),
 }
 

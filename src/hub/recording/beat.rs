@@ -47,9 +47,9 @@ pub(super) struct Beat {
     /// life of that node for this time, they consider it dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics with subscribers on the node that sends this sign of life, if another node
-    /// publishes a recording (a stream) into the topic. The other node then does not end the
-    /// recording for lack of subscribers.
+    /// Topics that have subscribers on the node that sends this sign of life, while another node
+    /// runs a recording of the topic, a task that publishes a stream into it. Because of these
+    /// subscribers, the other node does not end its recording for lack of subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node, so that
     /// readers can ignore a sign of life that arrives late. All parts of one sign of life have the
@@ -65,8 +65,8 @@ pub(super) struct Beat {
 }
 
 impl Beat {
-    /// Splits the beat, a sign of life, into parts of about 64 KiB. Each part is appended to the
-    /// log as one record.
+    /// Splits the beat, a sign of life of a node, into parts of about 64 KiB. Each part is appended
+    /// to the log as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
         let part =
             |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
@@ -92,11 +92,13 @@ impl Beat {
     }
 }
 
-/// A running recording, as its node announces it to the other nodes.
+/// A running recording, a task that publishes a stream into a topic, as its node announces it to
+/// the other nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number that identifies this recording.
+    /// The random number that identifies this recording, a task that publishes a stream into a
+    /// topic.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
     /// recording dies. Without a will, this is empty, and the other node only finishes the topic.
@@ -132,8 +134,9 @@ impl Message {
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a message about recordings from a record of another node. Returns `None` if the
-    /// record has another format, for example because another version of this crate wrote it.
+    /// Parses a message about recordings (tasks that publish streams into topics) from a record of
+    /// another node. Returns `None` if the record has another format, for example because another
+    /// version of this crate wrote it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;

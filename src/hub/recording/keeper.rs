@@ -71,8 +71,9 @@ async fn keep(core: Weak<Core>) {
 
 #[derive(Default)]
 struct Keeper {
-    /// The time of the last full beat, the sign of life that this node appends to the log. `None`
-    /// before the first beat and after a failed append: the next beat is then due immediately.
+    /// The time of the last full beat, the sign of life of this node that lists all of its
+    /// recordings. Other beats only list what is new. `None` before the first beat and after a
+    /// failed append: the next beat is then due immediately.
     beat_at: Option<Instant>,
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
     /// the topics to report change, the next beat is due immediately.
@@ -267,8 +268,8 @@ impl Keeper {
 
     /// Appends the records of a beat, the sign of life of this node. Returns `None` if the backend
     /// does not confirm each record within a third of `lease`, or within half a second if that is
-    /// longer. The log may contain the records nevertheless, so the next beat lists everything
-    /// again.
+    /// longer. The log may contain some of the records nevertheless. The next beat is then a full
+    /// one, which lists all recordings of this node again.
     async fn append(&mut self, backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
         for part in beat.into_parts() {
             let record = Message::Beat(part).record();

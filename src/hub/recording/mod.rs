@@ -69,7 +69,8 @@ pub struct Recorder {
 }
 
 struct Settings {
-    /// The limits for the retained events of the topic. `None` if the topic keeps its limits.
+    /// The limits that the recording sets for the retained events of the topic. `None` if the
+    /// recording does not change the limits of the topic.
     retention: Option<Retention>,
     abandon_after: Option<Duration>,
     time_limit: Option<Duration>,

@@ -46,8 +46,8 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The end of the part of the log that has updated this state of the recordings, as a position.
-    /// If records of this part are read a second time, they have no effect.
+    /// The end of the part of the log that is already included in this state, as a position. If
+    /// records of this part are read a second time, they have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -58,14 +58,15 @@ pub(super) struct State {
     pub(super) contact: Contact,
 }
 
-/// The contact of this node with the backend. `last` is the latest time when this node is known to
-/// have read the whole log. `last` is `None` before the first request to the backend, and after a
-/// failed request.
+/// The times when this node was in contact with the backend. `last` is the latest time when this
+/// node is known to have read the whole log. `last` is `None` before the first request to the
+/// backend, and after a failed request.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
-    /// The end of the last outage of the backend. This node could not read the signs of life of
-    /// other nodes before, so it measures their silence from this time.
+    /// The time when the last outage of the backend ended for this node. During the outage, this
+    /// node could not read the signs of life of other nodes, so it measures their silence from this
+    /// time.
     pub(super) since: Option<Instant>,
 }
 
@@ -126,8 +127,9 @@ pub(super) struct Foreign {
     /// without waiting until the other node counts as dead.
     pub(super) is_orphan: bool,
     /// Set if this recording may have ended in a part of the log that was lost or evicted before
-    /// this node has read it. A takeover then publishes no will: it only finishes the topic. The
-    /// next sign of life that lists the recording clears this flag.
+    /// this node has read it. If this node takes the recording over, it then publishes no will (the
+    /// last event of the recording), and only finishes the topic. The next sign of life that lists
+    /// the recording clears this flag.
     pub(super) is_uncertain: bool,
 }
 
@@ -137,8 +139,9 @@ pub(super) struct Foreign {
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
-    /// Set if the topic may have been finished in a part of the log that this node could not read.
-    /// The topic may then have a newer recording, which this node must not end.
+    /// Set if the topic of the claimed recording may already have been finished, in a part of the
+    /// log that this node could not read. The topic may then have a newer recording. This node must
+    /// not end the newer recording.
     is_uncertain: AtomicBool,
 }
 
@@ -157,7 +160,8 @@ struct LocalState {
     /// that, another node publishes the will of the recording and finishes its topic.
     is_announced: bool,
     /// Set while the recording repeats an append to the log that was rejected or had no response.
-    /// The recording can then be stopped before the append has succeeded.
+    /// The recording can then end without waiting for the append, because the backend may never
+    /// accept it.
     is_retrying: bool,
     /// The end of the log when this recording was started. A request to stop the recordings of the
     /// topic is ignored if its position is not after `started_at`, because it was meant for an
@@ -255,9 +259,10 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Notes that a recording of another node, `node`, is over: its topic is finished, or this node
-    /// must not or cannot finish the topic. A recording is a task that publishes a stream into a
-    /// topic. Later announcements of this recording are ignored.
+    /// Notes that a recording (a task that publishes a stream into a topic) of another node,
+    /// `node`, needs no takeover by this node any more. Its topic is finished, or will be finished
+    /// by a newer recording of the topic, or the backend refuses the records of the takeover. Later
+    /// announcements of this recording are ignored.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -371,12 +376,12 @@ impl Recordings {
     }
 
     /// Returns `true` if this node knows a newer recording of the topic of `announced`. The end of
-    /// the newer recording finishes the topic. A recording is a task that publishes a stream into a
-    /// topic.
+    /// the newer recording then finishes the topic. A recording is a task that publishes a stream
+    /// into a topic.
     ///
-    /// The recording `announced` may have ended in a part of the log that this node could not read.
-    /// A recording of another node is newer if the other node has announced it after this part of
-    /// the log.
+    /// Called if `announced` may have ended in a part of the log that this node could not read.
+    /// Another recording of the topic counts as newer if it is on this node and not over, or if
+    /// another node has announced it after the unread part of the log.
     pub(super) fn has_successor(&self, announced: &Announced) -> bool {
         let state = self.state();
         let mut here = state.local.get(&announced.topic).into_iter().flatten();
@@ -415,19 +420,20 @@ impl State {
     }
 
     /// Handles a loss: the log has evicted or lost records up to `evicted_through` that this node
-    /// has not read. They may include the end of each known recording (a task that publishes a
-    /// stream), or its will (the event that another node publishes if the recording's node dies).
-    /// So the recordings publish no further event. Their topics are finished, because readers would
-    /// otherwise wait for ever. If a topic is finished twice, its readers do not notice this.
+    /// has not read. The loss concerns all known recordings (tasks that publish streams), except
+    /// the recordings of this node that have started after the lost part of the log. The lost
+    /// records may include the end of a recording, or its will (the event that another node
+    /// publishes if the recording's node dies). So these recordings publish no further event. Their
+    /// topics are finished, because readers would otherwise wait for ever. If a topic is finished
+    /// twice, its readers do not notice this.
     ///
-    /// A recording of this node cannot continue, even if this node was in contact with the backend
+    /// The loss concerns a recording of this node even if this node was in contact with the backend
     /// until now. In a failover that splits the servers, another node may have taken over the
     /// recording on the new server, while the old server still confirmed the signs of life of this
     /// node. The will is then at a position that this node does not read any more.
     ///
-    /// A recording of this node that has started after the lost part of the log continues. Other
-    /// nodes take it over only after they have read its announcement, which is also after the lost
-    /// part.
+    /// A recording of this node that has started after the lost part continues. Other nodes take it
+    /// over only after they have read its announcement, which is also after the lost part.
     fn note_loss(&mut self, evicted_through: Position) {
         let concerned = self.locals().filter(|local| local.lock().started_at < evicted_through);
         concerned.for_each(|local| local.silence());
@@ -526,8 +532,8 @@ impl Peer {
 
     /// Replaces the known recordings (tasks that publish streams) of the other node by the
     /// recordings in `beat`, a sign of life that lists all of them. If a known recording is not in
-    /// the list, its node has given it up without finishing its topic. It is then marked as an
-    /// orphan, and the local node takes it over.
+    /// the list, its node has given the recording up without finishing its topic. Such a recording
+    /// is marked as an orphan, and the local node takes it over.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
@@ -706,8 +712,9 @@ impl Local {
     }
 
     /// Returns `true` if this recording may publish no further event, and only finishes its topic.
-    /// Another node has published its will, the event for the death of this node, or may have done
-    /// so in a part of the log that this node could not read.
+    /// The reason is that another node has published the will of the recording, the event for the
+    /// death of this node. The result is also `true` if this may have happened in a part of the log
+    /// that this node could not read.
     pub(super) fn is_silenced(&self) -> bool {
         self.lock().is_silenced
     }
@@ -719,8 +726,8 @@ impl Local {
     }
 
     /// Returns `true` if this recording must publish no further event. Its topic is finished, the
-    /// hub is shut down, or another node has, or may have, published its last event (see
-    /// [`is_silenced`](Self::is_silenced)).
+    /// hub is shut down, or another node has published the will of the recording, or may have
+    /// published it (see [`is_silenced`](Self::is_silenced)).
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.is_silenced

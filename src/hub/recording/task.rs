@@ -63,22 +63,24 @@ impl Items {
         Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
     }
 
-    /// Polls the stream that is published into a topic. If the stream panics, returns an error. The
-    /// caller must not poll again after an error or the end.
+    /// Polls the stream of a recording, a task that publishes the stream into a topic. If the
+    /// stream panics, returns an error. The caller must not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
     }
 }
 
-/// The next action of a recording: publish events, or end.
+/// The next action of a recording, which is a task that publishes a stream into a topic: the
+/// recording publishes events, or ends.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
     End(Outcome),
 }
 
-/// Runs a recording to its end. Then sends its outcome through `outcome`.
+/// Runs a recording, a task that publishes a stream into a topic, until it ends. Then sends the
+/// result, such as finished or failed, through `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -330,8 +332,8 @@ async fn announced(core: &Core, local: &Local) {
     core.recordings.progressed(|| local.is_announced()).await;
 }
 
-/// Waits until the topic of the recording has had no subscribers on any node for this time. If
-/// `time` is `None`, never returns.
+/// Waits until the topic of the recording has had no subscribers on any node for the duration
+/// `time`. If `time` is `None`, never returns.
 async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
     let Some(time) = time else { return pending().await };
     let topic = &local.announced.topic;

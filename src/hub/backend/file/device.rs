@@ -38,16 +38,17 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// A database file whose blocks are allocated before the database writes to them.
 ///
 /// A write to a new block changes the metadata of the file system, and `fdatasync` then also writes
-/// this metadata. So such a write also writes zeros to the blocks after the new block: up to an
-/// eighth of the file, and up to [`AHEAD`]. Later writes to these blocks need no new metadata. If
-/// the file already exists when it is opened, only blocks after its end at that time count as new.
+/// this metadata. So that this is rarely needed, such a write also writes zeros to the blocks after
+/// the new block: at most an eighth of the file, and at most [`AHEAD`] bytes. Later writes to these
+/// blocks need no new metadata. If the file already exists when it is opened, only blocks after its
+/// end at that time count as new.
 #[derive(Debug)]
 pub(super) struct Allocated {
     file: FileBackend,
-    /// The end of the part of the file that may have been written so far: the rest of the file
-    /// reads as zero. `None` until the first change of the file. Only then, this field is set to
-    /// the length of the file: the database has locked the file by that time, so no other process
-    /// can change the length.
+    /// The end of the part of the file that may have been written so far. The rest of the file
+    /// reads as zero. `None` until the database first changes the file. The value then begins with
+    /// the length of the file, which is read only now: the database has locked the file by this
+    /// time, so no other process can change the length.
     unwritten: Mutex<Option<u64>>,
 }
 
@@ -110,9 +111,10 @@ impl Device for Allocated {
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The smallest length that the database has set for the file (in memory only), and at first
-    /// the length of the file. Bytes of the file after this length were cut off, so they read as
-    /// zero. `blocks` contains the blocks that the database has written in memory.
+    /// The length of the part of the file that the database has never cut off: at first the whole
+    /// file. When the database truncates the file (in memory only), the bytes after the new length
+    /// are cut off, and read as zero from then on. `blocks` contains the blocks that the database
+    /// has written, which are also kept in memory only.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }

@@ -15,8 +15,9 @@ const MAGIC: usize = 9;
 /// not emptied, even if it begins with zeros.
 const MAX_NEW: u64 = 8 << 20;
 
-/// A kind of storage for the database, based on one file. The default implementation of each method
-/// calls the same method of this file.
+/// A kind of storage for the database. It is based on a [`FileBackend`], and can replace some
+/// methods of it. The default implementation of each method calls the method of the `FileBackend`
+/// with the same name.
 pub(super) trait Device: fmt::Debug + Send + Sync + 'static {
     /// Set if the file is open for reading only. The operating system then refuses an exclusive
     /// lock, so the file gets a shared lock.
@@ -47,9 +48,10 @@ pub(super) trait Device: fmt::Debug + Send + Sync + 'static {
 
 /// Storage that locks its file while the database is open.
 ///
-/// The database calls the lock methods of [`StorageBackend`]. Their default implementations return
-/// the error `Unsupported`, after which the database continues without a lock. Only this type
-/// implements the trait, so that no kind of storage ([`Device`]) can omit the lock methods.
+/// The database calls the lock methods of [`StorageBackend`]. The default implementations of these
+/// methods return the error `Unsupported`, and the database then continues without a lock. To
+/// prevent this, only `Locked` implements `StorageBackend`, with all lock methods. Each kind of
+/// storage implements only [`Device`], which has no lock methods.
 #[derive(Debug)]
 pub(super) struct Locked<D>(pub(super) D);
 

@@ -25,9 +25,9 @@ const TITLE: &str = "tower-sse mark 1";
 const MAX_DELAY_MS: u64 = 20;
 
 /// The maximum difference in milliseconds between the time in a mark (a small file with the state
-/// of a log) and the modification time of this file, if the machine has crashed. It is greater than
-/// [`MAX_DELAY_MS`]: after a crash, the disk may have the modification time of one write, but the
-/// contents of an earlier write.
+/// of a log) and the modification time of this file, after a crash of the machine. It is greater
+/// than [`MAX_DELAY_MS`], the maximum without a crash: after a crash, the disk may have the
+/// modification time of one write, but the contents of an earlier write.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark, the small file beside the database: the state of the log when the mark
@@ -55,7 +55,8 @@ pub(super) struct Contents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     inode: u64,
-    /// The time when this file was created, in nanoseconds since 1970. 0 if the time is unknown.
+    /// The time when the identified file was created, in nanoseconds since 1970. 0 if the time is
+    /// unknown.
     created: u128,
 }
 
@@ -135,13 +136,14 @@ impl Contents {
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    /// The handle that holds the lock of the mark file, if the file was first opened for reading
-    /// only. `file` is then another handle, which was opened for writing later.
+    /// The handle that holds the lock of the mark file, if this is not `file`: the mark file was
+    /// first opened for reading only, and `file` was opened for writing later.
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
-    /// The contents of the mark file when it was opened, and the time of its last change in
-    /// milliseconds since 1970. `None` if the mark file was new or could not be decoded.
+    /// The contents that the mark file had when it was opened, and the time of its last change
+    /// before that, in milliseconds since 1970. `None` if the mark file was new or could not be
+    /// decoded.
     found: Option<(Contents, u64)>,
 }
 
@@ -282,8 +284,8 @@ pub(super) fn beside(log: &Path, extension: &str) -> PathBuf {
     path.into()
 }
 
-/// Returns `true` if this error, from opening a file for writing, means that the file can only be
-/// read.
+/// Returns `true` if an attempt to open a file for writing has failed because the file can only be
+/// read. `error` is the error of this attempt.
 pub(super) fn is_read_only(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }

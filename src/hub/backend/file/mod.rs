@@ -190,8 +190,9 @@ impl FileBackend {
         self
     }
 
-    /// Sets the size of the records that the log retains, for all topics together. Default: 1 GiB.
-    /// The log retains up to 1/64 more. The file is larger, see [size](Self#size-of-the-file).
+    /// Sets the total size in bytes of the records that the log retains, for all topics together.
+    /// Default: 1 GiB. The log retains up to 1/64 more. The file is larger, see
+    /// [size](Self#size-of-the-file).
     ///
     /// A record takes 29 bytes plus the length of its topic and of its event. The newest record is
     /// always retained.
@@ -204,9 +205,9 @@ impl FileBackend {
     /// Sets the maximum age of records. Older records are removed. Default: one hour.
     /// [`Duration::MAX`] and zero disable the limit.
     ///
-    /// A record is removed up to 1/16 of the maximum age late, so that several expired records are
-    /// removed together. The age counts from the append, by the clock of the system, and also while
-    /// no process has opened the log.
+    /// A record may be retained for up to 1/16 of the maximum age longer, so that several expired
+    /// records are removed together. The age counts from the append, by the clock of the system,
+    /// and also while no process has opened the log.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };

@@ -7,8 +7,8 @@ use std::{collections::HashSet, mem, sync::Arc};
 
 /// A page, the result of one read of the log, is complete when it has this number of records.
 const RECORDS: usize = 1000;
-/// A page is also complete when this number of records was read for it, including records of topics
-/// that the reader has not requested.
+/// A page, the result of one read of the log, is complete when this number of records was examined
+/// for it, including records of topics that the reader has not requested.
 const EXAMINED: usize = 20_000;
 /// A page, the result of one read of the log, is complete when its events have this size in bytes.
 const BYTES: usize = 1 << 20;
@@ -71,7 +71,8 @@ impl PageReader {
         self.records.is_empty() && self.evicted_through == Position::START && self.through == last
     }
 
-    /// Adds the next part of a record.
+    /// Adds the next part of a record to the page. The database stores a record in parts, under the
+    /// position of the record and the number of the part.
     pub(super) fn add(&mut self, (position, part): (u64, u32), bytes: &[u8]) {
         let position = Position::new(position);
         if position > self.next() && part == 0 {
@@ -117,8 +118,9 @@ impl PageReader {
         self.records.push((position, topic, kind, value.event.len()));
     }
 
-    /// Skips damaged records up to this position. If the page has read records before them, it ends
-    /// there. Otherwise the page reports the damaged records as evicted.
+    /// Skips the damaged records up to the position `through`. If the page has read records before
+    /// the damaged records, it ends after those. Otherwise the page reports the damaged records as
+    /// evicted.
     pub(super) fn skip_through(&mut self, through: Position) {
         if self.examined > 0 {
             self.ends_at_damage = true;

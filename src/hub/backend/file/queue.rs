@@ -47,9 +47,8 @@ struct Waiting {
     cleaned: usize,
 }
 
-/// If at least this number of appends waits for a commit, the queue removes the appends of
-/// publishers that have stopped waiting. So many appends wait, for example, if the disk does not
-/// respond.
+/// The queue removes the appends of publishers that have stopped waiting when it has at least this
+/// number of appends. The queue becomes this long, for example, if the disk does not respond.
 const MANY: usize = 4096;
 
 /// The next work of the writer, the thread that stores appends.

@@ -11,12 +11,12 @@
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size in bytes of a database value, which contains one record, without the record's topic and
-/// event.
+/// The size in bytes of the fields before the topic in a database value. A value contains one
+/// record.
 const HEAD: usize = 29;
 
-/// The database stores a value, which contains one record, in parts of this size in bytes. The last
-/// part is shorter. Eight parts fill a page of the database.
+/// The database stores a value in parts of this size, in bytes, except the last part, which is
+/// shorter. A value contains one record. Eight parts fill a page of the database.
 pub(super) const PART: usize = 480;
 
 /// A decoded value of the database: one record of the log.
@@ -24,9 +24,9 @@ pub(super) const PART: usize = 480;
 pub(super) struct Value<'a> {
     /// The time of the append, in milliseconds since 1970.
     pub(super) time: u64,
-    /// The size in bytes of all values (records with their headers) that the log has ever stored,
-    /// up to and including this value. The difference between the totals of two values is the size
-    /// of the values between them.
+    /// The size in bytes of all values that the log has ever stored, up to and including this
+    /// value. A value contains one record. The difference between the totals of two values is the
+    /// size of the values after the first one, up to and including the second one.
     pub(super) total: u64,
     /// The kind of the record. `None` if a later version of this crate has written a kind that this
     /// version does not know.
@@ -35,7 +35,8 @@ pub(super) struct Value<'a> {
     pub(super) event: &'a [u8],
 }
 
-/// Returns the size in bytes of the database value for a record with this topic and event.
+/// Returns the size in bytes of the database value that stores a record with this topic and this
+/// event.
 pub(super) fn size(topic: &str, event: &[u8]) -> usize {
     HEAD + topic.len() + event.len()
 }

@@ -12,8 +12,8 @@ pub(super) struct Retention {
     pub(super) max_age: Duration,
 }
 
-/// A log may have at most this number of records more than its limit before its oldest records are
-/// removed.
+/// The maximum excess of a log: the number of records that it can have over its limit before its
+/// oldest records are removed.
 const MAX_EXCESS: u64 = 1000;
 
 impl Retention {

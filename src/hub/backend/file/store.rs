@@ -51,7 +51,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// If this number of records at the end of a log is damaged, the log cannot be opened.
 const MAX_DAMAGED: usize = 1000;
 
-/// The open database of a log.
+/// The open database of a log that is stored in a file.
 pub(super) struct Store {
     pub(super) database: Database,
     /// The error that appends return if the file of the database or its mark (a small file with the
@@ -285,7 +285,8 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads records into a page, until the page is complete.
+    /// Reads records into `page`, until the page is full, the next record is damaged, or the
+    /// position `last` is reached.
     fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
         guarded(|| {
             for entry in self.records.range(keys(page.next(), last))? {

@@ -1,4 +1,4 @@
-//! A file for the unit tests of a log in a file.
+//! A temporary file for the unit tests of the backend that stores a log in a file.
 
 use std::{
     env,
@@ -11,7 +11,8 @@ use std::{
 pub(super) struct TestFile(pub(super) PathBuf);
 
 impl TestFile {
-    /// Creates an empty file. Each test needs another name.
+    /// Creates an empty file in the folder for temporary files. `name` becomes a part of the file
+    /// name, so each test needs another name.
     pub(super) fn new(name: &str) -> Self {
         let path = env::temp_dir().join(format!("tower-sse-{name}-{}", process::id()));
         File::create(&path).unwrap();

@@ -30,20 +30,22 @@ use std::{
 /// example, a commit that appends 5 records evicts at most 1,005.
 const EVICTIONS: u64 = 1000;
 
-/// The maximum number of records that a conditional append compares. If the log has more records
-/// after the position in the condition, the append stores nothing.
+/// The maximum number of records that are examined for a conditional append. Its condition is that
+/// no record of the topic follows a certain position. If the log has more records than this number
+/// after the position, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
 /// The minimum pause after a failure of the log. During the pause, publishing returns the error of
 /// the failed commit, and the database is not opened again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The minimum pause after the database was opened again, as a multiple of the time that opening it
-/// took. During the pause, the database is not opened once more. Readers wait only while it is
-/// being opened, so they wait at most a fifth of the time.
+/// The minimum pause after the database was opened again, as a multiple of the time that the
+/// opening took. During the pause, the database is not opened once more. Readers wait only while
+/// the database is being opened. The pause is at least four times as long, so readers wait at most
+/// a fifth of the time.
 const PAUSE_FACTOR: u32 = 4;
 
-/// The maximum time between two checks of the age of the oldest record.
+/// The maximum time until the writer checks again whether the oldest record of the log has expired.
 const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A database file is compacted (made smaller) only if it is longer than twice the size of its
@@ -105,9 +107,9 @@ impl Writer {
         self.close();
     }
 
-    /// Returns the error for appends if the log cannot be written now, and `None` if the log can be
-    /// written. If the log could not be written so far, and the pause after the last failure has
-    /// ended, first opens the database again. The log may be writable after that.
+    /// Returns the error for appends if the log cannot be written, and `None` if it can be written.
+    /// If it cannot be written, and the pause after the last failure has ended, the function first
+    /// opens the database again. It then returns `None` if the log has become writable.
     fn refused(&mut self) -> Option<FileError> {
         if self.is_paused() && self.refusal.is_some() {
             return self.refusal.clone();
@@ -226,8 +228,9 @@ impl Writer {
         }
     }
 
-    /// Makes the changes of one transaction. `unchanged` says for each append whether the database
-    /// fulfils its condition.
+    /// Makes the changes of one transaction: appends records, and evicts the oldest records if the
+    /// retention requires it. `unchanged` has one value for each append: `true` if the log in the
+    /// database fulfils the condition of the append.
     fn change(
         &self,
         transaction: &WriteTransaction,
@@ -318,9 +321,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the database and opens it again after the failure `error`, because after an I/O error
-    /// the database cannot even be read. If the error is a damaged page, the database stays open.
-    /// In both cases, a pause begins: before it ends, the database is not opened again.
+    /// Closes the database and opens it again after the failure `error`, unless the error is a
+    /// damaged page. After an I/O error, the database cannot even be read. After a damaged page,
+    /// the database stays open, because its other pages can still be read. In both cases, a pause
+    /// begins: before it ends, the database is not opened again.
     fn reopen(&mut self, error: &FileError) {
         let begin = Instant::now();
         self.refusal = None;
@@ -375,7 +379,7 @@ fn pause_end(begin: Instant, end: Instant) -> Instant {
     end + PAUSE.max((end - begin) * PAUSE_FACTOR)
 }
 
-/// Opens a log, and starts its writer.
+/// Opens a log in a file, and starts its writer, the thread that stores appends.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
     let path = &resolved(path);
     let mut mark = locked(|| Mark::open(path))?;
@@ -442,8 +446,8 @@ fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, dura
     }
 }
 
-/// Opens the database of a log, and reads the state of the log, which is `None` if the database is
-/// new. Also returns a handle of the file.
+/// Opens the database of a log. Returns the database, a handle of its file, and the state of the
+/// log, which is `None` if the database is new.
 fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(Store, File, Option<Tail>), FileError> {
     let (store, file) = Store::open(path, durability, is_created)?;
     let tail = store.tail()?;

@@ -51,11 +51,11 @@ struct NewMessage {
 /// append. Otherwise the server refuses to store the message.
 struct Expected {
     log: KnownLog,
-    /// The sequence that the last message of the topic's subject must have. 0 if the subject must
-    /// have no message.
+    /// The required sequence of the last message of the topic's subject. If the last message has
+    /// another sequence, the server refuses the append. 0 if the subject must have no message.
     subject: u64,
-    /// The sequence that the last message of the whole stream must have. `None` if the server can
-    /// compare the last sequence of a single subject: the comparison of `subject` is then enough.
+    /// The required sequence of the last message of the whole stream. `None` if the server can
+    /// compare the last sequence of a single subject, so that the field `subject` is enough.
     stream: Option<u64>,
 }
 
@@ -135,8 +135,9 @@ impl NatsBackend {
     /// node knew it before the publication, and the sequence of the stored message. Returns `None`
     /// if the condition does not hold.
     ///
-    /// If the stream has several replicas, servers before 2.9.21 compare the whole stream instead
-    /// of the topic. They also refuse the message if another topic has a new message. The function
+    /// If the stream has several replicas, servers before 2.9.21 cannot reliably compare the
+    /// sequence of the last message of one topic. They compare the last sequence of the whole
+    /// stream, so they also refuse the message if another topic has a new message. The function
     /// then tries again, and returns an error after the request timeout of the backend.
     async fn publish_if_unchanged(
         &self,
@@ -254,9 +255,9 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// Returns the epoch (the identity) of the log that has stored a message. The message has this
-    /// sequence and message id in the NATS stream. Returns an error if the stream does not have
-    /// this message.
+    /// Returns the epoch (the identity) of the log that has stored a message. `sequence` is the
+    /// sequence of the message in the NATS stream, and `id` is its message id. Returns an error if
+    /// the stream does not have this message.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
@@ -274,12 +275,12 @@ impl NatsBackend {
 }
 
 /// Returns the sequence of the NATS message `new` if an earlier attempt to publish it was
-/// successful. Called when the server has refused a later attempt: servers may compare the expected
-/// sequence before they look for a duplicate.
+/// successful. Called when the server has refused a later attempt because of the expected sequence:
+/// the server may compare this sequence before it detects that the message is a duplicate.
 ///
-/// `before` is the sequence of the last message of the subject before the first attempt. Returns
-/// `None` if the next message of the subject is not `new`, and an error if there is no next
-/// message.
+/// `before` is the sequence of the last message of the subject before the first attempt. The
+/// message of the subject that follows it is `new` if the first attempt was successful. Returns
+/// `None` if another message follows, and an error if no message follows.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,

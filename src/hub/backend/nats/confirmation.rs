@@ -30,7 +30,8 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
     /// `true` while the follower, the task that reads the stream, receives new messages through a
-    /// NATS consumer. Otherwise publishers do not wait for a confirmation.
+    /// NATS consumer. Without a consumer, the follower may receive a message late, so publishers do
+    /// not wait for its confirmation.
     is_following: AtomicBool,
 }
 
@@ -72,7 +73,8 @@ impl Confirmations {
     }
 
     /// Sets whether the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer. If it does not, publishers do not wait for a confirmation.
+    /// through a consumer. Without a consumer, the follower may receive a message late, so
+    /// publishers do not wait for its confirmation.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
@@ -81,7 +83,10 @@ impl Confirmations {
 impl Pending<'_> {
     /// Returns the epoch (the identity) of the log that has stored the published message. Returns
     /// `None` if the follower, the task that reads the stream, does not receive the message within
-    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
+    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]).
+    ///
+    /// Does not wait if the follower has no NATS consumer, because the message may then arrive
+    /// late.
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

@@ -13,7 +13,7 @@ pub(super) const PAGE_MESSAGES: usize = 1000;
 /// [`max_page_bytes`] adds room for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-/// The NATS server deletes a consumer if it gets no request of the consumer for this time.
+/// The time without a request to a consumer after which the NATS server deletes the consumer.
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The interval of the heartbeats that the NATS server sends to a consumer while there are no new

@@ -1,7 +1,8 @@
-//! The follower of a log in a NATS stream: the task that reads its new messages. It receives the
-//! messages through a consumer. While there is no consumer, it requests the messages one by one. It
-//! also does so after a consumer has failed, because a message of another program can have headers
-//! that end the connection of every consumer.
+//! The follower of a log in a NATS stream, which reads its new messages. Usually a consumer
+//! delivers the messages. While the server creates a consumer, the follower requests the messages
+//! one by one. After a consumer has failed, the follower also requests the next messages one by
+//! one: the cause may be a message of another program with headers that end the connection, and
+//! every new consumer would fail at this message again.
 
 use super::{
     confirmation::Confirmations,
@@ -69,7 +70,8 @@ enum Source {
     /// still holds the same log.
     Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
-    /// The consumer has failed with this error.
+    /// The NATS consumer has failed with this error. The follower requests the next messages
+    /// without a consumer.
     Failed(Option<BoxError>),
 }
 
@@ -125,8 +127,8 @@ impl Follower {
 
     /// Waits for the next page of the log that this follower reads. The page contains at least one
     /// message. Cancel safe: dropping the future loses no message. After an error, the follower
-    /// cannot be used any more. `stream` has to use the same connection as this follower, its field
-    /// [`link`](Self::link).
+    /// cannot be used any more. `stream` is the NATS stream of the log. It must use the connection
+    /// of this follower, which is in the field [`link`](Self::link).
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -324,9 +326,8 @@ struct NewPage {
 
 impl NewPage {
     /// Adds a message of the NATS stream to the page. If messages directly before it are missing
-    /// from the stream, there is a gap, and only the beginning of a page can report a gap. So if
-    /// the page already has messages, the message after the gap is not added, and the result is
-    /// `false`.
+    /// from the stream, the page has to report a gap, which it can do only at its beginning. So if
+    /// the page already has messages, this message is not added, and the result is `false`.
     fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {

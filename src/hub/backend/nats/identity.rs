@@ -44,10 +44,10 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// elected leader may not have applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// The time after which a node that has just connected adds one more mark, if the JetStream stream
-/// has a maximum age of messages. A mark is a message that identifies the log. The newest mark in
-/// the stream could be so old that the server removes it soon. The node waits at most a quarter of
-/// the maximum age. A message that arrives meanwhile postpones the mark.
+/// The time that a node waits, after it has connected, before it adds one more mark (a message that
+/// identifies the log). The node adds this mark only if the JetStream stream has a maximum age of
+/// messages, because the server may soon remove the newest mark. It waits at most a quarter of the
+/// maximum age. A message that arrives during this time postpones the mark.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
@@ -81,7 +81,7 @@ pub(super) struct KnownLog {
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark, a message that identifies the log.
     /// All messages between this event and the newest mark are marks, too. If the newest mark
-    /// begins the log, this is the sequence of the mark itself.
+    /// begins the log, the log has no earlier event, and this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
@@ -98,7 +98,8 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
     max_age: Option<Duration>,
-    /// The `duplicate_window` of the JetStream stream: it detects duplicates within this time.
+    /// The `duplicate_window` of the JetStream stream: the server detects a message that is sent
+    /// twice within this time.
     pub(super) duplicate_window: Duration,
     /// The time when the local node adds one more mark, a message that identifies the log. Without
     /// it, retention could remove all marks. Each message that arrives earlier postpones this time.
@@ -112,8 +113,8 @@ pub(super) struct Witness {
     sequence: u64,
     identity: u64,
     is_small: bool,
-    /// The time when the stream has stored the message. `None` if the local node has published the
-    /// message and has not read it back yet.
+    /// The time when the JetStream stream stored the message of this witness. `None` if the local
+    /// node has published the message and has not read it back yet.
     time: Option<Nanoseconds>,
 }
 
@@ -136,8 +137,8 @@ impl Witness {
         message.identity() == Some(self.identity)
     }
 
-    /// Returns `true` if the newest message of a JetStream stream in this state was stored at the
-    /// sequence and at the time of the witness. So it is the witness, and need not be fetched.
+    /// Returns `true` if the newest message of a JetStream stream in this state has the sequence
+    /// and the time of the witness. This message is then the witness, so a check need not fetch it.
     fn is_last(&self, state: &State) -> bool {
         self.sequence == state.last && self.time.is_some() && self.time == state.last_time
     }
@@ -212,9 +213,10 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark, a message that identifies the log, which the follower, the task that reads
-    /// new messages, has read. If a newer mark than the known mark belongs to this log, remembers
-    /// the newer mark. Returns `false` if a newer mark begins another log, and otherwise `true`.
+    /// Handles a mark, a message that identifies the log. The follower, the task that reads new
+    /// messages, has read this mark. If the mark is newer than the known mark and belongs to this
+    /// log, remembers it as the known mark. Returns `false` if the mark is newer and begins another
+    /// log, and otherwise `true`.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -297,10 +299,10 @@ impl Identity {
     }
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
-    /// sequence `newest`. `log` is the follower's own copy of the known log. If this copy has a
-    /// newer mark (a message that identifies the log), records the mark, too. `witnesses` are
-    /// recent messages for later checks that the stream still has this log. Has no effect if the
-    /// node has changed to another log in the meantime.
+    /// sequence `newest`. `log` is the follower's own copy of the known log. If the mark in this
+    /// copy (a message that identifies the log) is newer than the known mark, records it, too.
+    /// `witnesses` are recent messages for later checks that the stream still has this log. Has no
+    /// effect if the node has changed to another log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witnesses: Witnesses) {
         self.note_message(log.epoch, newest, witnesses);
         let mut known = self.lock();
@@ -309,9 +311,10 @@ impl Identity {
         }
     }
 
-    /// Records that the log with this epoch has a message with the sequence `newest`. `witnesses`
-    /// are recent messages for later checks that the JetStream stream still has this log. A smaller
-    /// sequence, an older witness and the epoch of another log have no effect.
+    /// Records that the log of the local node has a message with the sequence `newest`. `witnesses`
+    /// are recent messages for later checks that the JetStream stream still has this log. Has no
+    /// effect if the log has another epoch than `epoch`. Ignores a sequence or a witness that is
+    /// older than the known one.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witnesses: Witnesses) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -322,9 +325,9 @@ impl Identity {
         witnesses.iter().for_each(|witness| known.witnesses.add(witness));
     }
 
-    /// Records that the log with this epoch has lost its newest messages: the JetStream stream has
-    /// stored a new message at a sequence that the local node has seen before. The next check
-    /// begins a new log. The epoch of another log has no effect.
+    /// Records that the log of the local node has lost its newest messages: the JetStream stream
+    /// has stored a new message at a sequence that the node has seen before. The next check begins
+    /// a new log. Has no effect if the log has another epoch than `epoch`.
     pub(super) fn note_truncation(&self, epoch: u64) {
         if let Some(known) = self.lock().as_mut().filter(|known| known.epoch == epoch) {
             known.is_truncated = true;
@@ -461,9 +464,9 @@ impl Identity {
     }
 
     /// Continues with the log that the local node has used so far. If the stream has removed the
-    /// small witness, a message that the node remembers to recognize the log, remembers the newest
-    /// message as well. Publishes one more mark, a message that identifies the log, if the stream
-    /// is empty or if retention could soon remove all marks.
+    /// small witness, a message that the node remembers to recognize the log, the node remembers
+    /// the newest message, too. Publishes one more mark, a message that identifies the log, if the
+    /// stream is empty or if retention could soon remove all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -523,8 +526,9 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
 }
 
 /// Returns a mark for a JetStream stream that has no mark, from the id of the log in a header of
-/// its messages. This mark is not published. Returns `None` if the stream is empty, if it has not
-/// removed its first message, or if the messages name no log.
+/// its messages. This mark is not published. Returns `None` if the stream is empty, or if the
+/// messages name no log. Also returns `None` if the first message of the stream was never removed,
+/// because the stream then never had a mark.
 async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node

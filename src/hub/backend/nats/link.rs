@@ -157,9 +157,8 @@ struct Health {
     /// A pair: the number of times that the connection to NATS was lost, and a `bool` that is
     /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
-    /// The time when the connection to NATS was lost, or the time of the latest attempt to
-    /// reconnect. If the backend forces a reconnect, this also sets the time. `None` while the
-    /// connection works.
+    /// The time of the latest of these events: the connection to NATS was lost, the client tried to
+    /// reconnect, or the backend forced a reconnect. `None` while the connection works.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -214,7 +213,8 @@ impl Losses {
         Ok(timeout(RECONNECTION, self.reconnected()).await?)
     }
 
-    /// Waits until the NATS client is connected again. Also returns if the NATS client is dropped.
+    /// Waits until the NATS client is connected again. Also returns, without a connection, if the
+    /// NATS client is dropped.
     pub(super) async fn reconnected(&mut self) {
         // `wait_for` fails if the sender was dropped. The next request then fails.
         drop(self.losses.wait_for(|(_, is_connected)| *is_connected).await);

@@ -98,21 +98,20 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the header of a NATS message that names its log: the id of the log that the publisher
-/// knows. This is the id of an old log if another log has replaced it and the publisher does not
-/// know that yet.
+/// Sets the header of a NATS message that contains the id of the publisher's log. If another log
+/// has replaced this log and the publisher does not know that yet, this is the id of the old log.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
 
-/// A time in nanoseconds since 1970.
+/// A time as a number of nanoseconds since 1970.
 pub(super) type Nanoseconds = i128;
 
-/// A message that the stream has stored.
+/// A message that a JetStream stream has stored.
 pub(super) struct Stored {
     pub(super) subject: Subject,
     pub(super) sequence: u64,
-    /// The time when the stream has stored the message.
+    /// The time when the JetStream stream has stored the message.
     pub(super) time: Nanoseconds,
     pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,

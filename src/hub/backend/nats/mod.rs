@@ -82,21 +82,21 @@ use tokio::{sync::Mutex, time::timeout};
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
 /// with the same message id. The server stores the message once. The server detects duplicates only
 /// within the `duplicate_window` of the stream, so the backend sends a message again only within
-/// half of this time. Streams that the backend creates have a window of at least 30 seconds or four
-/// [timeouts](Self::timeout), but at most the maximum age of messages. If `publish` returns an
-/// error, the events may already be in the log, or appear a little later. They are certainly not in
-/// the log if the error says that the server refused them. An application that publishes the same
-/// events again after another error can therefore store them twice.
+/// half of this time. Streams that the backend creates have a window of 30 seconds or four
+/// [timeouts](Self::timeout), whichever is longer, but at most the maximum age of messages. If
+/// `publish` returns an error, the events may already be in the log, or appear a little later. They
+/// are certainly not in the log if the error says that the server refused them. An application that
+/// publishes the same events again after another error can therefore store them twice.
 ///
-/// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) appends nothing if
-/// messages after the given position are missing. The server stores the new message only if the
-/// topic has no newer message than the backend has seen. Another stream may replace the stream
-/// directly after the backend has checked it. The new stream can then store the message, and the
-/// result is an error.
+/// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) compares and appends in
+/// one step: the server stores the new message only if the topic has no newer message than the
+/// backend has seen. Nothing is appended if messages after the given position are missing, because
+/// they may have been of this topic. Another stream may replace the stream directly after the
+/// backend has checked it. The new stream can then store the message, and the result is an error.
 ///
 /// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
-/// compare the whole stream. They refuse the message also if another topic has a new event. The
-/// backend then tries again, and returns an error after one [`timeout`](Self::timeout).
+/// compare the whole stream. These servers also refuse the message if another topic has a new
+/// event. The backend then tries again, and returns an error after one [`timeout`](Self::timeout).
 ///
 /// # Retention
 ///
@@ -107,9 +107,9 @@ use tokio::{sync::Mutex, time::timeout};
 ///
 /// The backend does not change the configuration of an existing stream. The stream must have the
 /// subject `<stream>.>` and the retention `limits`, and acknowledge messages. It must have no limit
-/// per subject (`max_msgs_per_subject`), no mirror, no subject transform and no seal. Any other
-/// stream causes an error. If the stream is full and rejects new messages (`discard: new`), or the
-/// disk is full, `publish` returns an error that says so.
+/// per subject (`max_msgs_per_subject`), no mirror and no subject transform, and must not be
+/// sealed. Any other stream causes an error. If the stream is full and rejects new messages
+/// (`discard: new`), or the disk is full, `publish` returns an error that says so.
 ///
 /// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
 /// client library cannot parse the headers of such a message, it ends the connection, and the node
@@ -127,10 +127,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// read of several topics reads all topics.
 ///
 /// Publishing takes one request if the process also receives the message from the stream within 5
-/// milliseconds after the acknowledgement. This proves that the log has stored it. Otherwise
-/// publishing takes a second request to check the log, which concurrent publishers share.
-/// `append_if_unchanged` takes three more requests before that, and a fourth if messages were
-/// deleted from the middle of the stream.
+/// milliseconds after the acknowledgement. The received message proves that the log has stored it.
+/// Otherwise publishing takes a second request, to check the log. Concurrent publishers share this
+/// request. `append_if_unchanged` takes three more requests before that, and a fourth if messages
+/// were deleted from the middle of the stream.
 ///
 /// After about three seconds without a byte from the server, the client reconnects, to any of the
 /// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the
@@ -179,9 +179,9 @@ pub struct NatsBackend {
 /// the backend reads the messages of all topics and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time within which the NATS server detects that a message is sent twice. If four request
-/// timeouts of the backend are longer, the backend configures the stream with these instead. In
-/// both cases, it configures at most the maximum age of messages.
+/// The time within which the NATS server detects that a message is sent twice. The backend creates
+/// the stream with this time, or with four of its request timeouts if they are longer, but at most
+/// with the maximum age of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";

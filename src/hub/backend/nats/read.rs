@@ -26,11 +26,12 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
 /// Reads one page: the messages of a JetStream stream that come after the position `after` and have
-/// one of these `subjects`. The page may also contain messages of other subjects. If `subjects` is
-/// empty, the page contains the messages of all subjects.
+/// one of these `subjects`. If `subjects` is empty, the page contains the messages of all subjects.
+/// If the server cannot create a consumer in time, or the consumer delivers no message, the page
+/// also contains messages of other subjects.
 ///
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
-/// it ends at the last position in `state`, or at a later position.
+/// it ends at the last position in `state`. It ends later if newer messages have arrived since.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -145,9 +146,10 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
 /// them. Ends after 1,000 messages, about 4 MiB, or about one second ([`ONE_BY_ONE`]). The result
 /// is empty at the end of the stream.
 ///
-/// A single request can also return a message with malformed headers, because the response contains
-/// the headers in Base64. A consumer delivers the headers as they are stored. If the client library
-/// cannot parse them, it ends the connection.
+/// Single requests can also return messages with malformed headers, which a consumer cannot
+/// deliver. The response to a single request contains the headers in Base64. A consumer delivers
+/// the headers as they are stored, and the client library ends the connection if it cannot parse
+/// them.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     let begin = Instant::now();

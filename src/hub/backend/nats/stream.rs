@@ -249,10 +249,9 @@ async fn send(link: &Link, interval: Duration, subject: &str, request: &Value) -
     })
 }
 
-/// Returns `true` if the NATS server has refused a message because the last sequence of the stream
-/// or of the subject is not the sequence that the message expects. Servers from 2.12 on have a
-/// second error code for this case, which they use while they store another message of the same
-/// subject.
+/// Returns `true` if the NATS server has refused a message because the message expects another last
+/// sequence of the stream or of the subject. Servers from 2.12 on have a second error code for this
+/// case, which they use while they store another message of the same subject.
 pub(super) fn is_refusal(error: &PublishError) -> bool {
     let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
     error.kind() == PublishErrorKind::WrongLastSequence

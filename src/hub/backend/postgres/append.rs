@@ -41,7 +41,7 @@ struct Queue {
     is_running: bool,
 }
 
-/// An append that waits, and the channel for its result.
+/// An append that waits for the next transaction, and the channel for its result.
 struct Waiting {
     records: Vec<Record>,
     result: oneshot::Sender<Result<Appended, RequestError>>,
@@ -88,8 +88,9 @@ impl Appends {
 /// task, the guard makes all waiting appends fail. The next append then starts another task.
 struct Running<'a> {
     appends: &'a Appends,
-    /// `true` if the task has ended because no append was waiting. Dropping the guard then has no
-    /// effect, because the next append may already have started another task.
+    /// `true` if the task that performs the appends has ended because no append was waiting.
+    /// Dropping this guard then has no effect, because the next append may already have started
+    /// another task.
     has_ended: bool,
 }
 

@@ -30,7 +30,8 @@ const UNUSABLE: &str = "Postgres cannot be used";
 /// The hosts of a Postgres server, and the settings for connections to this server.
 #[derive(Clone)]
 pub(super) struct Server {
-    /// The settings for connections to each host of the URL.
+    /// The settings for connections to the hosts in the URL of the Postgres server, one entry for
+    /// each host.
     hosts: Vec<Config>,
     #[cfg(feature = "postgres-tls")]
     tls: Option<Arc<Tls>>,

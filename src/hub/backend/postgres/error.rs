@@ -4,8 +4,8 @@ use super::schema;
 use std::{error::Error, fmt, sync::Arc};
 use tokio_postgres::error::SqlState;
 
-/// A failed request to Postgres, or a failed connection attempt. Several callers can return the
-/// same error.
+/// A failed request to Postgres, or a failed connection attempt. It can be cloned, because all
+/// appends that share a failed transaction return the same error.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     text: Arc<str>,

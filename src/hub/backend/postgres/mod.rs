@@ -167,9 +167,9 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate number of records that the log retains, for all topics together.
-    /// Default: 1,000,000. Nodes delete older records in batches. A batch contains up to 1,000
-    /// records, or more if the node has appended or read more records since its last batch: up to
-    /// the number of these records.
+    /// Default: 1,000,000. Nodes delete older records in batches of up to 1,000 records. If a node
+    /// has appended or read more than 1,000 records since its last batch, its next batch deletes up
+    /// to this greater number of records.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.settings.max_records = records;
@@ -244,9 +244,10 @@ impl Log {
         }
     }
 
-    /// Returns the bounds of the log. If another log has replaced the log that this process knows,
-    /// for example after a failover, first starts a new epoch: a new number that identifies this
-    /// lifetime of the log. The ids of earlier events are then not valid any more.
+    /// Returns the bounds of the log: its epoch, and the range of positions that it retains. If
+    /// another log has replaced the log that this process knows, for example after a failover,
+    /// first starts a new epoch: a new number that identifies this lifetime of the log. The ids of
+    /// earlier events are then not valid any more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let connection = self.shared_connection().await?;
         let known = KnownParameters::of(self.known());
@@ -300,9 +301,9 @@ mod tests {
     use super::*;
     use std::time::SystemTime;
 
-    /// A process can decode a response with an older epoch after a response with a later one. The
-    /// record of the older epoch, an earlier lifetime of the log, must then not replace the known
-    /// record.
+    /// A process can decode a response with an older epoch, an earlier lifetime of the log, after a
+    /// response with a later epoch. The record in the older response must not replace the newest
+    /// record that the process knows.
     #[test]
     fn older_record_does_not_replace_known_record() {
         let backend = PostgresBackend::new("postgres://host").unwrap();

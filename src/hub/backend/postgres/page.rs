@@ -16,9 +16,8 @@ const MAX_RECORDS: i64 = 1000;
 /// The maximum number of records that a query examines to find the records of the wanted topics.
 /// Records of other topics count, too. Examining them takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The maximum size in bytes of a page of the log. The first value applies to a query for the
-/// records of some topics, and the second value to a query for all topics. The last record of a
-/// page can exceed the size.
+/// The maximum size in bytes of a page of the log: 64 KiB if the query is for some topics, and 1
+/// MiB if it is for all topics. The last record of a page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
 /// The newest record that this process knows, and its epoch, the number that identifies one
@@ -31,8 +30,8 @@ pub(super) struct Known {
     pub(super) stored_at: SystemTime,
 }
 
-/// The parameters of a query that name the newest record that this process knows. The server checks
-/// that the log still has this record.
+/// The newest record that this process knows, as parameters of a query. The server checks that the
+/// log still has this record.
 pub(super) struct KnownParameters {
     epoch: Option<i64>,
     position: Option<i64>,
@@ -67,7 +66,7 @@ pub(super) struct LogPage {
     pub(super) count: usize,
 }
 
-/// The topics whose records a page contains.
+/// The topics whose records a query for a page of the log returns: all topics, or these topics.
 pub(super) enum Wanted<'a> {
     All,
     Topics(&'a [Arc<str>]),

@@ -11,12 +11,12 @@ use std::{
 use tokio_postgres::types::{ToSql, Type};
 
 /// The maximum number of old records that one transaction deletes, which takes about 10 ms. If this
-/// node has appended or read more records since its previous transaction of this kind, the maximum
-/// is this greater number.
+/// node has appended or read more records than this since its previous transaction of this kind,
+/// the next transaction deletes up to that number of records instead.
 const MAX_DELETED: u64 = 1000;
-/// A transaction that deletes old records stops when they have reached this size in bytes. If this
-/// node has appended or read more bytes since its previous transaction of this kind, the next
-/// transaction stops only at this greater size.
+/// A transaction that deletes old records stops when the deleted records have this size in bytes.
+/// If this node has appended or read more bytes than this since its previous transaction of this
+/// kind, the next transaction stops at the size of those bytes instead.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node starts an eviction, the deletion of the oldest records, after this number of new records.
@@ -69,9 +69,9 @@ impl Log {
         }
     }
 
-    /// Starts an eviction, the deletion of the oldest records, if the last eviction began at least
-    /// a quarter of the maximum age ago, or at least ten seconds ago if this is shorter. The
-    /// follower, the task that reads the log, calls this function at least once a second.
+    /// Starts an eviction, the deletion of the oldest records, if enough time has passed since the
+    /// last eviction began: a quarter of the maximum age, but at most ten seconds. The follower,
+    /// the task that reads the log, calls this function at least once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
         let interval = (self.settings.max_age / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);

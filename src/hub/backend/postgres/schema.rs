@@ -3,7 +3,7 @@
 use crate::{BoxError, hub::backend::fnv::fnv};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
-/// The version of the schema that this crate uses.
+/// The version of the tables and functions in Postgres that this crate creates and uses.
 const VERSION: i32 = 2;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.

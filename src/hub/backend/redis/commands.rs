@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of connections to Redis that were opened so far, which identifies the current
-    /// connection.
+    /// The number of the current shared connection to Redis: the count of shared connections that
+    /// were opened so far.
     number: u64,
     /// The time and the error of the last failed attempt to connect to Redis. A caller that has
     /// waited for this attempt returns the same error.
@@ -45,7 +45,8 @@ impl RedisBackend {
 
     /// Runs a command on the connection that [`shared_connection`](Self::shared_connection) has
     /// returned. If the server refuses the command because another server has to run it, connects
-    /// to that server and runs the command there. Does so only once.
+    /// to the other server and runs the command there. If that server refuses the command, too,
+    /// returns the error.
     pub(super) async fn run_on<T: FromRedisValue>(
         &self,
         (mut connection, mut number): (Connection, u64),

@@ -34,18 +34,19 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. A hub writes it into each entry, or leaves it out if it
-    /// is directly before the entry's own position. This field is set in both cases. `None` if
+    /// The position of the preceding entry. A hub writes this position into each entry, except if
+    /// it is directly before the entry's own position. This field is set in both cases. `None` if
     /// other software than a hub has added this entry, or if this entry was deleted during the
     /// read.
     pub(super) previous: Option<Position>,
-    /// The position of the last entry that was lost directly before this entry. A reader has missed
-    /// lost entries if it has read the log only up to a smaller position, and gets this entry next.
-    /// If this entry is a mark, which only reports a loss, this is the position directly before the
-    /// mark, so that each reader reports a gap. `None` if no entry was lost there.
+    /// A position if this entry reports that entries before it were lost, otherwise `None`. A
+    /// reader has missed lost entries if it has read the log only up to a smaller position, and
+    /// gets this entry next. Usually, the position is that of the last lost entry. For a mark, an
+    /// entry that only reports a loss, it is the position directly before the mark, so that each
+    /// reader reports a gap.
     lost_for_readers_before: Option<Position>,
-    /// The position of the newest lost entry, if this entry reports that entries were lost.
-    /// Otherwise `None`.
+    /// The position of the newest lost entry that this entry reports. `None` if this entry reports
+    /// no loss.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
@@ -113,8 +114,8 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
-/// Decodes the first of these entries of the Redis stream, without its record. Returns `None` if
-/// there is no entry.
+/// Decodes the first of these entries of the Redis stream, but not the record that it contains.
+/// Returns `None` if there is no entry.
 pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
     entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
 }
@@ -151,19 +152,18 @@ pub(super) struct DecodedBatch {
     /// The position of the last entry of the batch. If the batch is empty, this is the position of
     /// the entry that the reader has read last.
     pub(super) through: Position,
-    /// `true` if the first entry of the batch does not contain the position of the entry before it:
-    /// other software than a hub has added the first entry, or the entry was deleted during the
-    /// read.
+    /// `true` if the predecessor of the first entry of the batch is unknown: other software than a
+    /// hub has added this first entry, or this first entry was deleted during the read.
     pub(super) begins_with_foreign_entry: bool,
-    /// The position of the last entry before the batch. The first entry of the batch contains this
-    /// position. `None` if it does not.
+    /// The position of the predecessor of the first entry of the batch. `None` if it is unknown
+    /// (see `begins_with_foreign_entry`).
     pub(super) previous: Option<Position>,
-    /// `true` if the log has lost the last entry that the reader has read: a failover has lost the
-    /// newest entries of the log. The first entry of the batch then follows an entry at an earlier
-    /// position.
+    /// `true` if the log has lost the last entry that the reader has read, because a failover has
+    /// lost the newest entries of the log. The first entry of the batch shows this: the position of
+    /// its predecessor is smaller than the position of this last entry.
     pub(super) has_gone_back: bool,
-    /// The position of the newest entry whose loss this batch reports. `None` if no entry of the
-    /// batch reports a loss.
+    /// The position of the newest lost entry that the entries of the batch report. `None` if no
+    /// entry of the batch reports a loss.
     pub(super) newest_lost: Option<Position>,
     /// The positions of all entries of the batch, as ranges of consecutive positions: each pair is
     /// the first and the last position of a range. `Losses` uses them to detect lost entries: an
@@ -174,14 +174,13 @@ pub(super) struct DecodedBatch {
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader that has read the log up to the position `after`. Calls
-/// `topic` with the topic name of each entry. `topic` returns the name as a shared string, or
-/// `None` if the records of the topic are not wanted.
+/// Decodes the entries of a Redis stream that one read has returned, for a reader that has read the
+/// log up to the position `after`. Calls `topic` with the topic name of each entry. `topic` returns
+/// the name as a shared string, or `None` if the records of the topic are not wanted.
 ///
-/// Every entry of a hub contains the position of the entry before it, or has the position directly
-/// after that entry. If the predecessor of an entry is missing, the batch ends before this entry.
-/// So a missing entry is always reported at the start of a batch. Entries of other software have no
-/// record.
+/// The position of the predecessor of an entry is known for every entry of a hub. If this
+/// predecessor is missing, the batch ends before the entry. So a missing entry is always reported
+/// at the start of a batch. Entries of other software have no record.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -229,9 +228,9 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the eviction watermark for a reader: it may have missed entries up to this position,
-/// because they were evicted or lost. Returns `None` if the reader has missed no entry. `after` is
-/// the last position that the reader has read. The entry that it gets now is `next`.
+/// Returns the eviction watermark for a reader that has read the log up to the position `after`,
+/// and gets the entry `next` now. The reader may have missed entries up to this watermark, because
+/// they were evicted or lost. Returns `None` if the reader has missed no entry.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
@@ -242,9 +241,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns `true` if a failover has lost the newest entries of the log, including the last entry
-/// that a reader has read. `after` is the position of this last entry, and `next` is the entry that
-/// the reader gets next. In this case, the predecessor of `next` has a position before `after`.
+/// Returns `true` if a failover has lost the newest entries of the log, including the entry at
+/// `after`, the last entry that a reader has read. The reader gets the entry `next` now, whose
+/// predecessor is then at a position before `after`.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }

@@ -9,18 +9,19 @@ use crate::{
 /// bits contain its time.
 pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
-/// The greatest sequence number in a position. All entry ids of a millisecond whose sequence number
-/// is this number or greater have the same position. Only other software chooses such ids; hubs do
-/// not.
+/// The greatest sequence number that fits into a position. If an entry id has a greater sequence
+/// number, its position contains this number instead. So several ids can have the same position.
+/// Only other software chooses such ids; hubs do not.
 pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
 /// The position of every entry id whose time is too great for the bits of a position. Only other
 /// software chooses such ids; hubs do not.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// One day in milliseconds. If the time of an entry id is more than a day ahead of the clock of the
-/// Redis server, the id is considered a mistake of other software. If the stream is then deleted,
-/// the new log does not continue from this id. The Lua scripts use the same limit.
+/// One day in milliseconds. An entry id is considered a mistake of other software if its time is
+/// more than a day ahead of the clock of the Redis server. After the stream is deleted, the new log
+/// continues after the greatest id that is known, except after such a mistake. The Lua scripts use
+/// the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of a Redis entry id, or `None` if the text is not an entry id. All ids
@@ -37,8 +38,8 @@ pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
     position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
-/// Returns the Redis entry id with this position. If several ids have this position, returns the
-/// greatest of them.
+/// Returns the Redis entry id with this position. Several ids have the same position if their times
+/// or sequence numbers are too great for a position. In this case, returns the greatest of them.
 pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
@@ -80,7 +81,8 @@ mod tests {
         Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
-    /// Generates a position that a hub can issue.
+    /// Generates a position that a hub can issue. Only one entry id has this position, because its
+    /// time and its sequence number are not too great for a position.
     fn issued(u: &mut Unstructured<'_>) -> arbitrary::Result<Position> {
         Ok(at(u.int_in_range(0..=(u64::MAX >> SEQUENCE_BITS) - 1)?, u.int_in_range(0..=OVERFLOW_SEQUENCE - 1)?))
     }

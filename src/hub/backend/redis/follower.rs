@@ -110,7 +110,7 @@ impl RedisBackend {
         Ok(None)
     }
 
-    /// Returns the position at the end of the log, and the current time of the server in
+    /// Returns the position at the end of the log, and the current time of the Redis server in
     /// milliseconds. The position is `None` if there is no log.
     async fn newest(&self) -> Result<(Option<Position>, u64), BoxError> {
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
@@ -122,9 +122,10 @@ impl RedisBackend {
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
-    /// Adds a mark, an entry that reports a loss, if this process knows of a loss that the log does
-    /// not report yet. `after` is the last position that this process has read. Ignores an error,
-    /// because the caller calls this method again before it reads the next page.
+    /// Adds a mark to the log, an entry that reports a loss of entries, if this process knows of a
+    /// loss that the log does not report yet. `after` is the last position that this process has
+    /// read. Ignores an error, because the caller calls this method again before it reads the next
+    /// page.
     async fn mark(&self, after: Position) {
         let unread = self.losses().unread_mark();
         if unread.is_some() {

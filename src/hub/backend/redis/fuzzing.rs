@@ -1,4 +1,4 @@
-//! Access to the decoder of entries, for the fuzz targets only.
+//! Access to the functions that convert entries and entry ids of Redis, for the fuzz targets only.
 
 use super::{
     super::{Page, Position, RecordKind},
@@ -18,7 +18,7 @@ pub fn id(position: Position) -> String {
     entry_id::id(position)
 }
 
-/// Returns the name of the field that contains the event of an entry of this kind.
+/// Returns the name of the field with the event, in the Redis entry of a record of this kind.
 pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }
@@ -31,8 +31,9 @@ pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     Ok(Page { epoch: 0, evicted_through, records: batch.records, through: batch.through })
 }
 
-/// Returns the eviction watermark of a log whose oldest entry is the first entry in this `XREAD`
-/// response. Returns `None` if the response has no entry.
+/// Returns the eviction watermark of a log: entries up to and including this position were removed.
+/// `answer` is a response to `XREAD` that begins with the oldest entry of the log. Returns `None`
+/// if the response has no entry.
 pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
     Ok(entry::first(entry::stream_entries(answer)?)?.map(|entry| entry.evicted_through()))
 }

@@ -43,15 +43,17 @@ pub(super) struct Losses {
     /// The positions of entries that this process has added and the server has acknowledged, but
     /// that this process has not read from the log yet.
     acknowledged: BTreeSet<Position>,
-    /// The position of the newest lost entry whose loss the log does not report to its readers yet.
-    /// `None` if there is no such entry.
+    /// The position of the newest lost entry whose loss no mark reports yet, as far as this process
+    /// has read. A mark is an entry that reports the loss of other entries. `None` if there is no
+    /// such lost entry.
     lost: Option<Position>,
-    /// The position of the mark, the entry that reports the loss. `None` if there is no mark, if
-    /// this process has read past its position, or if the log has lost it.
+    /// The position of the mark, an entry in the log that reports the loss of other entries. `None`
+    /// if there is no mark, if this process has read past the position of the mark, or if the log
+    /// has lost the mark, too.
     marked: Option<Position>,
     attempts: u32,
-    /// The end of the log at the last check, if this process had already read later positions of
-    /// the log than this end. Otherwise `None`.
+    /// The end of the log at the last check if the log ended before the position up to which this
+    /// process had read, and otherwise `None`.
     regressed_to: Option<Position>,
 }
 
@@ -87,10 +89,10 @@ impl Losses {
         }
     }
 
-    /// Records the entries that this process has read after the position `after`. `evicted_through`
-    /// is the eviction watermark of this read: entries up to it may have been evicted. An
-    /// acknowledged entry after the watermark counts as lost if the read has passed its position
-    /// without finding it.
+    /// Records the entries that this process has read after the position `after`. An entry that
+    /// this process has added, and that the server has acknowledged, counts as lost if the read has
+    /// passed its position without finding it. Entries up to `evicted_through`, the eviction
+    /// watermark of the read, do not count, because retention may have evicted them.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
@@ -121,12 +123,14 @@ impl Losses {
         }
     }
 
-    /// Records that the log has lost the entry with this position.
+    /// Records that the log has lost the entry with this position, and that the loss has to be
+    /// reported in the log.
     pub(super) fn note_missing(&mut self, position: Position) {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Records that this process has read an entry that reports the losses up to this position.
+    /// Records that this process has read a mark, an entry that reports the loss of entries up to
+    /// this position.
     fn note_reported(&mut self, position: Position) {
         if Some(position) >= self.lost {
             self.forget_lost();
@@ -137,33 +141,35 @@ impl Losses {
         (self.lost, self.marked, self.attempts) = (None, None, 0);
     }
 
-    /// Records the position of a mark, an entry that reports the loss. Until this process has read
-    /// up to the mark, [`attempt`](Self::attempt) returns `None`, so that no second mark is added.
+    /// Records the position of a mark, an entry in the log that reports the loss of other entries.
+    /// Until this process has read up to the mark, [`attempt`](Self::attempt) returns `None`, so
+    /// that no second mark is added.
     pub(super) fn note_marked(&mut self, mark: Position) {
         (self.marked, self.attempts) = (Some(mark), 0);
     }
 
-    /// Returns the position of the mark, the entry that reports the loss, if this process has not
-    /// read up to this position yet. Otherwise returns `None`.
+    /// Returns the position of the mark, the entry that reports the loss of other entries, if this
+    /// process has not read the log up to this position yet. Otherwise returns `None`.
     pub(super) fn unread_mark(&self) -> Option<Position> {
         self.marked.filter(|mark| self.through < *mark)
     }
 
-    /// Records `newest`, the end of the log. If it is before the mark, the entry that reports the
-    /// loss, the log has lost the mark, and the loss has to be reported again.
+    /// Records that the log ends at the position `newest`. If this is before the mark, the entry
+    /// that reports the loss of other entries, the log has lost the mark, too. The loss then has to
+    /// be reported again.
     pub(super) fn note_end(&mut self, newest: Position) {
         self.marked = self.marked.filter(|mark| *mark <= newest);
     }
 
-    /// Returns the position of the newest lost entry whose loss has to be reported in the log, and
+    /// Returns the position of the newest lost entry whose loss the log does not report yet, and
     /// counts an attempt to report it. The caller then adds a mark, an entry that reports the loss,
     /// unless the log already has an equal mark. The `bool` is `true` after four attempts
     /// ([`MAX_ATTEMPTS`]): the caller then adds the mark even if the log has too many entries to
     /// search for an equal mark.
     ///
-    /// Returns `None` if no loss has to be reported, or if this process has not read up to the mark
-    /// yet. If it has read past the mark and the loss is still not reported, the log has lost the
-    /// mark.
+    /// Returns `None` if no loss has to be reported, or if a mark was added and this process has
+    /// not read up to it yet. If this process has read past the mark and the loss is still not
+    /// reported, the log has lost the mark, so a new attempt begins.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.marked = self.unread_mark();
@@ -174,10 +180,10 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores the end of the log if this process has already read later positions of the log than
-    /// this end, and otherwise `None`. Returns the value of the previous call. If the end is later
-    /// than in the previous call, other processes append at positions that this process has already
-    /// passed.
+    /// Stores `regressed_to` for the next call, and returns the value that the previous call has
+    /// stored. The value is the end of the log if the log ends before the position up to which this
+    /// process has read, and otherwise `None`. If the new end is later than the returned one, other
+    /// processes append at positions that this process has already passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -205,7 +211,8 @@ mod tests {
         }
     }
 
-    /// Returns the state of a process that has read the entries at the positions 1 to 3.
+    /// A test fixture: returns a detector of lost entries that has read the entries at the
+    /// positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));

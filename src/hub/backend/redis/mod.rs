@@ -44,10 +44,10 @@ use tokio::sync::Mutex;
 ///   response, `publish` returns an error, and the events may be in the log. The backend does not
 ///   send them again.
 /// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
-///   examines the entries after the given position, which takes about 1.6 microseconds for each. It
-///   appends nothing if there are more than 2,000 such entries, if an entry is missing, or if the
-///   stream was deleted. After a failover that has lost an entry, only the processes that have read
-///   or published this entry count it as missing.
+///   examines the entries after the given position, which takes about 1.6 microseconds for each
+///   entry. It appends nothing if there are more than 2,000 such entries, if an entry after the
+///   position is missing, or if the stream was deleted. But an entry that a failover has lost
+///   counts as missing only in the processes that had read or published it.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.
@@ -61,39 +61,40 @@ use tokio::sync::Mutex;
 ///
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
-/// - **`XDEL`**: a gap for each client that had not received the deleted entry, before its next
-///   event. The deletion is not detected if the next entry was added by software other than a hub.
+/// - **`XDEL`**: each client that had not received the deleted entry gets a gap before the client's
+///   next event. The deletion is not detected if the next entry was added by software other than a
+///   hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
 ///   events detects this within 3 seconds. If the stream is deleted again in the first two
-///   milliseconds of its life, every client gets a gap. The position in
-///   [`resumed`](crate::hub::Gap::resumed) may then be too small.
+///   milliseconds of its life, every client gets a gap. The position that its
+///   [`resumed`](crate::hub::Gap::resumed) returns may then be too small.
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A process that has
-///   read or published a lost event detects the loss after it has reconnected. It then adds a mark
-///   to the log, even if no event is published. A mark is an entry that reports the loss. In all
-///   processes, every client gets a gap when it reaches the mark. A client that had received a lost
-///   event gets one gap before the next event, and another gap at the mark. If several processes
-///   knew different lost events, each of them may add a mark.
+///   read or published a lost event detects the loss after it has reconnected. It then adds a mark,
+///   an entry that reports the loss, to the log, even if no event is published. In all processes,
+///   every client gets a gap when it reaches the mark. A client that had received a lost event gets
+///   one gap before the next event, and another gap at the mark. If several processes knew
+///   different lost events, each of them may add a mark.
 ///
 /// There are exceptions to the reports after a failover:
 ///
-/// - Clients of processes that did not know of the loss first get the events that were published
-///   between the failover and the mark. Then they get a gap at the position of the mark.
+/// - Clients of a process that had neither read nor published a lost event first get the events
+///   that were published between the failover and the mark. Then they get a gap at the position of
+///   the mark.
 /// - A loss is not reported if no process that knew of it can report it. Each of them has ended
 ///   before it has reached the new master, or has no permission to write there.
 /// - Two masters at the same time (split brain) may give the same id to two events. To make this
 ///   improbable, each server begins every millisecond with one of 655,360 sequence numbers, derived
-///   from its identity. Suppose that the servers publish at most n and m events in a millisecond.
-///   Then the same id can occur on both with a probability of about (n + m) in 655,360 for each
+///   from its identity. If one server publishes at most n events in a millisecond, and the other at
+///   most m, the same id can occur on both with a probability of about (n + m) in 655,360 for each
 ///   failover. For n = m = 100, this is 1 in 3,300.
 ///
 /// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
-/// `publish` returns an error. This takes at most one [`timeout`](Self::timeout) for a connection
-/// and one for a response. Subscribers wait, and continue within a second after the server is
-/// available again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a
-/// server without memory may evict the whole log. Use `noeviction` or one of the `volatile`
-/// policies.
+/// `publish` returns an error, after at most one [`timeout`](Self::timeout) for a connection and
+/// one for a response. Subscribers wait, and continue within a second after the server is available
+/// again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a server
+/// without memory may evict the whole log. Use `noeviction` or one of the `volatile` policies.
 ///
 /// # Resources and permissions
 ///
@@ -165,9 +166,9 @@ const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
-/// The size in bytes that the backend assumes for each entry before its first read. A read of new
-/// entries then asks for 64 entries, so that a log of large entries can be read over a slow
-/// connection.
+/// The size in bytes that the backend assumes for each entry before its first read. The first read
+/// of new entries therefore asks for only 64 entries (1 MiB), so that even a log of large entries
+/// can be read over a slow connection.
 const INITIAL_ENTRY_SIZE: usize = 16 << 10;
 
 impl RedisBackend {
@@ -355,7 +356,7 @@ impl RedisBackend {
     }
 
     /// Returns the eviction watermark of the log, its last position, and the time of the server in
-    /// milliseconds. Records up to and including the watermark may have been evicted.
+    /// milliseconds since 1970. Records up to and including the watermark may have been evicted.
     async fn ends(&self) -> Result<(Position, Position, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
         bounds.arg(entry_id::id(self.high_watermark()));
@@ -364,10 +365,10 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns the eviction watermark for a reader: the position up to which it may have missed
-    /// entries, because they were evicted or lost. The reader has read the log up to `after`, and
-    /// gets the entries of `batch` next. It has missed entries if the watermark is greater than
-    /// `after`. `None` means that the reader has missed no entry.
+    /// Returns the eviction watermark for a reader: it may have missed entries up to this position,
+    /// because they were evicted or lost. `after` is the last position that the reader has read,
+    /// and `batch` contains the entries that it gets next. The reader has missed no entry if the
+    /// result is `None`, or not greater than `after`.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -397,9 +398,9 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
-    /// Runs a script that appends records, and returns its result: the id of the last new entry.
-    /// With `since`, the script appends only if the topic has no record after this position.
-    /// Otherwise, the result is empty.
+    /// Runs a script that appends records, and returns the id of the last new entry. With `since`,
+    /// the script first checks that the topic of the records has no record after this position. If
+    /// the topic may have such a record, the script appends nothing, and the returned id is empty.
     async fn run_append(
         &self,
         script: &Script,
