@@ -133,8 +133,9 @@ impl LayerLink {
     }
 }
 
-/// The layers' end of the link to a body, stored in the extensions of the response. The reference
-/// to the shared state is weak, because a middleware may drop the body and keep the extensions.
+/// A handle with which the layers outside of a body hand their settings to it, stored in the
+/// extensions of the response. The reference to the state that it shares with the body is weak,
+/// because a middleware may drop the body and keep the extensions.
 #[derive(Clone)]
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 

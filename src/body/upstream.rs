@@ -270,7 +270,7 @@ struct PassthroughStream<E> {
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
     /// Counts the events of the stream. Used only if an observer records the stream, for example
-    /// for metrics, or if heartbeats are events.
+    /// for metrics, or if heartbeats are sent as events: those must wait for the end of an event.
     events: EventTracker,
     phase: Phase<E>,
 }

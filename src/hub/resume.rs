@@ -2,14 +2,13 @@
 
 use super::backend::Position;
 
-/// The point in the log where a subscription resumes: its cursor, and the position of its next
-/// event.
+/// The point in the log where a subscription resumes after events that its client has missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position after which the subscription continues. It is smaller than `first`, the
-    /// position of the next event. In a subscription to a single topic, no missed event is after
-    /// this position. So a client that reconnects with this position as its id gets no second
-    /// report of the same missing events.
+    /// position of the next event. In a subscription to a single topic, all missed events are at
+    /// this position or before it. So a client that reconnects with this position as its id gets no
+    /// second report of the same events.
     pub(super) cursor: Position,
     /// The position of the first event that the resumed subscription delivers. `None` if no event
     /// follows yet.

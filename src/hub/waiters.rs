@@ -23,8 +23,8 @@ pub(super) struct Waiters {
     /// All entries in the queue of waiting readers with a smaller number than this one have to be
     /// woken, because the topic has changed since they were added.
     due: u64,
-    /// The numbers of the empty entries of `queue` that new waiting readers can use. Entries that
-    /// are due to be woken are not used again.
+    /// The numbers of the entries of `queue` that a new waiting reader can use, because the reader
+    /// of the entry has stopped waiting. Entries with smaller numbers than `due` are never reused.
     vacant: Vec<u64>,
 }
 

@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) description: Option<String>,
-    /// The JSON Schema of the data of this event. [`Event::tagged`](crate::Event::tagged) writes
-    /// this data for the content of the variant.
+    /// The JSON Schema of the data of this event: the content of the variant, as
+    /// [`Event::tagged`](crate::Event::tagged) writes it.
     pub(super) content: Value,
 }
 

@@ -173,9 +173,9 @@ where
         snapshots.into_iter()
     }
 
-    /// Registers a stream under `key` until the returned registration is dropped. If this node is
-    /// cut off from a hub that it follows, the stream is closed at once. Returns `None` if 4
-    /// billion streams are registered.
+    /// Registers a stream under `key` until the returned registration is dropped. Closes the stream
+    /// at once if the registry cannot currently receive the closes of other nodes, because a hub
+    /// that it follows has lost its backend. Returns `None` if 4 billion streams are registered.
     pub(crate) fn register(&self, key: K) -> Option<Registration> {
         let Self { shared } = self;
         let (hash, now) = (shared.hash_of(&key), shared.now());

@@ -43,9 +43,9 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// read.
 ///
 /// A new subscription that needs a further read fails with
-/// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, the last of 1,024 reads
-/// waits for about 0.6 s. A read leaves the queue immediately when no client waits for its result
-/// any more.
+/// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, and 8 reads at the same
+/// time ([`MAX_CONCURRENT_READS`]), the last of 1,024 reads waits for about 0.6 s. A read leaves
+/// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
