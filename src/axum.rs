@@ -58,8 +58,8 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// Converts this hub subscription into a response with its events, as [`SseStream::new`] does with
-/// default settings.
+/// Returns a response with the events of this hub subscription. The response is the same as that of
+/// [`SseStream::new`] with default settings.
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {

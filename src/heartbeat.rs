@@ -13,9 +13,8 @@ use std::{sync::Arc, time::Duration};
 ///
 /// Heartbeats also show the server that a client is gone. Usually the server detects immediately
 /// that a client has closed its connection. In two cases, the server detects that a client is gone
-/// only when it writes to the connection. In the first case, the client has lost its network. In
-/// the second case, the client has sent more bytes after its request on an HTTP/1 connection, such
-/// as a second request, before it closed the connection.
+/// only when it writes to the connection: the client has lost its network, or it had sent more
+/// bytes after its request on an HTTP/1 connection, such as a second request.
 ///
 /// # Examples
 ///

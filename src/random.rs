@@ -2,8 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Returns 64 random bits, from the random keys of a new `RandomState`. In fuzz targets, returns 0,
-/// so that a finding can be reproduced.
+/// Returns 64 random bits, from the random keys of a new `RandomState`. In fuzz targets, returns 0.
 pub(crate) fn bits() -> u64 {
     // A fuzz target has to be deterministic, so that its findings can be reproduced.
     if cfg!(fuzzing) {

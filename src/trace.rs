@@ -47,9 +47,9 @@ mod on {
         }
     }
 
-    /// The method and the path of a request, for the span of its stream. They are cloned from the
-    /// request without copying their text. The field is `None` if no `tracing` subscriber records
-    /// the span.
+    /// The method and the path of a request, for the span of its stream, and for the log if a limit
+    /// rejects the request. They are cloned from the request without copying their text. The field
+    /// is `None` if no `tracing` subscriber records the span.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -141,8 +141,8 @@ mod on {
     }
 
     /// Logs that a hub rejects history reads (requests to the backend for past events), because
-    /// `limit` reads are already waiting in the queue. Called only for the first of several
-    /// rejected reads.
+    /// `limit` different reads already run or wait. Called only for the first of several rejected
+    /// reads.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(limit: usize) {
         warn!(target: TARGET, limit, "history reads rejected");

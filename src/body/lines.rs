@@ -38,8 +38,9 @@ impl LineTracker {
 /// Counts the complete events of an upstream stream, and tracks whether the current event is
 /// incomplete. An upstream stream is a body of an inner service that a layer forwards.
 ///
-/// The tracker reads every line, which takes time. So it is used only if the heartbeat of the
-/// stream is an event, or if a layer limits the stream, can end it, or has an `on_close` callback.
+/// The tracker reads every line, which takes time. So it is used only for streams that have an
+/// observer, which counts events for metrics, spans, limits or callbacks, and for streams whose
+/// heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes at the beginning of the stream that match a byte order mark (EF BB BF).

@@ -182,8 +182,8 @@ impl Observation {
     }
 
     /// Returns whether a stream registry has closed the stream. The body then discards the events
-    /// that it has taken from its stream in the current poll, because they may have been published
-    /// after the call that closed the stream.
+    /// that it has taken from its stream in the current poll, because they may be newer than the
+    /// call that closed the stream.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())

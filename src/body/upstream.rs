@@ -270,7 +270,8 @@ struct PassthroughStream<E> {
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
     /// Counts the events of the stream. Used only if an observer records the stream, for example
-    /// for metrics, or if heartbeats are sent as events: those must wait for the end of an event.
+    /// for metrics, or if heartbeats are sent as events: in the middle of another event, a
+    /// heartbeat must be a comment.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -278,7 +279,7 @@ struct PassthroughStream<E> {
 /// The state of heartbeats that are sent as events instead of comments.
 #[derive(Default)]
 struct EventHeartbeat {
-    /// Measures the time since the last event with data, for heartbeats that are events. A client
+    /// Measures the time since the last event with data or the last heartbeat event. A client
     /// dispatches only events with data.
     timer: IdleTimer,
     /// Set if the last chunk of the stream has not completed an event with data, for example

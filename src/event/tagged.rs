@@ -246,8 +246,8 @@ enum State<'a, 'b> {
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// The serialization of a field of the struct, or of an entry of the map, has failed. Later
-    /// fields and entries fail, too.
+    /// A field of the struct, or an entry of the map, was rejected or could not be serialized.
+    /// Later fields and entries fail, too.
     Failed,
 }
 

@@ -162,7 +162,7 @@ impl Builder {
     /// so return `None` for such topics.
     ///
     /// Joins and leaves are not published to a finished topic. If the topic is then removed, and an
-    /// event or a subscription creates it again, its joins and leaves are published again.
+    /// event or a subscription creates it again, its later joins and leaves are published.
     ///
     /// The event of a join or a leave can create a topic that does not
     /// [exist](super::Topic::exists), because it had neither retained events nor subscribers. So a
@@ -248,10 +248,10 @@ impl Builder {
     /// Puts the log of the hub in a file of this machine, so that it survives the process.
     ///
     /// The file is created if it does not exist. A second file beside it, whose name ends in
-    /// `.mark`, serves to detect that the log was replaced by an older copy. Only one process at a
-    /// time can use the log. The log retains events for the [`max_age`](Self::max_age) of the hub,
-    /// whether that is set before or after this call. For other settings, pass a [`FileBackend`] to
-    /// [`backend`](Self::backend).
+    /// `.mark`, shows at the next start whether the log has lost events or was replaced. Only one
+    /// process at a time can use the log. The log retains events for the [`max_age`](Self::max_age)
+    /// of the hub, whether that is set before or after this call. For other settings, pass a
+    /// [`FileBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///

@@ -266,8 +266,8 @@ impl Core {
     }
 
     /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
-    /// and the hub already has `max_topics` topics, or if the local node knows that the topic is
-    /// finished.
+    /// and the hub already has `max_topics` topics, if the name of the topic is reserved, or if the
+    /// local node knows that the topic is finished.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let mut registry = self.registry.lock();
         if registry.is_shut_down {

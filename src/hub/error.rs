@@ -75,9 +75,9 @@ pub enum ErrorKind {
     /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
     /// Server Error.
     RegistryNameTooLong,
-    /// Another [stream registry](crate::StreamRegistry) of this process already follows the hub
-    /// under the same name. A registry that follows a hub closes streams on all nodes of the hub.
-    /// 500 Internal Server Error.
+    /// A [stream registry](crate::StreamRegistry) of this process already follows the hub under the
+    /// same name, even if it is the same registry. A registry that follows a hub closes streams on
+    /// all nodes of the hub. 500 Internal Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500

@@ -30,11 +30,11 @@ pub(super) struct Merge {
     /// The pauses that the subscription makes after it has written events to the client: their
     /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
-    /// The indices of the readers that have to look for the next event of their topics. The
-    /// subscription has one reader for each of its topics. An index can be in this list twice.
+    /// The indices of the readers that have to look for the next event of their topics. An index
+    /// can be in this list twice.
     unchecked: Vec<u32>,
-    /// The readers of the subscription that know the position of the next event of their topics.
-    /// Each reader reads one topic. The event with the smallest position is delivered next.
+    /// The readers that know the position of the next event of their topics, with this position.
+    /// The event with the smallest position is delivered next.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
@@ -51,7 +51,7 @@ pub(super) struct Merge {
     /// waiting readers yet.
     looked_at: u64,
     /// The index of the reader, and so the topic, whose events the last call of
-    /// [`step`](Self::step) has returned. Each reader reads one topic of the subscription.
+    /// [`step`](Self::step) has returned.
     pub(super) last_turn: u32,
 }
 
@@ -178,8 +178,7 @@ impl Merge {
 
     /// Adds the readers whose topics have changed to `unchecked`, the list of the readers that have
     /// to look for the next event of their topics. A changed topic is in the ready list of the
-    /// subscription, or still in the wake queue of the hub. The wake queue contains the changed
-    /// topics that have not notified all of their waiting readers yet.
+    /// subscription, or still in the wake queue of the hub.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {

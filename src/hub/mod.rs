@@ -109,7 +109,7 @@
 //!
 //! | | in memory | `RedisBackend` (feature `redis`) | `NatsBackend` (feature `nats`) |
 //! |---|---|---|---|
-//! | a published event is stored | in the memory of the process | in the stream of the server | in the stream, which has acknowledged it, on as many servers as the stream has replicas |
+//! | a published event is stored | in the memory of the process | in the stream of the server | in the stream, on a majority of the servers that store it |
 //! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, the ids of the stream | `<epoch>-<number>`, with the sequence number of the NATS message; an event that is not the last one of its message has one more number |
 //! | order | one for all topics | one for all topics and nodes | one for all topics and nodes |
 //! | retention | per topic, by the settings of the hub | for all topics together, by the settings of the backend; and on each node by those of the hub | as for Redis |

@@ -19,7 +19,7 @@ use std::{
 use tokio::{task::AbortHandle, time::Instant};
 
 /// The maximum number of topics whose expired events are removed before the lock of the registry,
-/// the list of all topics, is released.
+/// the table of all topics, is released.
 pub(super) const SWEEP: usize = 64;
 
 /// The maximum number of removed topics that the hub remembers because they still had members, the
@@ -39,8 +39,8 @@ pub(super) struct Registry {
     /// separately. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that the application has removed while they had members,
-    /// the names that are present in a topic. A topic that was created again is not included.
+    /// The hashes of the names of topics that the application has removed while they had members. A
+    /// topic that was created again is not included.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.

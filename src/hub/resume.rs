@@ -2,13 +2,14 @@
 
 use super::backend::Position;
 
-/// The point in the log where a subscription resumes after events that its client has missed.
+/// The point in the log where a new subscription begins, or where a subscription resumes after a
+/// gap or a page of old records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position after which the subscription continues. It is smaller than `first`, the
-    /// position of the next event. In a subscription to a single topic, all missed events are at
-    /// this position or before it. So a client that reconnects with this position as its id gets no
-    /// second report of the same events.
+    /// position of the next event. In a subscription to a single topic, all events that a gap
+    /// reports as missing are at this position or before it. So a client that reconnects with this
+    /// position as its id gets no second gap for them.
     pub(super) cursor: Position,
     /// The position of the first event that the resumed subscription delivers. `None` if no event
     /// follows yet.

@@ -110,8 +110,8 @@ impl LastEventId {
     note = "a topic is a `&str`, a `String`, or a pair such as `(\"orders\", Start::Earliest)`"
 )]
 pub trait IntoTopicStart {
-    /// Returns the name of the topic, and the start position of the subscription in this topic. If
-    /// the start position is `None`, the start position of the whole subscription applies.
+    /// Returns the name of the topic, and the [`Start`] of this topic. If the `Start` is `None`,
+    /// the `Start` of the whole subscription applies to the topic.
     fn into_topic_start(self) -> (Arc<str>, Option<Start>);
 }
 

@@ -11,8 +11,7 @@ use std::{
 /// it announces this to the other nodes of the hub, and each announcement contains the name.
 const MAX_NAME_BYTES: usize = 256;
 
-/// The names of the stream registries of this process that follow the hub, to close streams on all
-/// of its nodes.
+/// The names of the stream registries of this process that follow the hub.
 #[derive(Default)]
 pub(super) struct StreamRegistries(Mutex<BTreeSet<Box<str>>>);
 
@@ -37,8 +36,8 @@ impl StreamRegistries {
     }
 }
 
-/// The name of a stream registry that follows a hub, to close streams on all of its nodes. Until
-/// this value is dropped, no other registry of this process can follow the hub with the same name.
+/// The name of a stream registry that follows a hub. Until this value is dropped, no other registry
+/// of this process can follow the hub with the same name.
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,
     name: Box<str>,

@@ -84,14 +84,15 @@ struct Beginning {
     /// valid, even if events after it were evicted.
     reason: Option<GapReason>,
     /// Set if `base`, the position where the subscription begins, may be after the end of the log.
-    /// The end is not known, because the backend has not responded to the request for it.
+    /// The end is not known, because the backend has not responded to the request for it, or
+    /// another log has replaced the log.
     is_unsure: bool,
 }
 
 impl Beginning {
     /// Computes the position where a subscription with the [`Start`] in `start` begins. `last` is
     /// the end of the log, as far as this node knows it. `is_unsure` is set if the backend has not
-    /// responded to the request for the end of the log, so the log may continue after `last`.
+    /// confirmed this end, so the log may continue after `last`.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {

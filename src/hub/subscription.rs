@@ -84,10 +84,11 @@ use tokio_stream::Stream;
 /// # Ends
 ///
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
-/// ends earlier with a [`SubscriptionError`] if the hub is shut down, or if another log replaces
-/// its log. It also ends with this error if events for a slow client were evicted, and the client
-/// gets no gap event: with [`LagPolicy::Disconnect`], and with
-/// [`without_control_events`](Self::without_control_events).
+/// ends earlier with a [`SubscriptionError`] in these cases:
+///
+/// - The hub is shut down, or another log replaces its log.
+/// - Events for a slow client were evicted, and the client gets no gap event: with
+///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
 /// A subscription keeps its hub alive, even after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
@@ -196,10 +197,10 @@ impl Subscription {
     }
 
     /// Sets how the subscription begins for a client that has sent the id `requested`. Without such
-    /// an id (`None`), has no effect. If `reason` is set, events after this id are missing for this
-    /// reason, and the subscription begins with a gap event. `resumed` is then the position of the
-    /// first event after the gap, if it is known. If `reason` is `None`, the client continues after
-    /// its id without a gap, and `resumed` is ignored.
+    /// an id (`None`), has no effect. If `reason` is set, events after this id are or may be
+    /// missing for this reason, and the subscription begins with a gap event. `resumed` is then the
+    /// position of the first event after the gap, if it is known. If `reason` is `None`, the client
+    /// continues after its id without a gap, and `resumed` is ignored.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -513,8 +514,8 @@ impl Subscription {
 
     /// Replaces the id of `event` by the cursor. Used for the newest event of a `latest_only` topic
     /// (each event replaces the previous event) that is delivered early, in place of an event that
-    /// it has replaced. The id of the newest event is greater than the ids of undelivered events of
-    /// other topics. A client that reconnects with this id would miss these events.
+    /// it has replaced. The own id of the newest event can be greater than the ids of undelivered
+    /// events of other topics. A client that reconnects with it would miss these events.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();

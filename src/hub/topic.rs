@@ -157,7 +157,8 @@ impl Topic {
 
     /// Sets the retention limits of the topic to the limits of this handle. Has no effect if this
     /// handle has no limits. `awaits_event` is `true` if the caller is about to publish an event.
-    /// The topic is then kept for this event, for up to 60 seconds.
+    /// The topic is then kept for this event for up to 60 seconds, even if a subscriber comes and
+    /// leaves.
     fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
         self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention, awaits_event))
     }

@@ -22,7 +22,7 @@ pub(super) struct TopicState {
     /// detects a change without locking the topic.
     version: AtomicU64,
     /// The number that this topic got when it was last added to the [wake
-    /// queue](super::wake_queue), the queue of changed topics with many waiting readers.
+    /// queue](super::wake_queue).
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
@@ -225,8 +225,8 @@ impl Change {
 
 impl Contents {
     /// Adds a subscription that pauses after each write to its client. `list` is its ready list,
-    /// the list of its topics that have changed. If the subscription was already added, returns the
-    /// list of the first call. The caller drops the returned list after it has unlocked the topic.
+    /// the list of its topics that have changed. If the subscription was already added, returns its
+    /// earlier list. The caller drops the returned list after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
@@ -320,8 +320,7 @@ impl Contents {
 /// during its pause, but the end of the topic does, through the ready list.
 #[derive(Default)]
 struct Lingering {
-    /// The ready list (the changed topics) of each subscription that pauses after each write to its
-    /// client. The key is the address of the ready list in memory.
+    /// The key is the address of the ready list in memory.
     lists: BTreeMap<usize, Arc<ReadyList>>,
     /// Set while pauses of subscriptions still have to end, because the topic is finished or the
     /// hub is shut down. The value is the first key in `lists` whose subscription has not been
@@ -331,8 +330,8 @@ struct Lingering {
 
 impl Lingering {
     /// Records that the subscriptions of the topic have to end their pauses, because the topic is
-    /// finished or the hub is shut down. (Some subscriptions pause after each write to their
-    /// client.) [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
+    /// finished or the hub is shut down. [`end_pauses`](Self::end_pauses) then ends the pauses in
+    /// batches.
     fn end(&mut self) {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
     }
@@ -354,8 +353,9 @@ fn key(list: &Arc<ReadyList>) -> usize {
     Arc::as_ptr(list).addr()
 }
 
-/// Ends all subscriptions to the given topics, because the hub is shut down, and wakes the waiting
-/// readers. The caller must hold no lock.
+/// Ends all subscriptions to the given topics, and wakes the waiting readers. Called when the hub
+/// is shut down, and when another log has replaced the log of the backend. The caller must hold no
+/// lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -17,8 +17,7 @@ pub(super) struct Waiters {
     /// The waiting readers of the topic. Each entry of the queue has a number, which is one greater
     /// than the number of the previous entry. The entry of a reader that no longer waits is `None`.
     queue: VecDeque<Option<Waiter>>,
-    /// The number of the first entry in the queue of waiting readers. Each following entry has the
-    /// next number.
+    /// The number of the first entry in the queue of waiting readers.
     first: u64,
     /// All entries in the queue of waiting readers with a smaller number than this one have to be
     /// woken, because the topic has changed since they were added.

@@ -17,9 +17,8 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of additions to the wake queue, the queue of changed topics with many waiting
-    /// readers. The next added topic gets this number. A queued topic that is added again counts as
-    /// another addition.
+    /// The number of additions to the wake queue. The next added topic gets this number. A queued
+    /// topic that is added again counts as another addition.
     added: AtomicU64,
 }
 
@@ -35,9 +34,8 @@ struct Queue {
 }
 
 impl WakeQueue {
-    /// The maximum number of topics in the wake queue, the queue of changed topics with many
-    /// waiting readers. A publisher that exceeds this number wakes readers of the queued topics
-    /// itself, until the queue is short enough.
+    /// The maximum number of topics in the wake queue. A publisher that exceeds this number wakes
+    /// readers of the queued topics itself, until the queue is short enough.
     const MAX: usize = 1024;
 
     /// The time after which the task that wakes readers counts as stopped if it has not begun with

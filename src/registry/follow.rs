@@ -208,8 +208,8 @@ where
     /// # Errors
     ///
     /// Returns the errors of [`Topic::publish`]. The streams of this node are closed nevertheless,
-    /// and the announcement is published again in the background. Also returns an error if the key
-    /// does not serialize to JSON. Then nothing is announced.
+    /// and publishing the announcement is tried again in the background. Also returns an error if
+    /// the key does not serialize to JSON. Then nothing is announced.
     ///
     /// # Cancel safety
     ///
@@ -431,9 +431,9 @@ struct Follower<K> {
     /// announcements of registries with other names.
     name: Box<str>,
     registry: Weak<Shared<K>>,
-    /// The maximum time that this node waits for an event in the topic of the announcements, where
-    /// nodes announce closed streams. [`fail_closed_after`](StreamRegistry::fail_closed_after) sets
-    /// this time. When it has passed, the node closes all its streams. `None` for no limit.
+    /// The maximum time that this node waits for an event in the topic of the announcements.
+    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) sets this time. When it has passed,
+    /// the node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
     /// Set while this node is cut off from the log of this hub: it has read nothing from the log
     /// for the time in `silence`.

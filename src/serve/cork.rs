@@ -59,8 +59,8 @@ impl Cork {
     }
 }
 
-/// The socket of an HTTP/2 connection. While its [`Cork`], a switch, is set, the socket gathers in
-/// a buffer what hyper writes. After the cork is cleared, the next flush sends the buffer.
+/// The socket of an HTTP/2 connection. While its [`Cork`] is set, the socket gathers in a buffer
+/// what hyper writes. After the cork is cleared, the next flush sends the buffer.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,

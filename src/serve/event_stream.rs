@@ -73,8 +73,8 @@ struct Input {
 /// The state of a connection after its event stream has ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The connection waits for the next request. Contains the first bytes of that request, which
-    /// have already arrived.
+    /// The connection waits for the next request. Contains the bytes of that request that have
+    /// already arrived. They can be empty.
     KeepAlive(Bytes),
     /// All frames of the body, up to its end or its error, are written. The server closes the
     /// connection.

@@ -78,7 +78,7 @@
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
-//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
+//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and members of topics | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
 //! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
 //! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |

@@ -6,9 +6,9 @@
 //! is one process. With a backend, the log is in a server, and each process that connects to the
 //! server is a node. A node reads each record once, whatever the number of its clients, into topics
 //! in its own memory. Clients get the records from there, as from a hub in memory. If a client
-//! resumes before the oldest event in this memory, the node reads the records before that event
-//! from the backend, page by page. If the backend has evicted one of these records, the client gets
-//! a [`Gap`](super::Gap). See [several nodes](super#several-nodes).
+//! resumes before the oldest event in this memory, the node reads the records in between from the
+//! backend, page by page. If the backend has evicted one of these records, the client gets a
+//! [`Gap`](super::Gap). See [several nodes](super#several-nodes).
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
@@ -76,7 +76,7 @@ use std::sync::Arc;
 ///    has their positions. This also applies if another log replaced that log during the call.
 /// 6. **Foreign records stop no reader.** A program other than a hub may have written a record that
 ///    the implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip
-///    such a record: [`Page::through`] can be its position, or a later one. They return no error
+///    such a record, and [`Page::through`] reaches or passes its position. They return no error
 ///    for it, do not panic, and do not return the same position again and again. The hub in turn
 ///    skips a record whose [`event`](Record::event) is not exactly one event.
 /// 7. **Cancel safety.** Dropping a future of `read` or `follow` loses no record: another call with

@@ -129,7 +129,7 @@ impl Default for Content {
 pub(super) struct Page {
     encoding: Encoding,
     bytes: Vec<u8>,
-    /// The number of events whose data this page of a durable stream contains.
+    /// The number of events whose data the page contains.
     pub(super) count: usize,
 }
 
@@ -142,8 +142,7 @@ impl Page {
         self.bytes.len()
     }
 
-    /// Appends the data of an event to this page of a durable stream. Has no effect if the event
-    /// has no data.
+    /// Appends the data of an event to this page. Has no effect if the event has no data.
     pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
         let Some(data) = event.event_data() else { return Ok(()) };
         match self.encoding {

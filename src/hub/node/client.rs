@@ -72,8 +72,7 @@ pub(in crate::hub) struct BackendClient {
 /// follower, the task that reads the log, has read so far.
 #[derive(Default)]
 struct LogState {
-    /// The epoch of the log to which the other fields of this state refer. The epoch is a number
-    /// that identifies one lifetime of a log.
+    /// The epoch of the log that the other fields of this state describe.
     epoch: u64,
     /// The greatest position of the log that the local node knows. The log may have greater
     /// positions.

@@ -23,10 +23,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The shortest and the longest pause that the follower, the task that reads the log, makes after
-/// an error. Each further error doubles the pause. A random factor shortens it, to between half and
-/// all of its length. The longest pause is 0.4 s, so that a record is delivered within a second
-/// after the end of an outage.
+/// The first and the longest pause of the follower, the task that reads the log, after an error.
+/// Each further error doubles the pause. A random factor shortens it, to between half and all of
+/// its length. The longest pause is 0.4 s, so that a record is delivered within a second after the
+/// end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
 /// The time without new records after which the follower, the task that reads the log, asks the

@@ -1,5 +1,5 @@
 //! The members of topics on the local node: their subscriptions, the ends of their grace times
-//! after their last subscriptions, and whether the log contains their joins.
+//! after their last subscriptions, and which members the local node has announced in the log.
 
 use super::{Presence, free_if_empty, message::Members, view::Transition};
 use std::{

@@ -122,7 +122,7 @@ impl Pending {
 
     /// Removes a member's join or leave event from the events that are still to be published,
     /// because the local node has read it from the log. Also removes the earlier unpublished events
-    /// of the same member. Has no effect if the event is not a join or leave event.
+    /// of the same member. Has no effect if `event` is not one of the unpublished events.
     pub(super) fn note(&mut self, topic: &str, event: &Bytes) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         let Some(number) = of_topic.by_event.get(event).and_then(BTreeSet::first).copied() else { return };
@@ -268,8 +268,7 @@ mod tests {
         events.into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
     }
 
-    /// A test helper: returns the join of the member `a` for the text `a+`, and the leave of the
-    /// member for `a-`.
+    /// Returns the join of the member `a` for the text `a+`, and the leave of the member for `a-`.
     fn change(event: &str) -> Presence {
         let (member, change) = event.split_at(1);
         if change == "+" { Presence::Joined(member.into()) } else { Presence::Left(member.into()) }

@@ -132,13 +132,13 @@ pub(super) struct State {
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
-    /// The runtime of tokio on which the announcer runs in a hub without a backend: the runtime of
-    /// the last join, leave or other call about members that was made on a runtime. The announcer
-    /// is the task that removes a member some time after its last subscription has ended.
+    /// The tokio runtime on which the announcer, the task that ends grace times, runs in a hub
+    /// without a backend: the runtime of the last join, leave or other call about members that was
+    /// made on a runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the runtime of the announcer, the task that ends grace times, has no timers. Then the
-    /// announcer does not run, and a grace time that is over takes effect only when a member joins
-    /// or leaves, or when the application reads members.
+    /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and a
+    /// grace time that is over takes effect only when a member joins or leaves, or when the
+    /// application reads members.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -172,8 +172,7 @@ pub(super) enum Knowledge {
 /// log.
 pub(super) enum Job {
     /// Records about the members on the local node: their joins and leaves, or a list of all of
-    /// them. (A member is a name, such as a user, with an open subscription.) If the append of
-    /// these records fails, the next record lists all members.
+    /// them. If the append of these records fails, the next record lists all members.
     Members(Vec<Message>),
     Messages(Vec<Message>),
 }
@@ -632,8 +631,8 @@ mod tests {
         assert!(state.has_written(ticket));
     }
 
-    /// With a paused clock of tokio, two readings of the clock return the same time. This test
-    /// needs two different times, so it does not pause the clock.
+    /// A paused clock of tokio returns the same time in two readings. This test needs two different
+    /// times, so it does not pause the clock.
     #[tokio::test]
     async fn first_request_is_due_at_once() {
         let own = own();

@@ -111,8 +111,8 @@ impl Watchers {
     }
 
     /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. Called when
-    /// the local node has missed records of the log and does not know the members of all nodes any
-    /// more, and again when it knows them.
+    /// the local node knows the members of all nodes again, after it has missed records of the log
+    /// or has begun to read another log. Also called at a shutdown.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();

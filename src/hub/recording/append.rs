@@ -113,11 +113,10 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 /// The reason why a recording, a task that publishes a stream into a topic, no longer tries to
 /// append its records to the log.
 pub(super) enum Failure {
-    /// The recording, a task that publishes a stream into a topic, must publish nothing more: the
-    /// topic is finished, the hub is shut down, or another node has taken over the recording.
+    /// The recording must publish nothing more: the topic is finished, the hub is shut down, or
+    /// another node has taken over the recording.
     Ended,
-    /// The hub or the backend refuses the records of the recording, a task that publishes a stream
-    /// into a topic. The recording fails with this error.
+    /// The hub or the backend refuses the records. The recording fails with this error.
     Refused(BoxError),
 }
 

@@ -47,9 +47,8 @@ pub(super) struct Beat {
     /// life of that node for this time, they consider it dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// Topics that have subscribers on the node that sends this sign of life, while another node
-    /// runs a recording of the topic, a task that publishes a stream into it. Because of these
-    /// subscribers, the other node does not end its recording for lack of subscribers.
+    /// The topics of recordings of other nodes that have subscribers on the node that sends this
+    /// sign of life. The other nodes then do not end these recordings for lack of subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node, so that
     /// readers can ignore a sign of life that arrives late. All parts of one sign of life have the
@@ -97,8 +96,7 @@ impl Beat {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number that identifies this recording, a task that publishes a stream into a
-    /// topic.
+    /// The random number that identifies this recording.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
     /// recording dies. Without a will, this is empty, and the other node only finishes the topic.

@@ -430,8 +430,8 @@ async fn accepts_records(backend: &BackendClient) -> bool {
 /// Returns the kind and the event of the next record that this node has to append to take over a
 /// recording of the dead node `node`. The first record is the will, the event that the recording
 /// has announced for this case. The second record finishes the topic. It is the only one if there
-/// is no will, or if the will is in the topic already. `has_published_will` is `true` if this node
-/// has published the will.
+/// is no will, if the will is in the topic already, or if the recording may have ended in a lost
+/// part of the log. `has_published_will` is `true` if this node has published the will.
 ///
 /// Returns `None` if this node must not take over the recording, for example because the node
 /// `node` is alive.

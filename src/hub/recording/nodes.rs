@@ -78,11 +78,11 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts that were read so far of an incomplete beat. A beat is a sign of life of the other
-    /// node. A large beat has several parts. `None` if no beat is incomplete.
+    /// The parts that were read so far of a beat whose last part is still missing. A large beat has
+    /// several parts. `None` if no beat is incomplete.
     incoming: Option<Beat>,
-    /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
-    /// beat with a smaller number arrived late, and is ignored.
+    /// The number of the newest beat of the other node that was read. A beat with a smaller number
+    /// arrived late, and is ignored.
     number: u64,
 }
 
@@ -115,9 +115,8 @@ impl Settled {
 /// A recording of another node: a task there that publishes a stream into a topic.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the will of this recording, a task of another node that publishes a stream, is
-    /// already in the topic. The will is the event that one of the remaining nodes publishes if the
-    /// recording's node dies.
+    /// Set if the will of this recording is already in the topic. The will is the event that one of
+    /// the remaining nodes publishes if the recording's node dies.
     pub(super) has_will: bool,
     /// Set while a task of the local node takes over this recording of a dead node: publishes its
     /// last event and finishes its topic.
@@ -127,9 +126,8 @@ pub(super) struct Foreign {
     /// without waiting until the other node counts as dead.
     pub(super) is_orphan: bool,
     /// Set if this recording may have ended in a part of the log that was lost or evicted before
-    /// this node has read it. If this node takes the recording over, it then publishes no will (the
-    /// last event of the recording), and only finishes the topic. The next sign of life that lists
-    /// the recording clears this flag.
+    /// this node has read it. If this node takes the recording over, it then publishes no will, and
+    /// only finishes the topic. The next sign of life that lists the recording clears this flag.
     pub(super) is_uncertain: bool,
 }
 

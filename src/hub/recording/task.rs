@@ -63,16 +63,15 @@ impl Items {
         Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
     }
 
-    /// Polls the stream of a recording, a task that publishes the stream into a topic. If the
-    /// stream panics, returns an error. The caller must not poll again after an error or the end.
+    /// Polls the stream of the recording. If the stream panics, returns an error. The caller must
+    /// not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
     }
 }
 
-/// The next action of a recording, which is a task that publishes a stream into a topic: the
-/// recording publishes events, or ends.
+/// The next action of a recording: it publishes events, or it ends.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),

@@ -24,10 +24,10 @@ const TITLE: &str = "tower-sse mark 1";
 /// later than the time in the mark.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The maximum difference in milliseconds between the time in a mark (a small file with the state
-/// of a log) and the modification time of this file, after a crash of the machine. It is greater
-/// than [`MAX_DELAY_MS`], the maximum without a crash: after a crash, the disk may have the
-/// modification time of one write, but the contents of an earlier write.
+/// The maximum difference in milliseconds between the time in a mark file and the modification time
+/// of this file, after a crash of the machine. It is greater than [`MAX_DELAY_MS`], the maximum
+/// without a crash: after a crash, the disk may have the modification time of one write, but the
+/// contents of an earlier write.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark, the small file beside the database: the state of the log when the mark
@@ -79,8 +79,7 @@ impl FileId {
 pub(super) enum Replaced {
     /// The log has no mark file, or the contents of the mark file cannot be decoded.
     NoMark,
-    /// The mark file contains another epoch than the database. The epoch is the number that
-    /// identifies one lifetime of a log.
+    /// The mark file contains another epoch than the database.
     OtherEpoch,
     /// The last position of the log is smaller than the last position in the mark file.
     Shorter,

@@ -91,11 +91,12 @@ use tokio::{
 /// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
 /// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
 ///
-/// After a failed commit, the log opens its file again, which verifies the whole file. (If the
-/// cause was a damaged page, the file stays open.) The verification takes seconds for some hundred
-/// megabytes, and readers wait meanwhile. Then a pause begins, which is four times as long as the
-/// verification, and at least a second. Publishing returns the same error until the end of the
-/// pause. Only then, the log tries again, so readers wait at most a fifth of the time.
+/// After a failed commit, the log opens its file again, which verifies the whole file. The
+/// verification takes seconds for some hundred megabytes, and readers wait meanwhile. Then a pause
+/// begins, which is four times as long as the verification, and at least a second. Publishing
+/// returns the same error until the end of the pause. The log tries again only after the pause, so
+/// readers wait at most a fifth of the time. If the commit has failed because of a damaged page,
+/// the file stays open, and readers do not wait.
 ///
 /// Each record has a checksum, which is compared when the record is read.
 ///

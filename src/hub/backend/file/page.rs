@@ -118,9 +118,9 @@ impl PageReader {
         self.records.push((position, topic, kind, value.event.len()));
     }
 
-    /// Skips the damaged records up to the position `through`. If the page has read records before
-    /// the damaged records, it ends after those. Otherwise the page reports the damaged records as
-    /// evicted.
+    /// Skips the damaged records up to the position `through`. If the page has read other records
+    /// before them, the page ends before the damaged records. Otherwise it reports the damaged
+    /// records as evicted.
     pub(super) fn skip_through(&mut self, through: Position) {
         if self.examined > 0 {
             self.ends_at_damage = true;

@@ -38,8 +38,7 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// [`push`](Queue::push) wakes the writer, the thread that stores appends, when the queue has
-    /// this number of appends.
+    /// [`push`](Queue::push) wakes the writer when the queue has this number of appends.
     awaited: usize,
     /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue

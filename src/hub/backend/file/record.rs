@@ -11,12 +11,11 @@
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size in bytes of the fields before the topic in a database value. A value contains one
-/// record.
+/// The size in bytes of the fields before the topic in a database value.
 const HEAD: usize = 29;
 
-/// The database stores a value in parts of this size, in bytes, except the last part, which is
-/// shorter. A value contains one record. Eight parts fill a page of the database.
+/// The size in bytes of the parts in which the database stores a value (one record of the log). The
+/// last part is shorter. Eight parts fill a page of the database.
 pub(super) const PART: usize = 480;
 
 /// A decoded value of the database: one record of the log.
@@ -25,8 +24,8 @@ pub(super) struct Value<'a> {
     /// The time of the append, in milliseconds since 1970.
     pub(super) time: u64,
     /// The size in bytes of all values that the log has ever stored, up to and including this
-    /// value. A value contains one record. The difference between the totals of two values is the
-    /// size of the values after the first one, up to and including the second one.
+    /// value. The difference between the totals of two values is the size of the values after the
+    /// first value, up to and including the second value.
     pub(super) total: u64,
     /// The kind of the record. `None` if a later version of this crate has written a kind that this
     /// version does not know.

@@ -285,8 +285,8 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads records into `page`, until the page is full, the next record is damaged, or the
-    /// position `last` is reached.
+    /// Reads records into `page`, until the page is complete or the position `last` is reached. A
+    /// page is complete when it is full, or when a damaged record follows its records.
     fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
         guarded(|| {
             for entry in self.records.range(keys(page.next(), last))? {

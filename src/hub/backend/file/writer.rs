@@ -35,8 +35,9 @@ const EVICTIONS: u64 = 1000;
 /// after the position, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
-/// The minimum pause after a failure of the log. During the pause, publishing returns the error of
-/// the failed commit, and the database is not opened again.
+/// The minimum pause after a failure of the log, such as a failed commit. During the pause, the
+/// database is not opened again. After a failed commit, publishing returns its error during the
+/// pause.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The minimum pause after the database was opened again, as a multiple of the time that the

@@ -136,9 +136,9 @@ impl NatsBackend {
     /// if the condition does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 cannot reliably compare the
-    /// sequence of the last message of one topic. They compare the last sequence of the whole
-    /// stream, so they also refuse the message if another topic has a new message. The function
-    /// then tries again, and returns an error after the request timeout of the backend.
+    /// sequence of the last message of one topic. The message then also expects the last sequence
+    /// of the whole stream, so these servers also refuse it if another topic has a new message. The
+    /// function then tries again, and returns an error after the request timeout of the backend.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,

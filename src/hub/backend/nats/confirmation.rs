@@ -29,9 +29,7 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower, the task that reads the stream, receives new messages through a
-    /// NATS consumer. Without a consumer, the follower may receive a message late, so publishers do
-    /// not wait for its confirmation.
+    /// `true` while the follower receives new messages through a NATS consumer.
     is_following: AtomicBool,
 }
 
@@ -85,8 +83,7 @@ impl Pending<'_> {
     /// `None` if the follower, the task that reads the stream, does not receive the message within
     /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]).
     ///
-    /// Does not wait if the follower has no NATS consumer, because the message may then arrive
-    /// late.
+    /// Does not wait if the follower has no NATS consumer.
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

@@ -73,11 +73,11 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload, or the hash of the payload, of each mark in the
-    /// JetStream stream ([`Mark::read`]). A mark is a message that identifies the log.
+    /// JetStream stream ([`Mark::read`]).
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that the local node has read. A mark is a message that
-    /// identifies the log. 0 if retention had removed every mark before the local node connected.
+    /// The sequence of the newest mark that the local node has read. 0 if retention had removed
+    /// every mark before the local node connected.
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark, a message that identifies the log.
     /// All messages between this event and the newest mark are marks, too. If the newest mark
@@ -93,7 +93,7 @@ pub(super) struct KnownLog {
     witnesses: Witnesses,
     /// The sequence and the time of the newest message of the JetStream stream at the last complete
     /// check ([`State::end`]). While both are the same, checks need not fetch large messages again.
-    /// `None` before this check, or if the server does not return the time.
+    /// `None` before the first complete check, or if the server does not return the time.
     checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
@@ -148,11 +148,11 @@ impl Witness {
 /// it still holds the same log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Witnesses {
-    /// The latest witness (a message that the node remembers to recognize the log) of at most 4,096
-    /// bytes ([`MAX_WITNESS_BYTES`]). Quick checks fetch this message from the server.
+    /// The latest witness of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]). Quick checks fetch this
+    /// message from the server.
     small: Option<Witness>,
-    /// The latest witness (a message that the node remembers to recognize the log) of any size.
-    /// Only complete checks compare it with the message in the stream.
+    /// The latest witness of any size. Only complete checks compare it with the message in the
+    /// stream.
     latest: Option<Witness>,
 }
 
@@ -464,8 +464,8 @@ impl Identity {
     }
 
     /// Continues with the log that the local node has used so far. If the stream has removed the
-    /// small witness, a message that the node remembers to recognize the log, the node remembers
-    /// the newest message, too. Publishes one more mark, a message that identifies the log, if the
+    /// small witness, a message that the node remembers to recognize the log, remembers the newest
+    /// message as a new witness. Publishes one more mark, a message that identifies the log, if the
     /// stream is empty or if retention could soon remove all marks.
     async fn keep(
         &self,

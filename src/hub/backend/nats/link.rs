@@ -158,7 +158,7 @@ struct Health {
     /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
     /// The time of the latest of these events: the connection to NATS was lost, the client tried to
-    /// reconnect, or the backend forced a reconnect. `None` while the connection works.
+    /// reconnect, or the backend first forced a reconnect. `None` while the connection works.
     trouble: Mutex<Option<Instant>>,
 }
 

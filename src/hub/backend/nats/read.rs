@@ -27,8 +27,8 @@ const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
 /// Reads one page: the messages of a JetStream stream that come after the position `after` and have
 /// one of these `subjects`. If `subjects` is empty, the page contains the messages of all subjects.
-/// If the server cannot create a consumer in time, or the consumer delivers no message, the page
-/// also contains messages of other subjects.
+/// If the server cannot create a consumer in time, or the consumer fails before its first message,
+/// the page also contains messages of other subjects.
 ///
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
 /// it ends at the last position in `state`. It ends later if newer messages have arrived since.

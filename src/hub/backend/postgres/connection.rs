@@ -74,8 +74,8 @@ impl Server {
     }
 
     /// Connects to the first host that accepts writes. `name` is the application name of the
-    /// connection. Creates or updates the Postgres schema of the log if the database does not have
-    /// its current version.
+    /// connection, unless the URL sets another name. Creates or updates the Postgres schema of the
+    /// log if the database does not have its current version.
     ///
     /// `time` is the time limit for each address of each host.
     pub(super) async fn connect(

@@ -58,11 +58,9 @@ pub(super) struct LogPage {
     pub(super) last: Position,
     /// `true` if the log is still the log that this process knows: it is on the Postgres server
     /// that has issued the epoch of this log, and it has the newest record that this process knows.
-    /// The epoch is a number that identifies one lifetime of the log.
     pub(super) is_current: bool,
-    /// The number of rows in the page, including records that this crate cannot decode, because a
-    /// program other than a hub has inserted them. The node counts all of these rows as new records
-    /// for its next eviction, the deletion of the oldest records.
+    /// The number of rows in the page, including records of programs other than a hub that this
+    /// crate cannot decode. The node counts all of these rows as new records for its next eviction.
     pub(super) count: usize,
 }
 
@@ -167,8 +165,7 @@ impl Log {
     }
 
     /// Returns the error of a read after another log has replaced the log in Postgres. The hub then
-    /// calls `bounds`, which starts a new epoch, the number that identifies one lifetime of the
-    /// log.
+    /// calls `bounds`, which starts a new epoch for the other log.
     pub(super) fn is_replaced(&self) -> RequestError {
         RequestError::broken(format!("{} is another one than before", self.what()))
     }

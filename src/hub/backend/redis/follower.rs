@@ -14,7 +14,7 @@ use std::{
 
 /// The maximum length of a search for a mark, in pages of about 1 MiB. A mark is an entry of the
 /// log that reports a loss of entries. Before a process adds a mark, the server searches the log
-/// for the mark of another process that reports the same loss.
+/// for an entry of another process that already reports this loss.
 const MARK_SEARCH_PAGES: usize = 8;
 
 /// The maximum time that one `XREAD` waits for a new entry. After this time, the follower, the task

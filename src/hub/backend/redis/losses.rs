@@ -47,9 +47,9 @@ pub(super) struct Losses {
     /// has read. A mark is an entry that reports the loss of other entries. `None` if there is no
     /// such lost entry.
     lost: Option<Position>,
-    /// The position of the mark, an entry in the log that reports the loss of other entries. `None`
-    /// if there is no mark, if this process has read past the position of the mark, or if the log
-    /// has lost the mark, too.
+    /// The position of the mark that reports the loss of the entry `lost`. `None` if there is no
+    /// mark, or if the log has lost the mark, too. [`attempt`](Self::attempt) forgets a mark that
+    /// this process has read past.
     marked: Option<Position>,
     attempts: u32,
     /// The end of the log at the last check if the log ended before the position up to which this

@@ -67,8 +67,8 @@ use tokio::sync::Mutex;
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
 ///   events detects this within 3 seconds. If the stream is deleted again in the first two
-///   milliseconds of its life, every client gets a gap. The position that its
-///   [`resumed`](crate::hub::Gap::resumed) returns may then be too small.
+///   milliseconds of its life, every client gets a gap. The id in
+///   [`Gap::resumed`](crate::hub::Gap::resumed) may then be too small.
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A process that has
 ///   read or published a lost event detects the loss after it has reconnected. It then adds a mark,
