@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The time until all processes must agree, if the machine has time for them.
 const BOUND: Duration = Duration::from_secs(3);
 /// The time that a busy machine may need in addition.
-const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Returns the number of rounds of random kills. The variable `ROUNDS` sets it. Default: 8.
 fn rounds() -> usize {
