@@ -1,5 +1,6 @@
 //! A log in a file of this machine, in the embedded database `redb`.
 
+mod clock;
 mod device;
 mod error;
 mod locked;
@@ -15,6 +16,7 @@ mod writer;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::BoxError;
+use clock::StoppedClock;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
 use retention::Retention;
@@ -282,6 +284,7 @@ impl Log {
     async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
         let (reply, response) = oneshot::channel();
         self.shared.queue.push(Append { records, condition, reply });
+        let _clock = StoppedClock::new();
         let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
         Ok(response.await.map_err(closed)??)
     }
