@@ -211,6 +211,9 @@ impl FileBackend {
     /// A record may be retained for up to 1/16 of the maximum age longer, so that several expired
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
+    ///
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
+    /// hub knows that a topic is finished.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
