@@ -116,8 +116,10 @@ async fn ask(State(app): State<Arc<App>>, Json(Question { prompt }): Json<Questi
     let id: String = (0..2).map(|_| format!("{:016x}", RandomState::new().hash_one(&prompt))).collect();
     let answer = app.hub.topic(format!("answer/{id}"));
     // The first event is the prompt, for a page that knows only the id. Publishing it fails if the
-    // hub has too many topics.
-    answer.publish(Event::json(&prompt).expect("a string serializes").event("prompt")).await?;
+    // hub has too many topics. There is no `await` before `start`: if the client left during it,
+    // the topic would have a prompt and never end. With a backend, `publish_now` returns an error:
+    // put the prompt into the stream instead, as in docs/recordings.md.
+    answer.publish_now(Event::json(&prompt).expect("a string serializes").event("prompt"))?;
     // A client may leave. The answer is generated as long as some client reads it, or returns soon.
     answer
         .record(model(&prompt, app.pace, permit))

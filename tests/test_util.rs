@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 use tower_sse::{
-    Event, EventName, Heartbeat, SseStream,
+    Event, EventName, Heartbeat, LastEventId, SseStream,
     test::{self, EventReader, ReceivedEvent},
 };
 
@@ -177,6 +177,60 @@ async fn ignored_names_are_skipped_and_their_ids_count() {
     let mut events = upstream(text).ignore("cursor").ignore("other");
     assert_eq!(events.next().await.unwrap(), Event::new("a").id(1));
     assert_eq!(events.next().await, None);
+    assert_eq!(events.last_event_id(), "2");
+}
+
+#[tokio::test]
+async fn last_event_id_does_not_precede_returned_events() {
+    let frame: String = (1..=5).map(|n| format!("id: {n}\ndata: {n}\n\n")).collect();
+    let mut events =
+        test::events(Response::builder().header("content-type", "text/event-stream").body(Full::from(frame)).unwrap());
+    assert_eq!(events.last_event_id(), "");
+    assert_eq!(events.collect(2).await.len(), 2);
+    assert_eq!(events.last_event_id(), "2");
+    events.next().await.unwrap();
+    assert_eq!(events.last_event_id(), "3");
+    events.collect_until(|event| event.data == "4").await;
+    assert_eq!(events.last_event_id(), "4");
+    assert_eq!(events.rest().await.len(), 1);
+    assert_eq!(events.last_event_id(), "5");
+}
+
+#[tokio::test]
+async fn resuming_after_some_events_of_a_frame_gets_the_rest() {
+    let numbers = async |last: LastEventId| {
+        let next = last.parse::<u64>().unwrap().map_or(1, |seen| seen + 1);
+        SseStream::new(stream::iter((next..=5).map(|n| Event::display(n).id(n))))
+    };
+    let app = Router::new().route("/", get(numbers));
+    let mut events = test::get(app.clone(), "/").await;
+    events.collect(2).await;
+    let mut rest = test::resume(app, "/", events.last_event_id()).await;
+    assert_eq!(rest.rest().await, [3, 4, 5].map(|n| Event::display(n).id(n)));
+}
+
+#[tokio::test]
+async fn ids_without_returned_event_count_up_to_next_event() {
+    let text = "id: 1\ndata: a\n\nid: 2\n\nid: 3\nevent: cursor\ndata\n\n: x\n\nid: 4\n: y\nretry: 7\ndata: b\n\n\
+                id: 5\n\nid: 6\n";
+    let mut events = upstream(text).ignore("cursor");
+    events.next().await.unwrap();
+    assert_eq!((events.last_event_id(), events.retry()), ("3", None));
+    assert_eq!(events.comments(), [" x"]);
+    events.next().await.unwrap();
+    assert_eq!((events.last_event_id(), events.retry()), ("5", Some(Duration::from_millis(7))));
+    assert_eq!(events.comments(), [" x", " y"]);
+    assert_eq!(events.next().await, None);
+    // The last block has no blank line.
+    assert_eq!(events.last_event_id(), "5");
+}
+
+#[tokio::test]
+async fn events_ignored_later_count_for_the_id() {
+    let mut events = upstream("id: 1\ndata: a\n\nid: 2\nevent: x\ndata\n\nid: 3\ndata: b\n\n");
+    events.next().await.unwrap();
+    assert_eq!(events.last_event_id(), "1");
+    let events = events.ignore("x");
     assert_eq!(events.last_event_id(), "2");
 }
 

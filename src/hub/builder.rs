@@ -71,6 +71,12 @@ impl Builder {
     /// subscribers. A new subscriber does not receive expired events. An open subscription still
     /// receives an expired event that was not removed yet. Expired events are removed within
     /// `max_age / 16` after their expiry.
+    ///
+    /// With a backend, set the time within which clients may return, even if the log retains events
+    /// for longer. When this time is over, the hub does not know any more that a topic is finished
+    /// or [exists](super::Topic::exists). A client that returns to a finished topic then waits
+    /// instead of getting 204. To save memory, set a smaller [`max_events`](Self::max_events)
+    /// or [`max_bytes`](Self::max_bytes) instead: the backend provides older events.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self

@@ -5,7 +5,8 @@ use std::fmt;
 /// An error of a hub.
 ///
 /// As a response of an axum handler, the error has its [`status`](Self::status), and its message as
-/// the body.
+/// the body. Most messages contain the name of the topic. If clients must not see it, convert the
+/// error into a response of your own.
 ///
 /// # Examples
 ///

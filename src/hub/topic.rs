@@ -355,7 +355,11 @@ impl Topic {
     ///
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
-    /// published twice. If the node of the recording dies, another node publishes the
+    /// published twice. The recording does not poll its stream during any append either: a file
+    /// needs one `fdatasync` for each batch, and a server one round trip. So a source that drops
+    /// ticks, such as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
+    ///
+    /// If the node of the recording dies, another node publishes the
     /// [`will`](super::Recorder::will), an event that the recording has set for this case, and then
     /// finishes the topic. If the log is [replaced](super::backend) by another log, the recording
     /// continues in the other log. If the same log loses records, the recording is

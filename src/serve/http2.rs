@@ -43,6 +43,9 @@ where
     let mut builder = Builder::new(streams.spawner());
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
+    if let Some(size) = server.max_header_list_size {
+        builder.max_header_list_size(size);
+    }
     let service = Http2Service { service, address };
     let cork = Cork::default();
     let io = Corked::new(Rewound::new(io, front), cork.clone());

@@ -125,7 +125,13 @@ pub fn serve<L, S>(listener: L, service: S) -> Serve<L, S>
 where
     L: Listener,
 {
-    Serve { listener, service, client_timeout: Some(ClientTimeout::default()), signal: None }
+    Serve {
+        listener,
+        service,
+        client_timeout: Some(ClientTimeout::default()),
+        max_header_list_size: None,
+        signal: None,
+    }
 }
 
 /// A server that is not running yet. [`serve`] creates it, and `.await` runs it.
@@ -134,6 +140,7 @@ pub struct Serve<L, S> {
     listener: L,
     service: S,
     client_timeout: Option<ClientTimeout>,
+    max_header_list_size: Option<u32>,
     signal: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -180,6 +187,18 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
+    /// Sets the maximum size of the headers of an HTTP/2 request, in bytes. Default: 16 KiB. A
+    /// request over this limit gets the status 431.
+    ///
+    /// The size counts the method, the URI with its query, and all headers: the bytes of each name
+    /// and value, and 32 bytes more for each of them (RFC 9113, §6.5.2). Raise the limit if
+    /// clients list hundreds of topics in a query. A URI has at most 64 KiB in any case. HTTP/1 is
+    /// not affected: its requests can have a head of up to 408 KiB.
+    pub fn max_header_list_size(mut self, bytes: u32) -> Self {
+        self.max_header_list_size = Some(bytes);
+        self
+    }
+
     /// Returns the local address of the listener.
     ///
     /// # Errors
@@ -198,10 +217,11 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     async fn run(self) {
-        let Self { mut listener, service, client_timeout, mut signal } = self;
+        let Self { mut listener, service, client_timeout, max_header_list_size, mut signal } = self;
         let shutdown = CancellationToken::new();
         let all_closed = CancellationToken::new();
-        let server = Arc::new(Server::new(shutdown.clone(), all_closed.clone().drop_guard()));
+        let open = all_closed.clone().drop_guard();
+        let server = Arc::new(Server::new(shutdown.clone(), max_header_list_size, open));
         // If this future is dropped, the connections shut down gracefully, as with axum.
         let stop = shutdown.drop_guard();
         while let Some((mut io, address)) = accept(&mut listener, signal.as_mut()).await {

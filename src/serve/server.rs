@@ -9,6 +9,8 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
+    /// The maximum size of the headers of an HTTP/2 request, in bytes. `None` is hyper's default.
+    pub(super) max_header_list_size: Option<u32>,
     /// A guard that is dropped together with this state, by the last connection, and then cancels
     /// its token. At a shutdown, the server waits until this token is cancelled.
     _open: DropGuard,
@@ -17,8 +19,8 @@ pub(super) struct Server {
 impl Server {
     /// Creates the state that all connections of a server share. `open` is a guard that cancels its
     /// token when the last connection drops this state.
-    pub(super) fn new(shutdown: CancellationToken, open: DropGuard) -> Self {
-        Self { shutdown, http1: http1::Builder::new(), _open: open }
+    pub(super) fn new(shutdown: CancellationToken, max_header_list_size: Option<u32>, open: DropGuard) -> Self {
+        Self { shutdown, http1: http1::Builder::new(), max_header_list_size, _open: open }
     }
 }
 

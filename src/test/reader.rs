@@ -19,9 +19,9 @@ use tokio::time::{sleep, timeout};
 /// connection like a client that leaves, drop the reader.
 ///
 /// In a test with paused time ([`tokio::time::pause`]), waiting takes no real time: tokio advances
-/// its clock when every task waits. A test that reads from a socket should not pause the time.
-/// Tokio does not see that the other side of the socket is busy, and advances the clock to the
-/// deadline.
+/// its clock when every task waits. A test that reads from a socket, or
+/// whose hub has a backend in a server, should not pause the time. Tokio does not see that the other
+/// side of the socket is busy, and advances the clock to the deadline.
 pub struct EventReader {
     body: Box<dyn EventBody>,
     deadline: Duration,
@@ -30,7 +30,31 @@ pub struct EventReader {
     /// The number of events that were returned to the test or ignored so far. It is also the index
     /// of the next event in the list of all events that `interpreter` has parsed.
     read: usize,
+    /// The state of the client before each event that `interpreter` has parsed, with the same
+    /// indices: `interpreter` parses all bytes at once, also events that the test has not read yet.
+    before: Vec<State>,
+    /// The state of the client at the last blank line of the stream, or at its beginning.
+    at_blank_line: State,
     end: Option<End>,
+}
+
+/// The state of a client at the beginning of a block of lines, which may be an event.
+#[derive(Clone, Debug, Default)]
+struct State {
+    last_event_id: String,
+    reconnection_time: Option<String>,
+    /// The number of comments so far.
+    comments: usize,
+}
+
+impl State {
+    fn of(source: &whatwg::EventSource) -> Self {
+        Self {
+            last_event_id: source.last_event_id.clone(),
+            reconnection_time: source.reconnection_time.clone(),
+            comments: source.comments.len(),
+        }
+    }
 }
 
 /// The result of a response body that was read to its end: complete, or failed with an error.
@@ -52,6 +76,8 @@ impl EventReader {
             ignored: Vec::new(),
             interpreter: whatwg::Interpreter::default(),
             read: 0,
+            before: Vec::new(),
+            at_blank_line: State::default(),
             end: None,
         }
     }
@@ -61,6 +87,7 @@ impl EventReader {
     /// replaces it, or an empty id if the stream has none (HTML standard, §9.2.6).
     pub(super) fn resumed_after(mut self, last_event_id: &str) -> Self {
         last_event_id.clone_into(&mut self.interpreter.source.last_event_id);
+        self.at_blank_line = State::of(&self.interpreter.source);
         self
     }
 
@@ -272,26 +299,67 @@ impl EventReader {
         }
     }
 
-    /// Returns the comments that were read so far, without their leading colon. Heartbeats are
+    /// Returns the comments before the next event, without their leading colon. Heartbeats are
     /// comments by default.
+    ///
+    /// The comments of an event that no method has returned yet, and all later comments, are not
+    /// included, even if they were in the same frame as the last returned event.
     #[must_use]
     pub fn comments(&self) -> &[String] {
-        &self.interpreter.source.comments
+        let comments = &self.interpreter.source.comments;
+        self.before_next().map_or(comments, |state| &comments[..state.comments])
     }
 
-    /// Returns the reconnect delay in the last valid `retry` field that was read so far. Returns
-    /// `None` if no such field was read.
+    /// Returns the reconnect delay in the last valid `retry` field before the next event. Returns
+    /// `None` if there is no such field.
+    ///
+    /// The `retry` field of an event counts once a method has returned the event.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
-        let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;
+        let latest = &self.interpreter.source.reconnection_time;
+        let milliseconds = self.before_next().map_or(latest, |state| &state.reconnection_time).as_ref()?;
         milliseconds.parse().ok().map(Duration::from_millis)
     }
 
-    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. The id is
-    /// empty if the stream has no id so far.
+    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now: a client
+    /// that has received exactly the events that the methods of this reader have returned. The id
+    /// is empty if this part of the stream has no id.
+    ///
+    /// The id of a later event does not count, even if the event was in the same frame as the last
+    /// returned event. So a test that passes this id to [`resume`](super::resume) gets all further
+    /// events. These ids also count if they were received, and no event is before them that still
+    /// has to be returned: the ids of [ignored](Self::ignore) events, and ids without an event,
+    /// such as [`Event::checkpoint`](crate::Event::checkpoint).
     #[must_use]
     pub fn last_event_id(&self) -> &str {
-        &self.interpreter.source.last_event_id
+        let latest = &self.interpreter.source.last_event_id;
+        self.before_next().map_or(latest, |state| &state.last_event_id)
+    }
+
+    /// Returns the state of the client before the next event that will be returned. Returns `None`
+    /// if no such event was received yet. The state of `interpreter` is then the current one.
+    fn before_next(&self) -> Option<&State> {
+        let messages = self.interpreter.source.messages.iter();
+        let mut unread = messages.zip(&self.before).skip(self.read);
+        unread.find(|(message, _)| !self.is_ignored(message)).map(|(_, state)| state)
+    }
+
+    fn is_ignored(&self, message: &whatwg::Message) -> bool {
+        self.ignored.contains(&message.r#type)
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let blank_lines = self.interpreter.blank_lines;
+            self.interpreter.feed(std::slice::from_ref(byte));
+            if self.interpreter.blank_lines > blank_lines {
+                let source = &self.interpreter.source;
+                let before = std::mem::replace(&mut self.at_blank_line, State::of(source));
+                if source.messages.len() > self.before.len() {
+                    self.before.push(before);
+                }
+            }
+        }
     }
 
     async fn next_at(&mut self, caller: &Location<'_>) -> Option<ReceivedEvent> {
@@ -315,7 +383,7 @@ impl EventReader {
         loop {
             while let Some(message) = self.interpreter.source.messages.get(self.read) {
                 self.read += 1;
-                if !self.ignored.contains(&message.r#type) {
+                if !self.is_ignored(message) {
                     return Poll::Ready(Ok(ReceivedEvent::new(message.clone())));
                 }
             }
@@ -323,7 +391,7 @@ impl EventReader {
                 return Poll::Ready(Err(end.clone()));
             }
             match ready!(self.body.poll_data(cx)) {
-                Some(Ok(bytes)) => self.interpreter.feed(&bytes),
+                Some(Ok(bytes)) => self.feed(&bytes),
                 Some(Err(error)) => self.end = Some(End::Failed(error)),
                 None => self.end = Some(End::Clean),
             }
@@ -333,10 +401,11 @@ impl EventReader {
 
 impl fmt::Debug for EventReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Everything that was received, also after the last returned event.
         f.debug_struct("EventReader")
             .field("messages", &self.interpreter.source.messages)
-            .field("comments", &self.comments())
-            .field("retry", &self.retry())
+            .field("comments", &self.interpreter.source.comments)
+            .field("retry", &self.interpreter.source.reconnection_time)
             .field("end", &self.end)
             .finish_non_exhaustive()
     }

@@ -55,6 +55,9 @@ pub struct Interpreter {
     /// The result of interpreting all parts of the stream that [`feed`](Self::feed) has received so
     /// far.
     pub source: EventSource,
+    /// The number of blank lines that were interpreted so far. A blank line ends a block of lines,
+    /// which may be an event.
+    pub blank_lines: usize,
     line: Vec<u8>,
     /// Set if the last interpreted byte of the stream was a CR. An LF immediately after this CR
     /// belongs to the same line end.
@@ -114,6 +117,7 @@ impl Interpreter {
     }
 
     fn dispatch(&mut self) {
+        self.blank_lines += 1;
         self.last_event_id.clone_into(&mut self.source.last_event_id);
         let data = std::mem::take(&mut self.data);
         let event_type = std::mem::take(&mut self.event_type);

@@ -2,6 +2,7 @@
 //! restarts, full disks and damage.
 
 mod child;
+mod clock;
 mod crashes;
 mod damage;
 mod epochs;

@@ -1,9 +1,9 @@
 //! HTTP/2: the streams of a connection run in the task of the connection.
 
 use crate::common::{Running, event_stream};
-use axum::{Router, routing::get, serve::Listener};
+use axum::{Router, extract::RawQuery, routing::get, serve::Listener};
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use std::{
     future,
     io::{self, IoSlice},
@@ -15,7 +15,7 @@ use std::{
     },
     task::{Context, Poll},
 };
-use support::client::{Http2, within};
+use support::client::{Http1, Http2, within};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -128,6 +128,33 @@ async fn handlers_of_one_connection_run_in_parallel() {
     let [one, two] = [connection.clone(), connection];
     let (one, two) = tokio::join!(one.get("/", &[]), two.get("/", &[]));
     assert_eq!((one.complete().await.text(), two.complete().await.text()), ("fine".into(), "fine".into()));
+}
+
+/// 500 UUIDs in a query have 18.5 KB.
+#[tokio::test]
+async fn limit_of_request_headers_is_set() {
+    let query = vec!["9ba0f5a4-7a3c-4b0c-8a55-1c4b5d9f3a10"; 500].join(",");
+    let app = Router::new().route("/", get(async |RawQuery(query): RawQuery| query.unwrap().len().to_string()));
+    for (limit, expected) in [(None, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE), (Some(20 << 10), StatusCode::OK)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut server = serve(listener, app.clone());
+        if let Some(limit) = limit {
+            server = server.max_header_list_size(limit);
+        }
+        let running = tokio::spawn(server.into_future());
+        let answer = Http2::connect(address).await.get(&format!("/?{query}"), &[]).await;
+        assert_eq!(answer.status, expected, "{limit:?}");
+        let complete = answer.complete().await;
+        if limit.is_some() {
+            assert_eq!(complete.text(), query.len().to_string());
+        }
+        // HTTP/1 has no such limit.
+        let request = format!("GET /?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let answer = Http1::connect(address).await.request(request).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        running.abort();
+    }
 }
 
 #[tokio::test]

@@ -190,6 +190,10 @@ impl Recorder {
     /// published if the log has [lost records](Outcome::Interrupted) that may include the end of
     /// the recording.
     ///
+    /// With a log in a [file](super::Builder::file), there is no other node. The process publishes
+    /// the will after its restart, one lease after its start. To end such a topic earlier, publish
+    /// an event to it and [finish](super::Topic::finish) it. The hub then publishes no will.
+    ///
     /// Each sign of life of this node contains the will, so keep it short. A recording
     /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or
     /// `hub-cursor`.

@@ -1,5 +1,6 @@
 //! A log in a file of this machine, in the embedded database `redb`.
 
+mod clock;
 mod device;
 mod error;
 mod locked;
@@ -15,6 +16,7 @@ mod writer;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::BoxError;
+use clock::StoppedClock;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
 use retention::Retention;
@@ -209,6 +211,9 @@ impl FileBackend {
     /// A record may be retained for up to 1/16 of the maximum age longer, so that several expired
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
+    ///
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
+    /// hub knows that a topic is finished.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
@@ -282,6 +287,7 @@ impl Log {
     async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
         let (reply, response) = oneshot::channel();
         self.shared.queue.push(Append { records, condition, reply });
+        let _clock = StoppedClock::new();
         let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
         Ok(response.await.map_err(closed)??)
     }

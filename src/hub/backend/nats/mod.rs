@@ -269,6 +269,9 @@ impl NatsBackend {
     /// Sets the maximum age of messages in the JetStream stream. The server removes older messages.
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited. Has no
     /// effect on an existing stream.
+    ///
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
+    /// hub knows that a topic is finished.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };

@@ -166,6 +166,39 @@ impl PostgresBackend {
         Ok(self)
     }
 
+    /// Returns the SQL that creates the tables and functions of a log in the Postgres schema with
+    /// this name, for the migrations of an application. The default name is `tower_sse`.
+    ///
+    /// Without such a migration, the first node that connects creates the schema. Until then, a
+    /// trigger that calls `tower_sse.publish` fails.
+    ///
+    /// The SQL contains several statements without `BEGIN` and `COMMIT`. Run it in one transaction.
+    /// Running it again has no effect, except that it creates dropped tables and updates the schema
+    /// from an older version of this crate. It fails if the schema has a newer version. A later
+    /// version of this crate may have other SQL: add it as another migration, or let a node update
+    /// the schema when it connects.
+    ///
+    /// The role that runs the SQL owns the schema. If nodes have another role, grant it the
+    /// [permissions](Self#connections-and-permissions).
+    ///
+    /// # Errors
+    ///
+    /// If the name is not 1 to 63 ASCII letters, digits, `_` and `-`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{BoxError, hub::backend::PostgresBackend};
+    /// # fn write() -> Result<(), BoxError> {
+    /// let migration = PostgresBackend::schema_sql("tower_sse")?;
+    /// std::fs::write("migrations/0007_tower_sse.sql", migration)?;
+    /// # Ok(()) }
+    /// # assert!(PostgresBackend::schema_sql("tower_sse").unwrap().contains("CREATE SCHEMA \"tower_sse\""));
+    /// ```
+    pub fn schema_sql(schema: impl Into<String>) -> Result<String, BoxError> {
+        Ok(Schema::new(schema.into())?.create())
+    }
+
     /// Sets the approximate number of records that the log retains, for all topics together.
     /// Default: 1,000,000. Nodes delete older records in batches of up to 1,000 records. If a node
     /// has appended or read more than 1,000 records since its last batch, its next batch deletes up
@@ -179,6 +212,9 @@ impl PostgresBackend {
     /// Sets the approximate maximum age of records. Older records are deleted. Default: one hour.
     /// [`Duration::MAX`] and zero disable the limit. Each node deletes old records about every ten
     /// seconds, or after each quarter of `age` if this is shorter.
+    ///
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
+    /// hub knows that a topic is finished.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };

@@ -65,6 +65,32 @@ impl Schema {
             .replace("{version}", &VERSION.to_string())
     }
 
+    /// Returns the SQL statements that create the Postgres schema of the log, or update it from an
+    /// older version. The statements expect to run in one transaction.
+    pub(super) fn create(&self) -> String {
+        self.sql(concat!(
+            "SELECT pg_advisory_xact_lock({lock});
+DO $tower_sse$ BEGIN
+    -- IF NOT EXISTS needs the permission to create a schema, even if it exists.
+    IF to_regnamespace('{schema}') IS NULL THEN
+        CREATE SCHEMA {schema};
+    END IF;
+    IF to_regclass('{schema}.version') IS NOT NULL THEN
+        IF EXISTS (SELECT FROM {schema}.version WHERE version > {version}) THEN
+            RAISE EXCEPTION 'the schema % has a newer version than {version}', '{schema}';
+        END IF;
+    END IF;
+END $tower_sse$;
+
+",
+            include_str!("schema.sql"),
+            "
+CREATE TABLE IF NOT EXISTS {schema}.version (version integer PRIMARY KEY);
+INSERT INTO {schema}.version VALUES ({version}) ON CONFLICT DO NOTHING;
+",
+        ))
+    }
+
     /// Creates the Postgres schema of the log, or updates it from an older version. Does nothing if
     /// the schema in the database has the version of this crate. Returns an error if it has a later
     /// version.
@@ -76,22 +102,10 @@ impl Schema {
             return Ok(());
         }
         // One transaction, so that it also works in a pool of connections.
-        let create = self.sql(concat!(
-            "BEGIN;
-            SET LOCAL lock_timeout = '1500ms';
-            SELECT pg_advisory_xact_lock({lock});
-            DO $tower_sse$ BEGIN
-                -- IF NOT EXISTS needs the permission to create a schema, even if it exists.
-                IF to_regnamespace('{schema}') IS NULL THEN
-                    CREATE SCHEMA {schema};
-                END IF;
-            END $tower_sse$;
-            SET LOCAL client_min_messages = warning;",
-            include_str!("schema.sql"),
-            "CREATE TABLE IF NOT EXISTS {schema}.version (version integer PRIMARY KEY);
-            INSERT INTO {schema}.version VALUES ({version}) ON CONFLICT DO NOTHING;
-            COMMIT",
-        ));
+        let create = format!(
+            "BEGIN; SET LOCAL lock_timeout = '1500ms'; SET LOCAL client_min_messages = warning; {} COMMIT",
+            self.create()
+        );
         let created = client.batch_execute(&create).await;
         if created.is_err() {
             let _already_ended = client.batch_execute("ROLLBACK").await;
@@ -155,7 +169,7 @@ mod tests {
 
     #[test]
     fn each_placeholder_is_replaced() {
-        let sql = Schema::new("shop".to_owned()).unwrap().sql(include_str!("schema.sql"));
+        let sql = Schema::new("shop".to_owned()).unwrap().create();
         let left: Vec<_> = sql.lines().filter(|line| !line.starts_with("--") && line.contains(['{', '}'])).collect();
         assert_eq!(left, [""; 0]);
     }

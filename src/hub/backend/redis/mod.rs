@@ -289,6 +289,9 @@ impl RedisBackend {
 
     /// Sets the approximate maximum age of records in the Redis stream. Older records are removed.
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
+    ///
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
+    /// hub knows that a topic is finished.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = if age.is_zero() { Duration::MAX } else { age };

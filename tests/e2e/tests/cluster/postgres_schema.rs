@@ -6,7 +6,7 @@ use crate::{
     unchanged::{append, postgres},
 };
 use e2e::{Store, StoreKind};
-use tower_sse::hub::backend::Backend;
+use tower_sse::hub::backend::{Backend, PostgresBackend};
 
 /// Marks the schema as older, so that the next node updates it.
 const OLDER_VERSION: &str = "DELETE FROM tower_sse.version; INSERT INTO tower_sse.version VALUES (1)";
@@ -107,6 +107,54 @@ async fn schema_update_keeps_the_permissions_of_nodes() {
         assert!(epoch > before, "{what} starts an epoch");
     }
     assert_eq!(store.sql("SELECT has_function_privilege('app', 'tower_sse.new_epoch_after(bigint)', 'EXECUTE')"), "f");
+}
+
+/// A migration creates the schema and a trigger that publishes, before any node runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_of_a_migration_is_used_by_nodes() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let migration = PostgresBackend::schema_sql("tower_sse").expect("the name is valid");
+    let database = store.sql("SELECT current_database()");
+    store.sql(&format!("CREATE ROLE migrator LOGIN; GRANT ALL ON DATABASE \"{database}\" TO migrator"));
+    store.sql(&format!("SET ROLE migrator; {migration}"));
+    store.sql(
+        "CREATE ROLE node LOGIN; GRANT USAGE ON SCHEMA tower_sse TO node;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tower_sse TO node;
+         GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA tower_sse TO node;
+         GRANT UPDATE ON tower_sse.log TO node;
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO node;
+         CREATE TABLE orders (id int);
+         CREATE FUNCTION publish_order() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM tower_sse.publish('t', NULL, NEW.id::text); RETURN NULL; END $$;
+         CREATE TRIGGER publish_order AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION publish_order()",
+    );
+    store.sql("INSERT INTO orders VALUES (1)");
+    let node = postgres(&store.url_with("node@"));
+    let before = bounds(&node).await;
+    append(&node, "t", 2).await;
+    // Running the migration again changes nothing.
+    store.sql(&format!("SET ROLE migrator; {migration}"));
+    append(&node, "t", 3).await;
+    assert_eq!(bounds(&postgres(&store.url())).await.epoch, before.epoch);
+    assert_eq!(data(&node).await, ["1", "2", "3"]);
+    let owned = "SELECT count(DISTINCT relowner) FROM pg_class WHERE relnamespace = 'tower_sse'::regnamespace";
+    assert_eq!(store.sql(owned), "1", "the nodes have created nothing");
+}
+
+/// The functions of a newer version would be replaced otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn migration_of_an_older_version_is_an_error() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let migration = PostgresBackend::schema_sql("tower_sse").expect("the name is valid");
+    store.sql(&migration);
+    store.sql("INSERT INTO tower_sse.version VALUES (1000)");
+    let found = format!(
+        "DO $test$ BEGIN EXECUTE $migration$ {migration} $migration$; RAISE EXCEPTION 'it has run';
+         EXCEPTION WHEN raise_exception THEN CREATE TABLE found AS SELECT SQLERRM AS error; END $test$"
+    );
+    store.sql(&found);
+    let error = store.sql("SELECT error FROM found");
+    assert!(error.contains("has a newer version than"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,39 @@
+//! The paused clock of a test, while the test waits for the writer, the thread that stores appends.
+
+#[cfg(feature = "test-util")]
+use std::sync::mpsc;
+#[cfg(feature = "test-util")]
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Keeps tokio from advancing the paused clock of a test until this value is dropped.
+///
+/// Tokio advances a paused clock when all tasks wait. It does not see that the thread of the writer
+/// is busy, so each append would exceed the timeout of its request. Tokio does see its own blocking
+/// threads, and advances no clock while such a thread is busy. So a blocking thread waits as long
+/// as this value exists. Without the feature `test-util`, this type does nothing.
+pub(super) struct StoppedClock {
+    #[cfg(feature = "test-util")]
+    _dropped: Option<mpsc::Sender<()>>,
+}
+
+impl StoppedClock {
+    pub(super) fn new() -> Self {
+        Self {
+            #[cfg(feature = "test-util")]
+            _dropped: block_until_dropped(),
+        }
+    }
+}
+
+/// Blocks a thread until the returned value is dropped. Returns `None` in a runtime with several
+/// threads, because its clock cannot be paused.
+#[cfg(feature = "test-util")]
+fn block_until_dropped() -> Option<mpsc::Sender<()>> {
+    let runtime = Handle::try_current().ok()?;
+    if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+        return None;
+    }
+    let (sender, receiver) = mpsc::channel::<()>();
+    drop(runtime.spawn_blocking(move || receiver.recv()));
+    Some(sender)
+}
