@@ -208,7 +208,10 @@ impl Recorder {
     /// the nearer limit.
     ///
     /// This node sends three signs of life within the shortest lease of its recordings. Each sign
-    /// of life covers all of its recordings.
+    /// of life covers all of its recordings. If the lease is shorter than about ten response times
+    /// of the backend under full load, the signs of life can be late. The other nodes can then take
+    /// over recordings that still run. A recording that was taken over publishes nothing more, and
+    /// its outcome is [`Interrupted`](Outcome::Interrupted).
     pub fn lease(mut self, time: Duration) -> Self {
         self.settings.lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self

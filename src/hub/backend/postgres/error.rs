@@ -12,6 +12,8 @@ pub(super) struct RequestError {
     /// `true` if the connection cannot be used after this error, so that the next request needs a
     /// new connection.
     breaks_connection: bool,
+    /// `true` if the log, or a table of it, was locked for too long.
+    is_locked: bool,
 }
 
 impl RequestError {
@@ -42,16 +44,23 @@ impl RequestError {
         // The next connection creates a missing schema.
         let code = source.code();
         let breaks_connection = code.is_none_or(is_unusable) || schema::is_missing(code);
-        Self { text: text.into(), breaks_connection }
+        let is_locked = code == Some(&SqlState::LOCK_NOT_AVAILABLE);
+        Self { text: text.into(), breaks_connection, is_locked }
     }
 
     /// Creates an error after which the next request needs a new connection.
     pub(super) fn broken(text: impl Into<Arc<str>>) -> Self {
-        Self { text: text.into(), breaks_connection: true }
+        Self { text: text.into(), breaks_connection: true, is_locked: false }
     }
 
     pub(super) fn breaks_connection(&self) -> bool {
         self.breaks_connection
+    }
+
+    /// Returns `true` if the error of several appends in one transaction may concern only one of
+    /// them. The others may succeed without it.
+    pub(super) fn can_concern_one_append(&self) -> bool {
+        !self.breaks_connection && !self.is_locked
     }
 }
 

@@ -7,6 +7,7 @@ mod error;
 mod follower;
 mod hosts;
 mod page;
+mod queue;
 mod retention;
 mod schema;
 #[cfg(feature = "postgres-tls")]
@@ -14,10 +15,10 @@ mod tls;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::BoxError;
-use append::Appends;
 use commands::Commands;
 use connection::{Connection, Server};
 use page::{Known, KnownParameters};
+use queue::Appends;
 use retention::Eviction;
 use schema::Schema;
 #[cfg(feature = "postgres-tls")]
@@ -64,6 +65,19 @@ struct Log {
     eviction: Eviction,
     known: SyncMutex<Option<Known>>,
 }
+
+/// Calls the SQL function `append` for each range of the records, in the order of the ranges. The
+/// function is volatile, so each call sees the records of the earlier calls. Each call refers to
+/// its range (`LATERAL`), so the server can only run the calls in a nested loop over the ranges.
+///
+/// `unnest` with several arguments is special syntax, which never means a function of another
+/// schema.
+const APPEND: &str = "SELECT call.n, ends.epoch, ends.last, ends.stored_at
+    FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS call (first, last, epoch, since, n)
+    CROSS JOIN LATERAL {schema}.append(
+        $1[call.first:call.last], $2[call.first:call.last], $3[call.first:call.last],
+        call.epoch, call.since, $8, $9, $10, $11, $12
+    ) AS ends";
 
 /// The SQL statements of the backend. They contain the name of its Postgres schema.
 struct Statements {
@@ -242,7 +256,7 @@ impl PostgresBackend {
 impl Log {
     fn new(settings: Settings) -> Self {
         let sql = Statements {
-            append: settings.schema.sql("SELECT * FROM {schema}.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+            append: settings.schema.sql(APPEND),
             bounds: settings.schema.sql("SELECT * FROM {schema}.bounds($1, $2, $3)"),
             page: settings.schema.sql("SELECT * FROM {schema}.page($1, $2, $3, $4, $5, $6, $7, $8)"),
             evict: settings.schema.sql("SELECT {schema}.evict($1, $2, $3, $4)"),

@@ -24,6 +24,7 @@ mod postgres_hosts;
 mod postgres_operators;
 mod postgres_order;
 mod postgres_schema;
+mod postgres_shared;
 mod postgres_sql;
 mod presence;
 mod processes;
