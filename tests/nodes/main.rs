@@ -2,6 +2,7 @@
 //! order on all of them, or a gap is reported, whatever happens to the backend.
 
 mod eviction;
+mod exists;
 mod faulty;
 mod model;
 mod opening;
