@@ -9,6 +9,7 @@ mod opening;
 mod presence;
 mod reads;
 mod recording;
+mod recording_announced;
 mod recording_loss;
 mod recording_refused;
 mod registry;
