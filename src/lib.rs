@@ -165,6 +165,8 @@
 //! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of
 //! clients, and `follow` for the task that reads the log. The next successful request of the same
 //! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
+//! The operation `recording` is for the appends of all [recordings](hub::Topic::record) of the node,
+//! which wait during the outage. It ends when an append succeeds and no recording waits any more.
 //!
 //! A hub that rejects history reads because [too many are waiting](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)

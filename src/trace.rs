@@ -95,16 +95,16 @@ mod on {
     }
 
     /// Logs the beginning of an outage of a hub's backend, when the first request fails.
-    /// `operation` is the kind of the request: `follow`, `read` or `bounds`. During the outage,
-    /// subscriptions wait, and their clients see no error. Failures of `publish` are not logged,
-    /// because the publisher gets the error.
+    /// `operation` is the kind of the request: `follow`, `read`, `bounds` or `recording`. During the
+    /// outage, subscriptions and recordings wait, and their clients see no error. Failures of
+    /// `publish` are not logged, because the publisher gets the error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");
     }
 
     /// Logs the end of an outage of a hub's backend. `operation` is the kind of the request that
-    /// succeeds again: `follow`, `read` or `bounds`.
+    /// succeeds again: `follow`, `read`, `bounds` or `recording`.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");

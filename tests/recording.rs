@@ -1,6 +1,7 @@
 //! Recordings of a hub in memory: a stream is published into a topic, and the topic is finished
 //! however the recording ends. Recordings on several nodes are tested in `tests/nodes`.
 
+use futures_util::FutureExt;
 use std::{
     sync::{
         Arc,
@@ -39,6 +40,20 @@ async fn all(topic: &Topic) -> Vec<String> {
         bytes.extend_from_slice(events.unwrap().as_bytes());
     }
     whatwg::parse(&bytes).messages.into_iter().map(|message| format!("{}: {}", message.r#type, message.data)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn recording_in_memory_is_announced_at_once() {
+    let hub = Hub::new();
+    let recording = hub.topic("answer").record(tokio_stream::once(Event::new("1"))).start();
+    assert!(recording.announced().now_or_never().expect("it does not wait").is_ok());
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    recording.announced().await.expect("it was announced");
+    let again = hub.topic("answer").record(tokio_stream::pending::<Event>()).start();
+    assert_eq!(again.announced().await.unwrap_err().kind(), ErrorKind::Finished);
+    hub.shutdown();
+    let late = hub.topic("late").record(tokio_stream::pending::<Event>()).start();
+    assert_eq!(late.announced().await.unwrap_err().kind(), ErrorKind::Shutdown);
 }
 
 async fn is_finished(topic: &Topic) -> bool {

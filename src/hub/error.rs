@@ -180,6 +180,11 @@ impl Error {
         Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
     }
 
+    /// Returns the cause of this error, such as the error of a backend, or the error itself.
+    pub(super) fn into_source(mut self) -> BoxError {
+        self.source.take().unwrap_or_else(|| self.into())
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         self.kind == ErrorKind::Finished
     }

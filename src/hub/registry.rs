@@ -175,6 +175,12 @@ impl Registry {
         self.tombstones.note(topic, through, true);
     }
 
+    /// Returns the greatest position that a record of the topic can have, if the hub has read the
+    /// record and does not have the topic any more.
+    pub(super) fn dropped_through(&self, name: &Arc<str>) -> Position {
+        self.tombstones.evicted_through(self.topics.hasher().hash_one(name))
+    }
+
     /// Returns `true` if the hub has dropped the topic because its events have expired, and the
     /// topic had no event after `position`. Returns `false` if the topic was finished or removed,
     /// or if the hub does not remember it.

@@ -435,8 +435,8 @@ impl Topic {
     ///   subscriptions, [finish](Self::finish) the topic first.
     /// - The hub forgets that the topic is finished when the topic has no subscribers. Publishing
     ///   then creates the topic again. A client that returns gets an empty subscription, and not
-    ///   `204 No Content`. To reject such clients, check that the topic [exists](Self::exists)
-    ///   before you subscribe.
+    ///   `204 No Content`. To reject such clients, check that the topic
+    ///   [exists](Self::exists_anywhere) before you subscribe.
     /// - The event of a [`latest_only`](Self::latest_only) topic is removed as well. Clients are
     ///   not notified. So if a page that shows this state has to change, publish a last event
     ///   before.
@@ -491,10 +491,26 @@ impl Topic {
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
-    /// method before you subscribe. With a backend, the result covers only the part of the log that
-    /// this process has read.
+    /// method before you subscribe.
+    ///
+    /// # With a backend
+    ///
+    /// The result is about the memory of this process. It is `false` although the log has events of
+    /// the topic, and a subscription would deliver them, in these cases:
+    ///
+    /// - This process has not read the events yet: another node has just published them, or this
+    ///   process reads a large log after its start. [`connect`](super::Connector::connect) returns
+    ///   after five seconds, and the process reads the rest in the background.
+    /// - The events are older than the [`max_age`](super::Builder::max_age) of the hub, and the
+    ///   backend retains them longer.
+    /// - The hub had [`max_topics`](super::Builder::max_topics) topics when it read the events.
+    ///
+    /// A 404 ends an `EventSource` for good. So before a 404, await
+    /// [`exists_anywhere`](Self::exists_anywhere) instead, which also searches the log.
     ///
     /// # Examples
+    ///
+    /// A hub in memory:
     ///
     /// ```
     /// use http::StatusCode;
@@ -535,28 +551,55 @@ impl Topic {
         self.core.subscribers(&self.name)
     }
 
-    /// Returns `true` if the topic [exists](Self::exists) on any node of the hub.
+    /// Returns `true` if the topic [exists](Self::exists) on any node of the hub, or if the log of
+    /// the backend retains an event or the end of the topic. In memory, this method returns the
+    /// same as [`exists`](Self::exists).
     ///
-    /// If the topic exists on the local node, this method returns at once. Otherwise it asks the
-    /// other nodes through the log. It returns when the first node responds that it has the topic,
-    /// or after one second. A node that does not respond in this time counts as a node without the
-    /// topic. In memory, this method returns the same as [`exists`](Self::exists).
+    /// The method stops at the first of these steps that finds the topic:
     ///
-    /// The question to the other nodes is one record in the log, and each node that has the topic
-    /// writes one record. So call this method for single requests, and not for each client.
+    /// 1. The memory of the local node. This step needs no request.
+    /// 2. The log. The node asks the backend for the end of the log, and reads only the parts that
+    ///    can have records of the topic: what the node has not read yet, and what it has read and
+    ///    does not retain. Usually this is one read, or none. The reads share the limits of all
+    ///    [history reads](super::ErrorKind::Overloaded).
+    /// 3. The other nodes, for a topic that has only subscribers. A node that does not respond
+    ///    within one second counts as a node without the topic. The question is one record in the
+    ///    log, and each node that has the topic writes one record.
+    ///
+    /// So for a topic that does not exist, each call takes one second and writes a record. Let only
+    /// clients that you have authenticated choose a name, or limit their rate.
+    ///
+    /// A [removed](Self::remove) topic does not exist, although the log may retain its events. It
+    /// exists again if an event follows the removal. While this node reads a large log after its
+    /// start, a removed topic counts as existing until the node has read the removal.
     ///
     /// # Errors
     ///
-    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// An error means that it is unknown whether the topic exists.
+    ///
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the search
+    ///   of the log takes more than ten seconds.
+    /// - [`Overloaded`](super::ErrorKind::Overloaded) if 1,024 other history reads run or wait.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend and was [shut
     ///   down](super::Hub::shutdown), and the topic does not exist on the local node.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect, except that the question may be in the log.
     ///
     /// # Examples
     ///
     /// ```
-    /// # use tower_sse::hub::{Error, Hub};
-    /// async fn is_open(hub: &Hub, room: &str) -> Result<bool, Error> {
-    ///     hub.topic(room).exists_anywhere().await
+    /// use axum::response::{IntoResponse, Response};
+    /// use http::StatusCode;
+    /// use tower_sse::{LastEventId, hub::{Error, Hub, Start}};
+    ///
+    /// async fn progress(hub: &Hub, job: &str, last: LastEventId) -> Result<Response, Error> {
+    ///     let job = hub.topic(format!("jobs/{job}"));
+    ///     if !job.exists_anywhere().await? {
+    ///         return Ok(StatusCode::NOT_FOUND.into_response());
+    ///     }
+    ///     Ok(job.subscribe(last.or(Start::Earliest)).await?.into_response())
     /// }
     /// ```
     pub async fn exists_anywhere(&self) -> Result<bool, Error> {

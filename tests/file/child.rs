@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 use tokio::time::sleep;
-use tower_sse::hub::backend::{Backend, Durability, FileBackend};
+use tower_sse::{
+    Event,
+    hub::{
+        Hub,
+        backend::{Backend, Durability, FileBackend},
+    },
+};
 
 const TASK: &str = "TOWER_SSE_TEST_TASK";
 const LOG: &str = "TOWER_SSE_TEST_LOG";
@@ -94,6 +100,7 @@ async fn run() {
         "writes" => writes(&log, words[1].parse().unwrap(), words[2].parse().unwrap()).await,
         "fill" => fill(&log).await,
         "read" => read(&log).await,
+        "record" => record_stream(log, words[1]).await,
         _ => panic!("unknown task {task:?}"),
     }
 }
@@ -149,6 +156,19 @@ async fn fill(log: &FileBackend) {
     }
     let (records, _) = all_with_gaps(log).await;
     print(format!("{} {}", records.len(), records[records.len() - 1].1));
+}
+
+/// Publishes a prompt, and starts a recording whose stream is silent. Prints a line when the
+/// recording is announced.
+async fn record_stream(log: FileBackend, topic: &str) {
+    let hub = Hub::builder().backend(log).connect().await.expect("the log opens");
+    let topic = hub.topic(topic);
+    topic.publish(Event::new("prompt")).await.expect("it is published");
+    let silence = tokio_stream::pending::<Event>();
+    let recording = topic.record(silence).will(Event::new("will")).lease(Duration::from_millis(300)).start();
+    recording.announced().await.expect("it is announced");
+    print("announced");
+    sleep(10 * SOON).await;
 }
 
 /// Reads all events, and appends one.

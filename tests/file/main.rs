@@ -7,6 +7,7 @@ mod crashes;
 mod damage;
 mod epochs;
 mod folder;
+mod recordings;
 mod retention;
 
 use child::Child;

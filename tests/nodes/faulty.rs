@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 use tower_sse::{
     BoxError,
-    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, RecordKind},
 };
 
 /// A log that several nodes share, and everything that was ever in it.
@@ -122,6 +122,12 @@ impl Shared {
 
     fn append(&self, records: Vec<Record>) -> Appended {
         self.0.lock().unwrap().last_mut().unwrap().append(records)
+    }
+
+    /// Appends an event like another program.
+    pub(crate) fn append_event(&self, topic: &str, data: &str) {
+        let event = format!("data: {data}\n\n").into();
+        self.append(vec![Record { topic: topic.into(), kind: RecordKind::Event, event }]);
     }
 
     fn append_if_unchanged(&self, records: Vec<Record>, epoch: u64, since: Position) -> Option<Appended> {

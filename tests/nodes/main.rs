@@ -2,12 +2,14 @@
 //! order on all of them, or a gap is reported, whatever happens to the backend.
 
 mod eviction;
+mod exists;
 mod faulty;
 mod model;
 mod opening;
 mod presence;
 mod reads;
 mod recording;
+mod recording_announced;
 mod recording_loss;
 mod recording_refused;
 mod registry;

@@ -8,7 +8,7 @@ use tokio_stream::StreamExt;
 use tower_sse::{
     BoxError, Event, LastEventId, SseStream,
     hub::{
-        ErrorKind, Hub, LagPolicy, Start,
+        ErrorKind, Hub, LagPolicy, Outcome, Start,
         backend::{self, Backend, Bounds, MemoryBackend, Page, Position},
     },
 };
@@ -74,9 +74,22 @@ fn finished_subscription_that_is_not_204_is_logged() {
 struct Outages {
     log: MemoryBackend,
     is_down: watch::Receiver<bool>,
+    /// Set while only the appends fail.
+    is_full: watch::Receiver<bool>,
 }
 
 impl Outages {
+    fn new(max_records: usize, is_down: watch::Receiver<bool>) -> Self {
+        Self { log: MemoryBackend::new(max_records), is_down, is_full: watch::channel(false).1 }
+    }
+
+    async fn unless_full<T>(&self, append: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        if *self.is_full.borrow() {
+            return Err("the disk is full".into());
+        }
+        self.unless_down(append).await
+    }
+
     async fn unless_down<T>(&self, call: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let mut is_down = self.is_down.clone();
         tokio::select! {
@@ -98,7 +111,19 @@ impl Backend for Outages {
     }
 
     async fn append(&self, records: Vec<backend::Record>) -> Result<backend::Appended, BoxError> {
-        self.unless_down(self.log.append(records)).await
+        self.unless_full(self.log.append(records)).await
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<backend::Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<backend::Appended>, BoxError> {
+        if records[0].event.ends_with(b"large\n\n") {
+            return Err("the record is too big".into());
+        }
+        self.unless_full(self.log.append_if_unchanged(records, epoch, since)).await
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
@@ -129,7 +154,7 @@ fn recovered(operation: &str) -> (Level, String, Option<String>, Option<String>)
 fn outage_is_logged_once_and_each_failure_counted() {
     observed(async |seen: Seen| {
         let (down, is_down) = watch::channel(false);
-        let log = Outages { log: MemoryBackend::new(100), is_down };
+        let log = Outages::new(100, is_down);
         let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("the backend is up");
         let topic = hub.topic("news");
         let first = topic.publish(Event::new("first")).await.expect("the backend is up");
@@ -167,12 +192,69 @@ fn outage_is_logged_once_and_each_failure_counted() {
     });
 }
 
+/// The backend refuses appends, and responds to other requests.
+#[test]
+fn outage_of_recordings_is_logged_once() {
+    observed(async |seen: Seen| {
+        let (_down, is_down) = watch::channel(false);
+        let (full, is_full) = watch::channel(false);
+        let hub = Hub::builder().backend(Outages { is_full, ..Outages::new(10_000, is_down) }).connect().await.unwrap();
+        let begin = (Level::WARN, "backend failed".into(), Some("recording".into()), Some("the disk is full".into()));
+        let mut expected = Vec::new();
+        for round in 0..2 {
+            let items = || tokio_stream::iter(0..100).map(Event::display).throttle(Duration::from_millis(100));
+            let recordings: Vec<_> =
+                (0..3).map(|n| hub.topic(format!("{round}/{n}")).record(items()).start()).collect();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(outages(&seen), expected);
+            full.send_replace(true);
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            // This recording waits for its announcement.
+            let late = hub.topic(format!("{round}/late")).record(items()).start();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            expected.push(begin.clone());
+            assert_eq!(outages(&seen), expected);
+            full.send_replace(false);
+            for recording in recordings.into_iter().chain([late]) {
+                assert_eq!(recording.outcome().await, Outcome::Finished);
+            }
+            expected.push(recovered("recording"));
+            assert_eq!(outages(&seen), expected);
+        }
+        // No recording has started yet.
+        full.send_replace(true);
+        let recording = hub.topic("first").record(tokio_stream::once(Event::new("1"))).start();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        full.send_replace(false);
+        assert_eq!(recording.outcome().await, Outcome::Finished);
+        expected.extend([begin, recovered("recording")]);
+        assert_eq!(outages(&seen), expected);
+    });
+}
+
+/// The backend refuses one event, while another recording publishes.
+#[test]
+fn refused_event_of_a_recording_is_logged_once() {
+    observed(async |seen: Seen| {
+        let (_down, is_down) = watch::channel(false);
+        let hub = Hub::builder().backend(Outages::new(10_000, is_down)).connect().await.unwrap();
+        let items = tokio_stream::iter(0..1_000).map(Event::display).throttle(Duration::from_millis(100));
+        let other = hub.topic("other").record(items).start();
+        let recording = hub.topic("a").record(tokio_stream::once(Event::new("large"))).start();
+        assert_eq!(recording.outcome().await, Outcome::Failed);
+        assert_eq!(other.outcome().await, Outcome::Finished);
+        let begin =
+            (Level::WARN, "backend failed".into(), Some("recording".into()), Some("the record is too big".into()));
+        assert_eq!(outages(&seen), [begin, recovered("recording")]);
+    });
+}
+
 #[test]
 fn slow_opening_of_a_log_is_logged_once() {
     observed(async |seen: Seen| {
         for seconds in [4, 60] {
             let (down, is_down) = watch::channel(true);
-            let log = Outages { log: MemoryBackend::new(100), is_down };
+            let log = Outages::new(100, is_down);
             let open = async {
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
                 down.send_replace(false);
@@ -191,7 +273,7 @@ fn slow_opening_of_a_log_is_logged_once() {
 fn rejected_history_reads_count_and_log_once() {
     observed(async |seen: Seen| {
         let (down, is_down) = watch::channel(false);
-        let log = Outages { log: MemoryBackend::new(10_000), is_down };
+        let log = Outages::new(10_000, is_down);
         let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("the backend is up");
         let topic = hub.topic("news");
         let mut ids = Vec::new();

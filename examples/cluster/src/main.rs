@@ -175,9 +175,10 @@ async fn publish(State(node): State<Node>, lines: String) -> Result<String, Erro
     Ok(id.ok_or((StatusCode::BAD_REQUEST, "nothing to publish: the body is empty"))?.to_string())
 }
 
-/// Starts a job for each line of the body, which is its name. The jobs run on this node.
-async fn start_jobs(State(node): State<Node>, names: String) {
-    for name in names.lines() {
+/// Starts a job for each line of the body, which is its name. The jobs run on this node. After the
+/// response, another node ends the jobs if this node dies.
+async fn start_jobs(State(node): State<Node>, names: String) -> Result<(), ErrorResponse> {
+    let start = |name: &str| {
         let steps = tokio_stream::iter(0..STEPS).throttle(STEP);
         node.hub
             .topic(format!("jobs/{name}"))
@@ -185,8 +186,13 @@ async fn start_jobs(State(node): State<Node>, names: String) {
             .end_with(Event::default().event("done"))
             .will(Event::default().event("interrupted"))
             .lease(LEASE)
-            .start();
+            .start()
+    };
+    let jobs: Vec<_> = names.lines().map(start).collect();
+    for job in jobs {
+        job.announced().await?;
     }
+    Ok(())
 }
 
 /// Streams the events of a job, which may run on another node.
@@ -196,7 +202,8 @@ async fn job(
     last: LastEventId,
 ) -> Result<SseStream<Subscription>, ErrorResponse> {
     let job = node.hub.topic(format!("jobs/{name}"));
-    if !job.exists() {
+    // This node may not have read the events of the job yet, or may not retain them any more.
+    if !job.exists_anywhere().await? {
         return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
     }
     Ok(SseStream::new(job.subscribe(last.or(Start::Earliest)).await?))

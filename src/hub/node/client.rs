@@ -108,6 +108,8 @@ pub(in crate::hub) struct EncodedPage {
     /// page finishes the topic, the value in this map is the position of that record. Otherwise the
     /// value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
+    /// The topics whose last record in this page of the log removes the topic.
+    removed: HashSet<Arc<str>>,
     /// For each requested topic that an application has removed: its newest removal that the local
     /// node has read in the log. The page contains no event of the topic with a position before
     /// this removal.
@@ -468,6 +470,7 @@ impl EncodedPage {
     fn new(mut page: Page, removals: HashMap<Arc<str>, Removal>, ids: IdFormat) -> Self {
         let epoch = Epoch::of(page.epoch, ids);
         let mut topics = HashMap::new();
+        let mut removed = HashSet::new();
         let mut states = HashSet::new();
         let mut events = Vec::with_capacity(page.records.len());
         let mut first = None;
@@ -476,7 +479,14 @@ impl EncodedPage {
                 continue;
             }
             let end = (record.kind == RecordKind::Finish).then_some(position);
-            topics.entry(record.topic.clone()).or_insert(end);
+            let mut is_last = false;
+            topics.entry(record.topic.clone()).or_insert_with(|| {
+                is_last = true;
+                end
+            });
+            if is_last && record.kind == RecordKind::Remove {
+                removed.insert(record.topic.clone());
+            }
             match record.kind {
                 // A removal takes effect when the follower reads it.
                 RecordKind::Finish | RecordKind::Remove => continue,
@@ -492,7 +502,13 @@ impl EncodedPage {
         let runs = item::runs(events.iter().rev().map(|(topic, _)| topic.clone()));
         let events = events.into_iter().rev().map(|(_, event)| event).collect();
         let Page { evicted_through, through, .. } = page;
-        Self { epoch, evicted_through, through, first, events, runs, topics, removals }
+        Self { epoch, evicted_through, through, first, events, runs, topics, removed, removals }
+    }
+
+    /// Returns `true` if this page of the log has a record of the topic, and no removal of the
+    /// topic follows in the page.
+    pub(in crate::hub) fn has_topic(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic) && !self.removed.contains(topic)
     }
 }
 

@@ -1,9 +1,10 @@
 //! A question of the local node to all other nodes about a topic: does the topic exist on them, and
-//! how many subscriptions does it have there? Questions and answers are records in the log.
+//! how many subscriptions does it have there? Questions and answers are records in the log. The
+//! search of the log itself is in `search.rs`.
 
 use super::{Presences, message::Message};
 use crate::{
-    hub::{core::Core, error::Error},
+    hub::{core::Core, error::Error, registry::check_reserved},
     random,
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -82,10 +83,17 @@ async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Resul
     if core.is_shut_down() { Err(Error::shut_down()) } else { Ok(asked.answers()) }
 }
 
-/// Returns `true` if a topic exists on the local node, or on another node that answers within one
-/// second.
+/// Returns `true` if a topic exists on the local node, in the log of the backend, or on another node
+/// that answers within one second. The other nodes are asked last, because the question is a record
+/// in the log.
 pub(in crate::hub) async fn exists_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<bool, Error> {
-    Ok(core.exists(topic) || !ask(core, topic, true).await?.is_empty())
+    if core.is_in_log(topic).await? {
+        return Ok(true);
+    }
+    if check_reserved(topic).is_err() {
+        return Ok(false);
+    }
+    Ok(!ask(core, topic, true).await?.is_empty())
 }
 
 /// Returns the number of subscriptions to a topic on the local node and on all other nodes that

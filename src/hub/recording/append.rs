@@ -150,10 +150,12 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
         // has succeeded is either noted, or prevents the next one.
         let fence = Fence::new(core).ok_or(Failure::Ended)?;
         if local.has_appended(&records, failures > 0).ok_or(Failure::Ended)? {
+            local.appends.succeeded();
             return Ok(());
         }
         match fence.append(backend, records.clone()).await {
             Ok(Some(appended)) => {
+                local.appends.succeeded();
                 // Otherwise another log has replaced the log since.
                 if appended.epoch == backend.epoch_bits() {
                     local.note_appended(appended.position);
@@ -165,6 +167,8 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
                 fence.passed(core).await;
             }
             Err(error) => {
+                // A recording has no caller that gets the error.
+                local.appends.failed(&error);
                 local.note_retry();
                 failures += 1;
                 sleep(retry_pause(failures)).await;

@@ -5,8 +5,10 @@ use super::{
     append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
     beat::{self, Announced, Beat, Message},
     nodes::{Contact, Local, Peer, Recordings, State},
+    outage::Appends,
 };
 use crate::{
+    BoxError,
     hub::{
         backend::{Record, RecordKind},
         core::Core,
@@ -82,6 +84,9 @@ struct Keeper {
     /// subscribers, or members of topics. When nothing is left to announce, the node sends one more
     /// sign of life, so that the other nodes need not wait for the end of its lease.
     has_content: bool,
+    /// The appends of signs of life. If they fail, the recordings of this node wait, and the outage
+    /// is logged. `None` before the first append.
+    appends: Option<Appends>,
 }
 
 /// The input of one run of the keeper, the task that sends the signs of life of this node: the
@@ -165,8 +170,14 @@ impl Keeper {
         let contact = recordings.state().contact.last;
         let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
         let time = (plan.lease / BEATS).max(MIN_TIME);
-        if !is_in_contact && !probe(weak, &recordings, &backend, time, (interval * 2).max(MIN_GAP)).await {
-            return Some((Instant::now() + RETRY, recordings));
+        if !is_in_contact {
+            let probed = probe(weak, &recordings, &backend, time, (interval * 2).max(MIN_GAP)).await;
+            if probed.is_none() {
+                note_not_announced(&plan.locals, "the backend has not returned the end of its log");
+            }
+            if probed != Some(true) {
+                return Some((Instant::now() + RETRY, recordings));
+            }
         }
         let lease = plan.lease;
         let has_content = !plan.locals.is_empty() || !plan.watching.is_empty() || plan.has_members;
@@ -232,7 +243,7 @@ impl Keeper {
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
-        self.append(backend, beat, lease).await?;
+        self.append(recordings, backend, beat, &locals, lease).await?;
         locals.iter().for_each(|local| local.note_announced());
         (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
         recordings.note_progress();
@@ -258,7 +269,7 @@ impl Keeper {
         };
         // A recording that has ended is not announced.
         if !beat.recordings.is_empty() || !beat.watching.is_empty() {
-            self.append(backend, beat, plan.lease).await?;
+            self.append(recordings, backend, beat, &locals, plan.lease).await?;
         }
         locals.iter().for_each(|local| local.note_announced());
         (self.watching, self.has_content) = (plan.watching, true);
@@ -270,15 +281,34 @@ impl Keeper {
     /// does not confirm each record within a third of `lease`, or within half a second if that is
     /// longer. The log may contain some of the records nevertheless. The next beat is then a full
     /// one, which lists all recordings of this node again.
-    async fn append(&mut self, backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
+    ///
+    /// `locals` are the recordings in the beat. They wait while the backend refuses it, so the
+    /// failure is logged, once per outage.
+    async fn append(
+        &mut self,
+        recordings: &Recordings,
+        backend: &BackendClient,
+        beat: Beat,
+        locals: &[Arc<Local>],
+        lease: Duration,
+    ) -> Option<()> {
+        let appends = self.appends.get_or_insert_with(|| Appends::new(&recordings.outage));
         for part in beat.into_parts() {
             let record = Message::Beat(part).record();
             let appended = timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await;
-            if !matches!(appended, Ok(Ok(_))) {
-                self.beat_at = None;
-                return None;
+            let error: BoxError = match appended {
+                Ok(Ok(_)) => continue,
+                Ok(Err(error)) => error.into_source(),
+                Err(elapsed) => elapsed.into(),
+            };
+            self.beat_at = None;
+            if !locals.is_empty() {
+                appends.failed(&error);
+                note_not_announced(locals, &error.to_string());
             }
+            return None;
         }
+        appends.succeeded();
         Some(())
     }
 
@@ -307,8 +337,16 @@ impl Keeper {
     }
 }
 
+/// Notes that an attempt to announce these recordings has failed. Recordings that were announced
+/// before are not affected.
+fn note_not_announced(locals: &[Arc<Local>], error: &str) {
+    let error = error.into();
+    locals.iter().for_each(|local| local.note_not_announced(&error));
+}
+
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
-/// Returns `false` if this fails or takes longer than `time`.
+/// Returns `Some(false)` if the node does not read that far in `time`, and `None` if the backend
+/// does not respond, or if another log has replaced the log.
 ///
 /// This node has had an outage if the previous call failed, or if the last successful call was more
 /// than `longest_gap` before this call. The other nodes may have had the same outage, so their
@@ -319,18 +357,19 @@ async fn probe(
     backend: &BackendClient,
     time: Duration,
     longest_gap: Duration,
-) -> bool {
+) -> Option<bool> {
     let began = Instant::now();
     let deadline = began + time;
-    let has_read = match timeout_at(deadline, backend.newest()).await {
-        Ok(Some(through)) => caught_up_unless_dropped(core, through, deadline).await,
-        _ => None,
+    let newest = timeout_at(deadline, backend.newest()).await.ok().flatten();
+    let has_read = match newest {
+        Some(through) => caught_up_unless_dropped(core, through, deadline).await,
+        None => None,
     };
     let contact = &mut recordings.state().contact;
     // After a pause of this process, the response may be old.
     if has_read != Some(true) || Instant::now() > deadline {
         contact.last = None;
-        return false;
+        return newest.map(|_| false);
     }
     // This node was paused, or had lost its connection. The other nodes may have had the same
     // outage, so they get a whole lease from here.
@@ -338,7 +377,7 @@ async fn probe(
         contact.since = Some(Instant::now());
     }
     contact.last = Some(began);
-    true
+    Some(true)
 }
 
 /// Takes over a recording, a task that has published a stream into a topic, after its node `node`

@@ -4,6 +4,7 @@ pub(super) mod append;
 pub(super) mod beat;
 pub(super) mod keeper;
 pub(super) mod nodes;
+mod outage;
 mod outcome;
 mod task;
 
@@ -14,10 +15,17 @@ use self::{
     nodes::Local,
     task::{Items, Registered},
 };
-use super::{core::Core, error::Error, retention::Retention, topic::check_name};
+use super::{core::Core, error::Error, registry::check_reserved, retention::Retention, topic::check_name};
 use crate::{BoxError, Event, SseItem, random};
 use bytes::Bytes;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
@@ -185,9 +193,10 @@ impl Recorder {
     /// If this process dies during the recording, another node of the hub publishes this event and
     /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
     /// about one second. If this process was only paused and comes back, it publishes nothing more,
-    /// so the event is published once. Without another node, or without a backend, the will is
-    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings). It is not
-    /// published if the log has [lost records](Outcome::Interrupted) that may include the end of
+    /// so the event is published once. Without another node, the next process that connects to the
+    /// log publishes it. Without a backend, the will is published only by
+    /// [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits until
+    /// the other nodes can read the will in the log. The will is not published if the log has [lost records](Outcome::Interrupted) that may include the end of
     /// the recording.
     ///
     /// With a log in a [file](super::Builder::file), there is no other node. The process publishes
@@ -239,7 +248,7 @@ impl Recorder {
         let needs_subscribers = settings.abandon_after.is_some();
         let announced = Announced { topic, id: random::bits(), will, needs_subscribers, latest_only };
         let runtime = Handle::current();
-        let local = Arc::new(Local::new(announced, settings.lease));
+        let local = Arc::new(Local::new(announced, settings.lease, &core.recordings.outage));
         let (sender, outcome) = watch::channel(None);
         let registered = Registered::new(core, local.clone());
         runtime.spawn(task::run(registered, items, settings, sender));
@@ -268,6 +277,78 @@ impl Recording {
         let ended = outcome.wait_for(Option::is_some).await;
         // The task always sets it, except if its runtime was shut down.
         ended.ok().and_then(|outcome| *outcome).unwrap_or(Outcome::Interrupted)
+    }
+
+    /// Waits until the log of the backend has the first sign of life of this node with the
+    /// recording and its [`will`](Recorder::will). From then on, if this process dies, the will is
+    /// published and the topic is finished: by another node, or after a restart by this one.
+    ///
+    /// The recording polls its stream only after this time, usually some milliseconds after its
+    /// start. So the method is for other events of the topic: a process that dies before this time
+    /// leaves a topic with such an event open, and its clients wait for ever. Await this method
+    /// before you return the response that starts a job. Without a backend, or if the recording was
+    /// announced before, the future completes on its first poll.
+    ///
+    /// # Errors
+    ///
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the sign of
+    ///   life. The recording itself tries again until this succeeds. So either
+    ///   [stop](Self::stop) the recording, or call this method again.
+    /// - [`Finished`](super::ErrorKind::Finished) if the recording has ended without a sign of
+    ///   life, for example because its topic was finished before.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    ///
+    /// The method has no time limit while this node still reads the log after its start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_sse::{Event, hub::{Error, Hub}};
+    ///
+    /// async fn start_job(hub: &Hub, id: u64) -> Result<StatusCode, Error> {
+    ///     let job = hub.topic(format!("jobs/{id}"));
+    ///     job.publish(Event::new("import.csv").event("begun")).await?;
+    ///     let steps = tokio_stream::iter((0..100).map(Event::display));
+    ///     let recording = job.record(steps).will(Event::new("").event("interrupted")).start();
+    ///     recording.announced().await.inspect_err(|_| recording.stop())?;
+    ///     Ok(StatusCode::ACCEPTED)
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # assert_eq!(start_job(&Hub::new(), 7).await.unwrap(), 202);
+    /// # }
+    /// ```
+    pub async fn announced(&self) -> Result<(), Error> {
+        let mut announcement = self.local.announcement.subscribe();
+        let failures = announcement.borrow().failures;
+        let mut decided = pin!(announcement.wait_for(|it| it.is_done || it.failures > failures));
+        let mut outcome = self.outcome.clone();
+        let mut ended = pin!(outcome.wait_for(Option::is_some));
+        poll_fn(|cx| {
+            if let Poll::Ready(decided) = decided.as_mut().poll(cx) {
+                // The sender is in `local`, so the channel is open.
+                let failed = decided.ok().filter(|it| !it.is_done).map(|it| it.error.clone());
+                let error = failed.map(|error| Error::backend(self.topic(), error.as_ref().into()));
+                return Poll::Ready(error.map_or(Ok(()), Err));
+            }
+            ended.as_mut().poll(cx).map(|outcome| Err(self.not_announced(outcome.is_ok())))
+        })
+        .await
+    }
+
+    /// Returns the reason why the recording has ended without an announcement. `has_outcome` is
+    /// `false` if the runtime of the recording was shut down.
+    fn not_announced(&self, has_outcome: bool) -> Error {
+        match check_reserved(self.topic()) {
+            Err(error) => error,
+            Ok(()) if self.local.is_shut_down() || !has_outcome => Error::shut_down(),
+            Ok(()) => Error::finished(self.topic()),
+        }
     }
 
     /// Returns the name of the topic into which the recording publishes its stream.

@@ -3,6 +3,7 @@
 
 use super::{
     beat::{Announced, Beat, Beats, Message},
+    outage::{Appends, Outage},
     outcome::Outcome,
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    mem,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -42,6 +44,8 @@ pub(in crate::hub) struct Recordings {
     /// ignore a beat with a smaller number than the newest that they have read.
     pub(super) next_beat: AtomicU64,
     pub(super) running: watch::Sender<usize>,
+    /// Logs when the backend begins and ends to refuse the records of this node's recordings.
+    pub(super) outage: Arc<Outage>,
 }
 
 #[derive(Default)]
@@ -149,14 +153,28 @@ pub(in crate::hub) struct Local {
     pub(super) lease: Duration,
     /// The outcome with which this recording was requested to end. `None` if no end was requested.
     pub(super) stop: watch::Sender<Option<Outcome>>,
+    /// Whether this node has announced this recording to the other nodes.
+    pub(super) announcement: watch::Sender<Announcement>,
+    /// The appends of this recording. Their failures and successes are logged once per outage.
+    pub(super) appends: Appends,
     state: Mutex<LocalState>,
+}
+
+/// The announcement of a recording of this node: the record in the log with its will, the last
+/// event for the case that this node dies.
+#[derive(Clone, Default)]
+pub(super) struct Announcement {
+    /// Set once this node has announced this recording to the other nodes. If this node dies after
+    /// that, another node publishes the will of the recording and finishes its topic.
+    pub(super) is_done: bool,
+    /// The number of failed attempts to announce this recording.
+    pub(super) failures: u64,
+    /// The error of the last failed attempt.
+    pub(super) error: Arc<str>,
 }
 
 #[derive(Default)]
 struct LocalState {
-    /// Set once this node has announced this recording to the other nodes. If this node dies after
-    /// that, another node publishes the will of the recording and finishes its topic.
-    is_announced: bool,
     /// Set while the recording repeats an append to the log that was rejected or had no response.
     /// The recording can then end without waiting for the append, because the backend may never
     /// accept it.
@@ -172,6 +190,8 @@ struct LocalState {
     /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
     /// publishes nothing more.
     has_ended: bool,
+    /// Set if the hub is shut down.
+    is_shut_down: bool,
     /// Set if this recording must publish no further event, and only finishes its topic. The reason
     /// is that another node has considered this node dead and has published the will of the
     /// recording, its last event for this case. The flag is also set if this may have happened in a
@@ -192,6 +212,7 @@ impl Default for Recordings {
             progressed: Notify::new(),
             next_beat: AtomicU64::new(1),
             running: watch::Sender::new(0),
+            outage: Arc::default(),
         }
     }
 }
@@ -252,7 +273,7 @@ impl Recordings {
     /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
     /// their topics.
     pub(in crate::hub) fn shut_down(&self) {
-        self.state().local.values().flatten().for_each(|local| local.end());
+        self.state().local.values().flatten().for_each(|local| local.shut_down());
         self.progressed.notify_waiters();
         self.changed.notify_one();
     }
@@ -588,8 +609,15 @@ impl Claim {
 }
 
 impl Local {
-    pub(super) fn new(announced: Announced, lease: Duration) -> Self {
-        Self { announced, lease, stop: watch::Sender::new(None), state: Mutex::default() }
+    pub(super) fn new(announced: Announced, lease: Duration, outage: &Arc<Outage>) -> Self {
+        Self {
+            announced,
+            lease,
+            stop: watch::Sender::new(None),
+            announcement: watch::Sender::default(),
+            appends: Appends::new(outage),
+            state: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, LocalState> {
@@ -613,6 +641,16 @@ impl Local {
         self.stop(Outcome::Interrupted);
     }
 
+    /// Ends the recording like [`end`](Self::end), because the hub is shut down.
+    pub(super) fn shut_down(&self) {
+        self.lock().is_shut_down = true;
+        self.end();
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.lock().is_shut_down
+    }
+
     /// Ends the recording without another event. It finishes its topic.
     fn silence(&self) {
         self.lock().is_silenced = true;
@@ -620,11 +658,23 @@ impl Local {
     }
 
     pub(super) fn is_announced(&self) -> bool {
-        self.lock().is_announced
+        self.announcement.borrow().is_done
     }
 
     pub(super) fn note_announced(&self) {
-        self.lock().is_announced = true;
+        self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
+    }
+
+    /// Notes a failed attempt to announce this recording. Has no effect if an earlier attempt has
+    /// succeeded.
+    pub(super) fn note_not_announced(&self, error: &Arc<str>) {
+        self.announcement.send_if_modified(|announcement| {
+            if !announcement.is_done {
+                announcement.failures += 1;
+                announcement.error = error.clone();
+            }
+            !announcement.is_done
+        });
     }
 
     pub(super) fn is_retrying(&self) -> bool {

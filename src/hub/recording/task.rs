@@ -103,8 +103,13 @@ impl Registered {
         core.recordings.add(&local, core.backend.as_ref().map(|backend| backend.last()));
         let topic = &local.announced.topic;
         let is_reserved = **topic == *beat::TOPIC;
-        if core.is_shut_down() || core.is_finished(topic) || is_reserved || topic.len() > MAX_TOPIC_BYTES {
+        if core.is_shut_down() {
+            local.shut_down();
+        } else if core.is_finished(topic) || is_reserved || topic.len() > MAX_TOPIC_BYTES {
             local.end();
+        } else if core.backend.is_none() {
+            // There is no other node.
+            local.note_announced();
         }
         keeper::start(&core);
         Self { core, local }
@@ -124,8 +129,8 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     let mut expired = pin!(after(time_limit));
     let mut abandoned = pin!(abandoned(core, local, abandon_after));
     // Another node has to know the recording before its first event is in the log.
-    let mut announced = pin!(announced(core, local));
-    let mut is_announced = core.backend.is_none();
+    let mut announced = pin!(announced(local));
+    let mut is_announced = false;
     if local.has_ended() {
         return Outcome::Interrupted;
     }
@@ -327,8 +332,10 @@ async fn after(time: Option<Duration>) {
 /// Waits until this node has announced the recording in the log. The recording is a task that
 /// publishes a stream into a topic. If this node dies, the other nodes then publish its last event
 /// and finish its topic.
-async fn announced(core: &Core, local: &Local) {
-    core.recordings.progressed(|| local.is_announced()).await;
+async fn announced(local: &Local) {
+    let mut announcement = local.announcement.subscribe();
+    // The sender is in `local`, so the channel is open.
+    let _open = announcement.wait_for(|announcement| announcement.is_done).await;
 }
 
 /// Waits until the topic of the recording has had no subscribers on any node for the duration

@@ -1,0 +1,86 @@
+//! Logs outages in which the backend does not accept the records of recordings, the tasks that
+//! publish streams into topics.
+
+use crate::{BoxError, trace};
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+/// The name of the operation in the log.
+const OPERATION: &str = "recording";
+
+/// Logs the begin and the end of each outage once, for all recordings of a node.
+///
+/// An outage begins when an append of a recording fails. It ends when an append succeeds and no
+/// other append fails. So an event that the backend refuses, such as a large one, causes one line
+/// in the log, even if other recordings publish in the meantime.
+#[derive(Debug, Default)]
+pub(super) struct Outage(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of [`Appends`] whose last attempt has failed.
+    failing: usize,
+    is_logged: bool,
+}
+
+impl Outage {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The appends of one task, which come one after the other. Dropping this value ends the task. It
+/// does not end an outage, because the task may have given up.
+#[derive(Debug)]
+pub(super) struct Appends {
+    outage: Arc<Outage>,
+    /// Set if the last attempt of this task has failed.
+    is_failing: AtomicBool,
+}
+
+impl Appends {
+    pub(super) fn new(outage: &Arc<Outage>) -> Self {
+        Self { outage: outage.clone(), is_failing: AtomicBool::new(false) }
+    }
+
+    /// Notes a failed append. Logs it if it begins an outage.
+    pub(super) fn failed(&self, error: &BoxError) {
+        let mut state = self.outage.state();
+        if !self.is_failing.swap(true, Relaxed) {
+            state.failing += 1;
+        }
+        let is_new = !mem::replace(&mut state.is_logged, true);
+        // Release the lock before logging, because a `tracing` subscriber runs code of the
+        // application.
+        drop(state);
+        if is_new {
+            trace::backend_failed(OPERATION, error);
+        }
+    }
+
+    /// Notes a successful append. Logs the end of the outage if it ends one.
+    pub(super) fn succeeded(&self) {
+        let mut state = self.outage.state();
+        if self.is_failing.swap(false, Relaxed) {
+            state.failing -= 1;
+        }
+        let is_over = state.failing == 0 && mem::take(&mut state.is_logged);
+        drop(state);
+        if is_over {
+            trace::backend_recovered(OPERATION);
+        }
+    }
+}
+
+impl Drop for Appends {
+    fn drop(&mut self) {
+        if self.is_failing.load(Relaxed) {
+            self.outage.state().failing -= 1;
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The search of the log for records of a topic that the local node does not know.
+
+use super::{
+    backend::Position,
+    core::Core,
+    error::Error,
+    node::{BackendClient, MAX_QUEUED_READS, RunError},
+    registry::check_reserved,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{sleep, timeout};
+
+/// The time limit of one search. After this time, the search returns an error.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause before a read is repeated whose server was behind the end of the log, for example a
+/// replica that lags.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The part of the log that the local node has read, as far as it concerns one topic.
+struct Known {
+    epoch: u64,
+    is_known: bool,
+    /// Every record of the topic that the local node has read is at or before this position.
+    last_of_topic: Position,
+    /// The local node has read the log up to this position.
+    read_through: Position,
+}
+
+impl Core {
+    fn known(&self, backend: &BackendClient, topic: &Arc<str>) -> Known {
+        // The epoch and the positions change together while the registry is locked.
+        let registry = self.registry.lock();
+        Known {
+            epoch: backend.epoch_bits(),
+            is_known: registry.topics.contains_key(topic),
+            last_of_topic: registry.dropped_through(topic),
+            read_through: self.committed(),
+        }
+    }
+
+    /// Returns `true` if the topic exists on the local node, or if the log of the backend retains a
+    /// record of the topic after its last removal. In a hub without a backend, only the local node
+    /// counts.
+    ///
+    /// Asks the backend for the end of the log if the local node does not know the topic. Reads
+    /// only the parts of the log that can have a record of it: up to the last record that the local
+    /// node has dropped, and after the last record that the local node has read.
+    ///
+    /// Returns an error if the backend does not respond, or if the search takes more than ten
+    /// seconds.
+    pub(super) async fn is_in_log(&self, topic: &Arc<str>) -> Result<bool, Error> {
+        if self.exists(topic) {
+            return Ok(true);
+        }
+        let Some(backend) = self.backend.as_ref().filter(|_| check_reserved(topic).is_ok()) else { return Ok(false) };
+        if self.is_shut_down() {
+            return Err(Error::shut_down());
+        }
+        let failed = |reason: &str| Error::backend("", reason.into());
+        let searched = timeout(SEARCH_TIMEOUT, self.search(backend, topic)).await;
+        searched.unwrap_or_else(|_| Err(failed("the log was not searched to its end within ten seconds")))
+    }
+
+    async fn search(&self, backend: &BackendClient, topic: &Arc<str>) -> Result<bool, Error> {
+        let failed = |reason: &str| Error::backend("", reason.into());
+        let epoch = backend.epoch_bits();
+        let newest = backend.newest().await.ok_or_else(|| failed("the backend has not returned the end of its log"))?;
+        let topics: Arc<[_]> = [topic.clone()].into();
+        let mut after = backend.after_removed(&topics, backend.evicted_through());
+        loop {
+            let known = self.known(backend, topic);
+            if known.epoch != epoch {
+                return Err(failed("another log has replaced the log"));
+            }
+            if known.is_known {
+                return Ok(true);
+            }
+            if after >= known.last_of_topic {
+                after = after.max(known.read_through);
+            }
+            if after >= newest {
+                return Ok(false);
+            }
+            let page = match backend.read(topics.clone(), after).await {
+                Ok(page) => page,
+                Err(RunError::Full) => return Err(Error::overloaded(MAX_QUEUED_READS)),
+                Err(RunError::Failed) => return Err(failed("the backend has not returned a part of its log")),
+            };
+            // A page of another log can belong to the epoch that the next iteration finds.
+            if page.epoch == self.epoch() && page.has_topic(topic) {
+                return Ok(true);
+            }
+            if page.through <= after {
+                sleep(PAUSE).await;
+            }
+            after = after.max(page.through);
+        }
+    }
+}
