@@ -1,16 +1,13 @@
 //! The stream registries that follow a hub. A stream registry that follows a hub closes streams on
 //! all nodes of the hub.
 
+use super::backend::{Page, Position, RecordKind};
 #[cfg(feature = "json")]
 use super::error::Error;
-use super::{
-    backend::{Page, Position, RecordKind},
-    sync::{Mutex, MutexGuard, lock},
-};
 use crate::Event;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 /// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
@@ -110,7 +107,7 @@ impl StreamRegistries {
     }
 
     fn by_name(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Weak<dyn Announcements>>> {
-        lock(&self.0)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
