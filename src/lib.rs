@@ -79,7 +79,8 @@
 //!    delay (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream in the middle of an event
 //!    has 250 milliseconds to complete it.
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
-//!    reaches them (`lifecycle`; on several nodes `nodes`).
+//!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
+//!    also on a node that reads the log late (`nodes`).
 //! 9. No limit on streams is exceeded, every permit is returned, and each stream is reported
 //!    exactly once (`lifecycle`).
 //! 10. A panic in a callback of the application does not abort the process, does not keep other

@@ -6,8 +6,6 @@
 //! [committed](Core::committed) position can be read. No waker is woken, cloned or dropped while a
 //! lock is held.
 
-#[cfg(feature = "json")]
-use super::stream_registries::StreamRegistries;
 use super::{
     backend::{Appended, IdFormat, Position, Record, RecordKind},
     config::HubConfig,
@@ -22,6 +20,7 @@ use super::{
     registry::{Registry, SWEEP, check_reserved},
     retention::Retention,
     stats::Stats,
+    stream_registries::{CLOSED_STREAMS, StreamRegistries},
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Change, Contents, TopicState},
     waiters::Ticket,
@@ -71,7 +70,6 @@ pub(super) struct Core {
     /// time until which the janitor sleeps.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
-    #[cfg(feature = "json")]
     pub(super) stream_registries: Arc<StreamRegistries>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
@@ -90,7 +88,6 @@ impl Core {
             wake_queue: Arc::default(),
             recordings,
             presence,
-            #[cfg(feature = "json")]
             stream_registries: Arc::default(),
             earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
@@ -190,14 +187,18 @@ impl Core {
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
-        let mut last_id = None;
+        let (mut last_id, mut announcements) = (None, Vec::new());
         for event in events {
+            if **name == *CLOSED_STREAMS {
+                announcements.push(event.clone());
+            }
             registry.last = registry.last.next();
             let id = epoch.id(registry.last);
             self.add(&mut registry, &mut contents, event.id(id.clone()), now);
             last_id = Some(id);
         }
         self.commit(registry, &topic, contents, now);
+        announcements.iter().for_each(|announcement| self.stream_registries.note_announcement(announcement));
         Ok(last_id)
     }
 

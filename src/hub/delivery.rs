@@ -33,6 +33,7 @@ impl Node for Core {
     /// log, its last position, and its eviction watermark: events up to this position may have been
     /// evicted.
     fn reset(&self, bounds: &Bounds) {
+        self.stream_registries.note_missed();
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
         if let Some(backend) = &self.backend {
@@ -49,6 +50,9 @@ impl Node for Core {
     /// Adds the records of a page, the next part of the backend's log, to the topics of this
     /// process.
     fn deliver(self: &Arc<Self>, page: Page) {
+        // A closed stream must not get what was published after the close. So the streams are closed
+        // before any part of the page can be read.
+        self.stream_registries.note(&page, self.committed());
         let now = Instant::now();
         // Recordings and presence process the records before the position of the page is committed.
         let beats = self.recordings.note(&page);

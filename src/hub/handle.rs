@@ -32,10 +32,15 @@ impl Hub {
 
     /// Reserves a name for a stream registry, a table of open streams that can be closed. When the
     /// registry closes streams, the registries with the same name on the other nodes of this hub
-    /// close their streams, too. Dropping the result releases the name.
+    /// close their streams, too. `announcements` is the part of the registry that receives what the
+    /// other nodes announce. Dropping the result releases the name.
     #[cfg(feature = "json")]
-    pub(crate) fn reserve_registry_name(&self, name: &str) -> Result<super::RegistryName, Error> {
-        self.core.stream_registries.reserve(name)
+    pub(crate) fn reserve_registry_name(
+        &self,
+        name: &str,
+        announcements: std::sync::Weak<dyn super::Announcements>,
+    ) -> Result<super::RegistryName, Error> {
+        self.core.stream_registries.reserve(name, announcements)
     }
 
     /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic

@@ -190,7 +190,6 @@ mod search;
 mod segment;
 mod start;
 mod stats;
-#[cfg(feature = "json")]
 mod stream_registries;
 mod subscribe;
 mod subscriber_counts;
@@ -212,7 +211,7 @@ pub use retention::Retention;
 pub use start::{IntoTopicStart, Start};
 pub use stats::Stats;
 #[cfg(feature = "json")]
-pub(crate) use stream_registries::RegistryName;
+pub(crate) use stream_registries::{Announcements, CLOSED_STREAMS, RegistryName};
 pub use subscriber_counts::SubscriberCounts;
 pub use subscription::Subscription;
 pub use topic::Topic;

@@ -3,6 +3,7 @@
 
 use super::{
     backend::Position,
+    core::Core,
     error::{Error, SubscriptionError},
     gap::GapReason,
     item::{self, Item, Runs, Topics},
@@ -258,7 +259,9 @@ impl Subscription {
         let page = async move {
             let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
             let after = backend.after_removed(&topics, after);
-            backend.read(topics, after).await
+            let page = backend.read(topics, after).await?;
+            core.close_streams_through(&page).await;
+            Ok(page)
         };
         Some(PageRequest(Mutex::new(Box::pin(page))))
     }
@@ -366,6 +369,19 @@ impl Subscription {
         let local = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
         let resumed = first.or_else(|| local.min());
         Some(self.report_gap(pending_gap.reason, pending_gap.requested, resumed))
+    }
+}
+
+impl Core {
+    /// Waits until this node has read the log up to the end of `page`, a page of old records, if a
+    /// stream registry follows the hub. The page may be ahead of the follower, the task that reads
+    /// the log. Then it may contain events that were published after another node has closed the
+    /// stream of this client, and this node does not know of that close yet.
+    async fn close_streams_through(&self, page: &EncodedPage) {
+        let has_read = || self.committed() >= page.through || self.epoch() != page.epoch;
+        if !self.stream_registries.is_empty() {
+            self.recordings.progressed(has_read).await;
+        }
     }
 }
 

@@ -1,56 +1,134 @@
-//! The names of the stream registries that follow a hub. A stream registry that follows a hub
-//! closes streams on all nodes of the hub.
+//! The stream registries that follow a hub. A stream registry that follows a hub closes streams on
+//! all nodes of the hub.
 
+use super::backend::{Page, Position, RecordKind};
+#[cfg(feature = "json")]
 use super::error::Error;
+use crate::Event;
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
+
+/// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
+pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 
 /// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
 /// it announces this to the other nodes of the hub, and each announcement contains the name.
+#[cfg(feature = "json")]
 const MAX_NAME_BYTES: usize = 256;
 
-/// The names of the stream registries of this process that follow the hub.
+/// The part of a stream registry that receives the announcements of closed streams from a hub.
+///
+/// The hub calls it without a lock, in the order of the log, and before any subscription can read
+/// an event that follows the announcement. So it closes the announced streams before the calls
+/// return. It runs code of the application, and must not let a panic of that code pass.
+pub(crate) trait Announcements: Send + Sync {
+    /// Closes the streams that `announcement` names. The event is any event in the topic
+    /// [`CLOSED_STREAMS`], and may not be an announcement.
+    fn read(&self, announcement: &Event);
+
+    /// Closes all streams of the registry, because the node has missed announcements. They were
+    /// evicted before the node has read them, or another log has replaced the log.
+    fn missed(&self);
+}
+
+/// The stream registries of this process that follow the hub, by their names.
 #[derive(Default)]
-pub(super) struct StreamRegistries(Mutex<BTreeSet<Box<str>>>);
+pub(super) struct StreamRegistries(Mutex<BTreeMap<Box<str>, Weak<dyn Announcements>>>);
 
 impl StreamRegistries {
     /// Reserves a name for a stream registry that follows the hub, to close streams on all of its
-    /// nodes.
+    /// nodes. From now on, `announcements` receives the announcements of closed streams.
     ///
     /// Returns an error if the name has more than 256 bytes, or if a registry of this process
     /// already uses this name to follow the hub.
-    pub(super) fn reserve(self: &Arc<Self>, name: &str) -> Result<RegistryName, Error> {
+    #[cfg(feature = "json")]
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        name: &str,
+        announcements: Weak<dyn Announcements>,
+    ) -> Result<RegistryName, Error> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Error::registry_name_too_long(name, MAX_NAME_BYTES));
         }
-        if !self.names().insert(name.into()) {
+        let mut by_name = self.by_name();
+        if by_name.contains_key(name) {
             return Err(Error::registry_name_in_use(name));
         }
+        by_name.insert(name.into(), announcements);
         Ok(RegistryName { registries: self.clone(), name: name.into() })
     }
 
-    fn names(&self) -> MutexGuard<'_, BTreeSet<Box<str>>> {
+    /// Returns `true` if no stream registry follows the hub.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name().is_empty()
+    }
+
+    /// Passes the announcements of a page of the backend's log to the registries. `committed` is
+    /// the last position that this node has read and delivered.
+    ///
+    /// The caller delivers the page after this call. So a closed stream gets no event that follows
+    /// the close. It may also miss earlier events of the page, as it does after a local close.
+    pub(super) fn note(&self, page: &Page, committed: Position) {
+        if page.evicted_through > committed {
+            self.note_missed();
+        }
+        for (position, record) in &page.records {
+            let is_event = matches!(record.kind, RecordKind::Event | RecordKind::State);
+            // A backend may repeat a record.
+            if *record.topic != *CLOSED_STREAMS || !is_event || *position <= committed {
+                continue;
+            }
+            if let Some(announcement) = Event::from_wire(&record.event) {
+                self.note_announcement(&announcement);
+            }
+        }
+    }
+
+    /// Passes one event of the topic [`CLOSED_STREAMS`] to the registries.
+    pub(super) fn note_announcement(&self, announcement: &Event) {
+        for registry in self.following() {
+            registry.read(announcement);
+        }
+    }
+
+    /// Closes all streams of the registries, because this node has missed announcements.
+    pub(super) fn note_missed(&self) {
+        for registry in self.following() {
+            registry.missed();
+        }
+    }
+
+    /// Returns the registries that follow the hub. They are called after the names are unlocked,
+    /// because a registry that is dropped meanwhile releases its name.
+    fn following(&self) -> Vec<Arc<dyn Announcements>> {
+        self.by_name().values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn by_name(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Weak<dyn Announcements>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The name of a stream registry that follows a hub. Until this value is dropped, no other registry
 /// of this process can follow the hub with the same name.
+#[cfg(feature = "json")]
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,
     name: Box<str>,
 }
 
+#[cfg(feature = "json")]
 impl RegistryName {
     pub(crate) fn as_str(&self) -> &str {
         &self.name
     }
 }
 
+#[cfg(feature = "json")]
 impl Drop for RegistryName {
     fn drop(&mut self) {
-        self.registries.names().remove(&self.name);
+        self.registries.by_name().remove(&self.name);
     }
 }

@@ -1,13 +1,17 @@
 //! Registries that close streams on all nodes of a hub.
 //!
 //! When a node closes the streams of a key, it announces the key as an event in one topic of the
-//! hub. Every node reads this topic, and closes its streams of the announced keys.
+//! hub. The hub of every other node passes the announcement to the registry before it delivers any
+//! later event, and the registry closes its streams of the announced keys.
 
 use super::{Shared, StreamRegistry};
 use crate::{
     Event, JsonError,
     callback::contain_panic,
-    hub::{Error, ErrorKind, Hub, RegistryName, Start, Subscription, SubscriptionError, Topic},
+    hub::{
+        Announcements, CLOSED_STREAMS, Error, ErrorKind, Hub, RegistryName, Start, Subscription, SubscriptionError,
+        Topic,
+    },
     random, trace,
 };
 use bytes::Bytes;
@@ -33,8 +37,6 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
-const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a node retries to announce closed streams, after publishing the announcement
 /// has failed. Also the pause before a node subscribes to the announcements again, after its
 /// subscription has ended.
@@ -48,6 +50,11 @@ where
     /// closes the streams of the key on all nodes. The node of the call announces the key in a
     /// topic of the hub. The other nodes read the announcement, and close their streams of this
     /// key. Call this method once on each node, at its start.
+    ///
+    /// A node closes the streams before it delivers anything that follows the announcement in the
+    /// log. So nothing that is published after [`close_everywhere`](Self::close_everywhere) has
+    /// returned reaches these streams, however late a node reads the log. A stream that is closed
+    /// may miss events that were published shortly before.
     ///
     /// A node that is cut off from the backend closes the announced streams as soon as it can read
     /// the log again. If the log no longer retains all announcements by then, the node cannot know
@@ -68,9 +75,13 @@ where
     /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
     /// session, and not the user, as the key.
     ///
-    /// Background tasks read and publish the announcements. They end when the registry and all
-    /// layers with it are dropped. After a shutdown of the hub, the reading task ends by itself.
-    /// The publishing task ends when it tries to publish the next announcement.
+    /// The task that reads the log of the hub deserializes, hashes and compares the announced keys,
+    /// so this code must not block. If it panics, the node does not know which streams to close, and
+    /// closes all streams of this registry.
+    ///
+    /// Background tasks publish the announcements, and watch the topic. They end when the registry
+    /// and all layers with it are dropped. After a shutdown of the hub, the watching task ends by
+    /// itself. The publishing task ends when it tries to publish the next announcement.
     ///
     /// # Errors
     ///
@@ -146,22 +157,24 @@ where
     /// # Ok(()) }
     /// ```
     pub async fn follow_as(&self, hub: &Hub, name: &str) -> Result<(), Error> {
-        let name = hub.reserve_registry_name(name)?;
-        let topic = hub.topic(TOPIC);
-        let subscription = subscribe(&topic, Start::Latest).await?;
-        let node = format!("{:016x}", random::bits());
-        let (queue, announcements) = unbounded_channel();
         let silence = *lock(&self.shared.following.fail_closed_after);
-        let follower = Follower {
-            topic: topic.clone(),
-            node: node.clone(),
-            name: name.as_str().into(),
+        let inbox = Arc::new(Inbox {
+            node: format!("{:016x}", random::bits()),
+            name: name.into(),
             registry: Arc::downgrade(&self.shared),
             silence,
-            is_cut_off: false,
-        };
+            state: Mutex::new(ReadState { silent_since: Instant::now(), is_cut_off: false }),
+        });
+        let announcements: Weak<dyn Announcements> = Arc::downgrade(&(inbox.clone() as _));
+        let name = hub.reserve_registry_name(name, announcements)?;
+        let topic = hub.topic(CLOSED_STREAMS);
+        let subscription = subscribe(&topic).await?;
+        let (queue, announcements) = unbounded_channel();
+        let follower = Follower { topic: topic.clone(), inbox: inbox.clone() };
+        let node = inbox.node.clone();
         let sign = Event::json(&json!({ "node": node }))?;
-        let announcer = Announcer { topic: topic.clone(), node, name, queue, encode: |key| serde_json::to_value(key) };
+        let encode = |key: &K| serde_json::to_value(key);
+        let announcer = Announcer { topic: topic.clone(), node, name, queue, encode, _inbox: inbox };
         // The signs of life have a task of their own, so that a slow announcement does not delay
         // them.
         let beats = silence.map(|silence| tokio::spawn(beat(topic.clone(), sign, silence / 3)));
@@ -201,6 +214,9 @@ where
 
     /// Ends all streams of this key on this node, and waits until the announcement for the other
     /// nodes is in the log of the hub. Returns the number of streams that were ended on this node.
+    ///
+    /// Nothing that is published to the hub after this call has succeeded reaches a stream of this
+    /// key on any node. This holds for the streams that were registered before the call.
     ///
     /// [`close`](Self::close) does not wait. It publishes the announcement in the background, and
     /// tries again until that succeeds or the process ends.
@@ -332,6 +348,8 @@ struct Announcer<K> {
     name: RegistryName,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
+    /// Receives the announcements of the other nodes. The hub has only a weak reference to it.
+    _inbox: Arc<Inbox<K>>,
 }
 
 impl<K> Announcer<K> {
@@ -402,17 +420,6 @@ async fn beat(topic: Topic, sign: Event, interval: Duration) {
     }
 }
 
-/// A follower, the task that reads the announcements of one hub, ends when this hub is shut down.
-/// The node then no longer counts as cut off from this hub. Otherwise, the registry would close
-/// each new stream, although it may still follow other hubs.
-impl<K> Drop for Follower<K> {
-    fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade().filter(|_| self.is_cut_off) {
-            registry.following.cut_off_hubs.fetch_sub(1, AcqRel);
-        }
-    }
-}
-
 /// Waits for `future` until `time`. Returns `None` if that time comes first. Waits without a limit
 /// if `time` is `None`.
 async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output> {
@@ -422,126 +429,177 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
     }
 }
 
-/// The task that reads the announcements of all nodes. If another node announces that it has closed
-/// the streams of a key, the task closes the streams of that key on this node.
-struct Follower<K> {
-    topic: Topic,
+/// The part of a stream registry that applies what the other nodes of one hub announce. The hub
+/// calls it for each announcement, in the task that reads the log.
+struct Inbox<K> {
+    /// The random name of this node. Its own announcements contain it, and are ignored.
     node: String,
-    /// The name under which the registry of this task follows the hub. The task skips the
-    /// announcements of registries with other names.
+    /// The name under which the registry follows the hub. The announcements of registries with
+    /// other names are ignored.
     name: Box<str>,
     registry: Weak<Shared<K>>,
-    /// The maximum time that this node waits for an event in the topic of the announcements.
+    /// The maximum time without an event in the topic of the announcements.
     /// [`fail_closed_after`](StreamRegistry::fail_closed_after) sets this time. When it has passed,
     /// the node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
+    state: Mutex<ReadState>,
+}
+
+/// The state of a node that reads the announcements of one hub.
+struct ReadState {
+    /// The time when the node last read an event, or was last found to be cut off.
+    silent_since: Instant,
     /// Set while this node is cut off from the log of this hub: it has read nothing from the log
-    /// for the time in `silence`.
+    /// for the time in [`Inbox::silence`].
     is_cut_off: bool,
 }
 
-impl<K> Follower<K>
-where
-    K: DeserializeOwned + Hash + Eq,
-{
-    /// Reads the announcements of closed streams until the hub is shut down, or until all handles
-    /// of the stream registry are dropped.
-    async fn run(mut self, mut subscription: Subscription) {
-        // The time when the node last read an event, or was last found to be cut off.
-        let mut silent_since = Instant::now();
-        loop {
-            let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));
-            let next = until(deadline, next(&mut subscription)).await;
-            let Some(registry) = self.registry.upgrade() else { return };
-            match next {
-                Some(Some(Ok(events))) => {
-                    silent_since = Instant::now();
-                    self.set_cut_off(&registry, false);
-                    self.apply(&registry, events.as_bytes());
-                    continue;
-                }
-                None => {
-                    silent_since = Instant::now();
-                    self.set_cut_off(&registry, true);
-                    continue;
-                }
-                Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
-                // The node has lagged, another log has replaced the log, or an application has
-                // finished the topic.
-                Some(Some(Err(_)) | None) => {}
-            }
-            drop(registry);
-            sleep(RETRY_PAUSE).await;
-            // If subscribing fails, the old subscription is kept. It has ended, so the loop comes
-            // here again.
-            let again = until(deadline, subscribe(&self.topic, Start::After(subscription.cursor()))).await;
-            let Some(registry) = self.registry.upgrade() else { return };
-            // An ended subscription is ready each time, so the wait for its next item never sees
-            // the deadline.
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                silent_since = Instant::now();
-                self.set_cut_off(&registry, true);
-            }
-            if let Some(Ok(again)) = again {
-                if again.gap().is_some() {
-                    registry.close_all();
-                }
-                subscription = again;
-            }
+impl<K> Inbox<K> {
+    /// Notes that this node has read an event, or does not follow the hub any more. So it is not
+    /// cut off from the log of this hub.
+    fn note_read(&self, registry: &Shared<K>) {
+        lock(&self.state).set_cut_off(registry, false);
+    }
+
+    /// If this node has read nothing from the log until its deadline, it is cut off: closes all of
+    /// its streams.
+    fn check_silence(&self) {
+        let Some(registry) = self.registry.upgrade() else { return };
+        let mut state = lock(&self.state);
+        if state.deadline(self.silence).is_some_and(|deadline| deadline <= Instant::now()) {
+            state.set_cut_off(&registry, true);
+            drop(state);
+            registry.close_all();
         }
     }
 
-    /// Sets whether this node is cut off from the log of this hub, because it has read nothing from
-    /// the log for a configured time. If it is cut off, closes all streams of this node.
-    fn set_cut_off(&mut self, registry: &Shared<K>, is_cut_off: bool) {
+    /// Returns the time when this node is cut off if it has read nothing from the log until then.
+    fn deadline(&self) -> Option<Instant> {
+        lock(&self.state).deadline(self.silence)
+    }
+}
+
+impl ReadState {
+    fn deadline(&self, silence: Option<Duration>) -> Option<Instant> {
+        self.silent_since.checked_add(silence?)
+    }
+
+    /// Sets whether this node is cut off from the log of this hub. The next silence begins now.
+    fn set_cut_off<K>(&mut self, registry: &Shared<K>, is_cut_off: bool) {
+        self.silent_since = Instant::now();
         let hubs = &registry.following.cut_off_hubs;
         match (mem::replace(&mut self.is_cut_off, is_cut_off), is_cut_off) {
             (false, true) => _ = hubs.fetch_add(1, AcqRel),
             (true, false) => _ = hubs.fetch_sub(1, AcqRel),
             (false, false) | (true, true) => {}
         }
-        if is_cut_off {
-            registry.close_all();
-        }
     }
+}
 
-    /// Closes the streams of this node that other nodes announce as closed. `events` contains the
-    /// bytes of encoded events. If it contains a `gap` event, announcements are missing, so this
-    /// method closes all streams of this node.
-    fn apply(&self, registry: &Shared<K>, events: &[u8]) {
-        for event in events.split(|byte| *byte == b'\n') {
-            if event == b"event: gap" {
-                registry.close_all();
-            }
-            let Some(data) = event.strip_prefix(b"data: ") else { continue };
-            // Anything that is no announcement comes from an application, and is skipped.
-            let Ok(mut announcement) = serde_json::from_slice::<Value>(data) else { continue };
-            if announcement["node"].as_str().is_none_or(|node| node == self.node) {
-                continue;
-            }
-            // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
-            let Some(key) = announcement.get_mut("key").map(Value::take) else { continue };
-            // Equal keys of another registry, such as the number of a tenant, mean other streams.
-            if announcement["registry"] != *self.name {
-                continue;
-            }
-            // Only a whole event reaches clients, whatever an application has written.
-            let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
-            let event = event.map(Event::encode).unwrap_or_default();
-            if let Ok(key) = serde_json::from_value::<K>(key) {
-                // Comparing keys runs code of the application.
-                let close = || registry.close(&key, &event);
-                contain_panic("key of a registry", || _ = close());
-            }
+impl<K> Inbox<K>
+where
+    K: DeserializeOwned + Hash + Eq,
+{
+    /// Closes the streams of this node that another node announces as closed.
+    fn apply(&self, registry: &Shared<K>, announcement: &Event) {
+        // Anything that is no announcement comes from an application, and is skipped.
+        let Some(data) = announcement.event_data() else { return };
+        let Ok(mut announcement) = serde_json::from_str::<Value>(&data) else { return };
+        if announcement["node"].as_str().is_none_or(|node| node == self.node) {
+            return;
+        }
+        // A sign of life has no key. A `Null` in its place would be the key `None` or `()`.
+        let Some(key) = announcement.get_mut("key").map(Value::take) else { return };
+        // Equal keys of another registry, such as the number of a tenant, mean other streams.
+        if announcement["registry"] != *self.name {
+            return;
+        }
+        // Only a whole event reaches clients, whatever an application has written.
+        let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
+        let event = event.map(Event::encode).unwrap_or_default();
+        if let Ok(key) = serde_json::from_value::<K>(key) {
+            registry.close(&key, &event);
         }
     }
 }
 
-/// Subscribes to the announcements of closed streams, without the pause that
-/// [`Builder::linger`](crate::hub::Builder::linger) sets for the subscriptions of clients. This
-/// pause would delay the closing of streams.
-async fn subscribe(topic: &Topic, start: Start) -> Result<Subscription, Error> {
-    Ok(topic.subscribe(start).await?.linger(Duration::ZERO))
+impl<K> Announcements for Inbox<K>
+where
+    K: DeserializeOwned + Hash + Eq + Send + Sync,
+{
+    fn read(&self, announcement: &Event) {
+        // Keys run code of the application: they are deserialized, hashed, compared and dropped.
+        contain_panic("key of a registry", || {
+            let Some(registry) = self.registry.upgrade() else { return };
+            self.note_read(&registry);
+            let mut is_applied = false;
+            contain_panic("key of a registry", || {
+                self.apply(&registry, announcement);
+                is_applied = true;
+            });
+            // Without the key, the node does not know which of its streams were closed.
+            if !is_applied {
+                registry.close_all();
+            }
+        });
+    }
+
+    fn missed(&self) {
+        contain_panic("key of a registry", || self.registry.upgrade().iter().for_each(|registry| registry.close_all()));
+    }
+}
+
+/// The task that notices when this node is cut off from the log. It also keeps a subscription to
+/// the announcements. So the topic exists, and an announcement is not rejected because the hub has
+/// its maximum number of topics.
+struct Follower<K> {
+    topic: Topic,
+    inbox: Arc<Inbox<K>>,
+}
+
+impl<K> Follower<K> {
+    /// Runs until the hub is shut down, or until all handles of the stream registry are dropped.
+    async fn run(self, mut subscription: Subscription) {
+        loop {
+            match until(self.inbox.deadline(), next(&mut subscription)).await {
+                // The hub has already passed the events to the inbox.
+                Some(Some(Ok(_))) => continue,
+                None => {
+                    self.inbox.check_silence();
+                    continue;
+                }
+                Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
+                // The subscription has lagged, another log has replaced the log, or an application
+                // has finished the topic.
+                Some(Some(Err(_)) | None) => {}
+            }
+            sleep(RETRY_PAUSE).await;
+            // If subscribing fails, the old subscription is kept. It has ended, so the loop comes
+            // here again.
+            if let Some(Ok(again)) = until(self.inbox.deadline(), subscribe(&self.topic)).await {
+                subscription = again;
+            }
+            // An ended subscription is ready each time, so the wait for its next item never sees
+            // the deadline.
+            self.inbox.check_silence();
+        }
+    }
+}
+
+/// The task of a follower ends when its hub is shut down. The node then no longer counts as cut off
+/// from this hub. Otherwise, the registry would close each new stream, although it may still follow
+/// other hubs.
+impl<K> Drop for Follower<K> {
+    fn drop(&mut self) {
+        if let Some(registry) = self.inbox.registry.upgrade() {
+            self.inbox.note_read(&registry);
+        }
+    }
+}
+
+/// Subscribes to the announcements of closed streams, from now on.
+async fn subscribe(topic: &Topic) -> Result<Subscription, Error> {
+    Ok(topic.subscribe(Start::Latest).await?.linger(Duration::ZERO))
 }
 
 async fn next(subscription: &mut Subscription) -> Option<<Subscription as Stream>::Item> {

@@ -39,7 +39,8 @@ const TICK: Duration = Duration::from_millis(10);
 ///
 /// After [`close`](Self::close) has returned, nothing that is published later reaches the streams
 /// that it has closed. A stream that is in the middle of an event completes this event. The
-/// [reason](crate::CloseReason) of the end is `Ended`.
+/// [reason](crate::CloseReason) of the end is `Ended`. With several nodes, the same holds for the
+/// streams of all nodes after `close_everywhere` has returned `Ok` (features `hub` and `json`).
 ///
 /// A request is registered before the inner service sees the request. So `close` also ends a stream
 /// whose response is not ready yet. A client can reconnect at the moment of the logout. Use this

@@ -14,6 +14,7 @@ mod recording_loss;
 mod recording_refused;
 mod registry;
 mod registry_model;
+mod registry_order;
 mod remove;
 mod threads;
 

@@ -1,17 +1,28 @@
-//! Stream registries of two nodes: how soon a logout on one node ends the streams of the other.
+//! Stream registries of two nodes: how soon a logout on one node ends the streams of the other, and
+//! that these streams get nothing that is published later.
 
-use crate::{setup::two_hubs, with_each_store};
-use axum::http::Request;
+use crate::{
+    setup::{connect, two_hubs},
+    with_each_store,
+};
+use axum::{
+    body::{Body, to_bytes},
+    http::Request,
+};
 use e2e::{Store, StoreKind};
 use futures_util::stream;
-use std::time::{Duration, Instant};
-use support::{polled::Polled, respond::respond};
-use tokio::time::sleep;
-use tower_sse::{Event, SseLayer, SseStream, StreamRegistry};
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+use support::{polled::Polled, respond::respond, whatwg};
+use tokio::{runtime, time::sleep};
+use tower_sse::{Event, SseLayer, SseStream, StreamRegistry, hub::Start};
 
 with_each_store! {
     close_ends_streams_of_the_other_node,
     close_during_an_outage_ends_streams_after_it,
+    streams_closed_while_their_node_was_busy_get_no_later_event,
 }
 
 const ROUNDS: u32 = 100;
@@ -68,4 +79,56 @@ async fn close_during_an_outage_ends_streams_after_it(kind: StoreKind) {
     body.assert_pending();
     store.restart().await;
     println!("{kind:?}: {:?} after the restart of the store", wait_for_end(&mut body).await);
+}
+
+/// The only worker of a node is blocked while another node closes the streams and publishes. So the
+/// node then finds the close and the events together in the log.
+async fn streams_closed_while_their_node_was_busy_get_no_later_event(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
+    let one = connect(kind, &store.url()).await.expect("the backend runs");
+    let registry = StreamRegistry::<u32>::new();
+    registry.follow(&one).await.expect("the hub accepts the registry");
+    let busy = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let url = store.url();
+    let node = async move {
+        let hub = connect(kind, &url).await.expect("the backend runs");
+        let registry = StreamRegistry::<u32>::new();
+        registry.follow(&hub).await.expect("the hub accepts the registry");
+        (hub, registry)
+    };
+    let (other, registry_of_other) = busy.spawn(node).await.expect("no panic");
+    for user in 0..ROUNDS / 10 {
+        let mut tasks = Vec::new();
+        for _ in 0..8 {
+            let events = other.topic("news").subscribe(Start::Latest).await.expect("the topic exists");
+            let layer = SseLayer::new().without_heartbeat().register(&registry_of_other, move |_| Some(user));
+            let response = respond(&layer, Request::new(()), SseStream::new(events).into_http_response());
+            let body = Body::new(response.into_body());
+            tasks.push(busy.spawn(async move {
+                let received = to_bytes(body, usize::MAX).await.expect("the stream ends without an error");
+                let messages = whatwg::parse(&received).messages.into_iter();
+                // The events of earlier rounds were published before the close.
+                let later = messages.filter(|message| message.data.starts_with(&format!("{user}: ")));
+                later.map(|message| message.data).collect::<Vec<_>>()
+            }));
+        }
+        // The worker runs its tasks in turn, so all streams wait for events when it is blocked.
+        let (blocks, is_blocked) = mpsc::channel();
+        let (release, is_released) = mpsc::channel::<()>();
+        busy.spawn(async move {
+            blocks.send(()).expect("the test waits");
+            is_released.recv().expect("the test continues");
+        });
+        is_blocked.recv().expect("the worker is blocked");
+        registry.close_everywhere(&user).await.expect("the backend runs");
+        for n in 0..20 {
+            one.topic("news").publish(Event::display(format_args!("{user}: {n}"))).await.expect("the backend runs");
+        }
+        release.send(()).expect("the worker waits");
+        for task in tasks {
+            let received = tokio::time::timeout(SOON, task).await.expect("the stream ends").expect("no panic");
+            assert!(received.is_empty(), "{kind:?}: a closed stream got {received:?}");
+        }
+    }
+    busy.shutdown_background();
 }
