@@ -80,6 +80,7 @@ mod closing;
 mod connection;
 mod cork;
 mod event_stream;
+mod frames;
 mod handover;
 mod http1;
 mod http2;

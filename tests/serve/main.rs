@@ -10,3 +10,4 @@ mod http2;
 mod listeners;
 mod memory;
 mod shutdown;
+mod silent_http2_clients;
