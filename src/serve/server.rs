@@ -2,6 +2,8 @@
 //! request.
 
 use hyper::server::conn::http1;
+use std::{pin::Pin, time::Duration};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The state that all connections of a server share.
@@ -9,6 +11,8 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
+    /// The time from the accept of a connection until the head of its first request is complete.
+    header_timeout: Option<Duration>,
     /// A guard that is dropped together with this state, by the last connection, and then cancels
     /// its token. At a shutdown, the server waits until this token is cancelled.
     _open: DropGuard,
@@ -17,10 +21,19 @@ pub(super) struct Server {
 impl Server {
     /// Creates the state that all connections of a server share. `open` is a guard that cancels its
     /// token when the last connection drops this state.
-    pub(super) fn new(shutdown: CancellationToken, open: DropGuard) -> Self {
-        Self { shutdown, http1: http1::Builder::new(), _open: open }
+    pub(super) fn new(shutdown: CancellationToken, open: DropGuard, header_timeout: Option<Duration>) -> Self {
+        Self { shutdown, http1: http1::Builder::new(), header_timeout, _open: open }
+    }
+
+    /// Returns a future that completes when a connection that is accepted now must have sent the
+    /// head of its first request.
+    pub(super) fn header_deadline(&self) -> Option<HeaderDeadline> {
+        self.header_timeout.map(|time| Box::pin(sleep(time)))
     }
 }
+
+/// The time when a connection without a complete head of a request is closed.
+pub(super) type HeaderDeadline = Pin<Box<Sleep>>;
 
 /// The connection to a client, the address of the client, and the service for its requests.
 pub(super) struct Peer<I, S, A> {

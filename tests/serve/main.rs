@@ -6,6 +6,7 @@ mod connections;
 mod disconnections;
 mod equivalence;
 mod framing;
+mod header_timeout;
 mod http2;
 mod listeners;
 mod memory;

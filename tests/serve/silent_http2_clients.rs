@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower_sse::serve::serve;
@@ -98,7 +98,8 @@ impl Client {
     /// Waits until the server returns, and returns the time that this takes.
     async fn returned(self) -> Duration {
         let begin = Instant::now();
-        self.server.await.unwrap().unwrap();
+        // Without a timer, paused time would stand still.
+        timeout(Duration::from_secs(60), self.server).await.expect("the server to return").unwrap().unwrap();
         begin.elapsed()
     }
 }
