@@ -6,8 +6,6 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-#[cfg(feature = "hub")]
-use http::header::CACHE_CONTROL;
 use http::request::Parts;
 use std::convert::Infallible;
 use tokio_stream::Stream;
@@ -47,14 +45,14 @@ impl<S: Sync> OptionalFromRequestParts<S> for LastEventId {
 
 impl IntoResponse for LastEventIdRejection {
     fn into_response(self) -> Response {
-        (self.status(), self.to_string()).into_response()
+        self.into_http_response().map(Body::from)
     }
 }
 
 #[cfg(feature = "json")]
 impl IntoResponse for crate::JsonError {
     fn into_response(self) -> Response {
-        (self.status(), self.to_string()).into_response()
+        self.into_http_response().map(Body::from)
     }
 }
 
@@ -69,10 +67,7 @@ impl IntoResponse for crate::hub::Subscription {
 
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
-    /// Returns a response with the status and the message of this hub error. Caches must not store
-    /// the response: 410 Gone, the status of a finished topic, is cacheable by default (RFC 9110,
-    /// §15.1), and the same request can succeed later.
     fn into_response(self) -> Response {
-        (self.status(), [(CACHE_CONTROL, "no-store")], self.to_string()).into_response()
+        self.into_http_response().map(Body::from)
     }
 }

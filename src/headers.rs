@@ -1,7 +1,7 @@
-//! The headers of an event stream.
+//! The headers of an event stream, and of a response with an error.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, VARY},
 };
 use memchr::{memchr, memchr_iter};
@@ -29,6 +29,14 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
         headers.insert(CACHE_CONTROL, value);
     }
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
+}
+
+/// Creates the response of an error: its status, and its message as plain text.
+pub(crate) fn error_response(status: StatusCode, error: &impl ToString) -> Response<String> {
+    let mut response = Response::new(error.to_string());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 /// Returns whether a `Content-Type` is `text/event-stream`, in upper or lower case and with any

@@ -7,8 +7,9 @@ use crate::{
         tagged::{self, TaggedError},
         with_scratch,
     },
+    headers::error_response,
 };
-use http::StatusCode;
+use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use serde_core::Serialize;
 use std::{
@@ -372,6 +373,14 @@ impl JsonError {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         StatusCode::INTERNAL_SERVER_ERROR
+    }
+
+    /// Converts this error into an [`http::Response`], for tower and hyper: its
+    /// [`status`](Self::status), and its message as plain text. In an axum handler, return the error
+    /// itself.
+    #[must_use]
+    pub fn into_http_response(self) -> Response<String> {
+        error_response(self.status(), &self)
     }
 }
 

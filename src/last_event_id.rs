@@ -1,7 +1,7 @@
 //! The extractor for the id of a client that reconnects.
 
-use crate::{EventId, event::Shortened};
-use http::{HeaderName, Request, StatusCode, request::Parts};
+use crate::{EventId, event::Shortened, headers::error_response};
+use http::{HeaderName, Request, Response, StatusCode, request::Parts};
 use percent_encoding::percent_decode;
 use std::{error::Error, fmt, str::FromStr};
 
@@ -177,6 +177,14 @@ impl LastEventIdRejection {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         StatusCode::BAD_REQUEST
+    }
+
+    /// Converts this error into an [`http::Response`], for tower and hyper: its
+    /// [`status`](Self::status), and its message as plain text. In an axum handler, return the error
+    /// itself.
+    #[must_use]
+    pub fn into_http_response(self) -> Response<String> {
+        error_response(self.status(), &self)
     }
 }
 

@@ -174,7 +174,9 @@
 //! with the first read that finds at most half of the limit in use.
 //!
 //! A node that finishes the [recording](hub::Topic::record) of a dead node logs
-//! `recording of a dead node finished` (`WARN`), with the field `topic`.
+//! `recording of a dead node finished` (`DEBUG`), with the field `topic`. When it has finished all
+//! recordings of that node that it takes over, it logs `recordings of a dead node finished` (`WARN`)
+//! once, with their number in the field `recordings`.
 //!
 //! # Runtime
 //!

@@ -9,12 +9,12 @@ pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, r
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
 pub(crate) use off::{
     backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
-    recording_taken_over,
+    recording_taken_over, recordings_taken_over,
 };
 #[cfg(all(feature = "hub", feature = "tracing"))]
 pub(crate) use on::{
     backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
-    recording_taken_over,
+    recording_taken_over, recordings_taken_over,
 };
 
 #[cfg(all(feature = "serve", not(feature = "tracing")))]
@@ -160,7 +160,13 @@ mod on {
     /// the topic.
     #[cfg(feature = "hub")]
     pub(crate) fn recording_taken_over(topic: &str) {
-        warn!(target: TARGET, topic, "recording of a dead node finished");
+        debug!(target: TARGET, topic, "recording of a dead node finished");
+    }
+
+    /// Logs the number of recordings that the local node has finished in place of one other node.
+    #[cfg(feature = "hub")]
+    pub(crate) fn recordings_taken_over(recordings: usize) {
+        warn!(target: TARGET, recordings, "recordings of a dead node finished");
     }
 
     /// The `tracing` span of one event stream.
@@ -289,6 +295,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn recording_taken_over(_: &str) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn recordings_taken_over(_: usize) {}
 
     pub(crate) struct Span;
 

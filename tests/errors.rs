@@ -1,6 +1,6 @@
 //! Errors compose: a handler that builds JSON, publishes and subscribes returns one error type.
 
-use axum::{Router, body::Body, extract::State, routing::get};
+use axum::{Router, body::Body, extract::State, response::IntoResponse, routing::get};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use std::{collections::HashMap, error::Error as _};
@@ -55,6 +55,28 @@ async fn json_error_is_a_response() {
     let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert!(text(response).await.contains("does not serialize to JSON"));
+}
+
+#[tokio::test]
+async fn errors_are_the_same_responses_without_axum() {
+    let rejection = || {
+        let request = Request::builder().header("last-event-id", "seven").body(()).unwrap();
+        LastEventId::from_request(&request).parse::<u64>().unwrap_err()
+    };
+    let json = || Event::json(&value(false)).unwrap_err();
+    let hub = || Error::from(json());
+    for (plain, in_axum) in [
+        (rejection().into_http_response(), rejection().into_response()),
+        (json().into_http_response(), json().into_response()),
+        (hub().into_http_response(), hub().into_response()),
+    ] {
+        assert!(plain.status().is_client_error() || plain.status().is_server_error());
+        assert_eq!(plain.headers()["content-type"], "text/plain; charset=utf-8");
+        assert_eq!((plain.status(), plain.headers()), (in_axum.status(), in_axum.headers()));
+        assert_eq!(plain.into_body(), text(in_axum).await);
+    }
+    assert_eq!(rejection().into_http_response().body(), &rejection().to_string());
+    assert_eq!(hub().into_http_response().headers()["cache-control"], "no-store");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-use crate::{BoxError, event::Shortened};
-use http::StatusCode;
+use crate::{BoxError, event::Shortened, headers::error_response};
+use http::{HeaderValue, Response, StatusCode, header::CACHE_CONTROL};
 use std::fmt;
 
 /// An error of a hub.
@@ -215,6 +215,34 @@ impl Error {
             | ErrorKind::RegistryNameTooLong
             | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// Converts this error into an [`http::Response`], for tower and hyper: its
+    /// [`status`](Self::status), and its message as plain text. In an axum handler, return the error
+    /// itself.
+    ///
+    /// Caches must not store the response: 410 Gone, the status of a finished topic, is cacheable
+    /// by default (RFC 9110, §15.1), and the same request can succeed later.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::Response;
+    /// use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+    /// use tower_sse::{BoxError, LastEventId, SseStream, hub::Hub};
+    ///
+    /// async fn prices(hub: &Hub, last: LastEventId) -> Response<UnsyncBoxBody<bytes::Bytes, BoxError>> {
+    ///     match hub.topic("prices").subscribe(last).await {
+    ///         Ok(prices) => SseStream::new(prices).into_http_response().map(|body| body.boxed_unsync()),
+    ///         Err(error) => error.into_http_response().map(|body| body.map_err(Into::into).boxed_unsync()),
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn into_http_response(self) -> Response<String> {
+        let mut response = error_response(self.status(), &self);
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     event_stream::{Ended, EventStream},
     http1::{Http1, Next},
     http2,
-    server::{Peer, Server},
+    server::{HeaderDeadline, Peer, Server},
     service::{Address, App},
 };
 use bytes::Bytes;
@@ -59,12 +59,15 @@ struct Idle {
     /// request is HTTP/1, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// `None` if the connection has already served a request, or has no such limit.
+    header_deadline: Option<HeaderDeadline>,
 }
 
 /// The reason why an idle connection stops waiting for a request.
 enum Begun {
     Request(Protocol),
-    Shutdown,
+    /// The server shuts down, or the client has sent no request in time.
+    MustClose,
     Disconnected,
 }
 
@@ -75,20 +78,33 @@ enum Protocol {
 }
 
 impl Idle {
-    fn new(server: &Server, received: &[u8], is_http1: bool) -> Box<Self> {
+    /// Creates the state of a connection that has sent no request yet.
+    fn new(server: &Server) -> Box<Self> {
+        let header_deadline = server.header_deadline();
+        Box::new(Self { header_deadline, ..Self::waiting(server, &[], false) })
+    }
+
+    /// Creates the state of an HTTP/1 connection after an event stream. `received` contains the
+    /// first bytes of the next request.
+    fn after_stream(server: &Server, received: &[u8]) -> Box<Self> {
+        Box::new(Self::waiting(server, received, true))
+    }
+
+    fn waiting(server: &Server, received: &[u8], is_http1: bool) -> Self {
         let shutdown = Box::pin(server.shutdown.clone().cancelled_owned());
-        Box::new(Self { received: received.to_vec(), is_http1, shutdown })
+        Self { received: received.to_vec(), is_http1, shutdown, header_deadline: None }
     }
 
     /// Reads until the first bytes show whether the request is HTTP/1 or HTTP/2. Also returns ready
-    /// when the server shuts down or the client disconnects.
+    /// when the server has to close the connection or the client disconnects.
     fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Begun> {
         loop {
             if let Some(protocol) = self.protocol() {
                 return Poll::Ready(Begun::Request(protocol));
             }
-            if self.shutdown.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Begun::Shutdown);
+            let is_late = self.header_deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+            if is_late || self.shutdown.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Begun::MustClose);
             }
             let mut bytes = [MaybeUninit::uninit(); 2048];
             let mut buffer = ReadBuf::uninit(&mut bytes);
@@ -114,7 +130,7 @@ impl Idle {
 
 impl<I, S: App, A: Address> Connection<I, S, A> {
     pub(super) fn new(server: Arc<Server>, io: I, address: A, service: S) -> Self {
-        let idle = Idle::new(&server, &[], false);
+        let idle = Idle::new(&server);
         Self { server, state: State::Idle { peer: Peer { io, service, address }, idle } }
     }
 }
@@ -138,16 +154,18 @@ where
                     };
                     let received = Bytes::from(idle.received);
                     match begun {
-                        Begun::Request(Protocol::Http1) => {
-                            State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) }
-                        }
+                        Begun::Request(Protocol::Http1) => State::Http1 {
+                            http1: Box::new(Http1::new(this.server, peer, received, idle.header_deadline)),
+                        },
                         Begun::Request(Protocol::Http2) => {
                             State::Http2 { http2: http2::serve(this.server, peer, received) }
                         }
                         // The connection has sent a response, which the client may not have
                         // received completely.
-                        Begun::Shutdown if idle.is_http1 => State::Closing { io: peer.io, closing: Closing::default() },
-                        Begun::Shutdown | Begun::Disconnected => return Poll::Ready(()),
+                        Begun::MustClose if idle.is_http1 => {
+                            State::Closing { io: peer.io, closing: Closing::default() }
+                        }
+                        Begun::MustClose | Begun::Disconnected => return Poll::Ready(()),
                     }
                 }
                 StateProjection::Http1 { http1 } => match ready!(http1.poll(cx)) {
@@ -163,7 +181,9 @@ where
                         return Poll::Ready(());
                     };
                     match ended {
-                        Ended::KeepAlive(unread) => State::Idle { peer, idle: Idle::new(this.server, &unread, true) },
+                        Ended::KeepAlive(unread) => {
+                            State::Idle { peer, idle: Idle::after_stream(this.server, &unread) }
+                        }
                         Ended::Close => State::Closing { io: peer.io, closing: Closing::default() },
                         Ended::Disconnected => return Poll::Ready(()),
                     }

@@ -6,7 +6,8 @@
 //! hyper reads few bytes before it accepts requests, and takes the frames of a few streams at a
 //! time out of the list into a buffer. The buffer then leaves in one write.
 
-use super::{io::Rewound, scratch};
+use super::{frames::Frames, io::Rewound, scratch};
+use bytes::Bytes;
 use std::{
     io::{self, IoSlice},
     mem,
@@ -23,8 +24,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// gathered bytes are sent before more bytes are added.
 const MAX_GATHERED: usize = 64 * 1024;
 
-/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, and whether
-/// writes are gathered. Only the task of the connection uses it. Its fields are atomic because the
+/// The acknowledgement of the PING that h2 sends after the first GOAWAY of a graceful shutdown: a
+/// PING frame with the flag ACK (RFC 9113, §6.7) and the payload of h2, which is always the same.
+const PING_ACK: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
+
+/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, whether writes are
+/// gathered, and whether the server answers its last PING itself. Only the task of the connection uses it. Its fields are atomic because the
 /// task may move to another thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cork(Arc<Turn>);
@@ -34,6 +39,14 @@ struct Turn {
     is_corked: AtomicBool,
     /// The number of bytes that hyper may still read in its current poll of the connection.
     readable: AtomicUsize,
+    /// Set while hyper has read a part of a frame from the client, and not its end.
+    is_within_frame: AtomicBool,
+    /// Set while bytes wait for a socket that accepts no more.
+    is_blocked: AtomicBool,
+    /// Set by each read and write of bytes.
+    has_moved: AtomicBool,
+    /// Set if hyper has to read a [`PING_ACK`] before the next frame of the client.
+    answers_ping: AtomicBool,
 }
 
 impl Cork {
@@ -57,6 +70,48 @@ impl Cork {
     fn is_set(&self) -> bool {
         self.0.is_corked.load(Ordering::Relaxed)
     }
+
+    /// Makes hyper read the acknowledgement of the PING of its graceful shutdown, in place of a
+    /// client that does not answer. If the client is within a frame, hyper reads the
+    /// acknowledgement after this frame.
+    pub(super) fn answer_ping(&self) {
+        self.0.answers_ping.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the client has sent a part of a frame, and not its end.
+    pub(super) fn is_within_frame(&self) -> bool {
+        self.0.is_within_frame.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether bytes wait for a socket that accepts no more, because the client does not
+    /// read.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.is_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether bytes were read or written since the previous call.
+    pub(super) fn take_moved(&self) -> bool {
+        self.0.has_moved.swap(false, Ordering::Relaxed)
+    }
+
+    /// Records the result of a write to the socket.
+    fn record_write(&self, written: &Poll<io::Result<usize>>) {
+        self.0.is_blocked.store(written.is_pending(), Ordering::Relaxed);
+        if written.is_ready() {
+            self.0.has_moved.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Records the result of a flush of the socket.
+    fn record_flush(&self, flushed: &Poll<io::Result<()>>) {
+        self.0.is_blocked.store(flushed.is_pending(), Ordering::Relaxed);
+    }
+
+    /// Records a read of bytes, after which the client is at this position.
+    fn record_read(&self, frames: &Frames) {
+        self.0.is_within_frame.store(frames.is_within_frame(), Ordering::Relaxed);
+        self.0.has_moved.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The socket of an HTTP/2 connection. While its [`Cork`] is set, the socket gathers in a buffer
@@ -68,11 +123,13 @@ pub(super) struct Corked<I> {
     /// The bytes that hyper has written and that are not written to the socket yet. An empty buffer
     /// takes no memory.
     gathered: Vec<u8>,
+    /// The position in the frames that hyper has read from the client.
+    frames: Frames,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
     pub(super) fn new(io: Rewound<I>, cork: Cork) -> Self {
-        Self { io, cork, gathered: Vec::new() }
+        Self { io, cork, gathered: Vec::new(), frames: Frames::default() }
     }
 
     /// Writes the gathered bytes to the socket. Bytes that the socket does not accept stay
@@ -83,7 +140,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
             if written == self.gathered.len() {
                 break Poll::Ready(Ok(()));
             }
-            match Pin::new(&mut self.io).poll_write(cx, &self.gathered[written..]) {
+            let sent = Pin::new(&mut self.io).poll_write(cx, &self.gathered[written..]);
+            self.cork.record_write(&sent);
+            match sent {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(length)) => written += length,
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
@@ -124,10 +183,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<I> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let Self { io, cork, frames, .. } = &mut *self;
+        // Bytes in `front` would be read first, and they may end within a frame.
+        if cork.0.answers_ping.load(Ordering::Relaxed) && !frames.is_within_frame() && io.front.is_empty() {
+            cork.0.answers_ping.store(false, Ordering::Relaxed);
+            io.front = Bytes::from_static(PING_ACK);
+        }
         let size = readable.min(buffer.remaining());
         let mut limited = ReadBuf::new(buffer.initialize_unfilled_to(size));
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
+        ready!(Pin::new(io).poll_read(cx, &mut limited))?;
         let read = limited.filled().len();
+        if read > 0 {
+            frames.advance(limited.filled());
+            cork.record_read(frames);
+        }
         buffer.advance(read);
         self.cork.0.readable.store(readable - read, Ordering::Relaxed);
         Poll::Ready(Ok(()))
@@ -137,7 +206,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if !ready!(self.poll_gathers(cx))? {
-            return Pin::new(&mut self.io).poll_write(cx, bytes);
+            let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+            self.cork.record_write(&written);
+            return written;
         }
         self.gathered.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
@@ -149,7 +220,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<I> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if !ready!(self.poll_gathers(cx))? {
-            return Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+            let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+            self.cork.record_write(&written);
+            return written;
         }
         slices.iter().for_each(|slice| self.gathered.extend_from_slice(slice));
         Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
@@ -164,7 +237,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<I> {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_send(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.cork.record_flush(&flushed);
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -5,7 +5,7 @@ use super::{
     event_stream::EventStream,
     handover::Handover,
     io::{Rewound, Watched},
-    server::{Peer, Server},
+    server::{HeaderDeadline, Peer, Server},
     service::{Address, App, Http1Service},
 };
 use bytes::{Bytes, BytesMut};
@@ -29,6 +29,8 @@ pub(super) struct Http1<I, S: App, A: Address> {
     handover: Arc<Handover<S::Body>>,
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// `None` if the connection has received the head of its first request, or has no such limit.
+    header_deadline: Option<HeaderDeadline>,
 }
 
 /// The result of serving an HTTP/1 connection with hyper. The connection is closed, or this server
@@ -46,15 +48,20 @@ where
     A: Address,
 {
     /// Creates a connection that hyper serves. `front` contains the first bytes of the request,
-    /// which were already read.
-    pub(super) fn new(server: &Server, peer: Peer<I, S, A>, front: Bytes) -> Self {
+    /// which were already read. `header_deadline` limits the time until the head is complete.
+    pub(super) fn new(
+        server: &Server,
+        peer: Peer<I, S, A>,
+        front: Bytes,
+        header_deadline: Option<HeaderDeadline>,
+    ) -> Self {
         let Peer { io, service, address } = peer;
         let handover = Arc::new(Handover::new());
         let io = Watched { io: Rewound::new(io, front), handover: Arc::clone(&handover) };
         let service = Http1Service { service, address, handover: Arc::clone(&handover) };
         let connection = server.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
         let shutdown = Box::pin(server.shutdown.clone().cancelled_owned());
-        Self { connection: Some(connection), handover, shutdown: Some(shutdown) }
+        Self { connection: Some(connection), handover, shutdown: Some(shutdown), header_deadline }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next<I, S, A>> {
@@ -70,6 +77,11 @@ where
         if Pin::new(connection).poll(cx).is_ready() {
             return Poll::Ready(Next::Closed);
         }
+        if self.handover.has_request() {
+            self.header_deadline = None;
+        } else if self.header_deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(self.close());
+        }
         let Some(offer) = self.handover.take() else { return Poll::Pending };
         let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
             return Poll::Ready(Next::Closed);
@@ -81,8 +93,9 @@ where
         Poll::Ready(Next::EventStream(Peer { io, service, address }, EventStream::new(offer, unread)))
     }
 
-    /// Takes the connection from hyper, so that this server closes it at a shutdown. Called if
-    /// hyper has not received a complete head of a request. hyper's graceful shutdown would wait
+    /// Takes the connection from hyper, so that this server closes it: at a shutdown, or
+    /// when the time for the head is over. Called if hyper has not received a complete head of a
+    /// request. hyper's graceful shutdown would wait
     /// for the rest of the head without a time limit.
     fn close(&mut self) -> Next<I, S, A> {
         let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {

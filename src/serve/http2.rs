@@ -19,10 +19,12 @@ use hyper_util::rt::TokioIo;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinHandle,
+    time::{Instant, Sleep, sleep},
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -55,7 +57,7 @@ where
         cork,
         read_limit: MIN_READ,
     };
-    Box::pin(Http2 { connection, streams })
+    Box::pin(Http2 { connection, streams, last_ping: LastPing::default() })
 }
 
 /// An HTTP/2 connection and its streams, in one task.
@@ -66,6 +68,7 @@ where
 struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
+    last_ping: LastPing,
 }
 
 /// The part of an HTTP/2 connection that hyper runs. The futures of its streams run outside of
@@ -92,6 +95,9 @@ const MAX_READ: usize = 256 * 1024;
 /// streams before other tasks run.
 const ROUNDS: usize = 4;
 
+/// The time that a client without open streams has to answer the PING of a graceful shutdown.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
+
 impl<I, S, A> Future for Http2<I, S, A>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -101,7 +107,27 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { connection, streams } = &mut *self;
+        if self.poll_rounds(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let Self { connection, streams, last_ping } = &mut *self;
+        match connection.shutdown {
+            Some(_) => Poll::Pending,
+            None => last_ping.poll(&connection.cork, streams, cx),
+        }
+    }
+}
+
+impl<I, S, A> Http2<I, S, A>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: App,
+    A: Address,
+{
+    /// Polls the connection and its streams until they all wait, at most four times. Returns ready
+    /// when the connection is closed.
+    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { connection, streams, .. } = self;
         for _ in 0..ROUNDS {
             let mut is_over = false;
             streams.poll_ready(|streams| {
@@ -150,6 +176,58 @@ where
             self.read_limit = (2 * self.read_limit).min(MAX_READ);
         }
         polled
+    }
+}
+
+/// The PING of a graceful shutdown, which h2 sends after its GOAWAY.
+///
+/// h2 accepts requests until the client has acknowledged this PING. Then h2 sends a second GOAWAY
+/// with the last request (RFC 9113, §6.8), and closes the connection when all streams are complete.
+/// h2 has no time limit for the acknowledgement. So if the client has no open streams and does not
+/// answer for a second, the server answers in place of the client. h2 then sends the rest of its
+/// responses, as far as the client accepts them, and closes the connection.
+#[derive(Default)]
+enum LastPing {
+    /// The connection has open streams, or does not shut down.
+    #[default]
+    Waiting,
+    /// The connection has no open streams. The client can answer until this time.
+    Silent(Pin<Box<Sleep>>),
+    Answered,
+}
+
+impl LastPing {
+    /// Called during a graceful shutdown only. Returns ready if the connection has to be dropped:
+    /// it has no open streams, and the client has sent a part of a frame and then nothing more for
+    /// a second. There is no place for an answer within a frame.
+    fn poll(&mut self, cork: &Cork, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Answered => return Poll::Pending,
+            _ if !streams.is_empty() => {
+                *self = Self::Waiting;
+                return Poll::Pending;
+            }
+            Self::Waiting => {
+                cork.take_moved();
+                *self = Self::Silent(Box::pin(sleep(MAX_SILENCE)));
+            }
+            Self::Silent(_) => {}
+        }
+        let Self::Silent(deadline) = self else { return Poll::Pending };
+        loop {
+            ready!(deadline.as_mut().poll(cx));
+            if !cork.is_within_frame() {
+                cork.answer_ping();
+                streams.wake_connection();
+                *self = Self::Answered;
+                return Poll::Pending;
+            }
+            let is_stalled = !cork.take_moved() && !cork.is_blocked();
+            if is_stalled {
+                return Poll::Ready(());
+            }
+            deadline.as_mut().reset(Instant::now() + MAX_SILENCE);
+        }
     }
 }
 

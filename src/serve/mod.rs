@@ -29,6 +29,8 @@
 //!   bytes that they send at the same time leave in one write of up to 64 KiB. Handlers run in
 //!   tasks of their own, on all cores.
 //! - TCP connections have `TCP_NODELAY` and a [`ClientTimeout`].
+//! - A connection that sends no request is closed after a [`header_timeout`](Serve::header_timeout)
+//!   of 30 seconds.
 //! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. [`serve`] takes the
 //!   service itself, without axum's `into_make_service_with_connect_info`.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
@@ -80,6 +82,7 @@ mod closing;
 mod connection;
 mod cork;
 mod event_stream;
+mod frames;
 mod handover;
 mod http1;
 mod http2;
@@ -106,10 +109,14 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
+
+/// The default of [`Serve::header_timeout`].
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves an axum `Router`, or any other tower service, on a listener.
 ///
@@ -130,6 +137,7 @@ where
         service,
         client_timeout: Some(ClientTimeout::default()),
         max_header_list_size: None,
+        header_timeout: Some(HEADER_TIMEOUT),
         signal: None,
     }
 }
@@ -141,6 +149,7 @@ pub struct Serve<L, S> {
     service: S,
     client_timeout: Option<ClientTimeout>,
     max_header_list_size: Option<u32>,
+    header_timeout: Option<Duration>,
     signal: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -153,6 +162,11 @@ impl<L: Listener, S> Serve<L, S> {
     /// returns when all responses are complete. An event stream is complete when its body ends, so
     /// also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
     /// delays the return of the server until the [`ClientTimeout`] closes its connection.
+    ///
+    /// An HTTP/2 client learns of the shutdown from a `GOAWAY`, and has to acknowledge a `PING`.
+    /// If it has no open streams and does not answer, the server closes the connection after about
+    /// one second. If it reads, but opens no window for the rest of a response, the server waits
+    /// for it without a time limit.
     ///
     /// # Examples
     ///
@@ -199,6 +213,29 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
+    /// Sets the time that a new connection has to send the head of its first request. Default: 30
+    /// seconds. Then the server closes the connection without a response.
+    ///
+    /// The time begins when the connection is accepted. It limits connections that send nothing, and
+    /// connections that send only a part of a head. Over HTTP/2, the connection preface counts as
+    /// the head. The body of a request, the handler and later requests have no limit here. So a
+    /// connection that has served a request can stay idle for any time, as proxies and clients with
+    /// a pool of connections expect.
+    ///
+    /// # Panics
+    ///
+    /// With a header timeout, the server panics in a runtime without timers.
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.header_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets no limit for the time until the first request of a connection, like `axum::serve`.
+    pub fn without_header_timeout(mut self) -> Self {
+        self.header_timeout = None;
+        self
+    }
+
     /// Returns the local address of the listener.
     ///
     /// # Errors
@@ -217,11 +254,11 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     async fn run(self) {
-        let Self { mut listener, service, client_timeout, max_header_list_size, mut signal } = self;
+        let Self { mut listener, service, client_timeout, max_header_list_size, header_timeout, mut signal } = self;
         let shutdown = CancellationToken::new();
         let all_closed = CancellationToken::new();
         let open = all_closed.clone().drop_guard();
-        let server = Arc::new(Server::new(shutdown.clone(), max_header_list_size, open));
+        let server = Arc::new(Server::new(shutdown.clone(), max_header_list_size, header_timeout, open));
         // If this future is dropped, the connections shut down gracefully, as with axum.
         let stop = shutdown.drop_guard();
         while let Some((mut io, address)) = accept(&mut listener, signal.as_mut()).await {
@@ -287,6 +324,7 @@ impl<L: fmt::Debug, S> fmt::Debug for Serve<L, S> {
         f.debug_struct("Serve")
             .field("listener", &self.listener)
             .field("client_timeout", &self.client_timeout)
+            .field("header_timeout", &self.header_timeout)
             .finish_non_exhaustive()
     }
 }

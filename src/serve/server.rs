@@ -2,6 +2,8 @@
 //! request.
 
 use hyper::server::conn::http1;
+use std::{pin::Pin, time::Duration};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The state that all connections of a server share.
@@ -11,6 +13,8 @@ pub(super) struct Server {
     pub(super) http1: http1::Builder,
     /// The maximum size of the headers of an HTTP/2 request, in bytes. `None` is hyper's default.
     pub(super) max_header_list_size: Option<u32>,
+    /// The time from the accept of a connection until the head of its first request is complete.
+    header_timeout: Option<Duration>,
     /// A guard that is dropped together with this state, by the last connection, and then cancels
     /// its token. At a shutdown, the server waits until this token is cancelled.
     _open: DropGuard,
@@ -19,10 +23,24 @@ pub(super) struct Server {
 impl Server {
     /// Creates the state that all connections of a server share. `open` is a guard that cancels its
     /// token when the last connection drops this state.
-    pub(super) fn new(shutdown: CancellationToken, max_header_list_size: Option<u32>, open: DropGuard) -> Self {
-        Self { shutdown, http1: http1::Builder::new(), max_header_list_size, _open: open }
+    pub(super) fn new(
+        shutdown: CancellationToken,
+        max_header_list_size: Option<u32>,
+        header_timeout: Option<Duration>,
+        open: DropGuard,
+    ) -> Self {
+        Self { shutdown, http1: http1::Builder::new(), max_header_list_size, header_timeout, _open: open }
+    }
+
+    /// Returns a future that completes when a connection that is accepted now must have sent the
+    /// head of its first request.
+    pub(super) fn header_deadline(&self) -> Option<HeaderDeadline> {
+        self.header_timeout.map(|time| Box::pin(sleep(time)))
     }
 }
+
+/// The time when a connection without a complete head of a request is closed.
+pub(super) type HeaderDeadline = Pin<Box<Sleep>>;
 
 /// The connection to a client, the address of the client, and the service for its requests.
 pub(super) struct Peer<I, S, A> {

@@ -150,6 +150,12 @@ impl Streams {
         !self.queue.lock().spawned.is_empty()
     }
 
+    /// Returns whether the connection has no streams. The end of a stream here does not mean that all
+    /// its bytes are sent: h2 may still wait until the client accepts more.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len() && !self.has_begun()
+    }
+
     /// Marks the HTTP/2 connection itself as ready, in contrast to its streams, so that it is
     /// polled again.
     pub(super) fn wake_connection(&self) {

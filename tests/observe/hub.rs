@@ -302,3 +302,29 @@ fn rejected_history_reads_count_and_log_once() {
         drop(down);
     });
 }
+
+#[test]
+fn takeover_of_recordings_is_logged_once() {
+    observed(async |seen: Seen| {
+        let log = MemoryBackend::new(10_000);
+        let hubs = [Hub::builder().backend(log.clone()), Hub::builder().backend(log)].map(|hub| hub.connect());
+        let [stopped, other] = hubs.map(async |hub| hub.await.expect("the backend is up"));
+        let (stopped, _other) = (stopped.await, other.await);
+        for number in 0..20 {
+            let topic = stopped.topic(format!("answer-{number}"));
+            topic.record(tokio_stream::pending::<Event>()).will(Event::new("will")).start();
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stopped.shutdown();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let (warnings, details): (Vec<_>, _) = seen.events().into_iter().partition(|event| event.level == Level::WARN);
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        assert_eq!((&*warning.message(), &*warning.fields["recordings"]), ("recordings of a dead node finished", "20"));
+        let details: Vec<_> =
+            details.into_iter().filter(|event| event.message() == "recording of a dead node finished").collect();
+        assert_eq!(details.len(), 20);
+        assert!(
+            details.iter().all(|event| event.level == Level::DEBUG && event.fields["topic"].starts_with("answer-"))
+        );
+    });
+}

@@ -78,7 +78,7 @@ async fn unix_socket_is_served() {
 }
 
 /// A listener of connections in memory.
-struct Memory(mpsc::UnboundedReceiver<DuplexStream>);
+pub(crate) struct Memory(pub(crate) mpsc::UnboundedReceiver<DuplexStream>);
 
 impl Listener for Memory {
     type Io = DuplexStream;

@@ -20,7 +20,10 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::HashSet,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -327,9 +330,10 @@ impl Keeper {
             if !is_dead {
                 next = next.into_iter().chain([dies_at]).min();
             }
+            let finished = Arc::new(Finished::default());
             for foreign in peer.recordings.values_mut().filter(|it| !it.is_claimed && (is_dead || it.is_orphan)) {
                 foreign.is_claimed = true;
-                tokio::spawn(take_over(core.clone(), *node, foreign.announced.clone()));
+                tokio::spawn(take_over(core.clone(), *node, foreign.announced.clone(), Arc::clone(&finished)));
             }
             !is_dead || !peer.recordings.is_empty()
         });
@@ -380,6 +384,27 @@ async fn probe(
     Some(true)
 }
 
+/// The number of recordings that this node has finished in place of one other node. All tasks that
+/// take over these recordings share it, and the last of them logs the number.
+#[derive(Default)]
+struct Finished(AtomicUsize);
+
+impl Finished {
+    fn add(&self, topic: &str) {
+        self.0.fetch_add(1, Relaxed);
+        trace::recording_taken_over(topic);
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        match *self.0.get_mut() {
+            0 => {}
+            recordings => trace::recordings_taken_over(recordings),
+        }
+    }
+}
+
 /// Takes over a recording, a task that has published a stream into a topic, after its node `node`
 /// has died: publishes its will and finishes its topic. The will is the event that the recording
 /// has announced for this case.
@@ -389,7 +414,7 @@ async fn probe(
 ///
 /// If the backend refuses the records for 60 seconds although it accepts others, for example
 /// because the name of the topic is too long for it, this node gives up and forgets the recording.
-async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
+async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: Arc<Finished>) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(node, &announced);
     let lease = core.recordings.state().peers.get(&node).map_or(super::LEASE, Peer::lease);
@@ -427,7 +452,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
         let record = Record { topic: announced.topic.clone(), kind, event };
         match fence.append(backend, vec![record]).await {
             Ok(Some(_)) if kind == RecordKind::Finish => {
-                trace::recording_taken_over(&announced.topic);
+                finished.add(&announced.topic);
                 break;
             }
             Ok(Some(appended)) => {
