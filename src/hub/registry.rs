@@ -167,6 +167,11 @@ impl Registry {
         self.tombstones.note(hash, position, false);
     }
 
+    /// Returns the eviction watermark that applies to every topic that is created from now on.
+    pub(super) fn dropped_through(&self) -> Position {
+        self.tombstones.others
+    }
+
     /// Records that the application has removed a topic, whose events up to and including `through`
     /// were removed.
     pub(super) fn note_removed(&mut self, name: &Arc<str>, through: Position) {

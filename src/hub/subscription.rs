@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     EncodedEvents, Event, EventId,
-    preamble::{self, Preamble},
+    preamble::{self, Preamble, Purpose},
     trace,
 };
 use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
+    ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -380,8 +381,7 @@ impl Subscription {
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
         if self.beginning.is_none() && self.has_control_events {
-            let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-            self.beginning = Some(Box::new(Beginning::Cursor(cursor)));
+            self.beginning = Some(Box::new(Beginning::Cursor(self.encoded_cursor())));
         }
         self
     }
@@ -499,6 +499,38 @@ impl Subscription {
     /// [`begin_with_cursor`](Self::begin_with_cursor) describes it.
     fn cursor_event(&self) -> Event {
         Event::checkpoint(self.cursor()).event("hub-cursor")
+    }
+
+    /// Returns the event of type `hub-cursor` as an item. The item counts as zero events, which
+    /// distinguishes it from published events.
+    fn encoded_cursor(&self) -> EncodedEvents {
+        EncodedEvents::from_parts(self.cursor_event().encode(), 0)
+    }
+
+    /// Moves the cursor to the newest position up to which the client has received every event of
+    /// its topics, if this position is after the cursor. Returns the new cursor as an event of type
+    /// `hub-cursor`.
+    ///
+    /// While the topics of a client are quiet, the log continues with events of other topics. With
+    /// an old cursor, the client would get a gap after the log has evicted this position.
+    ///
+    /// Returns `None` if the client gets no `hub-cursor` events, if an item has to be delivered
+    /// first, and if a gap is or may be pending.
+    fn newer_cursor(&mut self) -> Option<EncodedEvents> {
+        if !self.has_control_events || self.beginning.is_some() || self.replay.is_some() {
+            return None;
+        }
+        // Read the position before the topics. So the topics contain every event up to it.
+        let position = self.core.newer_position(&self.readers.first()?.topic, self.cursor)?;
+        let is_caught_up = match (&self.readers[..], &mut self.merge) {
+            (readers, Some(merge)) => merge.is_caught_up(readers, &self.core.wake_queue, self.cursor),
+            (readers, None) => readers.iter().all(|reader| reader.is_caught_up(self.cursor)),
+        };
+        if !is_caught_up {
+            return None;
+        }
+        self.cursor = position;
+        Some(self.encoded_cursor())
     }
 
     /// Returns the event that reports `gap` to the client. The id of the event is the cursor of the
@@ -641,15 +673,18 @@ impl Subscription {
                     if !self.has_control_events {
                         continue;
                     }
-                    let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-                    Poll::Ready(Some(Ok(Item::of_hub(cursor))))
+                    Poll::Ready(Some(Ok(Item::of_hub(self.encoded_cursor()))))
                 }
                 Step::Wait => Poll::Pending,
                 Step::Yield => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown => Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown)))),
+                Step::Shutdown => Poll::Ready(Some(match self.newer_cursor() {
+                    // The next poll returns the error, because the cursor is then the newest one.
+                    Some(cursor) => Ok(Item::of_hub(cursor)),
+                    None => Err(self.fail(SubscriptionError::Shutdown)),
+                })),
                 Step::Finished => {
                     self.leave();
                     Poll::Ready(None)
@@ -680,16 +715,28 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if !mem::replace(this.has_preamble.get_mut(), true) && preamble::is_first_poll() {
-            if this.is_finished() {
-                trace::end_hidden();
+        let purpose = preamble::purpose_of_poll(ptr::from_ref(this).addr());
+        let has_preamble = mem::replace(this.has_preamble.get_mut(), true);
+        match purpose {
+            Purpose::FirstItems if !has_preamble => {
+                if this.is_finished() {
+                    trace::end_hidden();
+                }
+                let bytes = this.first_bytes();
+                if !bytes.is_empty() {
+                    return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+                }
             }
-            let bytes = this.first_bytes();
-            if !bytes.is_empty() {
-                return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+            Purpose::End => return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor)))),
+            _ => {}
+        }
+        let item = this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)));
+        if purpose == Purpose::Heartbeat && item.is_pending() {
+            if let Some(cursor) = this.newer_cursor() {
+                return Poll::Ready(Some(Ok(cursor)));
             }
         }
-        this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
+        item
     }
 
     /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished). The response
