@@ -41,6 +41,9 @@ use tokio_stream::Stream;
 ///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
 ///   connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
+/// - With [several nodes](super#several-nodes), the client gets its newest cursor as a further event
+///   of this type, at a heartbeat and at an early end of the response. The cursor moves without an
+///   event of the client's topics if other topics have events.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`. An `EventSource` then does not reconnect.
 ///
@@ -58,7 +61,8 @@ use tokio_stream::Stream;
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
-///   [`begin_with_cursor`](Self::begin_with_cursor).
+///   [`begin_with_cursor`](Self::begin_with_cursor). The same condition applies to the cursors at
+///   heartbeats and at an early end. An adapter over several subscriptions gets no such cursors.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
@@ -87,7 +91,8 @@ use tokio_stream::Stream;
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
 /// ends earlier with a [`SubscriptionError`] in these cases:
 ///
-/// - The hub is shut down, or another log replaces its log.
+/// - The hub is shut down, or another log replaces its log. Before the error of a shutdown, the
+///   stream may yield the newest cursor as an event of type `hub-cursor`.
 /// - Events for a slow client were evicted, and the client gets no gap event: with
 ///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
@@ -396,6 +401,9 @@ impl Subscription {
     /// - If events are missing at the beginning, the client is not notified. The handler can check
     ///   [`gap`](Self::gap) and choose another response.
     /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
+    /// - With [several nodes](super#several-nodes), the id of a client whose topics have no events
+    ///   gets old. When the backend has evicted the events up to this id and more, a client that
+    ///   reconnects to another node has a [`gap`](Self::gap), although it has missed nothing.
     ///
     /// # Examples
     ///

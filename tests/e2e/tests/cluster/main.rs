@@ -27,6 +27,7 @@ mod postgres_schema;
 mod postgres_sql;
 mod presence;
 mod processes;
+mod quiet;
 mod received;
 mod recording;
 mod redis;
