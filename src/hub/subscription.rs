@@ -135,6 +135,9 @@ pub struct Subscription {
     /// Set if the stream does not have to begin with the event that contains only the cursor: a
     /// response has already sent this event, or the subscription was polled.
     has_preamble: AtomicBool,
+    /// Set if the client may have an older id than the cursor. A page of old records from the backend
+    /// moves the cursor to the end of the page, and the client gets the ids of the events in it.
+    pub(super) has_unsent_cursor: bool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
@@ -197,6 +200,7 @@ impl Subscription {
             origin,
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
+            has_unsent_cursor: false,
             has_failed: false,
             memberships: None,
         }
@@ -529,7 +533,8 @@ impl Subscription {
             return None;
         }
         // Read the position before the topics. So the topics contain every event up to it.
-        let position = self.core.newer_position(&self.readers.first()?.topic, self.cursor)?;
+        let topic = &self.readers.first()?.topic;
+        let position = self.core.newer_position(topic, self.cursor, self.has_unsent_cursor)?;
         let is_caught_up = match (&self.readers[..], &mut self.merge) {
             (readers, Some(merge)) => merge.is_caught_up(readers, &self.core.wake_queue, self.cursor),
             (readers, None) => readers.iter().all(|reader| reader.is_caught_up(self.cursor)),
@@ -538,6 +543,7 @@ impl Subscription {
             return None;
         }
         self.cursor = position;
+        self.has_unsent_cursor = false;
         Some(self.encoded_cursor())
     }
 
@@ -670,14 +676,17 @@ impl Subscription {
             return match step {
                 Step::Events(events, last) => {
                     self.cursor = last;
+                    self.has_unsent_cursor = false;
                     Poll::Ready(Some(Ok(self.item(events))))
                 }
                 Step::Replacement(events, place) => {
                     self.cursor = place;
+                    self.has_unsent_cursor = false;
                     Poll::Ready(Some(Ok(self.item(self.at_cursor(events)))))
                 }
                 Step::CaughtUp(position) => {
                     self.cursor = position;
+                    self.has_unsent_cursor = false;
                     if !self.has_control_events {
                         continue;
                     }

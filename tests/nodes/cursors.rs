@@ -571,8 +571,36 @@ async fn cursor_does_not_move_during_a_replay() {
     assert_eq!((client.bytes(), ended.read().len()), (":\n".to_owned(), 0));
     assert_eq!((client.id(), ended.id()), (early.clone(), early));
     connection.set(Mode::Works);
-    heartbeat().await;
-    assert_eq!(client.read(), ["1", "2"]);
+    let mut received = Vec::new();
+    for _ in 0..4 {
+        heartbeat().await;
+        received.extend(client.read());
+    }
+    assert_eq!(received, ["1", "2"]);
+}
+
+/// A replay moves the cursor to the end of a page, which is after the events in it.
+#[tokio::test(start_paused = true)]
+async fn client_gets_end_of_replayed_page_as_cursor() {
+    let shared = Shared::new(PLENTY);
+    let ([one, other], [_, connection]) = two(&shared, || Hub::builder().max_events(1)).await;
+    let early = publish(&one, "quiet", 0).await;
+    publish(&one, "quiet", 1).await;
+    publish(&one, "quiet", 2).await;
+    fill(&one, 3).await;
+    let newest = publish(&one, "other", "").await;
+    settle().await;
+    connection.set(Mode::Hangs);
+    let mut client = Client::of(other.topic("quiet").subscribe(early).await.unwrap());
+    assert_eq!(client.read(), ["hub-cursor"]);
+    connection.set(Mode::Works);
+    let mut received = Vec::new();
+    for _ in 0..4 {
+        heartbeat().await;
+        received.extend(client.read());
+    }
+    assert_eq!(received, ["1", "2", "hub-cursor"]);
+    assert_eq!(client.id(), newest);
 }
 
 #[tokio::test(start_paused = true)]
