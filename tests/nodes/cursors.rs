@@ -466,6 +466,23 @@ async fn cursor_does_not_pass_event_in_an_adapter() {
     assert_eq!(client.id(), first, "the second event did not reach the client");
 }
 
+/// The body polls the stream once more at its end, for the cursor alone.
+#[tokio::test(start_paused = true)]
+async fn end_sends_no_item_of_another_stream() {
+    let hub = hub(Shared::new(PLENTY).connect()).await;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let stop = CancellationToken::new();
+    let layer = SseLayer::new().shutdown(stop.clone());
+    let subscription = hub.topic("quiet").subscribe(Start::Latest).await.unwrap();
+    let others = UnboundedReceiverStream::new(receiver).map(|event: Event| Ok(event.into()));
+    let merged = tokio_stream::StreamExt::merge(subscription, others);
+    let mut client = Client::new(Polled::new(through(&layer, SseStream::new(merged).into_http_response())));
+    assert_eq!(client.read(), ["hub-cursor"]);
+    sender.send(Event::new("late")).unwrap();
+    stop.cancel();
+    assert_eq!(client.read(), [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn merged_subscriptions_get_no_common_cursor() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
