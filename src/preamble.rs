@@ -44,6 +44,7 @@ enum Call {
     Asks(Vec<Preamble>),
     /// The response calls `poll_next` of its stream.
     Polls {
+        #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
         purpose: Purpose,
         /// The address of the first subscription that the call has reached. `None` if it has
         /// reached no subscription.
