@@ -1,15 +1,21 @@
-//! The preamble: the first bytes of a response, or its status 204. A stream determines them before
+//! Calls by which a response gets the cursor of the subscription inside its stream: in the preamble,
+//! at heartbeats and before an early end.
+//!
+//! The preamble is the first bytes of a response, or its status 204. A stream determines them before
 //! its first item.
 //!
-//! A response cannot ask the stream of a subscription directly for its preamble, because adapters
-//! such as `map` or `merge` hide the stream inside them. But adapters forward two calls, on the
-//! same thread as the response:
+//! A response cannot ask a subscription directly, because adapters such as `map` or `merge` hide the
+//! subscription inside them. But adapters forward two calls, on the same thread as the response:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
 //!   stream can [offer](Preamble::offer) its preamble.
-//! - All adapters forward `poll_next`. A stream whose `size_hint` was not called detects that a
-//!   response [polls it for the first time](is_first_poll), and yields the first bytes as its first
-//!   item.
+//! - All adapters forward `poll_next`. A subscription detects [why the response polls
+//!   it](purpose_of_poll). In the first poll, a subscription whose `size_hint` was not called yields
+//!   the first bytes as its first item. At a heartbeat and before an early end, a subscription that
+//!   has delivered all of its events yields its newest cursor.
+//!
+//! The cursor at a heartbeat or at an end must be an item of `poll_next`. An adapter can hold back
+//! events that the subscription has yielded, and the cursor has to follow them.
 
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -26,8 +32,8 @@ pub(crate) struct Preamble {
     pub(crate) is_over: bool,
 }
 
-/// The call that a response on this thread is currently making to its stream: `size_hint`, the
-/// first `poll_next`, or neither of the two.
+/// The call that a response on this thread is currently making to its stream, if the stream has to
+/// know why: a call of `size_hint`, or of `poll_next` for a [purpose](Purpose).
 #[derive(Default)]
 enum Call {
     #[default]
@@ -36,8 +42,31 @@ enum Call {
     /// or the status 204. The vector collects the preambles of all streams that the call reaches.
     /// An adapter such as `merge` passes the call to several streams.
     Asks(Vec<Preamble>),
-    /// The response calls `poll_next` of its stream for the first time.
-    PollsFirst,
+    /// The response calls `poll_next` of its stream.
+    Polls {
+        #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
+        purpose: Purpose,
+        /// The address of the first subscription that the call has reached. `None` if it has
+        /// reached no subscription.
+        subscription: Option<usize>,
+        /// Set if the call has reached several subscriptions.
+        has_several: bool,
+    },
+}
+
+/// The purpose of a call of `poll_next`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
+pub(crate) enum Purpose {
+    /// The next items. Also the purpose of a call by other code than a response.
+    Items,
+    /// The next items, for the first time: the response begins.
+    FirstItems,
+    /// The next items, because a heartbeat is due. A subscription without an item yields its newest
+    /// cursor instead.
+    Heartbeat,
+    /// The newest cursor, because the response ends. A subscription yields no event.
+    End,
 }
 
 thread_local! {
@@ -51,6 +80,10 @@ struct Scope(Call);
 impl Scope {
     fn enter(call: Call) -> Self {
         Self(CALL.replace(call))
+    }
+
+    fn polls(purpose: Purpose) -> Self {
+        Self::enter(Call::Polls { purpose, subscription: None, has_several: false })
     }
 }
 
@@ -97,15 +130,38 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, which polls the stream of a response for the first time. During this call,
-/// [`is_first_poll`] returns `true` on this thread.
-pub(crate) fn first_poll<T>(poll: impl FnOnce() -> T) -> T {
-    let _scope = Scope::enter(Call::PollsFirst);
+/// Calls `poll`, which polls the stream of a response for the first time. Returns its result, and
+/// whether it has polled exactly one subscription. Several subscriptions have no common cursor.
+pub(crate) fn first_poll<T>(poll: impl FnOnce() -> T) -> (T, bool) {
+    let _scope = Scope::polls(Purpose::FirstItems);
+    let polled = poll();
+    let has_cursor =
+        CALL.with_borrow(|call| matches!(call, Call::Polls { subscription: Some(_), has_several: false, .. }));
+    (polled, has_cursor)
+}
+
+/// Calls `poll`, which polls the stream of a response because a heartbeat is due.
+pub(crate) fn heartbeat_poll<T>(poll: impl FnOnce() -> T) -> T {
+    let _scope = Scope::polls(Purpose::Heartbeat);
     poll()
 }
 
-/// Returns whether a response is currently polling its stream for the first time on this thread.
+/// Calls `poll`, which polls the stream of a response for the last time, because a layer or the
+/// handler ends the response. Items other than a cursor are discarded.
+pub(crate) fn last_poll<T>(poll: impl FnOnce() -> T) -> T {
+    let _scope = Scope::polls(Purpose::End);
+    poll()
+}
+
+/// Returns the purpose for which a response is currently polling its stream on this thread. A
+/// subscription calls this function when it is polled, with its address in memory.
 #[cfg(feature = "hub")]
-pub(crate) fn is_first_poll() -> bool {
-    CALL.with_borrow(|call| matches!(call, Call::PollsFirst))
+pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
+    CALL.with_borrow_mut(|call| match call {
+        Call::Polls { purpose, subscription, has_several } => {
+            *has_several |= *subscription.get_or_insert(address) != address;
+            *purpose
+        }
+        Call::None | Call::Asks(_) => Purpose::Items,
+    })
 }

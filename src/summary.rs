@@ -37,7 +37,8 @@ pub struct StreamSummary {
     /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
     /// The number of heartbeats of this stream that were handed to the transport. A stream begins
-    /// with a comment if no event is ready. This comment also counts.
+    /// with a comment if no event is ready. This comment also counts. A `hub-cursor` event that a
+    /// hub sends at a heartbeat counts as the heartbeat.
     pub heartbeats: u64,
 }
 

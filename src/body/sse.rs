@@ -11,7 +11,7 @@ use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
     event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
-    preamble::first_poll,
+    preamble::{first_poll, heartbeat_poll, last_poll},
     settings::Settings,
     trace,
 };
@@ -131,6 +131,10 @@ pin_project! {
         items_in_turn: u32,
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
+        // Whether the stream contains exactly one subscription to a hub, as far as the first poll
+        // has found. The subscription has a cursor, which the body asks for at heartbeats and
+        // before an early end.
+        has_cursor: bool,
         observation: Observation,
     }
 
@@ -158,6 +162,7 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
+            has_cursor: false,
             observation: Observation::new(link),
         }
     }
@@ -180,6 +185,7 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
+            has_cursor: false,
         }
     }
 }
@@ -247,10 +253,23 @@ where
 
         self.apply_end(&mut frame, cx);
         let was_open = self.stream.is_some();
-        let filled = if is_first { first_poll(|| self.fill(&mut frame, cx)) } else { self.fill(&mut frame, cx) };
+        let mut filled = if is_first {
+            let (filled, has_cursor) = first_poll(|| self.fill(&mut frame, cx));
+            *self.has_cursor = has_cursor;
+            filled
+        } else {
+            self.fill(&mut frame, cx)
+        };
 
+        let (mut due, mut is_cursor) = (None, false);
         if filled.is_pending() {
             *self.items_in_turn = 0;
+            if *self.has_cursor && !is_first && frame.buffer.is_empty() {
+                due = self.poll_heartbeat(cx);
+                if due == Some(Poll::Ready(())) {
+                    (filled, is_cursor) = self.ask_for_cursor(&mut frame, cx);
+                }
+            }
         }
         if let Some(beginning) = beginning_if_closed {
             if was_open && self.observation.is_closed() {
@@ -258,13 +277,18 @@ where
                 // the stream may have been published after the close, so they are discarded.
                 *self.held = None;
                 self.observation.defer_events(0);
+                // The stream is not asked for its cursor, which may be after the discarded items.
+                *self.has_cursor = false;
+                is_cursor = false;
                 frame = begin_frame(beginning);
                 self.end(&mut frame, cx);
             }
         }
 
         if !frame.buffer.is_empty() {
-            if frame.is_visible {
+            if is_cursor {
+                self.add_heartbeat_to_cursor(&mut frame);
+            } else if frame.is_visible {
                 self.idle_timer.reset();
             } else {
                 self.add_due_heartbeat(&mut frame, cx);
@@ -291,7 +315,7 @@ where
             // The stream has no event yet. Send a first byte, so that proxies forward the response.
             Bytes::from_static(EMPTY_COMMENT)
         } else {
-            ready!(self.idle_timer.poll_due(heartbeat, cx));
+            ready!(due.unwrap_or_else(|| self.idle_timer.poll_due(heartbeat, cx)));
             heartbeat.bytes(true)
         };
         // The transport polls again immediately, and that poll starts the timer.
@@ -354,20 +378,22 @@ impl<S> Projection<'_, S> {
         self.options.as_ref()?.rare.as_ref()?.retry
     }
 
-    /// If a layer or the handler ends the stream now, adds the final bytes to the frame and drops
-    /// the stream.
-    fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if self.observation.is_on() && self.stream.is_some() {
-            self.end(frame, cx);
-        }
+    /// Returns ready if a heartbeat is due, and `None` if heartbeats are disabled.
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        let heartbeat = heartbeat(self.options, self.observation)?;
+        Some(self.idle_timer.poll_due(heartbeat, cx))
     }
 
-    fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        let retry = self.retry();
-        if let Poll::Ready(final_bytes) = self.observation.poll_end(retry, cx) {
-            self.stream.set(None);
-            let events = u64::from(!final_bytes.event.is_empty());
-            self.add(frame, final_bytes.into_bytes(), events);
+    /// Completes a frame that contains only the cursor of a hub subscription, and that is sent in
+    /// place of a heartbeat. If heartbeats are events, adds the heartbeat, because a page waits for
+    /// it.
+    #[cold]
+    fn add_heartbeat_to_cursor(&mut self, frame: &mut FrameBuilder) {
+        self.idle_timer.reset();
+        self.observation.record_heartbeat();
+        let heartbeat = heartbeat(self.options, self.observation).filter(|heartbeat| heartbeat.is_event());
+        if let Some(bytes) = heartbeat.map(|heartbeat| heartbeat.bytes(true)) {
+            self.add(frame, bytes, 0);
         }
     }
 
@@ -408,6 +434,53 @@ where
     S: Stream,
     S::Item: SseItem,
 {
+    /// If a layer or the handler ends the stream now, adds the final bytes to the frame and drops
+    /// the stream.
+    fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        if self.observation.is_on() && self.stream.is_some() {
+            self.end(frame, cx);
+        }
+    }
+
+    fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        let retry = self.retry();
+        if let Poll::Ready(final_bytes) = self.observation.poll_end(retry, cx) {
+            self.add_last_cursor(frame, cx);
+            self.stream.set(None);
+            let events = u64::from(!final_bytes.event.is_empty());
+            self.add(frame, final_bytes.into_bytes(), events);
+        }
+    }
+
+    /// Adds the newest cursor of a hub subscription to the last frame. A client that reconnects to
+    /// another node then has an id that the log still retains. Other items of the stream are
+    /// discarded, because the stream has ended.
+    #[cold]
+    fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        if !*self.has_cursor {
+            return;
+        }
+        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return };
+        let Poll::Ready(Some(item)) = last_poll(|| stream.poll_next(cx)) else { return };
+        match item.into_events() {
+            Ok(cursor) if cursor.count() == 0 => self.add(frame, cursor.into_bytes(), 0),
+            _ => {}
+        }
+    }
+
+    /// Asks a hub subscription for its newest cursor, because a heartbeat is due and the stream is
+    /// pending. The frame is empty. Returns the new state of the stream, and whether the frame now
+    /// contains only the cursor.
+    #[cold]
+    fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
+        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
+        let Poll::Ready(item) = heartbeat_poll(|| stream.poll_next(cx)) else { return (Poll::Pending, false) };
+        self.take(item, frame);
+        // A cursor counts as zero events. The stream may also have yielded an event meanwhile.
+        let is_cursor = !frame.buffer.is_empty() && frame.events == 0 && self.stream.is_some();
+        (Poll::Ready(()), is_cursor)
+    }
+
     /// Adds ready items of the stream to the frame. Returns `Pending` if the stream is pending.
     /// Returns ready if the frame is full, if the stream has ended, or if the stream was ready for
     /// 64 items in a row.
@@ -419,22 +492,29 @@ where
             }
             let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
             *self.items_in_turn += 1;
-            match ready!(stream.poll_next(cx)).map(SseItem::into_events) {
-                Some(Ok(events)) => {
-                    let count = events.count() as u64;
-                    self.add(frame, events.into_bytes(), count);
-                }
-                Some(Err(error)) => self.fail(frame, error),
-                None => {
-                    self.stream.set(None);
-                    self.observation.set_reason(CloseReason::Finished);
-                    if let Some(last) = rare(self.options).and_then(|options| options.end_with.take()) {
-                        self.add(frame, last.encode(), 1);
-                    }
+            let item = ready!(stream.poll_next(cx));
+            self.take(item, frame);
+        }
+        Poll::Ready(())
+    }
+
+    /// Adds an item of the stream to the frame. `None` is the end of the stream.
+    #[inline]
+    fn take(&mut self, item: Option<S::Item>, frame: &mut FrameBuilder) {
+        match item.map(SseItem::into_events) {
+            Some(Ok(events)) => {
+                let count = events.count() as u64;
+                self.add(frame, events.into_bytes(), count);
+            }
+            Some(Err(error)) => self.fail(frame, error),
+            None => {
+                self.stream.set(None);
+                self.observation.set_reason(CloseReason::Finished);
+                if let Some(last) = rare(self.options).and_then(|options| options.end_with.take()) {
+                    self.add(frame, last.encode(), 1);
                 }
             }
         }
-        Poll::Ready(())
     }
 
     /// Ends the stream because it has returned `error`. If the error reports the shutdown of a hub,

@@ -106,6 +106,33 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
+    /// Returns the position that a client with the cursor `cursor` should get as its new cursor: the
+    /// committed position, if it is after the cursor. `topic` is any topic of the client's
+    /// subscription. With `is_unsent`, the client has an older id than `cursor`, and gets at least
+    /// `cursor`.
+    ///
+    /// Returns `None` if the client has the newest position, or if another log has replaced the log.
+    /// In memory, each topic has an eviction watermark of its own, so an old cursor stays valid. The
+    /// exception are dropped topics. Beyond 10,000 of them, one watermark applies to all topics.
+    pub(super) fn newer_position(
+        &self,
+        topic: &Arc<TopicState>,
+        cursor: Position,
+        is_unsent: bool,
+    ) -> Option<Position> {
+        // The lock is not needed if the log has no new position.
+        if !is_unsent && self.committed() <= cursor {
+            return None;
+        }
+        let registry = self.registry.lock();
+        // When another log replaces the log, the registry drops all topics under the lock. The
+        // position of the other log is not valid with the epoch of the subscription.
+        let is_current = registry.topics.get(&topic.name).is_some_and(|current| Arc::ptr_eq(current, topic));
+        let ages = self.backend.is_some() || registry.dropped_through() > cursor;
+        let position = self.committed().max(cursor);
+        (is_current && ages && (position > cursor || is_unsent)).then_some(position)
+    }
+
     /// Switches to another log, which is identified by the number `epoch`. The first event of that
     /// log comes after the position `after`. The caller must hold the lock of the registry, the
     /// table of all topics.

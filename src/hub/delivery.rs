@@ -69,8 +69,11 @@ impl Node for Core {
             }
         }
         let mut registry = self.registry.lock();
-        registry.last = registry.last.max(page.through);
-        self.set_committed(&registry);
+        // After a shutdown of the hub, the topics contain no more events of the page.
+        if !registry.is_shut_down {
+            registry.last = registry.last.max(page.through);
+            self.set_committed(&registry);
+        }
         drop(registry);
         self.recordings.note_progress();
         presence::start(self);

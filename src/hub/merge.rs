@@ -172,6 +172,20 @@ impl Merge {
         }
     }
 
+    /// Returns `true` if the client has received every event of its topics up to the committed
+    /// position, which the caller has read before this call. A topic without an event after
+    /// `cursor` that has ended since the last step counts as undelivered.
+    ///
+    /// Looks only at the topics that have changed since the last [`step`](Self::step). So the cost
+    /// does not depend on the number of topics, except after a shutdown of the hub.
+    pub(super) fn is_caught_up(&mut self, readers: &[Reader], wake_queue: &WakeQueue, cursor: Position) -> bool {
+        // The next step looks at the collected topics again. It follows soon, because a topic that
+        // is in one of the two lists wakes the subscription.
+        self.collect(readers, wake_queue);
+        let mut unchecked = self.unchecked.iter().map(|index| &readers[*index as usize]);
+        self.turns.is_empty() && unchecked.all(|reader| reader.is_caught_up(cursor))
+    }
+
     fn next_position(&self) -> Option<Position> {
         self.turns.peek().map(|Reverse((position, _))| *position)
     }

@@ -52,7 +52,8 @@
 //! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
 //! with empty data. So the client has an id before the first event. (Firefox and WebKit ignore an
 //! id without an event.) See [`begin_with_cursor`](Subscription::begin_with_cursor) and
-//! [`without_control_events`](Subscription::without_control_events).
+//! [`without_control_events`](Subscription::without_control_events). [With several
+//! nodes](#several-nodes), a client whose topics are quiet gets further `hub-cursor` events.
 //!
 //! With several topics, each row applies to each topic, and one gap is reported for all topics
 //! together. For clients without an id, each topic can have [its own start](Hub::subscribe). An id
@@ -143,6 +144,14 @@
 //! - **A gap** is reported if the backend may have evicted an event of the client's topics. A
 //!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
 //!   than the backend's retention always gets a gap, even if its topics had no events.
+//! - **The cursor of a quiet client** follows the log. If the topics of a connected client have no
+//!   events, but other topics have, the next heartbeat contains a `hub-cursor` event with the newest
+//!   position, in place of the comment. The client gets the same event when the hub, a layer or the
+//!   handler ends its stream early. So the id of a connected client stays within the backend's
+//!   retention, and the client moves to another node without a gap. The retention must be longer
+//!   than the interval of heartbeats. This does not apply without heartbeats, to several
+//!   subscriptions in one response, and to clients
+//!   [without control events](Subscription::without_control_events).
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
 //!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`).
 //!

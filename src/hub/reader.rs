@@ -175,6 +175,15 @@ impl Reader {
         }
     }
 
+    /// Returns `true` if the client has received every event of this topic, and knows of every event
+    /// that was evicted. Returns `false` if the topic is finished and the subscription has not
+    /// noticed that yet. The position that the client gets would be after the record that finishes
+    /// the topic, and another node might not find that record.
+    pub(super) fn is_caught_up(&self, cursor: Position) -> bool {
+        let contents = self.topic.lock();
+        contents.log.ends_at(self.resumes_after(cursor)) && (contents.finished.is_none() || self.is_finished)
+    }
+
     /// Looks for the topic's next event after `cursor`, and stores the position of the event in
     /// `next`. If there is no such event, registers `waiter`, which the next change of the topic
     /// notifies. A waiter is a waker, or the ready list of a subscription: the list of its changed

@@ -167,6 +167,11 @@ impl Registry {
         self.tombstones.note(hash, position, false);
     }
 
+    /// Returns the eviction watermark that applies to every topic that is created from now on.
+    pub(super) fn dropped_through(&self) -> Position {
+        self.tombstones.others
+    }
+
     /// Records that the application has removed a topic, whose events up to and including `through`
     /// were removed.
     pub(super) fn note_removed(&mut self, name: &Arc<str>, through: Position) {
@@ -177,7 +182,7 @@ impl Registry {
 
     /// Returns the greatest position that a record of the topic can have, if the hub has read the
     /// record and does not have the topic any more.
-    pub(super) fn dropped_through(&self, name: &Arc<str>) -> Position {
+    pub(super) fn topic_dropped_through(&self, name: &Arc<str>) -> Position {
         self.tombstones.evicted_through(self.topics.hasher().hash_one(name))
     }
 

@@ -195,6 +195,8 @@ impl Subscription {
                         return Poll::Ready(None);
                     }
                     self.cursor = self.cursor.max(page.through);
+                    let is_last_sent = page.last == Some(self.cursor) && events.count() == page.events.count();
+                    self.has_unsent_cursor = !is_last_sent;
                     return Poll::Ready(Some(Ok(Item { events, topics: Topics::Runs(runs) })));
                 }
                 State::Idle => match self.request_page() {
@@ -209,7 +211,12 @@ impl Subscription {
                     // A read that is rejected because too many reads are waiting is also retried,
                     // because the client already has its response.
                     let page = ready!(Pin::new(page).poll(cx)).ok();
-                    let Some(gap) = self.apply_page(page) else { continue };
+                    let cursor = self.cursor;
+                    let gap = self.apply_page(page);
+                    self.has_unsent_cursor |= self.cursor != cursor;
+                    let Some(gap) = gap else { continue };
+                    // The id of the gap event is the cursor.
+                    self.has_unsent_cursor = false;
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if !self.has_control_events || (has_lagged && self.ends_at_gap()) {
                         self.replay = None;

@@ -34,7 +34,7 @@ impl Core {
         Known {
             epoch: backend.epoch_bits(),
             is_known: registry.topics.contains_key(topic),
-            last_of_topic: registry.dropped_through(topic),
+            last_of_topic: registry.topic_dropped_through(topic),
             read_through: self.committed(),
         }
     }

@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     EncodedEvents, Event, EventId,
-    preamble::{self, Preamble},
+    preamble::{self, Preamble, Purpose},
     trace,
 };
 use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
+    ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -40,6 +41,9 @@ use tokio_stream::Stream;
 ///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
 ///   connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
+/// - With [several nodes](super#several-nodes), the client gets its newest cursor as a further event
+///   of this type, at a heartbeat and at an early end of the response. The cursor moves without an
+///   event of the client's topics if other topics have events.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`. An `EventSource` then does not reconnect.
 ///
@@ -57,7 +61,8 @@ use tokio_stream::Stream;
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
-///   [`begin_with_cursor`](Self::begin_with_cursor).
+///   [`begin_with_cursor`](Self::begin_with_cursor). The same condition applies to the cursors at
+///   heartbeats and at an early end. An adapter over several subscriptions gets no such cursors.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
@@ -86,7 +91,8 @@ use tokio_stream::Stream;
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
 /// ends earlier with a [`SubscriptionError`] in these cases:
 ///
-/// - The hub is shut down, or another log replaces its log.
+/// - The hub is shut down, or another log replaces its log. Before the error of a shutdown, the
+///   stream may yield the newest cursor as an event of type `hub-cursor`.
 /// - Events for a slow client were evicted, and the client gets no gap event: with
 ///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
@@ -129,6 +135,9 @@ pub struct Subscription {
     /// Set if the stream does not have to begin with the event that contains only the cursor: a
     /// response has already sent this event, or the subscription was polled.
     has_preamble: AtomicBool,
+    /// Set if the client may have an older id than the cursor. A page of old records from the backend
+    /// moves the cursor to the end of the page, and the client gets the ids of the events in it.
+    pub(super) has_unsent_cursor: bool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
@@ -191,6 +200,7 @@ impl Subscription {
             origin,
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
+            has_unsent_cursor: false,
             has_failed: false,
             memberships: None,
         }
@@ -380,8 +390,7 @@ impl Subscription {
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
         if self.beginning.is_none() && self.has_control_events {
-            let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-            self.beginning = Some(Box::new(Beginning::Cursor(cursor)));
+            self.beginning = Some(Box::new(Beginning::Cursor(self.encoded_cursor())));
         }
         self
     }
@@ -396,6 +405,9 @@ impl Subscription {
     /// - If events are missing at the beginning, the client is not notified. The handler can check
     ///   [`gap`](Self::gap) and choose another response.
     /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
+    /// - With [several nodes](super#several-nodes), the id of a client whose topics have no events
+    ///   gets old. When the backend has evicted the events up to this id and more, a client that
+    ///   reconnects to another node has a [`gap`](Self::gap), although it has missed nothing.
     ///
     /// # Examples
     ///
@@ -499,6 +511,40 @@ impl Subscription {
     /// [`begin_with_cursor`](Self::begin_with_cursor) describes it.
     fn cursor_event(&self) -> Event {
         Event::checkpoint(self.cursor()).event("hub-cursor")
+    }
+
+    /// Returns the event of type `hub-cursor` as an item. The item counts as zero events, which
+    /// distinguishes it from published events.
+    fn encoded_cursor(&self) -> EncodedEvents {
+        EncodedEvents::from_parts(self.cursor_event().encode(), 0)
+    }
+
+    /// Moves the cursor to the newest position up to which the client has received every event of
+    /// its topics, if this position is after the cursor. Returns the new cursor as an event of type
+    /// `hub-cursor`.
+    ///
+    /// While the topics of a client are quiet, the log continues with events of other topics. With
+    /// an old cursor, the client would get a gap after the log has evicted this position.
+    ///
+    /// Returns `None` if the client gets no `hub-cursor` events, if an item has to be delivered
+    /// first, and if a gap is or may be pending.
+    fn newer_cursor(&mut self) -> Option<EncodedEvents> {
+        if !self.has_control_events || self.beginning.is_some() || self.replay.is_some() {
+            return None;
+        }
+        // Read the position before the topics. So the topics contain every event up to it.
+        let topic = &self.readers.first()?.topic;
+        let position = self.core.newer_position(topic, self.cursor, self.has_unsent_cursor)?;
+        let is_caught_up = match (&self.readers[..], &mut self.merge) {
+            (readers, Some(merge)) => merge.is_caught_up(readers, &self.core.wake_queue, self.cursor),
+            (readers, None) => readers.iter().all(|reader| reader.is_caught_up(self.cursor)),
+        };
+        if !is_caught_up {
+            return None;
+        }
+        self.cursor = position;
+        self.has_unsent_cursor = false;
+        Some(self.encoded_cursor())
     }
 
     /// Returns the event that reports `gap` to the client. The id of the event is the cursor of the
@@ -630,26 +676,32 @@ impl Subscription {
             return match step {
                 Step::Events(events, last) => {
                     self.cursor = last;
+                    self.has_unsent_cursor = false;
                     Poll::Ready(Some(Ok(self.item(events))))
                 }
                 Step::Replacement(events, place) => {
                     self.cursor = place;
+                    self.has_unsent_cursor = false;
                     Poll::Ready(Some(Ok(self.item(self.at_cursor(events)))))
                 }
                 Step::CaughtUp(position) => {
                     self.cursor = position;
+                    self.has_unsent_cursor = false;
                     if !self.has_control_events {
                         continue;
                     }
-                    let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-                    Poll::Ready(Some(Ok(Item::of_hub(cursor))))
+                    Poll::Ready(Some(Ok(Item::of_hub(self.encoded_cursor()))))
                 }
                 Step::Wait => Poll::Pending,
                 Step::Yield => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown => Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown)))),
+                Step::Shutdown => Poll::Ready(Some(match self.newer_cursor() {
+                    // The next poll returns the error, because the cursor is then the newest one.
+                    Some(cursor) => Ok(Item::of_hub(cursor)),
+                    None => Err(self.fail(SubscriptionError::Shutdown)),
+                })),
                 Step::Finished => {
                     self.leave();
                     Poll::Ready(None)
@@ -680,16 +732,28 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if !mem::replace(this.has_preamble.get_mut(), true) && preamble::is_first_poll() {
-            if this.is_finished() {
-                trace::end_hidden();
+        let purpose = preamble::purpose_of_poll(ptr::from_ref(this).addr());
+        let has_preamble = mem::replace(this.has_preamble.get_mut(), true);
+        match purpose {
+            Purpose::FirstItems if !has_preamble => {
+                if this.is_finished() {
+                    trace::end_hidden();
+                }
+                let bytes = this.first_bytes();
+                if !bytes.is_empty() {
+                    return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+                }
             }
-            let bytes = this.first_bytes();
-            if !bytes.is_empty() {
-                return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+            Purpose::End => return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor)))),
+            _ => {}
+        }
+        let item = this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)));
+        if purpose == Purpose::Heartbeat && item.is_pending() {
+            if let Some(cursor) = this.newer_cursor() {
+                return Poll::Ready(Some(Ok(cursor)));
             }
         }
-        this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
+        item
     }
 
     /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished). The response

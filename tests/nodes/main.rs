@@ -1,6 +1,8 @@
 //! Hubs of several nodes with one log. Every event that one node acknowledges arrives once and in
 //! order on all of them, or a gap is reported, whatever happens to the backend.
 
+mod cursors;
+mod cursors_model;
 mod eviction;
 mod exists;
 mod faulty;

@@ -100,6 +100,8 @@ pub(in crate::hub) struct EncodedPage {
     /// The position of the first event in this page of old records. `None` if the page has no
     /// event.
     pub(in crate::hub) first: Option<Position>,
+    /// The position of the last event in this page of old records. `None` if the page has no event.
+    pub(in crate::hub) last: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
     /// The topics of the events in this page of old records, as runs: the name of a topic, and how
     /// many consecutive events of the page belong to it.
@@ -473,7 +475,7 @@ impl EncodedPage {
         let mut removed = HashSet::new();
         let mut states = HashSet::new();
         let mut events = Vec::with_capacity(page.records.len());
-        let mut first = None;
+        let (mut first, mut last) = (None, None);
         for (position, record) in mem::take(&mut page.records).into_iter().rev() {
             if removals.get(&record.topic).is_some_and(|removal| position <= removal.at) {
                 continue;
@@ -498,11 +500,12 @@ impl EncodedPage {
             let Some(event) = Event::from_wire(&record.event) else { continue };
             events.push((record.topic, event.id(epoch.id(position))));
             first = Some(position);
+            last = last.or(first);
         }
         let runs = item::runs(events.iter().rev().map(|(topic, _)| topic.clone()));
         let events = events.into_iter().rev().map(|(_, event)| event).collect();
         let Page { evicted_through, through, .. } = page;
-        Self { epoch, evicted_through, through, first, events, runs, topics, removed, removals }
+        Self { epoch, evicted_through, through, first, last, events, runs, topics, removed, removals }
     }
 
     /// Returns `true` if this page of the log has a record of the topic, and no removal of the

@@ -28,6 +28,7 @@ mod postgres_shared;
 mod postgres_sql;
 mod presence;
 mod processes;
+mod quiet;
 mod received;
 mod recording;
 mod redis;
