@@ -140,7 +140,7 @@
 //!   knows that the log has evicted events after that id, the client gets the gap at once.
 //! - **A topic** becomes [finished](Topic::finish), a [state](Topic::latest_only) or
 //!   [existing](Topic::exists) on a node when the node reads the record of this change in the log.
-//!   [`Topic::exists_anywhere`] also finds topics that the node has not read, or has forgotten.
+//!   [`Topic::exists_in_log`] also finds topics that the node has not read, or has forgotten.
 //! - **A gap** is reported if the backend may have evicted an event of the client's topics. A
 //!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
 //!   than the backend's retention always gets a gap, even if its topics had no events.

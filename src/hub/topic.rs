@@ -436,7 +436,7 @@ impl Topic {
     /// - The hub forgets that the topic is finished when the topic has no subscribers. Publishing
     ///   then creates the topic again. A client that returns gets an empty subscription, and not
     ///   `204 No Content`. To reject such clients, check that the topic
-    ///   [exists](Self::exists_anywhere) before you subscribe.
+    ///   [exists](Self::exists_in_log) before you subscribe.
     /// - The event of a [`latest_only`](Self::latest_only) topic is removed as well. Clients are
     ///   not notified. So if a page that shows this state has to change, publish a last event
     ///   before.
@@ -506,7 +506,7 @@ impl Topic {
     /// - The hub had [`max_topics`](super::Builder::max_topics) topics when it read the events.
     ///
     /// A 404 ends an `EventSource` for good. So before a 404, await
-    /// [`exists_anywhere`](Self::exists_anywhere) instead, which also searches the log.
+    /// [`exists_in_log`](Self::exists_in_log) instead, which also searches the log.
     ///
     /// # Examples
     ///
@@ -551,23 +551,18 @@ impl Topic {
         self.core.subscribers(&self.name)
     }
 
-    /// Returns `true` if the topic [exists](Self::exists) on any node of the hub, or if the log of
-    /// the backend retains an event or the end of the topic. In memory, this method returns the
-    /// same as [`exists`](Self::exists).
+    /// Returns `true` if the topic [exists](Self::exists) on the local node, or if the log of the
+    /// backend retains an event or the end of the topic. In memory, this method returns the same as
+    /// [`exists`](Self::exists).
     ///
-    /// The method stops at the first of these steps that finds the topic:
+    /// If the local node does not know the topic, it asks the backend for the end of the log, and
+    /// reads only the parts that can have records of the topic: the part that the node has not read
+    /// yet, and the part that it has read and does not retain. Usually this is one read, or none.
+    /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded). Nothing is
+    /// written to the log.
     ///
-    /// 1. The memory of the local node. This step needs no request.
-    /// 2. The log. The node asks the backend for the end of the log, and reads only the parts that
-    ///    can have records of the topic: what the node has not read yet, and what it has read and
-    ///    does not retain. Usually this is one read, or none. The reads share the limits of all
-    ///    [history reads](super::ErrorKind::Overloaded).
-    /// 3. The other nodes, for a topic that has only subscribers. A node that does not respond
-    ///    within one second counts as a node without the topic. The question is one record in the
-    ///    log, and each node that has the topic writes one record.
-    ///
-    /// So for a topic that does not exist, each call takes one second and writes a record. Let only
-    /// clients that you have authenticated choose a name, or limit their rate.
+    /// A topic that has only subscribers, on another node, is not in the log.
+    /// [`exists_anywhere`](Self::exists_anywhere) asks the other nodes, too.
     ///
     /// A [removed](Self::remove) topic does not exist, although the log may retain its events. It
     /// exists again if an event follows the removal. While this node reads a large log after its
@@ -585,7 +580,7 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has no effect, except that the question may be in the log.
+    /// Dropping the future has no effect.
     ///
     /// # Examples
     ///
@@ -596,11 +591,43 @@ impl Topic {
     ///
     /// async fn progress(hub: &Hub, job: &str, last: LastEventId) -> Result<Response, Error> {
     ///     let job = hub.topic(format!("jobs/{job}"));
-    ///     if !job.exists_anywhere().await? {
+    ///     if !job.exists_in_log().await? {
     ///         return Ok(StatusCode::NOT_FOUND.into_response());
     ///     }
     ///     Ok(job.subscribe(last.or(Start::Earliest)).await?.into_response())
     /// }
+    /// ```
+    pub async fn exists_in_log(&self) -> Result<bool, Error> {
+        self.core.is_in_log(&self.name).await
+    }
+
+    /// Returns `true` if the topic exists on the local node or [in the log](Self::exists_in_log), or
+    /// if it has subscribers on another node. In memory, this method returns the same as
+    /// [`exists`](Self::exists).
+    ///
+    /// If neither the local node nor the log has the topic, this method asks the other nodes. A node
+    /// that does not respond within one second counts as a node without the topic. The question is
+    /// one record in the log, and each node that has the topic writes one record. So for a topic
+    /// that does not exist, each call takes one second and writes a record. Do not call this method
+    /// for a name that any client can choose.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`exists_in_log`](Self::exists_in_log). Also
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect, except that the question may be in the log.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::hub::{Error, Hub};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// let hub = Hub::new();
+    /// assert!(!hub.topic("news").exists_anywhere().await?);
+    /// # Ok(()) }
     /// ```
     pub async fn exists_anywhere(&self) -> Result<bool, Error> {
         presence::exists_anywhere(&self.core, &self.name).await

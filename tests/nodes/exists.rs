@@ -1,4 +1,4 @@
-//! `Topic::exists_anywhere` finds topics that are in the log, whether the local node knows them or
+//! `Topic::exists_in_log` finds topics that are in the log, whether the local node knows them or
 //! not.
 
 use super::{
@@ -16,7 +16,7 @@ use tower_sse::{
 };
 
 async fn exists(hub: &Hub, topic: &str) -> bool {
-    hub.topic(topic).exists_anywhere().await.unwrap()
+    hub.topic(topic).exists_in_log().await.unwrap()
 }
 
 /// Returns the number of questions and answers in the log.
@@ -154,7 +154,7 @@ async fn search_that_fails_is_an_error() {
     let ([one, other], [_, connection]) = two(&shared, || Hub::builder().max_age(SECOND * 10)).await;
     publish(&one, "a", 0).await;
     sleep(SECOND * 60).await;
-    let error = async || other.topic("a").exists_anywhere().await.unwrap_err();
+    let error = async || other.topic("a").exists_in_log().await.unwrap_err();
     for mode in [Mode::Fails, Mode::Hangs] {
         connection.set(mode);
         let begun = Instant::now();
@@ -188,7 +188,7 @@ async fn search_is_rejected_while_too_many_reads_wait() {
     for client in &mut waiting {
         assert!(futures_util::poll!(client).is_pending());
     }
-    let found = timeout(SECOND, other.topic("a").exists_anywhere()).await.expect("it is rejected at once");
+    let found = timeout(SECOND, other.topic("a").exists_in_log()).await.expect("it is rejected at once");
     assert_eq!(found.unwrap_err().kind(), ErrorKind::Overloaded);
     drop(waiting);
     connection.delay.store(0, Relaxed);

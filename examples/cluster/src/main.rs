@@ -203,7 +203,7 @@ async fn job(
 ) -> Result<SseStream<Subscription>, ErrorResponse> {
     let job = node.hub.topic(format!("jobs/{name}"));
     // This node may not have read the events of the job yet, or may not retain them any more.
-    if !job.exists_anywhere().await? {
+    if !job.exists_in_log().await? {
         return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
     }
     Ok(SseStream::new(job.subscribe(last.or(Start::Earliest)).await?))

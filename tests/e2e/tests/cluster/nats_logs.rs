@@ -33,12 +33,14 @@ use tower_sse::{
 /// The data of the last event.
 const LAST: &str = "last";
 
+/// The node and the number of an event, its id, and the time of the acknowledgement.
+type Acknowledged = (usize, u32, String, Instant);
+
 /// Publishers and clients on several nodes, before, during and after an incident.
 struct Traffic {
     nodes: Vec<Hub>,
     is_over: Arc<AtomicBool>,
-    /// The nodes and numbers of acknowledged events, their ids, and the times of the acknowledgements.
-    acknowledged: Arc<Mutex<Vec<(usize, u32, String, Instant)>>>,
+    acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
     /// The last error of a publisher, with its source.
     error: Arc<Mutex<String>>,
     publishers: Vec<JoinHandle<()>>,
@@ -143,7 +145,7 @@ impl Received {
     /// gap reports a missing event. A gap reports it if the gap arrived between the events of the
     /// same publisher around it. It also reports an event that was acknowledged before the gap: the
     /// events that follow the gap may begin with older ones.
-    fn missing(&self, acknowledged: &[(usize, u32, String, Instant)]) -> usize {
+    fn missing(&self, acknowledged: &[Acknowledged]) -> usize {
         let mut first = BTreeMap::new();
         for (index, event) in self.events.iter().enumerate() {
             first.entry(*event).or_insert(index);
