@@ -9,7 +9,7 @@
 //! `-H 'Last-Event-ID: …'`: the missed ticks arrive immediately. Stop the server with Ctrl-C or
 //! SIGTERM while curl reads. The example also works with `--no-default-features`.
 
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -103,15 +103,10 @@ type Body = UnsyncBoxBody<bytes::Bytes, BoxError>;
 async fn handle<B>(request: Request<B>, interval: Duration) -> Result<Response<Body>, Infallible> {
     Ok(match LastEventId::from_request(&request).parse() {
         Ok(last) => SseStream::new(ticks(last, interval)).into_http_response().map(BodyExt::boxed_unsync),
-        Err(rejection) => text(rejection.status(), format!("{rejection}\n")),
+        Err(rejection) => {
+            rejection.into_http_response().map(|text| Full::from(text).map_err(|never| match never {}).boxed_unsync())
+        }
     })
-}
-
-fn text(status: StatusCode, text: String) -> Response<Body> {
-    let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
 }
 
 /// Returns the ticks after the last tick of the client, but at most [`MAX_REPLAY`] missed ones.
