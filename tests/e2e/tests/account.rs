@@ -16,6 +16,12 @@ impl Account {
         Self(Page::open(Browser::start(Window::Desktop).await, server.address(), SOON).await)
     }
 
+    async fn open_two(server: &Example) -> [Self; 2] {
+        let [one, other] = Browser::start_two([Window::Desktop; 2]).await;
+        let open = async |browser| Self(Page::open(browser, server.address(), SOON).await);
+        [open(one).await, open(other).await]
+    }
+
     async fn log_in(&self, name: &str) {
         self.0.wait_for_state("logged out").await;
         self.fill("#name", name).await;
@@ -44,7 +50,7 @@ impl Account {
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_in_one_tab_ends_streams_of_all_tabs() {
     let server = Example::start("account", &[]);
-    let [ann, bob] = [Account::open(&server).await, Account::open(&server).await];
+    let [ann, bob] = Account::open_two(&server).await;
     ann.log_in("Ann").await;
     let client = ann.0.client();
     let first = client.window().await.expect("there is a tab");
@@ -75,7 +81,7 @@ async fn logout_in_one_tab_ends_streams_of_all_tabs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_login_replays_what_is_unread() {
     let server = Example::start("account", &[]);
-    let [ann, bob] = [Account::open(&server).await, Account::open(&server).await];
+    let [ann, bob] = Account::open_two(&server).await;
     ann.log_in("Ann").await;
     bob.log_in("Bob").await;
     bob.send("Ann", "One").await;
@@ -126,7 +132,7 @@ async fn page_of_another_origin_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn screenshot_shows_notifications() {
     let server = Example::start("account", &[]);
-    let [ann, bob] = [Account::open(&server).await, Account::open(&server).await];
+    let [ann, bob] = Account::open_two(&server).await;
     ann.log_in("Ann").await;
     bob.log_in("Bob").await;
     bob.send("Ann", "Your order has been shipped.").await;
