@@ -45,13 +45,17 @@ use axum::{
 };
 use serde::Deserialize;
 use std::{env, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
 use tower_sse::{
     BoxError, Event, Heartbeat, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Presence, Start, Subscription},
+    hub::{Hub, Presence, Recording, Start, Subscription},
 };
 
 const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379, --nats nats://127.0.0.1:4222, \
@@ -189,8 +193,12 @@ async fn start_jobs(State(node): State<Node>, names: String) -> Result<(), Error
             .start()
     };
     let jobs: Vec<_> = names.lines().map(start).collect();
-    for job in jobs {
-        job.announced().await?;
+    for job in &jobs {
+        if let Err(error) = job.announced().await {
+            // The client has to send its request again.
+            jobs.iter().for_each(Recording::stop);
+            return Err(error.into());
+        }
     }
     Ok(())
 }
@@ -202,9 +210,14 @@ async fn job(
     last: LastEventId,
 ) -> Result<SseStream<Subscription>, ErrorResponse> {
     let job = node.hub.topic(format!("jobs/{name}"));
-    // This node may not have read the events of the job yet, or may not retain them any more.
-    if !job.exists_in_log().await? {
-        return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
+    // This node may not have read the events of the job yet, or may not retain them any more. The first event of a
+    // job that has just started may not be in the log yet, and a 404 ends an `EventSource` for good.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while !job.exists_in_log().await? {
+        if Instant::now() >= deadline {
+            return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
+        }
+        sleep(Duration::from_millis(200)).await;
     }
     Ok(SseStream::new(job.subscribe(last.or(Start::Earliest)).await?))
 }

@@ -309,12 +309,13 @@ impl Recording {
     ///
     /// ```
     /// use http::StatusCode;
+    /// use tokio_stream::StreamExt;
     /// use tower_sse::{Event, hub::{Error, Hub}};
     ///
     /// async fn start_job(hub: &Hub, id: u64) -> Result<StatusCode, Error> {
+    ///     let begun = tokio_stream::once(Event::new("import.csv").event("begun"));
+    ///     let steps = begun.chain(tokio_stream::iter((0..100).map(Event::display)));
     ///     let job = hub.topic(format!("jobs/{id}"));
-    ///     job.publish(Event::new("import.csv").event("begun")).await?;
-    ///     let steps = tokio_stream::iter((0..100).map(Event::display));
     ///     let recording = job.record(steps).will(Event::new("").event("interrupted")).start();
     ///     recording.announced().await.inspect_err(|_| recording.stop())?;
     ///     Ok(StatusCode::ACCEPTED)
