@@ -19,6 +19,7 @@ use super::{
     recording::nodes::Recordings,
     registry::{Registry, SWEEP, check_reserved},
     retention::Retention,
+    search::MAX_SEARCHES,
     stats::Stats,
     stream_registries::{CLOSED_STREAMS, StreamRegistries},
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
@@ -30,7 +31,7 @@ use crate::{Event, EventId, metrics};
 use bytes::Bytes;
 use std::{mem, sync::Arc, time::Duration};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{Instant, timeout},
 };
 
@@ -71,6 +72,8 @@ pub(super) struct Core {
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
     pub(super) stream_registries: Arc<StreamRegistries>,
+    /// A permit for each [search](Core::is_in_log) of the log that may read at the same time.
+    pub(super) searches: Semaphore,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -89,6 +92,7 @@ impl Core {
             recordings,
             presence,
             stream_registries: Arc::default(),
+            searches: Semaphore::new(MAX_SEARCHES),
             earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),

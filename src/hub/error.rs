@@ -115,8 +115,9 @@ pub enum ErrorKind {
     /// reconnect with the same id. With a larger retention of the hub, such as
     /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
-    /// Only subscribing returns this error. An open subscription that needs old events does not end
-    /// at this limit. It repeats its read after 200 to 400 ms.
+    /// Subscribing and [`exists_in_log`](super::Topic::exists_in_log) return this error. An open
+    /// subscription that needs old events does not end at this limit. It repeats its read after 200
+    /// to 400 ms.
     Overloaded,
 }
 

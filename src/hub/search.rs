@@ -13,6 +13,10 @@ use tokio::time::{sleep, timeout};
 /// The time limit of one search. After this time, the search returns an error.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The maximum number of searches that read the log at the same time. Clients can choose the name of
+/// a topic, and their searches must not delay the replays of others.
+pub(super) const MAX_SEARCHES: usize = 2;
+
 /// The pause before a read is repeated whose server was behind the end of the log, for example a
 /// replica that lags.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -68,6 +72,7 @@ impl Core {
         let newest = backend.newest().await.ok_or_else(|| failed("the backend has not returned the end of its log"))?;
         let topics: Arc<[_]> = [topic.clone()].into();
         let mut after = backend.after_removed(&topics, backend.evicted_through());
+        let mut permit = None;
         loop {
             let known = self.known(backend, topic);
             if known.epoch != epoch {
@@ -82,13 +87,19 @@ impl Core {
             if after >= newest {
                 return Ok(false);
             }
+            if permit.is_none() {
+                permit = self.searches.acquire().await.ok();
+            }
             let page = match backend.read(topics.clone(), after).await {
                 Ok(page) => page,
                 Err(RunError::Full) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Err(RunError::Failed) => return Err(failed("the backend has not returned a part of its log")),
             };
-            // A page of another log can belong to the epoch that the next iteration finds.
-            if page.epoch == self.epoch() && page.has_topic(topic) {
+            // The local node may not know the epoch of the page yet.
+            if page.epoch != self.epoch() {
+                return Err(failed("another log has replaced the log"));
+            }
+            if page.has_topic(topic) {
                 return Ok(true);
             }
             if page.through <= after {

@@ -1,7 +1,11 @@
 //! The queue of appends to the log in Postgres, and the groups of them that share a transaction.
 
 use super::error::RequestError;
-use crate::hub::backend::{Appended, Record};
+use crate::hub::{
+    CLOSED_STREAMS,
+    backend::{Appended, Record},
+    recording::beat,
+};
 use std::{
     collections::VecDeque,
     mem,
@@ -26,8 +30,9 @@ pub(super) const MAX_EXAMINED: i64 = 5000;
 /// this process estimates it. Examining them takes about 30 ms.
 const MAX_EXAMINED_TOGETHER: i64 = 50_000;
 
-/// The beginning of the names of topics that only the hub uses.
-const HUB_TOPICS: &str = "tower-sse/";
+/// The topics of the hub itself: signs of life, and closes of streams. Other topics of the
+/// application may begin with the same text.
+const HUB_TOPICS: [&str; 2] = [beat::TOPIC, CLOSED_STREAMS];
 
 /// The queue of appends to the log in Postgres. An append waits in the queue until the previous
 /// transaction has ended.
@@ -68,7 +73,7 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Returns `true` if this is an append to a topic of the hub itself, such as a sign of life.
     fn is_of_hub(&self) -> bool {
-        self.records.first().is_some_and(|record| record.topic.starts_with(HUB_TOPICS))
+        self.records.first().is_some_and(|record| HUB_TOPICS.contains(&&*record.topic))
     }
 }
 
