@@ -46,11 +46,8 @@ enum Call {
     Polls {
         #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
         purpose: Purpose,
-        /// The address of the first subscription that the call has reached. `None` if it has
-        /// reached no subscription.
-        subscription: Option<usize>,
-        /// Set if the call has reached several subscriptions.
-        has_several: bool,
+        /// The subscriptions that this call and earlier calls have reached.
+        reached: Reached,
     },
 }
 
@@ -69,6 +66,27 @@ pub(crate) enum Purpose {
     End,
 }
 
+/// The subscriptions that a response has reached when it polled its stream: none, one, or several.
+/// Several subscriptions have no common cursor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reached(usize);
+
+impl Reached {
+    const NONE: usize = 0;
+    /// Not the address of a subscription, which is aligned.
+    pub(crate) const SEVERAL: Self = Self(1);
+
+    /// Returns `true` if the response has reached exactly one subscription.
+    pub(crate) fn is_one(self) -> bool {
+        self.0 != Self::NONE && self != Self::SEVERAL
+    }
+
+    #[cfg(feature = "hub")]
+    fn add(&mut self, address: usize) {
+        *self = if self.0 == Self::NONE || self.0 == address { Self(address) } else { Self::SEVERAL };
+    }
+}
+
 thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
@@ -80,10 +98,6 @@ struct Scope(Call);
 impl Scope {
     fn enter(call: Call) -> Self {
         Self(CALL.replace(call))
-    }
-
-    fn polls(purpose: Purpose) -> Self {
-        Self::enter(Call::Polls { purpose, subscription: None, has_several: false })
     }
 }
 
@@ -130,36 +144,26 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, which polls the stream of a response for the first time. Returns its result, and
-/// whether it has polled exactly one subscription. Several subscriptions have no common cursor.
-pub(crate) fn first_poll<T>(poll: impl FnOnce() -> T) -> (T, bool) {
-    let _scope = Scope::polls(Purpose::FirstItems);
+/// Calls `poll`, which polls the stream of a response for this purpose. Adds the subscriptions that
+/// the call reaches to `reached`.
+pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl FnOnce() -> T) -> T {
+    let _scope = Scope::enter(Call::Polls { purpose, reached: *reached });
     let polled = poll();
-    let has_cursor =
-        CALL.with_borrow(|call| matches!(call, Call::Polls { subscription: Some(_), has_several: false, .. }));
-    (polled, has_cursor)
-}
-
-/// Calls `poll`, which polls the stream of a response because a heartbeat is due.
-pub(crate) fn heartbeat_poll<T>(poll: impl FnOnce() -> T) -> T {
-    let _scope = Scope::polls(Purpose::Heartbeat);
-    poll()
-}
-
-/// Calls `poll`, which polls the stream of a response for the last time, because a layer or the
-/// handler ends the response. Items other than a cursor are discarded.
-pub(crate) fn last_poll<T>(poll: impl FnOnce() -> T) -> T {
-    let _scope = Scope::polls(Purpose::End);
-    poll()
+    CALL.with_borrow(|call| {
+        if let Call::Polls { reached: all, .. } = call {
+            *reached = *all;
+        }
+    });
+    polled
 }
 
 /// Returns the purpose for which a response is currently polling its stream on this thread. A
-/// subscription calls this function when it is polled, with its address in memory.
+/// subscription calls this function each time it is polled, with its address in memory.
 #[cfg(feature = "hub")]
 pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
-        Call::Polls { purpose, subscription, has_several } => {
-            *has_several |= *subscription.get_or_insert(address) != address;
+        Call::Polls { purpose, reached } => {
+            reached.add(address);
             *purpose
         }
         Call::None | Call::Asks(_) => Purpose::Items,

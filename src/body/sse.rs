@@ -11,7 +11,7 @@ use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
     event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
-    preamble::{first_poll, heartbeat_poll, last_poll},
+    preamble::{Purpose, Reached, poll_for},
     settings::Settings,
     trace,
 };
@@ -131,10 +131,13 @@ pin_project! {
         items_in_turn: u32,
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
-        // Whether the stream contains exactly one subscription to a hub, as far as the first poll
-        // has found. The subscription has a cursor, which the body asks for at heartbeats and
-        // before an early end.
-        has_cursor: bool,
+        // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
+        // there is exactly one, the body asks it for its cursor at heartbeats and before an early
+        // end.
+        reached: Reached,
+        // Whether the stream was pending once. Until then, it may contain subscriptions that it has
+        // not polled yet: a frame that is full ends a poll of the body early.
+        was_pending: bool,
         observation: Observation,
     }
 
@@ -162,7 +165,8 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
-            has_cursor: false,
+            reached: Reached::default(),
+            was_pending: false,
             observation: Observation::new(link),
         }
     }
@@ -185,7 +189,8 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
-            has_cursor: false,
+            reached: Reached::default(),
+            was_pending: false,
         }
     }
 }
@@ -253,18 +258,14 @@ where
 
         self.apply_end(&mut frame, cx);
         let was_open = self.stream.is_some();
-        let mut filled = if is_first {
-            let (filled, has_cursor) = first_poll(|| self.fill(&mut frame, cx));
-            *self.has_cursor = has_cursor;
-            filled
-        } else {
-            self.fill(&mut frame, cx)
-        };
+        let purpose = if is_first { Purpose::FirstItems } else { Purpose::Items };
+        let mut filled = self.fill_for(purpose, &mut frame, cx);
 
         let (mut due, mut is_cursor) = (None, false);
         if filled.is_pending() {
             *self.items_in_turn = 0;
-            if *self.has_cursor && !is_first && frame.buffer.is_empty() {
+            *self.was_pending = true;
+            if self.has_cursor() && !is_first && frame.buffer.is_empty() {
                 due = self.poll_heartbeat(cx);
                 if due == Some(Poll::Ready(())) {
                     (filled, is_cursor) = self.ask_for_cursor(&mut frame, cx);
@@ -278,7 +279,7 @@ where
                 *self.held = None;
                 self.observation.defer_events(0);
                 // The stream is not asked for its cursor, which may be after the discarded items.
-                *self.has_cursor = false;
+                *self.reached = Reached::SEVERAL;
                 is_cursor = false;
                 frame = begin_frame(beginning);
                 self.end(&mut frame, cx);
@@ -457,11 +458,12 @@ where
     /// discarded, because the stream has ended.
     #[cold]
     fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if !*self.has_cursor {
+        if !self.has_cursor() {
             return;
         }
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return };
-        let Poll::Ready(Some(item)) = last_poll(|| stream.poll_next(cx)) else { return };
+        let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
+        let Poll::Ready(Some(item)) = polled else { return };
         match item.into_events() {
             Ok(cursor) if cursor.count() == 0 => self.add(frame, cursor.into_bytes(), 0),
             _ => {}
@@ -474,11 +476,31 @@ where
     #[cold]
     fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
-        let Poll::Ready(item) = heartbeat_poll(|| stream.poll_next(cx)) else { return (Poll::Pending, false) };
+        let polled = poll_for(Purpose::Heartbeat, self.reached, || stream.poll_next(cx));
+        let Poll::Ready(item) = polled else { return (Poll::Pending, false) };
         self.take(item, frame);
         // A cursor counts as zero events. The stream may also have yielded an event meanwhile.
         let is_cursor = !frame.buffer.is_empty() && frame.events == 0 && self.stream.is_some();
         (Poll::Ready(()), is_cursor)
+    }
+
+    /// Returns `true` if the stream contains exactly one subscription to a hub.
+    fn has_cursor(&self) -> bool {
+        *self.was_pending && self.reached.is_one()
+    }
+
+    /// Polls the stream for this purpose, and adds its ready items to the frame, like
+    /// [`fill`](Self::fill). Notes the subscriptions that it reaches, as long as it matters whether
+    /// there are several.
+    #[inline]
+    fn fill_for(&mut self, purpose: Purpose, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+        if *self.was_pending && !self.reached.is_one() {
+            return self.fill(frame, cx);
+        }
+        let mut reached = *self.reached;
+        let filled = poll_for(purpose, &mut reached, || self.fill(frame, cx));
+        *self.reached = reached;
+        filled
     }
 
     /// Adds ready items of the stream to the frame. Returns `Pending` if the stream is pending.

@@ -5,12 +5,13 @@ use super::{
     item::{Item, Topics, decode_first},
     subscription::Subscription,
 };
-use crate::{Event, EventId};
+use crate::{Event, EventId, preamble};
 use bytes::Bytes;
 use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
+    ptr,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -196,6 +197,8 @@ impl Stream for Listener {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        // Its events have ids of the same log as those of a subscription in the same response.
+        let _any = preamble::purpose_of_poll(ptr::from_ref(this).addr());
         if this.events_in_turn == MAX_EVENTS_PER_TURN {
             this.events_in_turn = 0;
             cx.waker().wake_by_ref();

@@ -6,6 +6,7 @@ use super::{
     core::Core,
     error::{Error, SubscriptionError},
     gap::GapReason,
+    id::Epoch,
     item::{self, Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
     resume::ResumePoint,
@@ -265,9 +266,11 @@ impl Subscription {
         let after = self.cursor;
         let page = async move {
             let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            // Wait before the read, so that a client that waits for long holds no page.
+            core.close_streams_through(core.epoch(), backend.last()).await;
             let after = backend.after_removed(&topics, after);
             let page = backend.read(topics, after).await?;
-            core.close_streams_through(&page).await;
+            core.close_streams_through(page.epoch, page.through).await;
             Ok(page)
         };
         Some(PageRequest(Mutex::new(Box::pin(page))))
@@ -380,12 +383,12 @@ impl Subscription {
 }
 
 impl Core {
-    /// Waits until this node has read the log up to the end of `page`, a page of old records, if a
-    /// stream registry follows the hub. The page may be ahead of the follower, the task that reads
-    /// the log. Then it may contain events that were published after another node has closed the
-    /// stream of this client, and this node does not know of that close yet.
-    async fn close_streams_through(&self, page: &EncodedPage) {
-        let has_read = || self.committed() >= page.through || self.epoch() != page.epoch;
+    /// Waits until this node has read the log of this epoch up to the position `through`, if a stream
+    /// registry follows the hub. A page of old records may be ahead of the follower, the task that
+    /// reads the log. Then it may contain events that were published after another node has closed
+    /// the stream of this client, and this node does not know of that close yet.
+    async fn close_streams_through(&self, epoch: Epoch, through: Position) {
+        let has_read = || self.committed() >= through || self.epoch() != epoch;
         if !self.stream_registries.is_empty() {
             self.recordings.progressed(has_read).await;
         }

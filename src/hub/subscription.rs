@@ -62,7 +62,9 @@ use tokio_stream::Stream;
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
 ///   [`begin_with_cursor`](Self::begin_with_cursor). The same condition applies to the cursors at
-///   heartbeats and at an early end. An adapter over several subscriptions gets no such cursors.
+///   heartbeats and at an early end. An adapter over several subscriptions or listeners gets no such
+///   cursors. An adapter must keep the order of its items, because a cursor means that the client
+///   has every earlier event.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).

@@ -77,7 +77,13 @@ where
     ///
     /// The task that reads the log of the hub deserializes, hashes and compares the announced keys,
     /// so this code must not block. If it panics, the node does not know which streams to close, and
-    /// closes all streams of this registry.
+    /// closes all streams of this registry. A key that cannot be deserialized closes no stream. So
+    /// during a deploy that changes the type `K`, old and new nodes must understand the keys of each
+    /// other.
+    ///
+    /// While a node is behind the log, for example after its start, a client that needs old events
+    /// from the backend waits until the node has read the log. The events may follow the close of
+    /// the client's stream.
     ///
     /// Background tasks publish the announcements, and watch the topic. They end when the registry
     /// and all layers with it are dropped. After a shutdown of the hub, the watching task ends by

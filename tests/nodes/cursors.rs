@@ -495,6 +495,47 @@ async fn merged_subscriptions_get_no_common_cursor() {
     assert_eq!(client.bytes(), ":\n");
 }
 
+/// The first subscription fills the first frame, so the body has not polled the second source yet.
+#[tokio::test(start_paused = true)]
+async fn early_end_skips_no_event_of_another_source() {
+    let hub = hub(Shared::new(PLENTY).connect()).await;
+    for is_listener in [false, true] {
+        let large = hub.topic("a").subscribe(Start::Latest).await.unwrap();
+        let large = large.begin_with([Event::new("x".repeat(5_000))]);
+        let other = match is_listener {
+            false => hub.topic("b").subscribe(Start::Latest).await.unwrap().boxed(),
+            true => {
+                let listener = hub.listen(["b"], Start::Latest).await.unwrap();
+                listener.map(|event| event.map(|event| EncodedEvents::from(event.event.id(event.id)))).boxed()
+            }
+        };
+        let stop = CancellationToken::new();
+        let response = SseStream::new(tokio_stream::StreamExt::merge(large, other)).into_http_response();
+        let layer = SseLayer::new().shutdown(stop.clone());
+        let mut client = Client::new(Polled::new(through(&layer, response)));
+        assert_eq!(client.messages(1).len(), 1, "the snapshot");
+        publish(&hub, "b", "undelivered").await;
+        settle().await;
+        stop.cancel();
+        let rest = client.read();
+        assert!(!rest.contains(&"hub-cursor".to_owned()), "listener: {is_listener}: {rest:?}");
+    }
+}
+
+/// The body polls both sources before the first heartbeat.
+#[tokio::test(start_paused = true)]
+async fn heartbeat_is_no_cursor_beside_a_listener() {
+    let hub = hub(Shared::new(PLENTY).connect()).await;
+    let listener = hub.listen(["b"], Start::Latest).await.unwrap();
+    let listener = listener.map(|event| event.map(|event| EncodedEvents::from(event.event.id(event.id))));
+    let events = hub.topic("a").subscribe(Start::Latest).await.unwrap();
+    let mut client = Client::of(tokio_stream::StreamExt::merge(events, listener));
+    client.read();
+    fill(&hub, 1).await;
+    heartbeat().await;
+    assert_eq!(client.bytes(), ":\n");
+}
+
 #[tokio::test(start_paused = true)]
 async fn cursor_passes_through_adapters() {
     type Item = Result<EncodedEvents, SubscriptionError>;
