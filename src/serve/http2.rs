@@ -216,15 +216,16 @@ impl LastPing {
         let Self::Silent(deadline) = self else { return Poll::Pending };
         loop {
             ready!(deadline.as_mut().poll(cx));
-            if !cork.is_within_frame() {
+            // A client that reads slowly acknowledges the PING when it has read all bytes before it.
+            let is_stalled = !cork.take_moved() && !cork.is_blocked();
+            if is_stalled && cork.is_within_frame() {
+                return Poll::Ready(());
+            }
+            if is_stalled {
                 cork.answer_ping();
                 streams.wake_connection();
                 *self = Self::Answered;
                 return Poll::Pending;
-            }
-            let is_stalled = !cork.take_moved() && !cork.is_blocked();
-            if is_stalled {
-                return Poll::Ready(());
             }
             deadline.as_mut().reset(Instant::now() + MAX_SILENCE);
         }
