@@ -217,7 +217,7 @@ async fn read_slowly(address: SocketAddr, acknowledges_ping: bool, requested: mp
 /// next WINDOW_UPDATE would then reset the connection.
 #[tokio::test]
 async fn slow_tcp_client_gets_whole_response_at_shutdown() {
-    for acknowledges_ping in [false] {
+    for acknowledges_ping in [false, true] {
         let server = Running::new(Router::new().route("/large", get(async || "x".repeat(LARGE)))).await;
         let (requested, mut request) = mpsc::channel(1);
         let client = tokio::spawn(read_slowly(server.address, acknowledges_ping, requested));
