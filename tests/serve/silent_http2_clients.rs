@@ -175,6 +175,23 @@ async fn slow_client_gets_whole_response_at_shutdown() {
     }
 }
 
+/// The client has answered, and the server waits until the client closes. Half a frame of the client
+/// does not end this wait.
+#[tokio::test(start_paused = true)]
+async fn half_frame_does_not_cut_end_of_connection() {
+    let mut client = Client::new(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+    client.shutdown.cancel();
+    let ping = client.next_of(PING).await.payload;
+    client.send(&[&frame(PING, ACK, 0, &ping), &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])[..6]].concat()).await;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(900)).await;
+        assert!(!client.server.is_finished());
+        client.send(&[0]).await;
+    }
+    let time = client.returned().await;
+    assert!(time <= LIMIT, "{time:?}");
+}
+
 /// A client that reads 4 KiB in 80 ms, opens its window again after each read, and has a small
 /// buffer in its kernel. Returns the number of bytes of the response, and whether they are all.
 async fn read_slowly(address: SocketAddr, acknowledges_ping: bool, requested: mpsc::Sender<()>) -> (usize, bool) {
