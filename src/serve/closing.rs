@@ -9,11 +9,15 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
-/// The maximum time that the server waits until the client closes its side of the connection.
-const MAX_TIME: Duration = Duration::from_secs(1);
+/// The maximum time that the server waits for bytes of the client, or until the client closes its
+/// side of the connection.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
+/// The maximum time that the server waits for a client that sends bytes. An HTTP/2 client that reads
+/// slowly sends a WINDOW_UPDATE from time to time.
+const MAX_TIME: Duration = Duration::from_secs(30);
 /// The maximum number of bytes that the server discards while it waits for the client to close the
 /// connection.
 const MAX_BYTES: usize = 64 * 1024;
@@ -22,8 +26,8 @@ const MAX_BYTES: usize = 64 * 1024;
 ///
 /// If a socket has unread bytes when it is closed, the kernel resets the connection. The client
 /// then loses bytes that it has not received yet. So the server first shuts down only its own
-/// direction. Then it reads until the client closes the connection, for at most one second and 64
-/// KiB.
+/// direction. Then it reads until the client closes the connection, or sends nothing for one second.
+/// It reads for at most 30 seconds and 64 KiB.
 #[derive(Debug, Default)]
 pub(super) enum Closing {
     #[default]
@@ -31,12 +35,14 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
+        /// The time after which bytes of the client do not extend the deadline.
+        latest: Instant,
     },
 }
 
 impl Closing {
-    /// Returns ready when the connection can be dropped: the client has closed it, it has failed,
-    /// or the limit of one second or 64 KiB is reached.
+    /// Returns ready when the connection can be dropped: the client has closed it, it has failed, or
+    /// a limit is reached.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,
@@ -44,9 +50,10 @@ impl Closing {
     ) -> Poll<io::Result<()>> {
         if let Self::NotStarted = self {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-            *self = Self::Reads { left: MAX_BYTES, deadline: Box::pin(sleep(MAX_TIME)) };
+            let latest = Instant::now() + MAX_TIME;
+            *self = Self::Reads { left: MAX_BYTES, deadline: Box::pin(sleep(MAX_SILENCE)), latest };
         }
-        let Self::Reads { left, deadline } = self else { return Poll::Ready(Ok(())) };
+        let Self::Reads { left, deadline, latest } = self else { return Poll::Ready(Ok(())) };
         while *left > 0 {
             let mut bytes = [MaybeUninit::uninit(); 1024];
             let mut buffer = ReadBuf::uninit(&mut bytes);
@@ -54,6 +61,7 @@ impl Closing {
                 Poll::Pending => return deadline.as_mut().poll(cx).map(Ok),
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     *left = left.saturating_sub(buffer.filled().len());
+                    deadline.as_mut().reset((Instant::now() + MAX_SILENCE).min(*latest));
                 }
                 // The client has closed its side, or the connection is broken.
                 Poll::Ready(_) => break,
@@ -81,7 +89,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn close_waits_for_client_within_limits() {
         let (mut client, mut server) = duplex(4 * MAX_BYTES);
-        assert_eq!(close(&mut server).await, MAX_TIME, "the client does not close");
+        assert_eq!(close(&mut server).await, MAX_SILENCE, "the client does not close");
         client.write_all(&[0; 2 * MAX_BYTES]).await.unwrap();
         assert_eq!(close(&mut server).await, Duration::ZERO, "the client sends too much");
         let mut rest = [0; MAX_BYTES];
@@ -90,5 +98,26 @@ mod tests {
         drop(client);
         assert_eq!(close(&mut server).await, Duration::ZERO, "the client has closed");
         assert_eq!(server.read(&mut rest).await.unwrap(), 0);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn close_waits_longer_for_client_that_sends() {
+        let pause = MAX_SILENCE * 9 / 10;
+        for parts in [0, 1, 5, 1000] {
+            let (mut client, mut server) = duplex(4 * MAX_BYTES);
+            let send = async {
+                for _ in 0..parts {
+                    sleep(pause).await;
+                    client.write_all(&[0; 26]).await.unwrap();
+                }
+            };
+            let close = close(&mut server);
+            tokio::pin!(send, close);
+            let time = tokio::select! {
+                time = &mut close => time,
+                () = &mut send => close.await,
+            };
+            let expected = (pause * parts + MAX_SILENCE).min(MAX_TIME);
+            assert!(time.abs_diff(expected) < Duration::from_millis(50), "{time:?} after {parts} parts");
+        }
     }
 }

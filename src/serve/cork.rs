@@ -29,8 +29,8 @@ const MAX_GATHERED: usize = 64 * 1024;
 const PING_ACK: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
 
 /// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, whether writes are
-/// gathered, and whether the server answers its last PING itself. Only the task of the connection uses it. Its fields are atomic because the
-/// task may move to another thread.
+/// gathered, and whether the server answers its last PING itself. Only the task of the connection
+/// uses it. Its fields are atomic because the task may move to another thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cork(Arc<Turn>);
 
@@ -39,7 +39,8 @@ struct Turn {
     is_corked: AtomicBool,
     /// The number of bytes that hyper may still read in its current poll of the connection.
     readable: AtomicUsize,
-    /// Set while hyper has read a part of a frame from the client, and not its end.
+    /// Set while hyper has read a part of a frame or of a header block from the client, and not its
+    /// end.
     is_within_frame: AtomicBool,
     /// Set while bytes wait for a socket that accepts no more.
     is_blocked: AtomicBool,
@@ -47,6 +48,8 @@ struct Turn {
     has_moved: AtomicBool,
     /// Set if hyper has to read a [`PING_ACK`] before the next frame of the client.
     answers_ping: AtomicBool,
+    /// Set when hyper has written its last byte and begins to close the connection.
+    is_closing: AtomicBool,
 }
 
 impl Cork {
@@ -72,13 +75,13 @@ impl Cork {
     }
 
     /// Makes hyper read the acknowledgement of the PING of its graceful shutdown, in place of a
-    /// client that does not answer. If the client is within a frame, hyper reads the
-    /// acknowledgement after this frame.
+    /// client that does not answer. If the client is within a frame or a header block, hyper reads
+    /// the acknowledgement after its end.
     pub(super) fn answer_ping(&self) {
         self.0.answers_ping.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the client has sent a part of a frame, and not its end.
+    /// Returns whether the client has sent a part of a frame or of a header block, and not its end.
     pub(super) fn is_within_frame(&self) -> bool {
         self.0.is_within_frame.load(Ordering::Relaxed)
     }
@@ -92,6 +95,12 @@ impl Cork {
     /// Returns whether bytes were read or written since the previous call.
     pub(super) fn take_moved(&self) -> bool {
         self.0.has_moved.swap(false, Ordering::Relaxed)
+    }
+
+    /// Returns whether hyper has written its last byte, and waits only until the client closes the
+    /// connection.
+    pub(super) fn is_closing(&self) -> bool {
+        self.0.is_closing.load(Ordering::Relaxed)
     }
 
     /// Records the result of a write to the socket.
@@ -244,6 +253,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
+        self.cork.0.is_closing.store(true, Ordering::Relaxed);
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -6,8 +6,13 @@ const PREFACE_LENGTH: u32 = 24;
 /// The length of the header of a frame (RFC 9113, §4.1).
 const HEADER_LENGTH: u8 = 9;
 
-/// A position in the bytes of an HTTP/2 client: within the preface, within a frame, or between two
-/// frames.
+/// The types of the frames of a header block: HEADERS and CONTINUATION (RFC 9113, §6.2 and §6.10).
+const BLOCK_TYPES: [u8; 2] = [1, 9];
+/// The flag of the last frame of a header block.
+const END_HEADERS: u8 = 0x4;
+
+/// A position in the bytes of an HTTP/2 client: within the preface, within a frame, between the
+/// frames of a header block, or between two other frames.
 #[derive(Debug)]
 pub(super) struct Frames {
     /// The number of bytes that are missing of the preface or of the payload of a frame.
@@ -16,11 +21,16 @@ pub(super) struct Frames {
     header: u8,
     /// The length of the next frame's payload, as far as its header was read.
     length: u32,
+    /// The type of the next frame, if it was read.
+    kind: u8,
+    /// Set from a HEADERS frame without END_HEADERS until the frame with END_HEADERS. Between these
+    /// frames, no other frame is allowed (RFC 9113, §4.3).
+    is_in_block: bool,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { missing: PREFACE_LENGTH, header: 0, length: 0 }
+        Self { missing: PREFACE_LENGTH, header: 0, length: 0, kind: 0, is_in_block: false }
     }
 }
 
@@ -33,20 +43,25 @@ impl Frames {
             bytes = &bytes[skipped..];
             let Some((byte, rest)) = bytes.split_first() else { return };
             bytes = rest;
-            // The length of the payload is in the first three bytes of the header.
-            if self.header < 3 {
-                self.length = self.length << 8 | u32::from(*byte);
+            // The header has the length of the payload (three bytes), the type, the flags, and the
+            // number of the stream.
+            match self.header {
+                0..3 => self.length = self.length << 8 | u32::from(*byte),
+                3 => self.kind = *byte,
+                4 if BLOCK_TYPES.contains(&self.kind) => self.is_in_block = *byte & END_HEADERS == 0,
+                _ => {}
             }
             self.header += 1;
             if self.header == HEADER_LENGTH {
-                *self = Self { missing: self.length, header: 0, length: 0 };
+                *self = Self { missing: self.length, header: 0, length: 0, ..*self };
             }
         }
     }
 
-    /// Returns whether the position is within the preface or within a frame.
+    /// Returns whether the position is within the preface, within a frame, or between the frames of
+    /// a header block.
     pub(super) fn is_within_frame(&self) -> bool {
-        self.missing > 0 || self.header > 0
+        self.missing > 0 || self.header > 0 || self.is_in_block
     }
 }
 
@@ -55,14 +70,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn position_is_between_frames_after_each_frame_only() {
+    fn position_is_between_frames_after_complete_frames_only() {
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         let mut ends = vec![bytes.len()];
-        for payload in [0, 1, 8, 300, 70_000] {
+        // The length of the payload, the type, the flags, and whether another frame may follow.
+        let all = [
+            (0, 6, 1, true),
+            (1, 6, 1, true),
+            (8, 6, 1, true),
+            (300, 1, 0x5, true),
+            (70_000, 0, 0, true),
+            // A header block of three frames, of which one is empty.
+            (300, 1, 0x1, false),
+            (0, 9, 0, false),
+            (20, 9, 0x4, true),
+            (8, 6, 0, true),
+        ];
+        for (payload, kind, flags, is_end) in all {
             bytes.extend_from_slice(&u32::to_be_bytes(payload)[1..]);
-            bytes.extend_from_slice(&[6, 1, 0, 0, 0, 0]);
+            bytes.extend_from_slice(&[kind, flags, 0, 0, 0, 1]);
             bytes.resize(bytes.len() + payload as usize, 0xff);
-            ends.push(bytes.len());
+            if is_end {
+                ends.push(bytes.len());
+            }
         }
         for step in [1, 2, 5, 9, 24, 1000, bytes.len()] {
             let (mut frames, mut read) = (Frames::default(), 0);

@@ -95,7 +95,8 @@ const MAX_READ: usize = 256 * 1024;
 /// streams before other tasks run.
 const ROUNDS: usize = 4;
 
-/// The time that a client without open streams has to answer the PING of a graceful shutdown.
+/// The time without a byte in either direction after which a client without open streams counts as
+/// stopped, during a graceful shutdown.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -183,26 +184,32 @@ where
 ///
 /// h2 accepts requests until the client has acknowledged this PING. Then h2 sends a second GOAWAY
 /// with the last request (RFC 9113, §6.8), and closes the connection when all streams are complete.
-/// h2 has no time limit for the acknowledgement. So if the client has no open streams and does not
-/// answer for a second, the server answers in place of the client. h2 then sends the rest of its
-/// responses, as far as the client accepts them, and closes the connection.
+/// h2 has no time limit for the acknowledgement. So if the client has no open streams and no byte
+/// has moved in either direction for a second, the server answers in place of the client. h2 then
+/// sends the rest of its responses, as far as the client accepts them, and closes the connection.
 #[derive(Default)]
 enum LastPing {
     /// The connection has open streams, or does not shut down.
     #[default]
     Waiting,
-    /// The connection has no open streams. The client can answer until this time.
+    /// The connection has no open streams. If no byte moves until this time, the server answers.
     Silent(Pin<Box<Sleep>>),
+    /// The client has answered, or the server has answered in its place.
     Answered,
 }
 
 impl LastPing {
     /// Called during a graceful shutdown only. Returns ready if the connection has to be dropped:
-    /// it has no open streams, and the client has sent a part of a frame and then nothing more for
-    /// a second. There is no place for an answer within a frame.
+    /// it has no open streams, and the client has sent a part of a frame or of a header block and
+    /// then nothing more for a second. There is no place for an answer before its end.
     fn poll(&mut self, cork: &Cork, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Answered => return Poll::Pending,
+            // h2 closes the connection because the client has answered.
+            _ if cork.is_closing() => {
+                *self = Self::Answered;
+                return Poll::Pending;
+            }
             _ if !streams.is_empty() => {
                 *self = Self::Waiting;
                 return Poll::Pending;
@@ -216,15 +223,16 @@ impl LastPing {
         let Self::Silent(deadline) = self else { return Poll::Pending };
         loop {
             ready!(deadline.as_mut().poll(cx));
-            if !cork.is_within_frame() {
+            // A client that reads slowly acknowledges the PING when it has read all bytes before it.
+            let is_stalled = !cork.take_moved() && !cork.is_blocked();
+            if is_stalled && cork.is_within_frame() {
+                return Poll::Ready(());
+            }
+            if is_stalled {
                 cork.answer_ping();
                 streams.wake_connection();
                 *self = Self::Answered;
                 return Poll::Pending;
-            }
-            let is_stalled = !cork.take_moved() && !cork.is_blocked();
-            if is_stalled {
-                return Poll::Ready(());
             }
             deadline.as_mut().reset(Instant::now() + MAX_SILENCE);
         }

@@ -11,8 +11,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection whose first bytes were already read, for example to detect the protocol. Reading
-/// returns these bytes, `front`, before new bytes. Shutting down waits until the client closes the
-/// connection, for at most one second and 64 KiB of discarded bytes.
+/// returns these bytes, `front`, before new bytes. Shutting down waits for the client as [`Closing`]
+/// does.
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,

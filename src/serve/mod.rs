@@ -30,7 +30,7 @@
 //!   tasks of their own, on all cores.
 //! - TCP connections have `TCP_NODELAY` and a [`ClientTimeout`].
 //! - A connection that sends no request is closed after a [`header_timeout`](Serve::header_timeout)
-//!   of 30 seconds.
+//!   of 30 seconds. Over HTTP/2, the timeout applies only to the connection preface.
 //! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. [`serve`] takes the
 //!   service itself, without axum's `into_make_service_with_connect_info`.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
@@ -68,9 +68,10 @@
 //! # The end of a connection
 //!
 //! If the server closes a connection after a response, it first shuts down its own direction. Then
-//! it reads and discards what the client sends, until the client closes the connection, for at most
-//! one second and 64 KiB. Otherwise the system would discard the end of the response if the client
-//! has sent more bytes meanwhile (RFC 9112, §9.6). This needs a runtime with timers.
+//! it reads and discards what the client sends, until the client closes the connection, or sends
+//! nothing for one second. It reads for at most 30 seconds and 64 KiB. Otherwise the system would
+//! discard the end of the response if the client has sent more bytes meanwhile (RFC 9112, §9.6).
+//! This needs a runtime with timers.
 //!
 //! # TLS
 //!
@@ -165,8 +166,13 @@ impl<L: Listener, S> Serve<L, S> {
     ///
     /// An HTTP/2 client learns of the shutdown from a `GOAWAY`, and has to acknowledge a `PING`.
     /// If it has no open streams and does not answer, the server closes the connection after about
-    /// one second. If it reads, but opens no window for the rest of a response, the server waits
-    /// for it without a time limit.
+    /// one second without a byte in either direction. There are these exceptions:
+    ///
+    /// - If a client opens no window for the rest of a response, or sends requests and never
+    ///   acknowledges the `PING`, the server waits for it without a time limit.
+    /// - If a client sends a part of a frame and then nothing for one second, for example because
+    ///   the network has lost a packet, the server drops the connection. A response that h2 has not
+    ///   sent completely is then incomplete.
     ///
     /// # Examples
     ///
@@ -202,7 +208,8 @@ impl<L: Listener, S> Serve<L, S> {
     }
 
     /// Sets the maximum size of the headers of an HTTP/2 request, in bytes. Default: 16 KiB. A
-    /// request over this limit gets the status 431.
+    /// request over this limit gets the status 431. If a request is over four times this limit, h2
+    /// closes the whole connection with all its streams (`ENHANCE_YOUR_CALM`).
     ///
     /// The size counts the method, the URI with its query, and all headers: the bytes of each name
     /// and value, and 32 bytes more for each of them (RFC 9113, §6.5.2). Raise the limit if

@@ -1,14 +1,16 @@
-//! Graceful shutdown while an HTTP/2 client does not answer: a stopped process, whose kernel
-//! acknowledges all bytes.
+//! Graceful shutdown while an HTTP/2 client does not answer (a stopped process, whose kernel
+//! acknowledges all bytes), or reads slowly.
 
 use crate::{
-    common::{Driver, driven, event_stream},
+    common::{Driver, Running, driven, event_stream},
     listeners::Memory,
 };
 use axum::{Router, routing::get};
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
+use support::client::within;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::TcpSocket,
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -24,8 +26,10 @@ const LIMIT: Duration = Duration::from_secs(2);
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -168,5 +172,76 @@ async fn slow_client_gets_whole_response_at_shutdown() {
         }
         assert!(is_complete && received == LARGE, "{received} bytes");
         assert!(client.returned().await <= LIMIT);
+    }
+}
+
+/// The client has answered, and the server waits until the client closes. Half a frame of the client
+/// does not end this wait.
+#[tokio::test(start_paused = true)]
+async fn half_frame_does_not_cut_end_of_connection() {
+    let mut client = Client::new(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+    client.shutdown.cancel();
+    let ping = client.next_of(PING).await.payload;
+    client.send(&[&frame(PING, ACK, 0, &ping), &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])[..6]].concat()).await;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(900)).await;
+        assert!(!client.server.is_finished());
+        client.send(&[0]).await;
+    }
+    let time = client.returned().await;
+    assert!(time <= LIMIT, "{time:?}");
+}
+
+/// A client that reads 4 KiB in 80 ms, opens its window again after each read, and has a small
+/// buffer in its kernel. Returns the number of bytes of the response, and whether they are all.
+async fn read_slowly(address: SocketAddr, acknowledges_ping: bool, requested: mpsc::Sender<()>) -> (usize, bool) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut io = within("a connection", socket.connect(address)).await.unwrap();
+    // INITIAL_WINDOW_SIZE, and the window of the connection.
+    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 16, 0, 0]);
+    let window = frame(WINDOW_UPDATE, 0, 0, &[0, 16, 0, 0]);
+    io.write_all(&[PREFACE, &settings, &window, &request(1, "/large")].concat()).await.unwrap();
+    let windows = [0, 1].map(|stream| frame(WINDOW_UPDATE, 0, stream, &[0, 0, 16, 0])).concat();
+    let (mut unread, mut received, mut is_complete) = (Vec::new(), 0, false);
+    loop {
+        let mut bytes = [0; 4096];
+        let length = match within("bytes of the server", io.read(&mut bytes)).await {
+            Ok(0) | Err(_) => return (received, is_complete),
+            Ok(length) => length,
+        };
+        unread.extend(&bytes[..length]);
+        while let [a, b, c, kind, flags, ..] = unread[..] {
+            let end = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+            if unread.len() < end {
+                break;
+            }
+            let payload: Vec<u8> = unread.drain(..end).skip(9).collect();
+            if kind == DATA {
+                requested.try_send(()).ok();
+                received += payload.len();
+                is_complete = flags & END_STREAM != 0;
+            } else if kind == PING && flags & ACK == 0 && acknowledges_ping {
+                io.write_all(&frame(PING, ACK, 0, &payload)).await.ok();
+            }
+        }
+        io.write_all(&windows).await.ok();
+        sleep(Duration::from_millis(80)).await;
+    }
+}
+
+/// The server must not close the connection while the kernel still has a part of the response. The
+/// next WINDOW_UPDATE would then reset the connection.
+#[tokio::test]
+async fn slow_tcp_client_gets_whole_response_at_shutdown() {
+    for acknowledges_ping in [false, true] {
+        let server = Running::new(Router::new().route("/large", get(async || "x".repeat(LARGE)))).await;
+        let (requested, mut request) = mpsc::channel(1);
+        let client = tokio::spawn(read_slowly(server.address, acknowledges_ping, requested));
+        request.recv().await.expect("a part of the response");
+        server.shut_down();
+        let (received, is_complete) = within("the response", client).await.unwrap();
+        assert!(is_complete && received == LARGE, "{received} bytes, acknowledges: {acknowledges_ping}");
+        server.returned().await;
     }
 }
