@@ -228,10 +228,10 @@ async fn idle_hub_stream_takes_little_memory() {
     let plain = SseLayer::new();
     let usual = SseLayer::new().shutdown(CancellationToken::new()).max_streams(usize::MAX).on_close(drop);
     for (what, heartbeat, layer, expected) in [
-        ("without settings", None, None, 376),
-        ("with a heartbeat of its handler", Some(Duration::from_secs(20)), None, 408),
-        ("under a layer", None, Some(&plain), 384),
-        ("under a layer with a shutdown, a limit and a callback", None, Some(&usual), 864),
+        ("without settings", None, None, 384),
+        ("with a heartbeat of its handler", Some(Duration::from_secs(20)), None, 416),
+        ("under a layer", None, Some(&plain), 392),
+        ("under a layer with a shutdown, a limit and a callback", None, Some(&usual), 872),
     ] {
         let open = || open(heartbeat.map(Heartbeat::every), layer);
         // The thread, the timer of the runtime and the topic keep this memory.
