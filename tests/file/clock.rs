@@ -53,7 +53,7 @@ async fn paused_clock_advances_while_the_log_is_idle() {
 
 /// The application polls the future of a publish once, and keeps it longer than the runtime.
 #[test]
-fn kept_publish_does_not_block_the_end_of_its_runtime() {
+fn kept_publish_does_not_block_its_runtime() {
     let folder = Folder::new();
     let (ended, end) = mpsc::channel();
     let log = folder.log();

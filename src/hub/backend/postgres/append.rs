@@ -253,7 +253,7 @@ mod tests {
 
     /// A runtime that shuts down can drop the task of the appends before it polls the task.
     #[test]
-    fn append_after_the_end_of_a_runtime_starts_another_task() {
+    fn append_after_a_dropped_task_starts_another() {
         let backend = PostgresBackend::new("postgres://host").unwrap();
         let log = backend.log();
         for _ in 0..2 {
