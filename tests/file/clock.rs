@@ -2,8 +2,18 @@
 //! advances while nothing happens.
 
 use super::folder::{Folder, event};
-use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::mpsc,
+    task::{Context, Waker},
+    thread,
+    time::Duration,
+};
+use tokio::{
+    runtime,
+    time::{Instant, sleep},
+};
 use tokio_stream::StreamExt;
 use tower_sse::{
     Event,
@@ -39,4 +49,25 @@ async fn paused_clock_advances_while_the_log_is_idle() {
     assert!((30 * 60 + 30..31 * 60 + 30).contains(&elapsed), "{elapsed}");
     sleep(Duration::from_secs(60 * 60)).await;
     hub.topic("news").publish(Event::new("later")).await.expect("it is published in time");
+}
+
+/// The application polls the future of a publish once, and keeps it longer than the runtime.
+#[test]
+fn kept_publish_does_not_block_its_runtime() {
+    let folder = Folder::new();
+    let (ended, end) = mpsc::channel();
+    let log = folder.log();
+    thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let hub = runtime.block_on(async { Hub::builder().file(log).connect().await.expect("the log opens") });
+        let topic = hub.topic("news");
+        let mut publish = pin!(topic.publish(Event::new("kept")));
+        runtime.block_on(async {
+            // The commit may already have ended, although it takes longer than this poll.
+            let _polled = publish.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        });
+        drop(runtime);
+        ended.send(()).expect("the test waits");
+    });
+    end.recv_timeout(Duration::from_secs(30)).expect("the runtime ends");
 }

@@ -120,7 +120,7 @@ impl Backend for Outages {
         epoch: u64,
         since: Position,
     ) -> Result<Option<backend::Appended>, BoxError> {
-        if records[0].event.ends_with(b"large\n\n") {
+        if records[0].event.ends_with(b"large\n\n") || &*records[0].topic == "refused" {
             return Err("the record is too big".into());
         }
         self.unless_full(self.log.append_if_unchanged(records, epoch, since)).await
@@ -246,6 +246,35 @@ fn refused_event_of_a_recording_is_logged_once() {
         let begin =
             (Level::WARN, "backend failed".into(), Some("recording".into()), Some("the record is too big".into()));
         assert_eq!(outages(&seen), [begin, recovered("recording")]);
+    });
+}
+
+/// The backend refuses all records of one topic, and the application keeps the recording's handle.
+#[test]
+fn failed_recording_does_not_hide_later_outages() {
+    observed(async |seen: Seen| {
+        let (_down, is_down) = watch::channel(false);
+        let (full, is_full) = watch::channel(false);
+        let hub = Hub::builder().backend(Outages { is_full, ..Outages::new(10_000, is_down) }).connect().await.unwrap();
+        let begin =
+            |error: &str| (Level::WARN, "backend failed".into(), Some("recording".into()), Some(error.to_owned()));
+        let recording = hub.topic("refused").record(tokio_stream::once(Event::new("1"))).start();
+        recording.outcome().await;
+        // The last sign of life of this node ends the outage.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let mut expected = vec![begin("the record is too big"), recovered("recording")];
+        assert_eq!(outages(&seen), expected);
+
+        let items = tokio_stream::iter(0..100).map(Event::display).throttle(Duration::from_millis(100));
+        let other = hub.topic("other").record(items).start();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        full.send_replace(true);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        full.send_replace(false);
+        assert_eq!(other.outcome().await, Outcome::Finished);
+        expected.extend([begin("the disk is full"), recovered("recording")]);
+        assert_eq!(outages(&seen), expected);
+        drop(recording);
     });
 }
 

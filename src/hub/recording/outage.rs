@@ -34,8 +34,7 @@ impl Outage {
     }
 }
 
-/// The appends of one task, which come one after the other. Dropping this value ends the task. It
-/// does not end an outage, because the task may have given up.
+/// The appends of one task, which come one after the other.
 #[derive(Debug)]
 pub(super) struct Appends {
     outage: Arc<Outage>,
@@ -75,12 +74,19 @@ impl Appends {
             trace::backend_recovered(OPERATION);
         }
     }
+
+    /// Notes that the task has ended, so that its last failure no longer counts. Does not end an
+    /// outage, because the task may have given up. Calling this again has no effect.
+    pub(super) fn end(&self) {
+        let mut state = self.outage.state();
+        if self.is_failing.swap(false, Relaxed) {
+            state.failing -= 1;
+        }
+    }
 }
 
 impl Drop for Appends {
     fn drop(&mut self) {
-        if self.is_failing.load(Relaxed) {
-            self.outage.state().failing -= 1;
-        }
+        self.end();
     }
 }

@@ -118,6 +118,9 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        // The application may hold a handle to the recording, and so `local`, for a long time. The
+        // removal wakes the keeper, whose next sign of life can then log the end of the outage.
+        self.local.appends.end();
         self.core.recordings.remove(&self.local);
     }
 }

@@ -286,8 +286,7 @@ impl Log {
 
     async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
         let (reply, response) = oneshot::channel();
-        self.shared.queue.push(Append { records, condition, reply });
-        let _clock = StoppedClock::new();
+        self.shared.queue.push(Append { records, condition, reply, _clock: StoppedClock::new() });
         let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
         Ok(response.await.map_err(closed)??)
     }

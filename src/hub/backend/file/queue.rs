@@ -1,6 +1,6 @@
 //! The queue between publishers and the writer, the thread that stores appends in the database.
 
-use super::error::FileError;
+use super::{clock::StoppedClock, error::FileError};
 use crate::hub::backend::{Appended, Position, Record};
 use std::{
     mem,
@@ -14,6 +14,9 @@ pub(super) struct Append {
     pub(super) records: Vec<Record>,
     pub(super) condition: Option<Unchanged>,
     pub(super) reply: oneshot::Sender<Result<Option<Appended>, FileError>>,
+    /// Is dropped after the reply, even if the publisher does not poll its future again. Otherwise
+    /// its runtime, which waits for the thread of the stopped clock, could not shut down.
+    pub(super) _clock: StoppedClock,
 }
 
 /// The condition of an append: the log has this epoch, and after the position `since` it has no
@@ -155,7 +158,7 @@ mod tests {
         let queue = Queue::default();
         let append = |publishers: &mut Vec<_>, is_kept: bool| {
             let (reply, publisher) = oneshot::channel();
-            queue.push(Append { records: Vec::new(), condition: None, reply });
+            queue.push(Append { records: Vec::new(), condition: None, reply, _clock: StoppedClock::new() });
             publishers.extend(is_kept.then_some(publisher));
         };
         let mut publishers = Vec::new();

@@ -72,9 +72,9 @@ impl Log {
     ) -> Result<Option<Appended>, BoxError> {
         let (result, appended) = oneshot::channel();
         if self.appends.push(Waiting { records, condition, result }) {
-            let log = Arc::clone(self);
+            let running = Running::new(&self.appends);
             // A publisher that drops its future must not interrupt the appends of others.
-            tokio::spawn(log.run_appends());
+            tokio::spawn(Arc::clone(self).run_appends(running));
         }
         match appended.await {
             Ok(result) => Ok(result?),
@@ -82,8 +82,7 @@ impl Log {
         }
     }
 
-    async fn run_appends(self: Arc<Self>) {
-        let running = Running::new(&self.appends);
+    async fn run_appends(self: Arc<Self>, running: Running) {
         loop {
             let newest = self.known().map_or(0, |known| known.position);
             let group = self.appends.next_group(newest);
@@ -239,4 +238,35 @@ fn ends(rows: &[Row], calls: usize) -> Result<Vec<Option<Known>>, tokio_postgres
         }
     }
     Ok(ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PostgresBackend;
+    use super::*;
+    use crate::hub::backend::RecordKind;
+    use std::{
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+    use tokio::runtime::Builder;
+
+    /// A runtime that shuts down can drop the task of the appends before it polls the task.
+    #[test]
+    fn append_after_a_dropped_task_starts_another() {
+        let backend = PostgresBackend::new("postgres://host").unwrap();
+        let log = backend.log();
+        for _ in 0..2 {
+            let record = Record { topic: "t".into(), kind: RecordKind::Event, event: "x".into() };
+            let mut append = pin!(log.append(vec![record]));
+            let mut poll = || append.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let runtime = Builder::new_current_thread().build().unwrap();
+            let entered = runtime.enter();
+            assert!(poll().is_pending());
+            drop(entered);
+            drop(runtime);
+            let Poll::Ready(Err(error)) = poll() else { panic!("the append still waits") };
+            assert_eq!(error.to_string(), "the runtime of the publisher has ended");
+        }
+    }
 }

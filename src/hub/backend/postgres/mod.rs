@@ -61,7 +61,7 @@ struct Log {
     /// The connection of the follower, the task that reads new records. `None` before its first
     /// use, and after the connection is lost.
     follower: Mutex<Option<Connection>>,
-    appends: Appends,
+    appends: Arc<Appends>,
     eviction: Eviction,
     known: SyncMutex<Option<Known>>,
 }
@@ -266,7 +266,7 @@ impl Log {
             sql,
             commands: Mutex::default(),
             follower: Mutex::default(),
-            appends: Appends::default(),
+            appends: Arc::default(),
             eviction: Eviction::default(),
             known: SyncMutex::default(),
         }

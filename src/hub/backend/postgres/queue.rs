@@ -9,7 +9,7 @@ use crate::hub::{
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::oneshot;
 
@@ -160,14 +160,17 @@ impl Appends {
 
 /// A guard in the task that performs the waiting appends. If the runtime shuts down and drops the
 /// task, the guard makes all waiting appends fail. The next append then starts another task.
-pub(super) struct Running<'a> {
-    appends: &'a Appends,
+///
+/// The guard must exist before the task is spawned, because a runtime can drop a task before it
+/// polls the task for the first time.
+pub(super) struct Running {
+    appends: Arc<Appends>,
     has_ended: bool,
 }
 
-impl<'a> Running<'a> {
-    pub(super) fn new(appends: &'a Appends) -> Self {
-        Self { appends, has_ended: false }
+impl Running {
+    pub(super) fn new(appends: &Arc<Appends>) -> Self {
+        Self { appends: Arc::clone(appends), has_ended: false }
     }
 
     /// Notes that the task that performs the appends ends because no append is waiting. Dropping
@@ -177,7 +180,7 @@ impl<'a> Running<'a> {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         if self.has_ended {
             return;
@@ -283,6 +286,7 @@ mod tests {
     #[test]
     fn end_of_the_runtime_makes_waiting_appends_fail() {
         let (queue, mut results) = queue(vec![(vec![1], Some(0)); 2]);
+        let queue = Arc::new(queue);
         drop(Running::new(&queue));
         for result in &mut results {
             result.try_recv().expect_err("the append has failed");
