@@ -53,7 +53,6 @@ enum Call {
 
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
 pub(crate) enum Purpose {
     /// The next items. Also the purpose of a call by other code than a response.
     Items,
