@@ -2,9 +2,9 @@
 
 use super::error::RequestError;
 use crate::hub::{
-    CLOSED_STREAMS,
     backend::{Appended, Record},
     recording::beat,
+    stream_registries::CLOSED_STREAMS,
 };
 use std::{
     collections::VecDeque,
