@@ -80,7 +80,7 @@ mod tests {
             (8, 6, 1, true),
             (300, 1, 0x5, true),
             (70_000, 0, 0, true),
-            // A header block of three frames, of which one is empty.
+            // A header block of three frames. The second is empty.
             (300, 1, 0x1, false),
             (0, 9, 0, false),
             (20, 9, 0x4, true),

@@ -341,7 +341,7 @@ const USERS: usize = 4;
 /// The number of events that the streams have to read.
 const EVENTS: usize = 20_000;
 
-/// What the task that closes and publishes has done.
+/// The progress of the task that closes streams and publishes events.
 #[derive(Default)]
 struct Done {
     /// The numbers of closes that have begun, by user.

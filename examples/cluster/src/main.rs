@@ -210,8 +210,9 @@ async fn job(
     last: LastEventId,
 ) -> Result<SseStream<Subscription>, ErrorResponse> {
     let job = node.hub.topic(format!("jobs/{name}"));
-    // This node may not have read the events of the job yet, or may not retain them any more. The first event of a
-    // job that has just started may not be in the log yet, and a 404 ends an `EventSource` for good.
+    // This node may not have read the events of the job yet, or may not retain them any more. The
+    // first event of a job that has just started may not be in the log yet, and a 404 ends an
+    // `EventSource` for good.
     let deadline = Instant::now() + Duration::from_secs(1);
     while !job.exists_in_log().await? {
         if Instant::now() >= deadline {

@@ -196,8 +196,8 @@ impl Recorder {
     /// so the event is published once. Without another node, the next process that connects to the
     /// log publishes it. Without a backend, the will is published only by
     /// [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits until
-    /// the other nodes can read the will in the log. The will is not published if the log has [lost records](Outcome::Interrupted) that may include the end of
-    /// the recording.
+    /// the other nodes can read the will in the log. The will is not published if the log has [lost
+    /// records](Outcome::Interrupted) that may include the end of the recording.
     ///
     /// With a log in a [file](super::Builder::file), there is no other node. The process publishes
     /// the will after its restart, one lease after its start. To end such a topic earlier, publish

@@ -10,7 +10,8 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// Tokio advances a paused clock when all tasks wait. It does not see that the thread of the writer
 /// is busy, so each append would exceed the timeout of its request. Tokio does see its own blocking
 /// threads, and advances no clock while such a thread is busy. So a blocking thread waits as long
-/// as this value exists. Dropping the runtime waits for this thread. Without the feature `test-util`, this type does nothing.
+/// as this value exists. Dropping the runtime waits for this thread. Without the feature
+/// `test-util`, this type does nothing.
 pub(super) struct StoppedClock {
     #[cfg(feature = "test-util")]
     _dropped: Option<mpsc::Sender<()>>,

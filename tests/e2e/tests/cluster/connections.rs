@@ -82,8 +82,8 @@ async fn connections_do_not_grow_with_clients(kind: StoreKind) {
     }
 }
 
-/// Returns the number of connections to Redis, without those of this function. The server may still be closing the
-/// connection of an earlier call.
+/// Returns the number of connections to Redis, without those of this function. The server may still
+/// be closing the connection of an earlier call.
 async fn redis_connections(store: &Store) -> usize {
     let list = store.redis("CLIENT LIST").await;
     list.lines()
@@ -91,8 +91,8 @@ async fn redis_connections(store: &Store) -> usize {
         .count()
 }
 
-/// Returns the number of connections to Postgres, without those of this function. The server may still be ending the
-/// connection of an earlier call, which is why the name of the application decides.
+/// Returns the number of connections to Postgres, without those of this function. The server may
+/// still be ending the connection of an earlier call. So all connections of `psql` are left out.
 fn postgres_connections(store: &Store) -> usize {
     let clients = "backend_type = 'client backend' AND application_name <> 'psql'";
     store.sql(&format!("SELECT count(*) FROM pg_stat_activity WHERE {clients}")).parse().expect("a number")
