@@ -45,6 +45,7 @@ impl Node for Core {
         presence::wake(wakers);
         topic_state::shut_down(topics);
         count_wakers.wake();
+        self.backend.as_ref().inspect(|backend| backend.announce_reset(bounds.epoch));
     }
 
     /// Adds the records of a page, the next part of the backend's log, to the topics of this

@@ -18,6 +18,7 @@ mod registry;
 mod registry_model;
 mod registry_order;
 mod remove;
+mod replaced;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

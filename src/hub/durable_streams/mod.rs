@@ -384,8 +384,14 @@ impl DurableStreams {
             None | Some("-1") => Begin::Oldest,
             Some("now") => Begin::Now,
             Some(text) => {
-                let epoch = self.core.epoch();
-                match offset::parse(epoch, text) {
+                let mut epoch = self.core.epoch();
+                let mut parsed = offset::parse(epoch, text);
+                if let (Err(InvalidOffset::OtherEpoch), Some(backend)) = (&parsed, &self.core.backend) {
+                    backend.await_replacement(|epoch| offset::parse(epoch, text).is_ok()).await;
+                    epoch = self.core.epoch();
+                    parsed = offset::parse(epoch, text);
+                }
+                match parsed {
                     Ok(position) => Begin::After(epoch, position),
                     Err(InvalidOffset::Malformed) => {
                         return Ok(response::error(StatusCode::BAD_REQUEST, "the offset is malformed"));

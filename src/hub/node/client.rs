@@ -12,6 +12,7 @@ use crate::{
     hub::{
         backend::{Appended, Bounds, IdFormat, Page, Position, Record, RecordKind},
         error::Error,
+        gap::GapReason,
         id::Epoch,
         item::{self, Runs},
         start::Start,
@@ -28,7 +29,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{runtime::Handle, task::AbortHandle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::timeout,
+};
 
 /// The time limit of a request to the backend: 10 seconds. It matters only for a backend that has
 /// no shorter timeout of its own.
@@ -48,6 +54,10 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
+/// The maximum time for which a subscription waits until the node follows the log that has issued
+/// the id of its client.
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
 /// the log ends. The backend is the log that several processes share.
 pub(in crate::hub) struct BackendClient {
@@ -65,6 +75,11 @@ pub(in crate::hub) struct BackendClient {
     /// connects to its backend.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
+    /// Asks the follower, the task that reads the log, to check at once whether another log has
+    /// replaced the log.
+    check: Arc<Notify>,
+    /// The epoch of the log that the node follows.
+    followed: watch::Sender<u64>,
 }
 
 /// The state of the log, as far as the local node knows it from responses of the backend. A node is
@@ -142,6 +157,8 @@ impl BackendClient {
             is_overloaded: AtomicBool::new(false),
             runtime: OnceLock::new(),
             follower: OnceLock::new(),
+            check: Arc::default(),
+            followed: watch::Sender::new(0),
         }
     }
 
@@ -185,6 +202,12 @@ impl BackendClient {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
         self.epoch(epoch)
+    }
+
+    /// Wakes the subscriptions that wait until the node follows another log. The caller has called
+    /// [`reset`](Self::reset), and holds no lock.
+    pub(in crate::hub) fn announce_reset(&self, epoch: u64) {
+        self.followed.send_replace(epoch);
     }
 
     pub(in crate::hub) fn evicted_through(&self) -> Position {
@@ -233,16 +256,22 @@ impl BackendClient {
     ///
     /// If `start` is an id after every position that the local node knows, the function first asks
     /// the backend for the current end. If the backend does not respond, or another log has
-    /// replaced the log, [`LogEnd::is_unsure`] is `true`.
+    /// replaced the log, [`LogEnd::is_unsure`] is `true`. If `start` is an id of that other log, the
+    /// function first waits until the local node follows it.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
             LogEnd { epoch: self.epoch(state.epoch), last: state.last, is_unsure }
         };
-        let known = end(false);
-        match start {
-            Start::After(id) if known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) => {}
-            _ => return known,
+        let mut known = end(false);
+        let Start::After(id) = start else { return known };
+        let is_foreign = |epoch: Epoch| matches!(epoch.position(id), Err(GapReason::OtherEpoch));
+        if is_foreign(known.epoch) {
+            self.await_replacement(|epoch| !is_foreign(epoch)).await;
+            known = end(false);
+        }
+        if !known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) {
+            return known;
         }
         let Some(bounds) = self.bounds().await else { return end(true) };
         let mut state = self.state();
@@ -254,6 +283,31 @@ impl BackendClient {
         state.last = state.last.max(bounds.last);
         state.evicted_through = state.evicted_through.max(bounds.evicted_through);
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
+    }
+
+    /// Waits until the local node follows the log of the backend, if another log has replaced the
+    /// log that it follows. Waits only if `has_issued` returns `true` for the epoch of the other
+    /// log: a client has an id of it, from a node that has switched earlier. Without this wait, the
+    /// client would get a gap, and then all events of the other log again.
+    ///
+    /// The wait ends after two seconds ([`SWITCH_TIMEOUT`]).
+    pub(in crate::hub) async fn await_replacement(&self, has_issued: impl Fn(Epoch) -> bool) {
+        let wait = async {
+            let mut followed = self.followed.subscribe();
+            let Some(Bounds { epoch, .. }) = self.bounds().await else { return };
+            if *followed.borrow_and_update() != epoch && has_issued(self.epoch(epoch)) {
+                self.check.notify_one();
+                // The client owns the sender. The guard is dropped at once.
+                drop(followed.wait_for(|followed| *followed == epoch).await);
+            }
+        };
+        let _the_client_gets_a_gap = timeout(SWITCH_TIMEOUT, wait).await;
+    }
+
+    /// Returns the requests to the follower, the task that reads the log, to check whether another
+    /// log has replaced the log.
+    pub(super) fn checks(&self) -> Arc<Notify> {
+        Arc::clone(&self.check)
     }
 
     async fn bounds(&self) -> Option<Bounds> {

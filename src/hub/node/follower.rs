@@ -19,6 +19,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::yield_now,
     time::{sleep, timeout},
 };
@@ -89,7 +90,7 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
         Ok::<_, BoxError>(())
     };
     timeout(CATCH_UP, catch_up).await.unwrap_or(Ok(()))?;
-    let follower = runtime.spawn(follow(backend, Arc::downgrade(node), after, bounds.epoch));
+    let follower = runtime.spawn(follow(backend, client.checks(), Arc::downgrade(node), after, bounds.epoch));
     client.set_follower(follower.abort_handle());
     Ok(())
 }
@@ -109,14 +110,20 @@ async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
 
 /// Reads the log page by page from the first record after `after`, and delivers each page to
 /// `node`, until the node is dropped. `epoch` identifies the log. If another log has replaced this
-/// log, resets the node and continues with the other log. After an error, tries again after a
-/// pause.
-async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
+/// log, resets the node and continues with the other log. `checks` asks for a check of that. After
+/// an error, tries again after a pause.
+async fn follow<N: Node>(
+    backend: Arc<dyn DynBackend>,
+    checks: Arc<Notify>,
+    node: Weak<N>,
+    mut after: Position,
+    mut epoch: u64,
+) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;
     let outage = Outage::of("follow");
     loop {
-        match next(&*backend, after, epoch, &mut max_missed, &outage).await {
+        match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
             Ok(page) if page.epoch == epoch => {
                 let Some(node) = node.upgrade() else { return };
                 outage.succeeded();
@@ -149,14 +156,15 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, the function also asks the backend for the epoch and the last
-/// position of the log. A failed request is counted in `outage`.
+/// an error. So every two seconds, and when `checks` asks for it, the function also asks the backend
+/// for the epoch and the last position of the log. A failed request is counted in `outage`.
 ///
 /// Returns an error if the log does not have the epoch `epoch` any more. Also returns an error, and
 /// doubles `max_missed`, if the backend returns no page although the last position of the log
 /// differs from `after` in `max_missed` checks in a row.
 async fn next(
     backend: &dyn DynBackend,
+    checks: &Notify,
     after: Position,
     epoch: u64,
     max_missed: &mut u32,
@@ -165,9 +173,16 @@ async fn next(
     let mut page = pin!(backend.follow(after));
     let mut missed = 0;
     while missed < *max_missed {
-        if let Ok(page) = timeout(PROBE_INTERVAL, page.as_mut()).await {
-            return page;
-        }
+        let mut check = pin!(checks.notified());
+        let page_or_check = poll_fn(|cx| match page.as_mut().poll(cx) {
+            Poll::Ready(page) => Poll::Ready(Some(page)),
+            Poll::Pending => check.as_mut().poll(cx).map(|()| None),
+        });
+        let is_due = match timeout(PROBE_INTERVAL, page_or_check).await {
+            Ok(Some(page)) => return page,
+            Ok(None) => false,
+            Err(_) => true,
+        };
         let mut bounds = pin!(in_time(backend.bounds()));
         let bounds = poll_fn(|cx| match page.as_mut().poll(cx) {
             Poll::Ready(page) => Poll::Ready(Err(page)),
@@ -180,7 +195,7 @@ async fn next(
                 missed = 0;
                 outage.succeeded();
             }
-            Ok(Ok(_)) => missed += 1,
+            Ok(Ok(_)) => missed += u32::from(is_due),
             Ok(Err(error)) => outage.failed(&error),
         }
     }

@@ -7,6 +7,7 @@ mod locked;
 mod mark;
 mod page;
 mod queue;
+mod recent;
 mod record;
 mod retention;
 mod store;
@@ -19,18 +20,19 @@ use crate::BoxError;
 use clock::StoppedClock;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
+use recent::Recent;
 use retention::Retention;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread,
     time::Duration,
 };
 use store::{Store, Tail};
 use tokio::{
     runtime::Handle,
-    sync::{Mutex, OnceCell, oneshot, watch},
+    sync::{Mutex as AsyncMutex, OnceCell, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
 };
 
@@ -151,7 +153,7 @@ pub struct FileBackend {
     log: Arc<OnceCell<Log>>,
     /// The task that opens the log. If a future that waits for the task is dropped, this field
     /// keeps the task, and the next call waits for the same task.
-    opening: Arc<Mutex<Option<Opening>>>,
+    opening: Arc<AsyncMutex<Option<Opening>>>,
 }
 
 type Opening = JoinHandle<Result<Log, FileError>>;
@@ -277,6 +279,7 @@ struct Shared {
     store: RwLock<Result<Store, FileError>>,
     queue: Queue,
     bounds: watch::Sender<Bounds>,
+    recent: Mutex<Recent>,
 }
 
 impl Log {
@@ -314,7 +317,8 @@ impl Drop for Log {
 impl Shared {
     fn new(path: &Path, store: Store, tail: &Tail) -> Self {
         let store = RwLock::new(Ok(store));
-        Self { path: path.to_owned(), store, queue: Queue::default(), bounds: watch::Sender::new(bounds(tail)) }
+        let bounds = watch::Sender::new(bounds(tail));
+        Self { path: path.to_owned(), store, queue: Queue::default(), bounds, recent: Mutex::default() }
     }
 
     fn store(&self) -> RwLockReadGuard<'_, Result<Store, FileError>> {
@@ -329,6 +333,10 @@ impl Shared {
     /// read the records up to the new end, and waiting `follow` calls wake up.
     fn announce(&self, tail: &Tail) {
         self.bounds.send_if_modified(|known| std::mem::replace(known, bounds(tail)) != *known);
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn page(&self, topics: Option<&[Arc<str>]>, after: Position) -> Result<Page, FileError> {
@@ -385,6 +393,11 @@ impl Backend for FileBackend {
         let is_due = |bounds: &Bounds| bounds.last > after || bounds.evicted_through > after || bounds.epoch != epoch;
         // The wait cannot fail, because the log owns the sender. The guard is dropped at once.
         drop(changes.wait_for(is_due).await);
-        log.page(None, after).await
+        let bounds = *log.shared.bounds.borrow();
+        let recent = log.shared.recent().take(after, &bounds);
+        match recent {
+            Some(page) => Ok(page),
+            None => log.page(None, after).await,
+        }
     }
 }

@@ -13,13 +13,14 @@ use super::{
     },
 };
 use crate::{
-    hub::backend::{Appended, Position},
+    hub::backend::{Appended, Position, Record},
     random,
 };
 use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
     collections::HashSet,
     fs::{self, File},
+    iter, mem,
     path::{Path, PathBuf, absolute},
     sync::Arc,
     thread,
@@ -165,7 +166,12 @@ impl Writer {
         match self.store(&appends) {
             Ok(stored) => {
                 self.last_commit = (appends.len(), begin.elapsed());
-                (self.tail, self.oldest) = (stored.tail, stored.oldest);
+                let before = mem::replace(&mut self.tail, stored.tail);
+                self.oldest = stored.oldest;
+                let stored_appends =
+                    appends.iter_mut().zip(&stored.positions).filter(|(_, position)| position.is_some());
+                let records = stored_appends.flat_map(|(append, _)| mem::take(&mut append.records));
+                self.keep(&before, records.collect());
                 self.shared.announce(&self.tail);
                 let epoch = self.tail.epoch;
                 for (append, position) in appends.into_iter().zip(stored.positions) {
@@ -180,6 +186,14 @@ impl Writer {
                 appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
             }
         }
+    }
+
+    /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state of
+    /// the log before the commit.
+    fn keep(&self, before: &Tail, records: Vec<Record>) {
+        let positions = iter::successors(Some(before.last.next()), |position| Some(position.next()));
+        let bytes = self.tail.total_bytes - before.total_bytes;
+        self.shared.recent().add(self.tail.epoch, before.last, positions.zip(records).collect(), bytes);
     }
 
     /// Stores appends and applies the retention in one transaction. A transaction that changes

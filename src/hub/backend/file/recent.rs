@@ -1,0 +1,123 @@
+//! The newest records of the log in memory: the follower of a hub need not read them from the file.
+
+use crate::hub::backend::{Bounds, Page, Position, Record};
+use std::mem;
+
+/// The maximum number of records in memory. A page, the result of one read of the log, has about
+/// this number of records, too.
+const MAX_RECORDS: usize = 1000;
+
+/// The maximum size in bytes of the records in memory.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The records of the last commits that no reader has taken yet. The first reader takes them. Other
+/// readers read the file, and so does a reader that is too slow for the limits.
+#[derive(Default)]
+pub(super) struct Recent {
+    epoch: u64,
+    /// The position before the first record in memory.
+    after: Position,
+    /// The position of the last record in memory. All records of the log after `after` and up to
+    /// this position are in memory.
+    through: Position,
+    records: Vec<(Position, Record)>,
+    bytes: u64,
+}
+
+impl Recent {
+    /// Adds the records of a commit with their size in bytes. They are all records of the log after
+    /// the position `after`. Forgets the earlier records if all together exceed the limits, and
+    /// also if records are missing between them and the commit.
+    pub(super) fn add(&mut self, epoch: u64, after: Position, commit: Vec<(Position, Record)>, bytes: u64) {
+        let Some(through) = commit.last().map(|(position, _)| *position) else { return };
+        let fits = |records: usize, bytes: u64| records <= MAX_RECORDS && bytes <= MAX_BYTES;
+        let continues = (self.epoch, self.through) == (epoch, after);
+        if continues && fits(self.records.len() + commit.len(), self.bytes + bytes) {
+            self.records.extend(commit);
+            self.bytes += bytes;
+            self.through = through;
+        } else if fits(commit.len(), bytes) {
+            *self = Self { epoch, after, through, records: commit, bytes };
+        } else {
+            *self = Self::default();
+        }
+    }
+
+    /// Removes the records after the position `after`, and returns them as a page. Returns `None` if
+    /// some of these records are not in memory. `bounds` is the range of positions that the log has
+    /// announced to its readers.
+    pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
+        let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);
+        if !is_complete || self.through > bounds.last || bounds.evicted_through > after {
+            return None;
+        }
+        let mut records = mem::take(&mut self.records);
+        records.retain(|(position, _)| *position > after);
+        (self.after, self.bytes) = (self.through, 0);
+        let Bounds { epoch, evicted_through, .. } = *bounds;
+        Some(Page { epoch, evicted_through, records, through: self.through })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::backend::RecordKind;
+
+    fn commit(positions: std::ops::RangeInclusive<u64>) -> Vec<(Position, Record)> {
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        positions.map(|position| (position.into(), record.clone())).collect()
+    }
+
+    fn bounds(evicted_through: u64, last: u64) -> Bounds {
+        Bounds { epoch: 7, evicted_through: evicted_through.into(), last: last.into() }
+    }
+
+    fn taken(recent: &mut Recent, after: u64, bounds: &Bounds) -> Option<Vec<u64>> {
+        let page = recent.take(after.into(), bounds)?;
+        let positions: Vec<_> = page.records.iter().map(|(position, _)| position.get()).collect();
+        assert_eq!((page.epoch, page.evicted_through), (7, bounds.evicted_through));
+        assert_eq!(positions.last().copied(), Some(page.through.get()), "the page ends with its last record");
+        Some(positions)
+    }
+
+    #[test]
+    fn first_reader_takes_records_of_all_commits() {
+        let mut recent = Recent::default();
+        recent.add(7, 4.into(), commit(5..=6), 100);
+        recent.add(7, 6.into(), commit(7..=9), 100);
+        assert_eq!(taken(&mut recent, 3, &bounds(0, 9)), None, "4 is not in memory");
+        assert_eq!(taken(&mut recent, 6, &bounds(2, 9)), Some(vec![7, 8, 9]));
+        assert_eq!(taken(&mut recent, 6, &bounds(2, 9)), None);
+        recent.add(7, 9.into(), commit(10..=10), 100);
+        assert_eq!(taken(&mut recent, 9, &bounds(2, 10)), Some(vec![10]));
+    }
+
+    #[test]
+    fn page_has_every_record_that_is_announced_and_not_evicted() {
+        let mut recent = Recent::default();
+        recent.add(7, 4.into(), commit(5..=6), 100);
+        assert_eq!(taken(&mut recent, 4, &bounds(0, 5)), None, "6 is not announced");
+        assert_eq!(taken(&mut recent, 4, &bounds(5, 6)), None, "5 is evicted");
+        assert_eq!(taken(&mut recent, 4, &Bounds { epoch: 8, ..bounds(0, 6) }), None, "another epoch");
+        recent.add(7, 7.into(), commit(8..=8), 100);
+        assert_eq!(taken(&mut recent, 4, &bounds(0, 8)), None, "7 is missing");
+        assert_eq!(taken(&mut recent, 7, &bounds(0, 8)), Some(vec![8]));
+    }
+
+    #[test]
+    fn memory_is_limited() {
+        let mut recent = Recent::default();
+        for last in (600..=6_000).step_by(600) {
+            recent.add(7, (last - 600).into(), commit(last - 599..=last), 100);
+            assert_eq!(recent.records.len(), 600);
+        }
+        recent.add(7, 6_000.into(), commit(6_001..=6_001), MAX_BYTES);
+        assert_eq!(taken(&mut recent, 6_000, &bounds(0, 6_001)), Some(vec![6_001]));
+        recent.add(7, 6_001.into(), commit(6_002..=6_002), MAX_BYTES + 1);
+        assert!(recent.records.is_empty());
+        assert_eq!(taken(&mut recent, 6_001, &bounds(0, 6_002)), None);
+        recent.add(7, 6_002.into(), commit(6_003..=7_003), 100);
+        assert!(recent.records.is_empty());
+    }
+}

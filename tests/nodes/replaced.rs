@@ -1,0 +1,54 @@
+//! Another log replaces the log, and the nodes notice this at different times.
+
+use super::*;
+
+/// Two nodes with a new log. Only the first node has noticed that it has replaced their log.
+/// Returns an id of the new log, after which it has one more event.
+async fn switched(shared: &Shared) -> ([Hub; 2], [Faulty; 2], EventId) {
+    let (hubs, connections) = two(shared, Hub::builder).await;
+    publish(&hubs[0], "news", "old").await;
+    settle().await;
+    connections[1].set(Mode::Lags);
+    shared.replace(PLENTY, Vec::new());
+    let id = loop {
+        let id = publish(&hubs[0], "news", "new").await;
+        sleep(Duration::from_millis(100)).await;
+        let subscription = hubs[0].topic("news").subscribe(Start::After(id.clone())).await.unwrap();
+        if subscription.is_resumed() {
+            break id;
+        }
+    };
+    publish(&hubs[0], "news", "newest").await;
+    (hubs, connections, id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_of_new_log_resumes_on_node_that_follows_the_old_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections, id) = switched(&shared).await;
+    let old = subscribe(&hubs[1], "news", Start::Latest).await;
+    assert!(!old.cursor().as_str().starts_with(&shared.log().letters), "the node has not noticed the new log");
+    let begin = Instant::now();
+    let mut client = subscribe(&hubs[1], "news", id).await;
+    assert_eq!(client.gap(), None);
+    assert!(client.is_resumed() && begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    connections[1].set(Mode::Works);
+    assert_eq!(data_soon(&mut client).await, ["newest"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_of_new_log_gets_gap_from_node_without_connection() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections, id) = switched(&shared).await;
+    connections[1].set(Mode::Hangs);
+    let begin = Instant::now();
+    let mut client = subscribe(&hubs[1], "news", id.clone()).await;
+    assert_eq!(begin.elapsed().as_secs(), 2);
+    assert_eq!(data(&mut client), ["other_epoch", "old"]);
+    // The node switches when it has a connection, and then the id is valid.
+    connections[1].set(Mode::Works);
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(data_soon(&mut client).await, ["end"]);
+    let mut client = subscribe(&hubs[1], "news", id).await;
+    assert_eq!(data_soon(&mut client).await, ["newest"]);
+}
