@@ -44,9 +44,8 @@ async fn node_reads_backlog_of_large_entries_over_slow_connection() {
             }
         }
     }
-    let backend = redis(&store.url_through(&wire));
     let mut errors = 0;
-    while let Err(error) = Hub::builder().backend(backend.clone()).connect().await {
+    while let Err(error) = Hub::builder().backend(redis(&store.url_through(&wire))).connect().await {
         errors += 1;
         assert!(errors <= 3, "{error}");
     }
