@@ -9,6 +9,7 @@ mod page;
 mod queue;
 mod recent;
 mod record;
+mod replies;
 mod retention;
 mod store;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use clock::StoppedClock;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
 use recent::Recent;
+use replies::Publisher;
 use retention::Retention;
 use std::{
     fmt,
@@ -128,8 +130,9 @@ use tokio::{
 ///
 /// # Resources
 ///
-/// A thread writes, and the blocking threads of tokio read. The database caches up to 16 MiB. One
-/// commit takes one `fdatasync`.
+/// A thread writes, and the blocking threads of tokio read. The first hub that follows the log gets
+/// new records from memory. The database caches up to 16 MiB, and up to 1 MiB of new records waits
+/// for that hub. One commit takes one `fdatasync`.
 ///
 /// # Examples
 ///
@@ -289,7 +292,8 @@ impl Log {
 
     async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
         let (reply, response) = oneshot::channel();
-        self.shared.queue.push(Append { records, condition, reply, _clock: StoppedClock::new() });
+        let publisher = Publisher { reply, _clock: StoppedClock::new() };
+        self.shared.queue.push(Append { records, condition, publisher });
         let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
         Ok(response.await.map_err(closed)??)
     }
@@ -399,5 +403,24 @@ impl Backend for FileBackend {
             Some(page) => Ok(page),
             None => log.page(None, after).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{test_file::TestFile, *};
+    use crate::hub::backend::RecordKind;
+
+    #[tokio::test]
+    async fn follower_takes_new_records_from_memory() {
+        let file = TestFile::new("follow");
+        let backend = FileBackend::new(&file.0);
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        backend.append(vec![record.clone()]).await.unwrap();
+        let from_memory = backend.follow(Position::START).await.unwrap();
+        let from_file = backend.follow(Position::START).await.unwrap();
+        assert_eq!(from_memory, from_file);
+        let is_same = |page: &Page| page.records[0].1.event.as_ptr() == record.event.as_ptr();
+        assert!(is_same(&from_memory) && !is_same(&from_file));
     }
 }

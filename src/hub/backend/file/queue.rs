@@ -1,22 +1,18 @@
 //! The queue between publishers and the writer, the thread that stores appends in the database.
 
-use super::{clock::StoppedClock, error::FileError};
-use crate::hub::backend::{Appended, Position, Record};
+use super::{error::FileError, replies::Publisher};
+use crate::hub::backend::{Position, Record};
 use std::{
     mem,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
 
 /// An append that waits for its commit.
 pub(super) struct Append {
     pub(super) records: Vec<Record>,
     pub(super) condition: Option<Unchanged>,
-    pub(super) reply: oneshot::Sender<Result<Option<Appended>, FileError>>,
-    /// Is dropped after the reply, even if the publisher does not poll its future again. Otherwise
-    /// its runtime, which waits for the thread of the stopped clock, could not shut down.
-    pub(super) _clock: StoppedClock,
+    pub(super) publisher: Publisher,
 }
 
 /// The condition of an append: the log has this epoch, and after the position `since` it has no
@@ -41,8 +37,9 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// [`push`](Queue::push) wakes the writer when the queue has this number of appends.
-    awaited: usize,
+    /// The writer waits until the queue has this number of appends. [`push`](Queue::push) then wakes
+    /// it. `None` if the writer does not wait. Each wake-up takes a system call.
+    awaited: Option<usize>,
     /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
     /// has twice this number of appends, and at least [`MANY`].
@@ -75,10 +72,13 @@ impl Queue {
         waiting.appends.push(append);
         // Each append is examined a constant number of times on average.
         if waiting.appends.len() >= MANY.max(2 * waiting.cleaned) {
-            waiting.appends.retain(|append| !append.reply.is_closed());
+            waiting.appends.retain(|append| !append.publisher.has_left());
             waiting.cleaned = waiting.appends.len();
         }
-        let is_due = waiting.appends.len() >= waiting.awaited;
+        let is_due = waiting.awaited.is_some_and(|awaited| waiting.appends.len() >= awaited);
+        if is_due {
+            waiting.awaited = None;
+        }
         drop(waiting);
         if is_due {
             self.changed.notify_one();
@@ -97,14 +97,15 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits for the first append until the deadline. Then waits at most `window` until the queue
-    /// has `expected` appends, which can share a commit. Returns the appends of the next commit, or
+    /// Waits at most `window` until the queue has `expected` appends, which can share a commit. Then
+    /// waits for the first append until the deadline. Returns the appends of the next commit, or
     /// other work for the writer, such as the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
-        let mut waiting = self.wait(self.lock(), 1, deadline);
-        if waiting.appends.len() < expected {
+        let mut waiting = self.lock();
+        if waiting.appends.len() < expected && !window.is_zero() {
             waiting = self.wait(waiting, expected, Some(Instant::now() + window));
         }
+        let mut waiting = self.wait(waiting, 1, deadline);
         if let Some(error) = waiting.failure.take() {
             return Work::Failure(error);
         }
@@ -132,7 +133,7 @@ impl Queue {
         deadline: Option<Instant>,
     ) -> MutexGuard<'a, Waiting> {
         while waiting.appends.len() < count && !waiting.is_closed && waiting.failure.is_none() {
-            waiting.awaited = count;
+            waiting.awaited = Some(count);
             waiting = match deadline {
                 None => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
@@ -144,22 +145,24 @@ impl Queue {
                 }
             };
         }
-        waiting.awaited = 0;
+        waiting.awaited = None;
         waiting
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::clock::StoppedClock, *};
+    use tokio::sync::oneshot;
 
     #[test]
     fn appends_without_publisher_take_no_memory() {
         let queue = Queue::default();
         let append = |publishers: &mut Vec<_>, is_kept: bool| {
-            let (reply, publisher) = oneshot::channel();
-            queue.push(Append { records: Vec::new(), condition: None, reply, _clock: StoppedClock::new() });
-            publishers.extend(is_kept.then_some(publisher));
+            let (reply, response) = oneshot::channel();
+            let publisher = Publisher { reply, _clock: StoppedClock::new() };
+            queue.push(Append { records: Vec::new(), condition: None, publisher });
+            publishers.extend(is_kept.then_some(response));
         };
         let mut publishers = Vec::new();
         for n in 0..100_000 {
@@ -170,7 +173,7 @@ mod tests {
         for _ in 0..3 * MANY {
             append(&mut publishers, true);
         }
-        queue.lock().appends.retain(|append| !append.reply.is_closed());
+        queue.lock().appends.retain(|append| !append.publisher.has_left());
         assert_eq!(len(), publishers.len(), "no other append is removed");
     }
 }

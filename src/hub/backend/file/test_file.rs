@@ -1,5 +1,6 @@
 //! A temporary file for the unit tests of the backend that stores a log in a file.
 
+use super::mark::beside;
 use std::{
     env,
     fs::{self, File, OpenOptions},
@@ -7,7 +8,8 @@ use std::{
     process,
 };
 
-/// The path of a file in the folder for temporary files. Dropping it removes the file.
+/// The path of a file in the folder for temporary files. Dropping it removes the file and the mark
+/// of its log.
 pub(super) struct TestFile(pub(super) PathBuf);
 
 impl TestFile {
@@ -28,5 +30,6 @@ impl TestFile {
 impl Drop for TestFile {
     fn drop(&mut self) {
         fs::remove_file(&self.0).unwrap();
+        let _not_every_test_opens_a_log = fs::remove_file(beside(&self.0, ".mark"));
     }
 }

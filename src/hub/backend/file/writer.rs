@@ -6,6 +6,7 @@ use super::{
     mark::{FileId, Mark, beside, milliseconds},
     queue::{Append, Unchanged, Work},
     record::{self, Value},
+    replies::Replier,
     retention::Retention,
     store::{
         EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys,
@@ -78,6 +79,7 @@ pub(super) struct Writer {
     /// The number of appends in the last commit, and the time that the commit took. They decide how
     /// long the next commit waits for further appends.
     last_commit: (usize, Duration),
+    replier: Replier,
 }
 
 type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
@@ -157,10 +159,9 @@ impl Writer {
     /// only applies the retention.
     fn append(&mut self, mut appends: Vec<Append>) {
         // The futures of some appends may have been dropped while they waited.
-        appends.retain(|append| !append.reply.is_closed());
+        appends.retain(|append| !append.publisher.has_left());
         if let Some(error) = self.refused() {
-            appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
-            return;
+            return self.refuse(appends, &error);
         }
         let begin = Instant::now();
         match self.store(&appends) {
@@ -174,18 +175,23 @@ impl Writer {
                 self.keep(&before, records.collect());
                 self.shared.announce(&self.tail);
                 let epoch = self.tail.epoch;
-                for (append, position) in appends.into_iter().zip(stored.positions) {
-                    let appended = position.map(|position| Appended { epoch, position });
-                    drop(append.reply.send(Ok(appended)));
-                }
+                let outcomes = stored
+                    .positions
+                    .into_iter()
+                    .map(|position| Ok(position.map(|position| Appended { epoch, position })));
+                self.replier.send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
             }
             Err(error) => {
                 let error = error.context("write to", &self.shared.path);
                 self.reopen(&error);
                 self.refusal = Some(error.clone());
-                appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
+                self.refuse(appends, &error);
             }
         }
+    }
+
+    fn refuse(&self, appends: Vec<Append>, error: &FileError) {
+        self.replier.send(appends.into_iter().map(|append| (append.publisher, Err(error.clone()))));
     }
 
     /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state of
@@ -431,6 +437,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
         refusal: None,
         pause_end: Instant::now(),
         last_commit: (0, Duration::ZERO),
+        replier: Replier::new(),
     };
     let thread = thread::Builder::new().name("tower-sse-file".to_owned()).spawn(move || writer.run());
     let thread = thread.map_err(|error| FileError::new(Kind::Request, format!("cannot start a thread: {error}")))?;
