@@ -1,6 +1,10 @@
 //! Errors of a connection to the backend.
 
-use crate::{nodes::with_sources, setup::connect, with_each_store};
+use crate::{
+    nodes::with_sources,
+    setup::{connect, connect_once},
+    with_each_store,
+};
 use e2e::{Store, StoreKind};
 use std::time::{Duration, Instant};
 use tower_sse::hub::{
@@ -53,7 +57,7 @@ async fn unreachable_backend_is_an_error_within_seconds(kind: StoreKind) {
     let mut store = Store::start(kind, &[]).await;
     store.signal("STOP");
     let begin = Instant::now();
-    let error = connect(kind, &store.url()).await.expect_err("the server is stopped");
+    let error = connect_once(kind, &store.url(), 1000).await.expect_err("the server is stopped");
     println!("{kind:?}: {}, after {:.1?}", with_sources(&error), begin.elapsed());
     assert_eq!(error.kind(), ErrorKind::Backend);
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
@@ -62,7 +66,7 @@ async fn unreachable_backend_is_an_error_within_seconds(kind: StoreKind) {
     store.kill();
     for url in [store.url(), store.url().replace("127.0.0.1", "nowhere.invalid")] {
         let begin = Instant::now();
-        let error = connect(kind, &url).await.expect_err("no server listens");
+        let error = connect_once(kind, &url, 1000).await.expect_err("no server listens");
         println!("{kind:?}: {}, after {:.1?}", with_sources(&error), begin.elapsed());
         assert_eq!(error.kind(), ErrorKind::Backend);
         assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());

@@ -2,7 +2,7 @@
 
 use crate::{
     checker::{Checker, Load},
-    nodes::{Node, Parser},
+    nodes::{Node, Parser, with_sources},
 };
 use e2e::{StoreKind, installed};
 use std::{
@@ -68,8 +68,26 @@ pub(crate) async fn connect(kind: StoreKind, url: &str) -> Result<Hub, Error> {
     connect_small(kind, url, 10_000_000).await
 }
 
-/// Connects to a log that retains this many records of Redis or Postgres, or messages of NATS.
+/// Connects to a log that retains this many records of Redis or Postgres, or messages of NATS. Tries
+/// again after a timeout, because the machine may be busy.
 pub(crate) async fn connect_small(kind: StoreKind, url: &str, records: u32) -> Result<Hub, Error> {
+    const TRIES: usize = 3;
+
+    let is_timeout = |error: &Error| {
+        let text = with_sources(error);
+        text.contains("timed out") || text.contains("has not answered")
+    };
+    let mut result = connect_once(kind, url, records).await;
+    for _ in 1..TRIES {
+        if !result.as_ref().is_err_and(is_timeout) {
+            break;
+        }
+        result = connect_once(kind, url, records).await;
+    }
+    result
+}
+
+pub(crate) async fn connect_once(kind: StoreKind, url: &str, records: u32) -> Result<Hub, Error> {
     let hub = Hub::builder().max_events(RETAINED_BY_NODE);
     match kind {
         StoreKind::Redis => hub.backend(RedisBackend::new(url).expect("the URL is valid").max_records(records.into())),
