@@ -389,8 +389,9 @@ impl World {
         if let Some((state, _)) = replacement.filter(|(state, _)| number < *state) {
             // It has the id of a state that it replaced, or that was removed and reported by a gap.
             assert!(number >= client.position, "an id that is too small");
-            let is_known_lost = self.model.log[&number].is_replaced || client.excused.contains(&number);
-            assert!(number == client.position || is_known_lost);
+            let earlier = &self.model.log[&number];
+            let is_earlier_state = earlier.topic == STATE && (earlier.is_replaced || client.excused.contains(&number));
+            assert!(number == client.position || is_earlier_state);
             let skipped = client.due(&self.model).find(|(due, _)| *due <= number);
             assert!(skipped.is_none(), "a replacement comes after everything before its id");
             (client.position, client.state) = (number, state);

@@ -58,6 +58,20 @@ impl Topics {
         Self { names, starts }
     }
 
+    fn ids(&self) -> impl Iterator<Item = &EventId> {
+        self.starts.iter().filter_map(|start| match start {
+            Start::After(id) => Some(id),
+            Start::Earliest | Start::Latest => None,
+        })
+    }
+
+    /// Returns `true` if the subscription has an id of the log with this epoch, or has no id of any
+    /// log.
+    fn have_id_of(&self, epoch: Epoch) -> bool {
+        let mut ids = self.ids().map(|id| epoch.position(id)).peekable();
+        ids.peek().is_none() || ids.any(|position| !matches!(position, Err(GapReason::OtherEpoch)))
+    }
+
     /// Returns the [`Start`] of the subscription with the newest id: the [`Start::After`] with the
     /// greatest position in `epoch`, which identifies one lifetime of the log. If the subscription
     /// has no id of this epoch, returns any of its `Start`s. The caller asks the backend for the
@@ -141,6 +155,9 @@ impl Core {
         }
         if count == 0 {
             return Err(Error::no_topics());
+        }
+        if let Some(backend) = &self.backend {
+            backend.await_log(|epoch| topics.have_id_of(epoch)).await;
         }
         let mut end = None;
         loop {

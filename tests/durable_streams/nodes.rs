@@ -68,6 +68,27 @@ async fn offset_of_one_node_continues_on_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn offset_of_new_log_continues_on_node_that_follows_the_old_log() {
+    let shared = Shared::new(1_000_000);
+    let (hub, connection) = node(&shared).await;
+    publish_all(&hub.topic("t"), 0..2).await;
+    let old = head(&all(&hub), "/t").await.next_offset();
+    connection.set(Mode::Lags);
+    shared.replace(1_000_000, Vec::new());
+    for number in 10..14 {
+        shared.append_event("t", &number.to_string());
+    }
+    assert_eq!(get(&all(&hub), &format!("/t?offset={old}")).await.status, 200, "it follows the old log");
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(500)).await;
+        connection.set(Mode::Works);
+    });
+    let (rest, _) = read_all(&all(&hub), "t", &format!("{}_{:020}", shared.log().letters, 1)).await;
+    assert_eq!(rest, [11, 12, 13]);
+    assert_eq!(get(&all(&hub), &format!("/t?offset={old}")).await.status, 410);
+}
+
+#[tokio::test(start_paused = true)]
 async fn topic_that_the_node_has_forgotten_is_found_in_the_backend() {
     let shared = Shared::new(1_000_000);
     let backend = shared.connect();

@@ -4,7 +4,6 @@
 use super::folder::{Folder, event};
 use std::{
     future::Future,
-    pin::pin,
     sync::mpsc,
     task::{Context, Waker},
     thread,
@@ -51,7 +50,7 @@ async fn paused_clock_advances_while_the_log_is_idle() {
     hub.topic("news").publish(Event::new("later")).await.expect("it is published in time");
 }
 
-/// The application polls the future of a publish once, and keeps it longer than the runtime.
+/// The application polls the futures of two publishes once, and keeps them longer than the runtime.
 #[test]
 fn kept_publish_does_not_block_its_runtime() {
     let folder = Folder::new();
@@ -61,10 +60,12 @@ fn kept_publish_does_not_block_its_runtime() {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let hub = runtime.block_on(async { Hub::builder().file(log).connect().await.expect("the log opens") });
         let topic = hub.topic("news");
-        let mut publish = pin!(topic.publish(Event::new("kept")));
+        let mut publishes = [0, 1].map(|n| Box::pin(topic.publish(Event::display(n))));
         runtime.block_on(async {
-            // The commit may already have ended, although it takes longer than this poll.
-            let _polled = publish.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            for publish in &mut publishes {
+                // The commit may already have ended, although it takes longer than this poll.
+                let _polled = publish.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            }
         });
         drop(runtime);
         ended.send(()).expect("the test waits");

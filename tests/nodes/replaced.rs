@@ -52,3 +52,70 @@ async fn client_of_new_log_gets_gap_from_node_without_connection() {
     let mut client = subscribe(&hubs[1], "news", id).await;
     assert_eq!(data_soon(&mut client).await, ["newest"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn client_with_ids_per_topic_resumes_on_node_that_follows_the_old_log() {
+    for names in [["news", "other"], ["other", "news"]] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections, id) = switched(&shared).await;
+        let [with_id, without] = names;
+        publish(&hubs[0], with_id, "next").await;
+        let topics = [(with_id, Start::After(id)), (without, Start::Latest)];
+        let subscription = hubs[1].subscribe(topics, Start::Latest).await.unwrap();
+        assert_eq!(subscription.gap(), None);
+        connections[1].set(Mode::Works);
+        let received = data_soon(&mut task::spawn(subscription)).await;
+        assert_eq!(received.last().map(String::as_str), Some("next"), "{names:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_of_earlier_log_does_not_wait() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let old = publish(&hubs[0], "news", "old").await;
+    shared.replace(PLENTY, Vec::new());
+    sleep(Duration::from_secs(5)).await;
+    publish(&hubs[0], "news", "new").await;
+    settle().await;
+    connections[1].set(Mode::Hangs);
+    let begin = Instant::now();
+    let mut client = subscribe(&hubs[1], "news", old).await;
+    assert_eq!(data(&mut client), ["other_epoch", "new"]);
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_the_wait_for_the_other_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections, id) = switched(&shared).await;
+    connections[1].set(Mode::Hangs);
+    let begin = Instant::now();
+    let topic = hubs[1].topic("news");
+    let waiting = tokio::spawn({
+        let id = id.clone();
+        async move { topic.subscribe(id).await }
+    });
+    sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    hubs[1].shutdown();
+    waiting.await.unwrap().unwrap();
+    drop(subscribe(&hubs[1], "news", id).await);
+    assert_eq!(begin.elapsed(), Duration::from_millis(100));
+}
+
+/// A client can send any id, and a subscription need not be created inside the runtime.
+#[test]
+fn foreign_id_outside_the_runtime_is_a_gap() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let hub = runtime.block_on(hub(MemoryBackend::new(10)));
+    let topic = hub.topic("news");
+    let mut subscribing = task::spawn(topic.subscribe(EventId::from("aaaaaaaa-3")));
+    let subscription = loop {
+        match subscribing.poll() {
+            Poll::Ready(subscription) => break subscription.unwrap(),
+            Poll::Pending => thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert_eq!(subscription.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
+}

@@ -384,14 +384,12 @@ impl DurableStreams {
             None | Some("-1") => Begin::Oldest,
             Some("now") => Begin::Now,
             Some(text) => {
-                let mut epoch = self.core.epoch();
-                let mut parsed = offset::parse(epoch, text);
-                if let (Err(InvalidOffset::OtherEpoch), Some(backend)) = (&parsed, &self.core.backend) {
-                    backend.await_replacement(|epoch| offset::parse(epoch, text).is_ok()).await;
-                    epoch = self.core.epoch();
-                    parsed = offset::parse(epoch, text);
+                if let Some(backend) = &self.core.backend {
+                    let is_other = |parsed| matches!(parsed, Err(InvalidOffset::OtherEpoch));
+                    backend.await_log(|epoch| !is_other(offset::parse(epoch, text))).await;
                 }
-                match parsed {
+                let epoch = self.core.epoch();
+                match offset::parse(epoch, text) {
                     Ok(position) => Begin::After(epoch, position),
                     Err(InvalidOffset::Malformed) => {
                         return Ok(response::error(StatusCode::BAD_REQUEST, "the offset is malformed"));

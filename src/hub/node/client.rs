@@ -12,7 +12,6 @@ use crate::{
     hub::{
         backend::{Appended, Bounds, IdFormat, Page, Position, Record, RecordKind},
         error::Error,
-        gap::GapReason,
         id::Epoch,
         item::{self, Runs},
         start::Start,
@@ -21,12 +20,15 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
+    future::poll_fn,
     mem,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 use tokio::{
@@ -54,6 +56,10 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
+/// The number of earlier logs whose epochs a node remembers. Clients with their ids do not wait for
+/// another log.
+const MAX_LEFT: usize = 16;
+
 /// The maximum time for which a subscription waits until the node follows the log that has issued
 /// the id of its client.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,8 +84,9 @@ pub(in crate::hub) struct BackendClient {
     /// Asks the follower, the task that reads the log, to check at once whether another log has
     /// replaced the log.
     check: Arc<Notify>,
-    /// The epoch of the log that the node follows.
-    followed: watch::Sender<u64>,
+    /// The epoch of the log that the node follows. `None` after [`stop`](Self::stop): the node then
+    /// switches to no other log.
+    followed: watch::Sender<Option<u64>>,
 }
 
 /// The state of the log, as far as the local node knows it from responses of the backend. A node is
@@ -100,6 +107,8 @@ struct LogState {
     /// read this record: from then on, the topic itself stores that it is finished.
     finished: HashMap<Arc<str>, Position>,
     removals: Removals,
+    /// The epochs of the last logs that the local node has followed before this log.
+    left: VecDeque<u64>,
 }
 
 /// The key under which identical history reads are shared: the topics, and the position after which
@@ -158,7 +167,7 @@ impl BackendClient {
             runtime: OnceLock::new(),
             follower: OnceLock::new(),
             check: Arc::default(),
-            followed: watch::Sender::new(0),
+            followed: watch::Sender::new(Some(0)),
         }
     }
 
@@ -190,9 +199,11 @@ impl BackendClient {
         Arc::clone(&self.backend)
     }
 
-    /// Aborts the follower, the task that reads the log. Has no effect before the hub is connected.
+    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait until
+    /// the node follows another log. The caller holds no lock.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
+        self.followed.send_replace(None);
     }
 
     /// Forgets the state of the current log, because the node switches to another log. Stores
@@ -200,14 +211,19 @@ impl BackendClient {
     /// its epoch, the number that identifies it.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
-        *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
+        let mut state = self.state();
+        let mut left = mem::take(&mut state.left);
+        left.push_back(state.epoch);
+        left.drain(..left.len().saturating_sub(MAX_LEFT));
+        *state = LogState { epoch, last, evicted_through, left, ..LogState::default() };
+        drop(state);
         self.epoch(epoch)
     }
 
     /// Wakes the subscriptions that wait until the node follows another log. The caller has called
     /// [`reset`](Self::reset), and holds no lock.
     pub(in crate::hub) fn announce_reset(&self, epoch: u64) {
-        self.followed.send_replace(epoch);
+        self.followed.send_modify(|followed| *followed = followed.and(Some(epoch)));
     }
 
     pub(in crate::hub) fn evicted_through(&self) -> Position {
@@ -256,22 +272,16 @@ impl BackendClient {
     ///
     /// If `start` is an id after every position that the local node knows, the function first asks
     /// the backend for the current end. If the backend does not respond, or another log has
-    /// replaced the log, [`LogEnd::is_unsure`] is `true`. If `start` is an id of that other log, the
-    /// function first waits until the local node follows it.
+    /// replaced the log, [`LogEnd::is_unsure`] is `true`.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
             LogEnd { epoch: self.epoch(state.epoch), last: state.last, is_unsure }
         };
-        let mut known = end(false);
-        let Start::After(id) = start else { return known };
-        let is_foreign = |epoch: Epoch| matches!(epoch.position(id), Err(GapReason::OtherEpoch));
-        if is_foreign(known.epoch) {
-            self.await_replacement(|epoch| !is_foreign(epoch)).await;
-            known = end(false);
-        }
-        if !known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) {
-            return known;
+        let known = end(false);
+        match start {
+            Start::After(id) if known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) => {}
+            _ => return known,
         }
         let Some(bounds) = self.bounds().await else { return end(true) };
         let mut state = self.state();
@@ -285,23 +295,38 @@ impl BackendClient {
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
-    /// Waits until the local node follows the log of the backend, if another log has replaced the
-    /// log that it follows. Waits only if `has_issued` returns `true` for the epoch of the other
-    /// log: a client has an id of it, from a node that has switched earlier. Without this wait, the
-    /// client would get a gap, and then all events of the other log again.
+    /// Waits until the local node follows the log that has issued an id of a client, if another log
+    /// has replaced the log that it follows. The client has the id from a node that has switched
+    /// earlier. Without this wait, the client would get a gap, and then all events of the other log
+    /// again. `has_issued(epoch)` returns `true` if the log with this epoch can have issued the id.
     ///
-    /// The wait ends after two seconds ([`SWITCH_TIMEOUT`]).
-    pub(in crate::hub) async fn await_replacement(&self, has_issued: impl Fn(Epoch) -> bool) {
-        let wait = async {
-            let mut followed = self.followed.subscribe();
-            let Some(Bounds { epoch, .. }) = self.bounds().await else { return };
-            if *followed.borrow_and_update() != epoch && has_issued(self.epoch(epoch)) {
-                self.check.notify_one();
-                // The client owns the sender. The guard is dropped at once.
-                drop(followed.wait_for(|followed| *followed == epoch).await);
-            }
+    /// Does not wait if the log that the node follows has issued the id, or one that it has followed
+    /// before. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub shuts down.
+    pub(in crate::hub) async fn await_log(&self, has_issued: impl Fn(Epoch) -> bool) {
+        let is_known = {
+            let state = self.state();
+            state.left.iter().chain([&state.epoch]).any(|epoch| has_issued(self.epoch(*epoch)))
         };
-        let _the_client_gets_a_gap = timeout(SWITCH_TIMEOUT, wait).await;
+        let Some(runtime) = self.runtime.get().filter(|_| !is_known) else { return };
+        let [mut followed, mut stopped] = [self.followed.subscribe(), self.followed.subscribe()];
+        // The client owns the sender. The guards are dropped at once.
+        let mut stop = pin!(async { drop(stopped.wait_for(Option::is_none).await) });
+        let mut switch = pin!(async {
+            let Some(Bounds { epoch, .. }) = self.bounds().await else { return };
+            if has_issued(self.epoch(epoch)) {
+                self.check.notify_one();
+                drop(followed.wait_for(|followed| *followed == Some(epoch)).await);
+            }
+        });
+        let wait = poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => switch.as_mut().poll(cx),
+        });
+        // The caller may be outside of the runtime, which has the timer.
+        let context = runtime.enter();
+        let wait = timeout(SWITCH_TIMEOUT, wait);
+        drop(context);
+        let _the_client_gets_a_gap = wait.await;
     }
 
     /// Returns the requests to the follower, the task that reads the log, to check whether another

@@ -21,7 +21,7 @@ use tokio::{
     runtime::Handle,
     sync::Notify,
     task::yield_now,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// The first and the longest pause of the follower, the task that reads the log, after an error.
@@ -123,8 +123,8 @@ async fn follow<N: Node>(
     let mut max_missed = MAX_MISSED_PROBES;
     let outage = Outage::of("follow");
     loop {
-        match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
-            Ok(page) if page.epoch == epoch => {
+        let known = match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
+            Ok(Next::Page(page)) if page.epoch == epoch => {
                 let Some(node) = node.upgrade() else { return };
                 outage.succeeded();
                 (pause, max_missed) = (PAUSES[0], MAX_MISSED_PROBES);
@@ -134,18 +134,28 @@ async fn follow<N: Node>(
                 yield_now().await;
                 continue;
             }
-            Ok(_) => {}
-            Err(error) => outage.failed(&error),
-        }
+            Ok(Next::Page(_)) => None,
+            Ok(Next::Replaced(bounds)) => {
+                outage.failed(&"another log has replaced the log".into());
+                Some(bounds)
+            }
+            Err(error) => {
+                outage.failed(&error);
+                None
+            }
+        };
         // The log may have been replaced during the outage, so its epoch is checked before the next
         // page.
-        let bounds = loop {
-            sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;
-            pause = longest.min(pause * 2);
-            match in_time(backend.bounds()).await {
-                Ok(bounds) => break bounds,
-                Err(error) => outage.failed(&error),
-            }
+        let bounds = match known {
+            Some(bounds) => bounds,
+            None => loop {
+                sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;
+                pause = longest.min(pause * 2);
+                match in_time(backend.bounds()).await {
+                    Ok(bounds) => break bounds,
+                    Err(error) => outage.failed(&error),
+                }
+            },
         };
         let Some(node) = node.upgrade() else { return };
         if bounds.epoch != epoch || bounds.last < after {
@@ -155,12 +165,19 @@ async fn follow<N: Node>(
     }
 }
 
+/// What the follower, the task that reads the log, has waited for.
+enum Next {
+    Page(Page),
+    /// Another log, with these bounds, has replaced the log.
+    Replaced(Bounds),
+}
+
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
 /// an error. So every two seconds, and when `checks` asks for it, the function also asks the backend
 /// for the epoch and the last position of the log. A failed request is counted in `outage`.
 ///
-/// Returns an error if the log does not have the epoch `epoch` any more. Also returns an error, and
-/// doubles `max_missed`, if the backend returns no page although the last position of the log
+/// Returns [`Next::Replaced`] if the log does not have the epoch `epoch` any more. Returns an error,
+/// and doubles `max_missed`, if the backend returns no page although the last position of the log
 /// differs from `after` in `max_missed` checks in a row.
 async fn next(
     backend: &dyn DynBackend,
@@ -169,17 +186,18 @@ async fn next(
     epoch: u64,
     max_missed: &mut u32,
     outage: &Outage,
-) -> Result<Page, BoxError> {
+) -> Result<Next, BoxError> {
     let mut page = pin!(backend.follow(after));
     let mut missed = 0;
+    let mut due = Instant::now() + PROBE_INTERVAL;
     while missed < *max_missed {
         let mut check = pin!(checks.notified());
         let page_or_check = poll_fn(|cx| match page.as_mut().poll(cx) {
             Poll::Ready(page) => Poll::Ready(Some(page)),
             Poll::Pending => check.as_mut().poll(cx).map(|()| None),
         });
-        let is_due = match timeout(PROBE_INTERVAL, page_or_check).await {
-            Ok(Some(page)) => return page,
+        let is_due = match timeout_at(due, page_or_check).await {
+            Ok(Some(page)) => return page.map(Next::Page),
             Ok(None) => false,
             Err(_) => true,
         };
@@ -189,14 +207,17 @@ async fn next(
             Poll::Pending => bounds.as_mut().poll(cx).map(Ok),
         });
         match bounds.await {
-            Err(page) => return page,
-            Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
+            Err(page) => return page.map(Next::Page),
+            Ok(Ok(bounds)) if bounds.epoch != epoch => return Ok(Next::Replaced(bounds)),
             Ok(Ok(bounds)) if bounds.last == after => {
                 missed = 0;
                 outage.succeeded();
             }
             Ok(Ok(_)) => missed += u32::from(is_due),
             Ok(Err(error)) => outage.failed(&error),
+        }
+        if is_due {
+            due = Instant::now() + PROBE_INTERVAL;
         }
     }
     *max_missed = max_missed.saturating_mul(2);

@@ -18,11 +18,10 @@ mod writer;
 
 use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::BoxError;
-use clock::StoppedClock;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
 use recent::Recent;
-use replies::Publisher;
+use replies::ReplyTasks;
 use retention::Retention;
 use std::{
     fmt,
@@ -34,7 +33,7 @@ use std::{
 use store::{Store, Tail};
 use tokio::{
     runtime::Handle,
-    sync::{Mutex as AsyncMutex, OnceCell, oneshot, watch},
+    sync::{Mutex as AsyncMutex, OnceCell, watch},
     task::{JoinHandle, spawn_blocking},
 };
 
@@ -130,9 +129,9 @@ use tokio::{
 ///
 /// # Resources
 ///
-/// A thread writes, and the blocking threads of tokio read. The first hub that follows the log gets
-/// new records from memory. The database caches up to 16 MiB, and up to 1 MiB of new records waits
-/// for that hub. One commit takes one `fdatasync`.
+/// A thread writes, and the blocking threads of tokio read. Each runtime that publishes has one task
+/// for the replies. The database caches up to 16 MiB. Up to 1 MiB of new records stays in memory for
+/// the next `follow`, so a hub need not read them from the file. One commit takes one `fdatasync`.
 ///
 /// # Examples
 ///
@@ -260,6 +259,7 @@ impl fmt::Debug for FileBackend {
 struct Log {
     shared: Arc<Shared>,
     writer: Option<Writer>,
+    reply_tasks: ReplyTasks,
 }
 
 /// The thread that stores the appends of a log. Dropping a `Writer` waits until the thread has
@@ -287,12 +287,11 @@ struct Shared {
 
 impl Log {
     fn new(shared: Arc<Shared>, writer: thread::JoinHandle<()>) -> Self {
-        Self { shared, writer: Some(Writer(Some(writer))) }
+        Self { shared, writer: Some(Writer(Some(writer))), reply_tasks: ReplyTasks::default() }
     }
 
     async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
-        let (reply, response) = oneshot::channel();
-        let publisher = Publisher { reply, _clock: StoppedClock::new() };
+        let (publisher, response) = self.reply_tasks.publisher();
         self.shared.queue.push(Append { records, condition, publisher });
         let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
         Ok(response.await.map_err(closed)??)
@@ -416,9 +415,12 @@ mod tests {
         let file = TestFile::new("follow");
         let backend = FileBackend::new(&file.0);
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        // No memory is used before somebody follows the log.
+        let first = backend.append(vec![record.clone()]).await.unwrap().position;
+        assert_eq!(backend.follow(Position::START).await.unwrap().records.len(), 1);
         backend.append(vec![record.clone()]).await.unwrap();
-        let from_memory = backend.follow(Position::START).await.unwrap();
-        let from_file = backend.follow(Position::START).await.unwrap();
+        let from_memory = backend.follow(first).await.unwrap();
+        let from_file = backend.follow(first).await.unwrap();
         assert_eq!(from_memory, from_file);
         let is_same = |page: &Page| page.records[0].1.event.as_ptr() == record.event.as_ptr();
         assert!(is_same(&from_memory) && !is_same(&from_file));

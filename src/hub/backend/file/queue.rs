@@ -152,15 +152,13 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::clock::StoppedClock, *};
-    use tokio::sync::oneshot;
+    use super::{super::replies::ReplyTasks, *};
 
     #[test]
     fn appends_without_publisher_take_no_memory() {
-        let queue = Queue::default();
+        let (queue, tasks) = (Queue::default(), ReplyTasks::default());
         let append = |publishers: &mut Vec<_>, is_kept: bool| {
-            let (reply, response) = oneshot::channel();
-            let publisher = Publisher { reply, _clock: StoppedClock::new() };
+            let (publisher, response) = tasks.publisher();
             queue.push(Append { records: Vec::new(), condition: None, publisher });
             publishers.extend(is_kept.then_some(response));
         };

@@ -14,6 +14,9 @@ const MAX_BYTES: u64 = 1 << 20;
 /// readers read the file, and so does a reader that is too slow for the limits.
 #[derive(Default)]
 pub(super) struct Recent {
+    /// Set if a reader has asked for records since they last exceeded the limits. Otherwise nobody
+    /// may follow the log, and no record is kept.
+    is_followed: bool,
     epoch: u64,
     /// The position before the first record in memory.
     after: Position,
@@ -26,18 +29,19 @@ pub(super) struct Recent {
 
 impl Recent {
     /// Adds the records of a commit with their size in bytes. They are all records of the log after
-    /// the position `after`. Forgets the earlier records if all together exceed the limits, and
-    /// also if records are missing between them and the commit.
+    /// the position `after`. Forgets the earlier records if some are missing between them and the
+    /// commit, and all records if they exceed the limits.
     pub(super) fn add(&mut self, epoch: u64, after: Position, commit: Vec<(Position, Record)>, bytes: u64) {
-        let Some(through) = commit.last().map(|(position, _)| *position) else { return };
+        let Some(through) = commit.last().map(|(position, _)| *position).filter(|_| self.is_followed) else { return };
         let fits = |records: usize, bytes: u64| records <= MAX_RECORDS && bytes <= MAX_BYTES;
         let continues = (self.epoch, self.through) == (epoch, after);
-        if continues && fits(self.records.len() + commit.len(), self.bytes + bytes) {
+        if !continues {
+            *self = Self { is_followed: true, epoch, after, ..Self::default() };
+        }
+        if fits(self.records.len() + commit.len(), self.bytes + bytes) {
             self.records.extend(commit);
             self.bytes += bytes;
             self.through = through;
-        } else if fits(commit.len(), bytes) {
-            *self = Self { epoch, after, through, records: commit, bytes };
         } else {
             *self = Self::default();
         }
@@ -47,6 +51,7 @@ impl Recent {
     /// some of these records are not in memory. `bounds` is the range of positions that the log has
     /// announced to its readers.
     pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
+        self.is_followed = true;
         let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);
         if !is_complete || self.through > bounds.last || bounds.evicted_through > after {
             return None;
@@ -73,6 +78,13 @@ mod tests {
         Bounds { epoch: 7, evicted_through: evicted_through.into(), last: last.into() }
     }
 
+    /// Records of a log that somebody follows.
+    fn followed() -> Recent {
+        let mut recent = Recent::default();
+        assert_eq!(recent.take(Position::START, &bounds(0, 0)), None);
+        recent
+    }
+
     fn taken(recent: &mut Recent, after: u64, bounds: &Bounds) -> Option<Vec<u64>> {
         let page = recent.take(after.into(), bounds)?;
         let positions: Vec<_> = page.records.iter().map(|(position, _)| position.get()).collect();
@@ -83,7 +95,7 @@ mod tests {
 
     #[test]
     fn first_reader_takes_records_of_all_commits() {
-        let mut recent = Recent::default();
+        let mut recent = followed();
         recent.add(7, 4.into(), commit(5..=6), 100);
         recent.add(7, 6.into(), commit(7..=9), 100);
         assert_eq!(taken(&mut recent, 3, &bounds(0, 9)), None, "4 is not in memory");
@@ -95,7 +107,7 @@ mod tests {
 
     #[test]
     fn page_has_every_record_that_is_announced_and_not_evicted() {
-        let mut recent = Recent::default();
+        let mut recent = followed();
         recent.add(7, 4.into(), commit(5..=6), 100);
         assert_eq!(taken(&mut recent, 4, &bounds(0, 5)), None, "6 is not announced");
         assert_eq!(taken(&mut recent, 4, &bounds(5, 6)), None, "5 is evicted");
@@ -107,17 +119,17 @@ mod tests {
 
     #[test]
     fn memory_is_limited() {
-        let mut recent = Recent::default();
-        for last in (600..=6_000).step_by(600) {
-            recent.add(7, (last - 600).into(), commit(last - 599..=last), 100);
-            assert_eq!(recent.records.len(), 600);
-        }
-        recent.add(7, 6_000.into(), commit(6_001..=6_001), MAX_BYTES);
-        assert_eq!(taken(&mut recent, 6_000, &bounds(0, 6_001)), Some(vec![6_001]));
-        recent.add(7, 6_001.into(), commit(6_002..=6_002), MAX_BYTES + 1);
+        let mut recent = followed();
+        recent.add(7, 0.into(), commit(1..=1000), MAX_BYTES);
+        assert_eq!(recent.records.len(), 1000);
+        recent.add(7, 1000.into(), commit(1001..=1001), 0);
         assert!(recent.records.is_empty());
-        assert_eq!(taken(&mut recent, 6_001, &bounds(0, 6_002)), None);
-        recent.add(7, 6_002.into(), commit(6_003..=7_003), 100);
+        recent.add(7, 1001.into(), commit(1002..=1002), 100);
+        assert!(recent.records.is_empty(), "no reader has asked since the limit");
+        assert_eq!(taken(&mut recent, 1001, &bounds(0, 1002)), None);
+        recent.add(7, 1002.into(), commit(1003..=1003), MAX_BYTES);
+        assert_eq!(taken(&mut recent, 1002, &bounds(0, 1003)), Some(vec![1003]));
+        recent.add(7, 1003.into(), commit(1004..=1004), MAX_BYTES + 1);
         assert!(recent.records.is_empty());
     }
 }

@@ -2,8 +2,12 @@
 
 use super::{clock::StoppedClock, error::FileError};
 use crate::hub::backend::Appended;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 use tokio::{
-    runtime::Handle,
+    runtime::{Handle, Id},
     sync::{mpsc, oneshot},
 };
 
@@ -12,54 +16,87 @@ pub(super) type Outcome = Result<Option<Appended>, FileError>;
 
 /// A publisher that waits for the result of its append.
 pub(super) struct Publisher {
-    pub(super) reply: oneshot::Sender<Outcome>,
+    reply: oneshot::Sender<Outcome>,
     /// Is dropped after the reply, even if the publisher does not poll its future again. Otherwise
     /// its runtime, which waits for the thread of the stopped clock, could not shut down.
-    pub(super) _clock: StoppedClock,
+    clock: StoppedClock,
+    /// The task that sends replies in the runtime of the publisher. `None` outside of a runtime.
+    task: Option<ReplyTask>,
 }
 
+type ReplyTask = mpsc::UnboundedSender<Replies>;
+
 impl Publisher {
+    /// Returns `true` if the publisher has stopped waiting.
     pub(super) fn has_left(&self) -> bool {
         self.reply.is_closed()
     }
 }
 
-/// The publishers of one commit with their results. Dropping this value sends the results.
-struct Replies(Vec<(Publisher, Outcome)>);
+/// Publishers with their results. Dropping this value sends the results.
+#[derive(Default)]
+struct Replies(Vec<(oneshot::Sender<Outcome>, StoppedClock, Outcome)>);
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        for (publisher, outcome) in self.0.drain(..) {
+        for (reply, clock, outcome) in self.0.drain(..) {
             // The publisher may have stopped waiting.
-            drop(publisher.reply.send(outcome));
+            drop(reply.send(outcome));
+            drop(clock);
         }
     }
 }
 
-/// Sends the results of appends to their publishers, through a task of the runtime that has opened
-/// the log.
+/// The tasks that send replies: one for each runtime with publishers, until the log is closed.
 ///
-/// Each task that another thread wakes takes a system call on both sides. With many publishers in
-/// one commit, these calls would take longer than the commit. So the thread of the writer wakes one
-/// task, and this task wakes the publishers.
-pub(super) struct Replier(Option<mpsc::UnboundedSender<Replies>>);
+/// Waking a task from a thread outside of its runtime takes a system call in this thread, and
+/// another one in the runtime. With many publishers in one commit, these calls would take longer
+/// than the commit. So the writer, the thread that stores appends, wakes one task in each runtime,
+/// and that task wakes the publishers of its runtime.
+#[derive(Default)]
+pub(super) struct ReplyTasks(Mutex<HashMap<Id, ReplyTask>>);
 
-impl Replier {
-    /// Spawns the task on the current runtime. Without a runtime, the thread of the writer wakes the
-    /// publishers itself.
-    pub(super) fn new() -> Self {
-        let Ok(runtime) = Handle::try_current() else { return Self(None) };
-        let (sender, mut receiver) = mpsc::unbounded_channel();
-        runtime.spawn(async move { while receiver.recv().await.is_some() {} });
-        Self(Some(sender))
+impl ReplyTasks {
+    /// Creates a publisher in the current runtime, and the receiver of its result.
+    pub(super) fn publisher(&self) -> (Publisher, oneshot::Receiver<Outcome>) {
+        let (reply, response) = oneshot::channel();
+        (Publisher { reply, clock: StoppedClock::new(), task: self.of_current_runtime() }, response)
     }
 
-    /// Sends the results of a commit. If the runtime of the task has shut down, sends them from this
-    /// thread.
-    pub(super) fn send(&self, outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
-        let replies = Replies(outcomes.collect());
-        if let (Some(task), true) = (&self.0, replies.0.len() > 1) {
-            // If the task has ended, the error contains the replies, and dropping it sends them.
+    fn of_current_runtime(&self) -> Option<ReplyTask> {
+        let runtime = Handle::try_current().ok()?;
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(task) = tasks.get(&runtime.id()) {
+            return Some(task.clone());
+        }
+        // The runtimes of the other tasks may have shut down.
+        tasks.retain(|_, task| !task.is_closed());
+        let (task, mut replies) = mpsc::unbounded_channel();
+        runtime.spawn(async move { while replies.recv().await.is_some() {} });
+        tasks.insert(runtime.id(), task.clone());
+        Some(task)
+    }
+}
+
+/// Sends results to their publishers. A publisher without others of its runtime gets its result from
+/// this thread.
+pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
+    let mut groups: Vec<(Option<ReplyTask>, Replies)> = Vec::new();
+    for (Publisher { reply, clock, task }, outcome) in outcomes {
+        let is_same = |other: &Option<ReplyTask>| match (other, &task) {
+            (Some(other), Some(task)) => other.same_channel(task),
+            (other, task) => other.is_none() && task.is_none(),
+        };
+        let group = groups.iter().position(|(other, _)| is_same(other)).unwrap_or_else(|| {
+            groups.push((task.clone(), Replies::default()));
+            groups.len() - 1
+        });
+        groups[group].1.0.push((reply, clock, outcome));
+    }
+    for (task, replies) in groups {
+        if let Some(task) = task.filter(|_| replies.0.len() > 1) {
+            // If the runtime has shut down, the error contains the replies, and dropping it sends
+            // them.
             drop(task.send(replies));
         }
     }
@@ -68,13 +105,13 @@ impl Replier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt;
+    use futures_util::{FutureExt, future::join_all};
     use std::{
-        pin::pin,
-        sync::{Arc, Mutex},
+        sync::Arc,
         task::{Context, Wake},
         thread::{self, ThreadId},
     };
+    use tokio::runtime::{Builder, Runtime};
 
     /// Notes the threads that have woken it.
     #[derive(Default)]
@@ -86,54 +123,83 @@ mod tests {
         }
     }
 
-    fn publishers(count: usize) -> (Vec<(Publisher, Outcome)>, Vec<oneshot::Receiver<Outcome>>) {
-        let pair = |_| {
-            let (reply, response) = oneshot::channel();
-            ((Publisher { reply, _clock: StoppedClock::new() }, Ok(None)), response)
-        };
-        (0..count).map(pair).unzip()
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().build().unwrap()
     }
 
-    #[tokio::test]
-    async fn publishers_are_woken_on_the_thread_of_their_runtime() {
-        let replier = Replier::new();
-        let (outcomes, responses) = publishers(64);
-        let noting = Arc::new(Noting::default());
-        let waker = Arc::clone(&noting).into();
-        let mut responses: Vec<_> = responses.into_iter().map(Box::pin).collect();
-        for response in &mut responses {
-            assert!(response.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        }
-        let writer = thread::spawn(move || replier.send(outcomes.into_iter()));
-        for response in &mut responses {
-            assert!(response.await.is_ok());
-        }
-        writer.join().unwrap();
-        assert!(noting.0.lock().unwrap().iter().all(|thread| *thread == thread::current().id()));
+    /// Creates publishers in a runtime.
+    fn publishers(tasks: &ReplyTasks, runtime: &Runtime) -> (Vec<Publisher>, Vec<oneshot::Receiver<Outcome>>) {
+        runtime.block_on(async { (0..64).map(|_| tasks.publisher()).unzip() })
     }
 
-    #[test]
-    fn publishers_get_results_after_the_end_of_the_runtime() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let replier = runtime.block_on(async { Replier::new() });
-        let (before, mut responses) = publishers(2);
-        // The task does not run any more.
-        replier.send(before.into_iter());
-        assert!(pin!(&mut responses[0]).now_or_never().is_none());
-        drop(runtime);
-        let (after, more) = publishers(2);
-        replier.send(after.into_iter());
-        responses.extend(more);
+    fn send_all(publishers: impl IntoIterator<Item = Publisher>) {
+        send(publishers.into_iter().map(|publisher| (publisher, Ok(None))));
+    }
+
+    fn assert_all_replied(responses: Vec<oneshot::Receiver<Outcome>>) {
         for response in responses {
             assert!(matches!(response.now_or_never(), Some(Ok(Ok(None)))));
         }
     }
 
-    #[tokio::test]
-    async fn single_publisher_is_woken_by_the_writer() {
-        let replier = Replier::new();
-        let (outcomes, mut responses) = publishers(1);
-        replier.send(outcomes.into_iter());
-        assert!(responses.remove(0).now_or_never().is_some());
+    #[test]
+    fn publishers_are_woken_on_the_thread_of_their_runtime() {
+        let (tasks, runtime) = (ReplyTasks::default(), runtime());
+        let (publishers, mut responses) = publishers(&tasks, &runtime);
+        let noting = Arc::new(Noting::default());
+        let waker = Arc::clone(&noting).into();
+        for response in &mut responses {
+            assert!(response.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+        }
+        thread::spawn(move || send_all(publishers)).join().unwrap();
+        assert!(noting.0.lock().unwrap().is_empty());
+        runtime.block_on(tokio::task::yield_now());
+        assert_eq!(*noting.0.lock().unwrap(), [thread::current().id(); 64]);
+        assert_all_replied(responses);
+    }
+
+    /// A current-thread runtime outside of `block_on` runs no task.
+    #[test]
+    fn runtime_that_does_not_run_delays_no_publisher_of_another_runtime() {
+        let (tasks, stopped, running) = (ReplyTasks::default(), runtime(), runtime());
+        let (first, mut waiting) = publishers(&tasks, &stopped);
+        let (second, responses) = publishers(&tasks, &running);
+        send_all(first.into_iter().zip(second).flat_map(|(one, other)| [one, other]));
+        let received = running.block_on(join_all(responses));
+        assert!(received.iter().all(|outcome| matches!(outcome, Ok(Ok(None)))));
+        assert!((&mut waiting[0]).now_or_never().is_none());
+        drop(stopped);
+        assert_all_replied(waiting);
+    }
+
+    #[test]
+    fn publishers_get_results_after_the_end_of_their_runtime() {
+        // A publisher does not stop the clock of a runtime with several threads, so the runtime can
+        // end before it.
+        let (tasks, runtime) = (ReplyTasks::default(), Builder::new_multi_thread().worker_threads(1).build().unwrap());
+        let (publishers, responses) = publishers(&tasks, &runtime);
+        drop(runtime);
+        send_all(publishers);
+        assert_all_replied(responses);
+    }
+
+    #[test]
+    fn single_publisher_and_publishers_without_runtime_are_woken_at_once() {
+        let (tasks, runtime) = (ReplyTasks::default(), runtime());
+        let mut pairs: Vec<_> = [0, 1].map(|_| tasks.publisher()).into();
+        pairs.push(runtime.block_on(async { tasks.publisher() }));
+        let (publishers, responses): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        send_all(publishers);
+        assert_all_replied(responses);
+    }
+
+    #[test]
+    fn task_ends_with_the_log() {
+        let (tasks, runtime) = (ReplyTasks::default(), runtime());
+        drop(publishers(&tasks, &runtime));
+        assert_eq!(runtime.metrics().num_alive_tasks(), 1);
+        drop(tasks);
+        runtime.block_on(tokio::task::yield_now());
+        assert_eq!(runtime.metrics().num_alive_tasks(), 0);
     }
 }

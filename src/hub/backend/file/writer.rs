@@ -6,7 +6,7 @@ use super::{
     mark::{FileId, Mark, beside, milliseconds},
     queue::{Append, Unchanged, Work},
     record::{self, Value},
-    replies::Replier,
+    replies,
     retention::Retention,
     store::{
         EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys,
@@ -79,7 +79,6 @@ pub(super) struct Writer {
     /// The number of appends in the last commit, and the time that the commit took. They decide how
     /// long the next commit waits for further appends.
     last_commit: (usize, Duration),
-    replier: Replier,
 }
 
 type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
@@ -161,7 +160,7 @@ impl Writer {
         // The futures of some appends may have been dropped while they waited.
         appends.retain(|append| !append.publisher.has_left());
         if let Some(error) = self.refused() {
-            return self.refuse(appends, &error);
+            return refuse(appends, &error);
         }
         let begin = Instant::now();
         match self.store(&appends) {
@@ -179,19 +178,15 @@ impl Writer {
                     .positions
                     .into_iter()
                     .map(|position| Ok(position.map(|position| Appended { epoch, position })));
-                self.replier.send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
+                replies::send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
             }
             Err(error) => {
                 let error = error.context("write to", &self.shared.path);
                 self.reopen(&error);
                 self.refusal = Some(error.clone());
-                self.refuse(appends, &error);
+                refuse(appends, &error);
             }
         }
-    }
-
-    fn refuse(&self, appends: Vec<Append>, error: &FileError) {
-        self.replier.send(appends.into_iter().map(|append| (append.publisher, Err(error.clone()))));
     }
 
     /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state of
@@ -393,6 +388,11 @@ impl Writer {
     }
 }
 
+/// Sends the error to the publishers of all appends.
+fn refuse(appends: Vec<Append>, error: &FileError) {
+    replies::send(appends.into_iter().map(|append| (append.publisher, Err(error.clone()))));
+}
+
 /// Returns the time until which the database is not opened once more. This pause lasts four times
 /// ([`PAUSE_FACTOR`]) as long as the last opening, and at least one second ([`PAUSE`]). `begin` and
 /// `end` are the times when the last opening began and ended.
@@ -437,7 +437,6 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
         refusal: None,
         pause_end: Instant::now(),
         last_commit: (0, Duration::ZERO),
-        replier: Replier::new(),
     };
     let thread = thread::Builder::new().name("tower-sse-file".to_owned()).spawn(move || writer.run());
     let thread = thread.map_err(|error| FileError::new(Kind::Request, format!("cannot start a thread: {error}")))?;

@@ -18,7 +18,7 @@ with_each_store! {
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The number of records in the log. A message of NATS contains 1,000 records here.
+/// The number of records in the log, or of messages for NATS. A message contains 500 records here.
 fn small_log(kind: StoreKind) -> u32 {
     match kind {
         StoreKind::Redis | StoreKind::Postgres => 1000,
@@ -37,7 +37,8 @@ async fn quiet_client(hub: &Hub, interval: Duration) -> BodyDataStream {
     Body::new(stream.into_http_response().into_body()).into_data_stream()
 }
 
-/// Publishes events of another topic. Returns the id of the last one.
+/// Publishes events of another topic, fewer than the log retains: nodes can read all of them. Returns
+/// the id of the last one.
 async fn fill(hub: &Hub) -> EventId {
     let events = (0..500).map(|n| Event::new(n.to_string()));
     hub.topic("other").publish_all(events).await.expect("the backend runs").expect("there are events")

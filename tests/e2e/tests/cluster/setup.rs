@@ -79,8 +79,9 @@ pub(crate) async fn connect_small(kind: StoreKind, url: &str, records: u32) -> R
     };
     let mut result = connect_once(kind, url, records).await;
     for _ in 1..TRIES {
-        if !result.as_ref().is_err_and(is_timeout) {
-            break;
+        match &result {
+            Err(error) if is_timeout(error) => println!("{kind:?}: connecting again after {}", with_sources(error)),
+            _ => break,
         }
         result = connect_once(kind, url, records).await;
     }
