@@ -301,7 +301,9 @@ impl Topic {
     ///
     /// With a backend, the future waits at most two seconds for events that this process does not
     /// retain. If the id is newer than all events that this process has read, the hub first asks
-    /// the backend for the end of the log. This request takes at most 10 seconds.
+    /// the backend for the end of the log. This request takes at most 10 seconds. If the id is from
+    /// another log, and that log has just replaced the log that this process follows, the future
+    /// waits at most two seconds until this process follows it.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         self.apply_retention(false).or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
