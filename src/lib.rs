@@ -186,8 +186,8 @@
 //! without time limits runs on any executor. A stream has no task. `serve` has one task for each
 //! connection, and over HTTP/2 one for each running handler. A [`hub`] has one task that removes
 //! expired events. With a backend, it has one more that follows the log, and one for each running
-//! history read. A log in a file has one for the replies to publishers. Further tasks run while they
-//! are needed: to wake many subscribers, for recordings and for members.
+//! history read. A log in a file has one for the replies to publishers. Further tasks run while
+//! they are needed: to wake many subscribers, for recordings and for members.
 //!
 //! # Scope
 //!

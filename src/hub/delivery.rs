@@ -51,8 +51,8 @@ impl Node for Core {
     /// Adds the records of a page, the next part of the backend's log, to the topics of this
     /// process.
     fn deliver(self: &Arc<Self>, page: Page) {
-        // A closed stream must not get what was published after the close. So the streams are closed
-        // before any part of the page can be read.
+        // A closed stream must not get what was published after the close. So the streams are
+        // closed before any part of the page can be read.
         self.stream_registries.note(&page, self.committed());
         let now = Instant::now();
         // Recordings and presence process the records before the position of the page is committed.

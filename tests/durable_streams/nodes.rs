@@ -160,8 +160,8 @@ async fn offset_of_a_replaced_log_is_gone() {
     assert_eq!(get(&streams, "/t").await.text(), "[10,11]");
 }
 
-/// Creates a node that has acknowledged five events, and whose connection hangs before it has read the
-/// last of them. Returns the offset of the event before it, too.
+/// Creates a node that has acknowledged five events, and whose connection hangs before it has read
+/// the last of them. Returns the offset of the event before it, too.
 async fn node_behind(shared: &Shared) -> (Hub, Faulty, String) {
     let (hub, backend) = node(shared).await;
     let topic = hub.topic("t");

@@ -199,8 +199,8 @@ impl BackendClient {
         Arc::clone(&self.backend)
     }
 
-    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait until
-    /// the node follows another log. The caller holds no lock.
+    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait
+    /// until the node follows another log. The caller holds no lock.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
         self.followed.send_replace(None);
@@ -300,8 +300,9 @@ impl BackendClient {
     /// earlier. Without this wait, the client would get a gap, and then all events of the other log
     /// again. `has_issued(epoch)` returns `true` if the log with this epoch can have issued the id.
     ///
-    /// Does not wait if the log that the node follows has issued the id, or one that it has followed
-    /// before. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub shuts down.
+    /// Does not wait if the log that the node follows has issued the id, or one that it has
+    /// followed before. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub
+    /// shuts down.
     pub(in crate::hub) async fn await_log(&self, has_issued: impl Fn(Epoch) -> bool) {
         let is_known = {
             let state = self.state();

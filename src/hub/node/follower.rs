@@ -165,7 +165,7 @@ async fn follow<N: Node>(
     }
 }
 
-/// What the follower, the task that reads the log, has waited for.
+/// The result of a wait of the follower, the task that reads the log.
 enum Next {
     Page(Page),
     /// Another log, with these bounds, has replaced the log.
@@ -173,12 +173,12 @@ enum Next {
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, and when `checks` asks for it, the function also asks the backend
-/// for the epoch and the last position of the log. A failed request is counted in `outage`.
+/// an error. So every two seconds, and when `checks` asks for it, the function also asks the
+/// backend for the epoch and the last position of the log. A failed request is counted in `outage`.
 ///
-/// Returns [`Next::Replaced`] if the log does not have the epoch `epoch` any more. Returns an error,
-/// and doubles `max_missed`, if the backend returns no page although the last position of the log
-/// differs from `after` in `max_missed` checks in a row.
+/// Returns [`Next::Replaced`] if the log does not have the epoch `epoch` any more. Returns an
+/// error, and doubles `max_missed`, if the backend returns no page although the last position of
+/// the log differs from `after` in `max_missed` checks in a row.
 async fn next(
     backend: &dyn DynBackend,
     checks: &Notify,

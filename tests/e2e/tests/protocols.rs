@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use std::{path::PathBuf, process::Command, time::Duration};
 
 const SOON: Duration = Duration::from_secs(60);
-/// Milliseconds between two words. A client that leaves must do so before the end of the answer, even
-/// on a busy machine, so an answer takes four seconds.
+/// Milliseconds between two words. A client that leaves must do so before the end of the answer,
+/// even on a busy machine, so an answer takes four seconds.
 const PACE: &str = "300";
 /// The answer to "What is new?".
 const ANSWER: &str = "You asked: What is new?\nThis  answer has two lines, and 日本 🦀.";

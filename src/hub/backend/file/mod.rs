@@ -129,9 +129,10 @@ use tokio::{
 ///
 /// # Resources
 ///
-/// A thread writes, and the blocking threads of tokio read. Each runtime that publishes has one task
-/// for the replies. The database caches up to 16 MiB. Up to 1 MiB of new records stays in memory for
-/// the next `follow`, so a hub need not read them from the file. One commit takes one `fdatasync`.
+/// A thread writes, and the blocking threads of tokio read. Each runtime that publishes has one
+/// task for the replies. The database caches up to 16 MiB. Up to 1 MiB of new records stays in
+/// memory for the next `follow`, so a hub need not read them from the file. One commit takes one
+/// `fdatasync`.
 ///
 /// # Examples
 ///

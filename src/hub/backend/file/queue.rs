@@ -37,8 +37,8 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The writer waits until the queue has this number of appends. [`push`](Queue::push) then wakes
-    /// it. `None` if the writer does not wait. Each wake-up takes a system call.
+    /// The writer waits until the queue has this number of appends. [`push`](Queue::push) then
+    /// wakes it. `None` if the writer does not wait. Each wake-up takes a system call.
     awaited: Option<usize>,
     /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
@@ -97,9 +97,9 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits at most `window` until the queue has `expected` appends, which can share a commit. Then
-    /// waits for the first append until the deadline. Returns the appends of the next commit, or
-    /// other work for the writer, such as the report of a failed read.
+    /// Waits at most `window` until the queue has `expected` appends, which can share a commit.
+    /// Then waits for the first append until the deadline. Returns the appends of the next commit,
+    /// or other work for the writer, such as the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
         let mut waiting = self.lock();
         if waiting.appends.len() < expected && !window.is_zero() {

@@ -47,9 +47,9 @@ impl Recent {
         }
     }
 
-    /// Removes the records after the position `after`, and returns them as a page. Returns `None` if
-    /// some of these records are not in memory. `bounds` is the range of positions that the log has
-    /// announced to its readers.
+    /// Removes the records after the position `after`, and returns them as a page. Returns `None`
+    /// if some of these records are not in memory. `bounds` is the range of positions that the log
+    /// has announced to its readers.
     pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
         self.is_followed = true;
         let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);

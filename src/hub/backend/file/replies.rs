@@ -78,8 +78,8 @@ impl ReplyTasks {
     }
 }
 
-/// Sends results to their publishers. A publisher without others of its runtime gets its result from
-/// this thread.
+/// Sends results to their publishers. A publisher without others of its runtime gets its result
+/// from this thread.
 pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
     let mut groups: Vec<(Option<ReplyTask>, Replies)> = Vec::new();
     for (Publisher { reply, clock, task }, outcome) in outcomes {

@@ -189,8 +189,8 @@ impl Writer {
         }
     }
 
-    /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state of
-    /// the log before the commit.
+    /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state
+    /// of the log before the commit.
     fn keep(&self, before: &Tail, records: Vec<Record>) {
         let positions = iter::successors(Some(before.last.next()), |position| Some(position.next()));
         let bytes = self.tail.total_bytes - before.total_bytes;

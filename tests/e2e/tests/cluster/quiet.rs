@@ -37,8 +37,8 @@ async fn quiet_client(hub: &Hub, interval: Duration) -> BodyDataStream {
     Body::new(stream.into_http_response().into_body()).into_data_stream()
 }
 
-/// Publishes events of another topic, fewer than the log retains: nodes can read all of them. Returns
-/// the id of the last one.
+/// Publishes events of another topic, fewer than the log retains: nodes can read all of them.
+/// Returns the id of the last one.
 async fn fill(hub: &Hub) -> EventId {
     let events = (0..500).map(|n| Event::new(n.to_string()));
     hub.topic("other").publish_all(events).await.expect("the backend runs").expect("there are events")
@@ -69,8 +69,9 @@ async fn wait_until_read(hub: &Hub, newest: &EventId) {
     }
 }
 
-/// Fills the log through one node until it has evicted the position of this id. The other node reads
-/// all of it: a node that the log overtakes reports a gap to its clients. Returns the newest id.
+/// Fills the log through one node until it has evicted the position of this id. The other node
+/// reads all of it: a node that the log overtakes reports a gap to its clients. Returns the newest
+/// id.
 async fn evict(store: &Store, hub: &Hub, other: &Hub, id: &EventId) -> EventId {
     let evict = async {
         loop {

@@ -19,8 +19,8 @@ use tower_sse::{
     },
 };
 
-/// The minimum number of acknowledged events for each kind of test. `LOAD=2` doubles the numbers: the
-/// tests of one log then check a million events.
+/// The minimum number of acknowledged events for each kind of test. `LOAD=2` doubles the numbers:
+/// the tests of one log then check a million events.
 pub(crate) mod min_events {
     use std::env;
 
@@ -68,8 +68,8 @@ pub(crate) async fn connect(kind: StoreKind, url: &str) -> Result<Hub, Error> {
     connect_small(kind, url, 10_000_000).await
 }
 
-/// Connects to a log that retains this many records of Redis or Postgres, or messages of NATS. Tries
-/// again after a timeout, because the machine may be busy.
+/// Connects to a log that retains this many records of Redis or Postgres, or messages of NATS.
+/// Tries again after a timeout, because the machine may be busy.
 pub(crate) async fn connect_small(kind: StoreKind, url: &str, records: u32) -> Result<Hub, Error> {
     const TRIES: usize = 3;
 
