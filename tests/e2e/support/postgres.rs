@@ -73,6 +73,17 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to));
 }
 
+/// Removes the segment of shared memory that a killed server has left. A system has at most 4,096 of
+/// them, and the next start of the server would remove it.
+pub(crate) fn remove_shared_memory(folder: &Path) {
+    const LINE: usize = 6;
+
+    let lock = fs::read_to_string(data(folder).join("postmaster.pid")).unwrap_or_default();
+    // The line contains the key and the id of the segment.
+    let Some(id) = lock.lines().nth(LINE).and_then(|line| line.split_whitespace().nth(1)) else { return };
+    let _already_removed = Command::new("ipcrm").args(["-m", id]).stderr(Stdio::null()).status();
+}
+
 /// A pool of connections in transaction mode: PgBouncer, killed on drop.
 #[derive(Debug)]
 pub struct Pool {

@@ -56,6 +56,15 @@ pub struct Store {
     process: Option<Process>,
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.kill();
+        if self.kind == StoreKind::Postgres {
+            postgres::remove_shared_memory(self.folder.path());
+        }
+    }
+}
+
 impl Store {
     /// Starts a server on a free port, with these additional arguments.
     ///
