@@ -39,10 +39,9 @@ struct Replies(Vec<(oneshot::Sender<Outcome>, StoppedClock, Outcome)>);
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        for (reply, clock, outcome) in self.0.drain(..) {
+        for (reply, _clock, outcome) in self.0.drain(..) {
             // The publisher may have stopped waiting.
             drop(reply.send(outcome));
-            drop(clock);
         }
     }
 }
