@@ -58,6 +58,7 @@ impl Topics {
         Self { names, starts }
     }
 
+    /// Returns the ids after which the subscription resumes.
     fn ids(&self) -> impl Iterator<Item = &EventId> {
         self.starts.iter().filter_map(|start| match start {
             Start::After(id) => Some(id),
@@ -65,11 +66,10 @@ impl Topics {
         })
     }
 
-    /// Returns `true` if the subscription has an id of the log with this epoch, or has no id of any
-    /// log.
+    /// Returns `true` if an id of the subscription can be from the log with this epoch. An invalid
+    /// id can be from any log.
     fn have_id_of(&self, epoch: Epoch) -> bool {
-        let mut ids = self.ids().map(|id| epoch.position(id)).peekable();
-        ids.peek().is_none() || ids.any(|position| !matches!(position, Err(GapReason::OtherEpoch)))
+        self.ids().any(|id| !matches!(epoch.position(id), Err(GapReason::OtherEpoch)))
     }
 
     /// Returns the [`Start`] of the subscription with the newest id: the [`Start::After`] with the
@@ -156,7 +156,7 @@ impl Core {
         if count == 0 {
             return Err(Error::no_topics());
         }
-        if let Some(backend) = &self.backend {
+        if let Some(backend) = self.backend.as_ref().filter(|_| topics.ids().next().is_some()) {
             backend.await_log(|epoch| topics.have_id_of(epoch)).await;
         }
         let mut end = None;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     future::poll_fn,
-    mem,
+    iter, mem,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -60,8 +60,7 @@ pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 /// another log.
 const MAX_LEFT: usize = 16;
 
-/// The maximum time for which a subscription waits until the node follows the log that has issued
-/// the id of its client.
+/// The time limit of a subscription that waits for its node to switch to the log of its id.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
@@ -94,6 +93,8 @@ pub(in crate::hub) struct BackendClient {
 /// follower, the task that reads the log, has read so far.
 #[derive(Default)]
 struct LogState {
+    /// `false` until the local node follows a log for the first time.
+    is_known: bool,
     /// The epoch of the log that the other fields of this state describe.
     epoch: u64,
     /// The greatest position of the log that the local node knows. The log may have greater
@@ -213,9 +214,9 @@ impl BackendClient {
         let Bounds { epoch, evicted_through, last } = *bounds;
         let mut state = self.state();
         let mut left = mem::take(&mut state.left);
-        left.push_back(state.epoch);
+        left.extend(state.is_known.then_some(state.epoch));
         left.drain(..left.len().saturating_sub(MAX_LEFT));
-        *state = LogState { epoch, last, evicted_through, left, ..LogState::default() };
+        *state = LogState { is_known: true, epoch, last, evicted_through, left, ..LogState::default() };
         drop(state);
         self.epoch(epoch)
     }
@@ -295,18 +296,17 @@ impl BackendClient {
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
-    /// Waits until the local node follows the log that has issued an id of a client, if another log
-    /// has replaced the log that it follows. The client has the id from a node that has switched
-    /// earlier. Without this wait, the client would get a gap, and then all events of the other log
-    /// again. `has_issued(epoch)` returns `true` if the log with this epoch can have issued the id.
+    /// Waits until the local node follows the log of a client's id, if that log has replaced the
+    /// log of the node. The client has the id from a node that has switched earlier. Without this
+    /// wait, the client would get a gap, and then all events of the new log again.
+    /// `has_issued(epoch)` returns `true` if the id can be from the log with this epoch.
     ///
-    /// Does not wait if the log that the node follows has issued the id, or one that it has
-    /// followed before. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub
-    /// shuts down.
+    /// Returns at once if the id is from the current log of the node, or from an earlier log of the
+    /// node. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub shuts down.
     pub(in crate::hub) async fn await_log(&self, has_issued: impl Fn(Epoch) -> bool) {
         let is_known = {
             let state = self.state();
-            state.left.iter().chain([&state.epoch]).any(|epoch| has_issued(self.epoch(*epoch)))
+            iter::once(&state.epoch).chain(&state.left).any(|epoch| has_issued(self.epoch(*epoch)))
         };
         let Some(runtime) = self.runtime.get().filter(|_| !is_known) else { return };
         let [mut followed, mut stopped] = [self.followed.subscribe(), self.followed.subscribe()];

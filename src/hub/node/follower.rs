@@ -123,7 +123,7 @@ async fn follow<N: Node>(
     let mut max_missed = MAX_MISSED_PROBES;
     let outage = Outage::of("follow");
     loop {
-        let known = match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
+        let replaced_by = match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
             Ok(Next::Page(page)) if page.epoch == epoch => {
                 let Some(node) = node.upgrade() else { return };
                 outage.succeeded();
@@ -146,7 +146,7 @@ async fn follow<N: Node>(
         };
         // The log may have been replaced during the outage, so its epoch is checked before the next
         // page.
-        let bounds = match known {
+        let bounds = match replaced_by {
             Some(bounds) => bounds,
             None => loop {
                 sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;

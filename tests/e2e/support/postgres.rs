@@ -73,8 +73,8 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to));
 }
 
-/// Removes the segment of shared memory that a killed server has left. A system has at most 4,096 of
-/// them, and the next start of the server would remove it.
+/// Removes the segment of shared memory that a killed server has left. A system has at most 4,096
+/// of them, and the next start of the server would remove it.
 pub(crate) fn remove_shared_memory(folder: &Path) {
     const LINE: usize = 6;
 

@@ -416,7 +416,7 @@ mod tests {
         let file = TestFile::new("follow");
         let backend = FileBackend::new(&file.0);
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
-        // No memory is used before somebody follows the log.
+        // Records are kept in memory only after the first call of `follow`.
         let first = backend.append(vec![record.clone()]).await.unwrap().position;
         assert_eq!(backend.follow(Position::START).await.unwrap().records.len(), 1);
         backend.append(vec![record.clone()]).await.unwrap();

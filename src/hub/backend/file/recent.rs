@@ -14,8 +14,8 @@ const MAX_BYTES: u64 = 1 << 20;
 /// readers read the file, and so does a reader that is too slow for the limits.
 #[derive(Default)]
 pub(super) struct Recent {
-    /// Set if a reader has asked for records since they last exceeded the limits. Otherwise nobody
-    /// may follow the log, and no record is kept.
+    /// Set while records are kept: from the first request of a reader until the records exceed the
+    /// limits. A log without readers keeps none.
     is_followed: bool,
     epoch: u64,
     /// The position before the first record in memory.
@@ -78,7 +78,7 @@ mod tests {
         Bounds { epoch: 7, evicted_through: evicted_through.into(), last: last.into() }
     }
 
-    /// Records of a log that somebody follows.
+    /// Creates the records of a log with a reader.
     fn followed() -> Recent {
         let mut recent = Recent::default();
         assert_eq!(recent.take(Position::START, &bounds(0, 0)), None);

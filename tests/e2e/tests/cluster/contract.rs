@@ -4,8 +4,8 @@ use e2e::{Store, StoreKind};
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 use tower_sse::hub::backend::{MemoryBackend, NatsBackend, PostgresBackend, RedisBackend, contract};
 
-/// The contract does not say how fast a server responds, and the default of two seconds is short for
-/// a busy machine.
+/// The contract does not say how fast a server responds, and the default of two seconds is short
+/// for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,11 +44,9 @@ async fn node_reads_backlog_of_large_entries_over_slow_connection() {
             }
         }
     }
-    let mut errors = 0;
-    while let Err(error) = Hub::builder().backend(redis(&store.url_through(&wire))).connect().await {
-        errors += 1;
-        assert!(errors <= 3, "{error}");
-    }
+    // The machine may be busy. But a read of all entries would take longer than this timeout.
+    let backend = redis(&store.url_through(&wire)).timeout(Duration::from_secs(4));
+    Hub::builder().backend(backend).connect().await.expect("a node starts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
