@@ -66,6 +66,11 @@ impl Process {
         }
     }
 
+    /// Returns the exit status if the program has exited.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("it is a child of this process")
+    }
+
     /// Starts a program that does not print its port, and waits until it listens on one.
     pub(crate) fn try_start_listening(command: &mut Command) -> Result<(Self, u16), String> {
         let mut process = Self::spawn(command.stdout(Stdio::null()));
@@ -74,7 +79,7 @@ impl Process {
             if let Some(port) = listening_port(process.0.id()) {
                 return Ok((process, port));
             }
-            if let Some(status) = process.0.try_wait().expect("it is a child of this process") {
+            if let Some(status) = process.exit_status() {
                 return Err(format!("{command:?} exited with {status}; its error output is above"));
             }
             thread::sleep(Duration::from_millis(20));

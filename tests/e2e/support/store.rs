@@ -166,6 +166,18 @@ impl Store {
         self.process = None;
     }
 
+    /// Starts the server again if it has crashed, as a service manager does.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not start.
+    pub async fn restart_if_crashed(&mut self) {
+        if let Some(status) = self.process.as_mut().and_then(Process::exit_status) {
+            println!("{:?} has crashed: {status}", self.kind);
+            self.restart().await;
+        }
+    }
+
     /// Sends a signal, such as `STOP` or `CONT`.
     ///
     /// # Panics

@@ -283,12 +283,7 @@ async fn cluster_server_without_its_disk_begins_another_log() {
     let nodes = [cluster.connect(&others[0], 1).await, cluster.connect(&others[1], 1).await];
     let traffic = Traffic::start(&nodes).await;
     cluster.servers[leader].kill();
-    let folder = cluster.servers[leader].folder().to_owned();
-    for entry in fs::read_dir(&folder).expect("the server responds").flatten() {
-        fs::remove_dir_all(entry.path()).expect("the server responds");
-    }
-    cluster.servers[leader].restart().await;
-    cluster.wait_for_stream((leader + 1) % 3).await;
+    cluster.start_without_disk(leader).await;
     traffic.check("a server of a cluster has lost its disk").await;
 }
 

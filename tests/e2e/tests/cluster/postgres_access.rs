@@ -4,7 +4,7 @@ use crate::{
     nodes::with_sources,
     postgres_sql::{application, data},
     setup::certificates,
-    unchanged::{append, append_if_unchanged, postgres, read, record},
+    unchanged::{PATIENT, append, append_if_unchanged, postgres, read, record},
 };
 use e2e::{Pool, Store, StoreKind};
 use std::time::{Duration, Instant};
@@ -53,12 +53,13 @@ async fn tls_checks_certificates_of_server_and_client() {
 async fn pool_in_transaction_mode_serves_all_requests_but_the_follower() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
     let pool = Pool::start(&store).await;
-    let nodes = [(); 3].map(|()| postgres(&pool.url()).follower_url(store.url()).expect("the URL is valid"));
+    let pooled = || postgres(&pool.url()).timeout(PATIENT);
+    let nodes = [(); 3].map(|()| pooled().follower_url(store.url()).expect("the URL is valid"));
     let since = append(&nodes[0], "t", 0).await;
     // More requests at the same time than the pool has connections.
     let mut appends = Vec::new();
     for n in 1..100 {
-        let log = postgres(&pool.url());
+        let log = pooled();
         appends.push(tokio::spawn(async move { append(&log, "t", n).await }));
     }
     for append in appends {
@@ -72,9 +73,13 @@ async fn pool_in_transaction_mode_serves_all_requests_but_the_follower() {
     let epoch = nodes[0].bounds().await.expect("the pool runs").epoch;
     assert_eq!(nodes[1].bounds().await.expect("the pool runs").epoch, epoch);
     // The notification arrives on the connection that does not use the pool.
-    let last = nodes[1].bounds().await.expect("the pool runs").last;
-    let delay = delay_of_follower(&nodes[1], &nodes[2], last).await;
-    assert!(delay < Duration::from_millis(900), "the follower does not wait for its interval: {delay:?}");
+    let mut delays = Vec::new();
+    while delays.last().is_none_or(|delay| *delay >= Duration::from_millis(900)) {
+        // A busy machine may delay one of them.
+        assert!(delays.len() < 5, "the follower waits for its interval: {delays:?}");
+        let last = nodes[1].bounds().await.expect("the pool runs").last;
+        delays.push(delay_of_follower(&nodes[1], &nodes[2], last).await);
+    }
 }
 
 /// Returns the time until the follower of a node has the record that another node appends.

@@ -21,7 +21,7 @@ with_each_store! {
 }
 
 const SOON: Duration = Duration::from_secs(20);
-/// No event may arrive within this time.
+/// No further event may arrive within this time.
 const A_WHILE: Duration = Duration::from_millis(500);
 /// More events of a topic than a node retains.
 const MANY: usize = 3000;
@@ -30,15 +30,24 @@ async fn publish(hub: &Hub, topic: &str, data: &str) -> EventId {
     hub.topic(topic).publish(Event::new(data)).await.expect("the backend runs")
 }
 
-/// Returns the data of all events of a topic that a client gets, and the reason of a gap before.
-async fn read(hub: &Hub, topic: &str, start: impl Into<Start>) -> (Option<GapReason>, Vec<String>) {
+/// The reason of the gap that a client gets, and the data of its events.
+type Read = (Option<GapReason>, Vec<String>);
+
+/// Subscribes to a topic, and waits until the client has the events of `expected`. Then asserts that
+/// it gets exactly these.
+async fn assert_read(hub: &Hub, topic: &str, start: impl Into<Start>, expected: Read) {
     let mut subscription = hub.topic(topic).subscribe(start).await.expect("a subscription");
-    let mut bytes = Vec::new();
-    while let Ok(Some(events)) = timeout(A_WHILE, subscription.next()).await {
-        bytes.extend_from_slice(events.expect("no error").as_bytes());
+    let gap = subscription.gap().map(|gap| gap.reason());
+    let mut data = Vec::new();
+    loop {
+        let limit = if data.len() < expected.1.len() { SOON } else { A_WHILE };
+        let Ok(Some(events)) = timeout(limit, subscription.next()).await else { break };
+        let messages = whatwg::parse_after("", events.expect("no error").as_bytes()).messages.into_iter();
+        data.extend(messages.filter(|message| message.r#type == "message").map(|message| message.data));
     }
-    let messages = whatwg::parse(&bytes).messages.into_iter().filter(|message| message.r#type == "message");
-    (subscription.gap().map(|gap| gap.reason()), messages.map(|message| message.data).collect())
+    let summary = |data: &[String]| format!("{} events, {:?} to {:?}", data.len(), data.first(), data.last());
+    assert_eq!((gap, summary(&data)), (expected.0, summary(&expected.1)), "{topic}");
+    assert!(data == expected.1, "the order is wrong: {data:?}");
 }
 
 async fn wait_for_removal(hub: &Hub, topic: &str) {
@@ -63,18 +72,18 @@ async fn removed_topic_is_gone_on_all_nodes(kind: StoreKind) {
     wait_for_removal(&one, "room").await;
     let late = connect_small(kind, &store.url(), 10_000_000).await.expect("the backend runs");
     for hub in [&one, &other, &late] {
-        assert_eq!(read(hub, "room", Start::Earliest).await, (None, vec![]));
-        assert_eq!(read(hub, "room", last.clone()).await, (None, vec![]));
-        assert_eq!(read(hub, "room", first.clone()).await.0, Some(GapReason::Evicted));
-        assert_eq!(read(hub, "lobby", Start::Earliest).await.1, ["stays"]);
+        assert_read(hub, "room", Start::Earliest, (None, vec![])).await;
+        assert_read(hub, "room", last.clone(), (None, vec![])).await;
+        assert_read(hub, "room", first.clone(), (Some(GapReason::Evicted), vec![])).await;
+        assert_read(hub, "lobby", Start::Earliest, (None, vec!["stays".to_owned()])).await;
     }
 
     // The room begins again, and needs history reads after a while.
     let numbers: Vec<_> = (0..MANY).map(|n| n.to_string()).collect();
     late.topic("room").publish_all(numbers.iter().map(Event::new)).await.expect("the backend runs");
     for hub in [&one, &other, &late] {
-        assert!(read(hub, "room", Start::Earliest).await == (None, numbers.clone()));
-        assert!(read(hub, "room", first.clone()).await == (Some(GapReason::Evicted), numbers.clone()));
+        assert_read(hub, "room", Start::Earliest, (None, numbers.clone())).await;
+        assert_read(hub, "room", first.clone(), (Some(GapReason::Evicted), numbers.clone())).await;
     }
 }
 
@@ -84,10 +93,10 @@ async fn node_that_was_cut_off_removes_the_topic(kind: StoreKind) {
     let here = connect_small(kind, &store.url(), 10_000).await.expect("the backend runs");
     let there = connect_small(kind, &store.url_through(&wire), 10_000).await.expect("the backend runs");
     publish(&here, "room", "secret").await;
-    assert_eq!(read(&there, "room", Start::Earliest).await.1, ["secret"]);
+    assert_read(&there, "room", Start::Earliest, (None, vec!["secret".to_owned()])).await;
     wire.cut();
     here.topic("room").remove().await.expect("the backend runs");
     wire.mend();
     wait_for_removal(&there, "room").await;
-    assert_eq!(read(&there, "room", Start::Earliest).await, (None, vec![]));
+    assert_read(&there, "room", Start::Earliest, (None, vec![])).await;
 }
