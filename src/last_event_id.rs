@@ -56,7 +56,7 @@ const QUERY_NAMES: [&str; 6] =
 ///
 /// async fn count_on(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 ///     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
-///     Ok(SseStream::new(tokio_stream::iter((next..).map(|n| Event::display(n).id(n)))))
+///     Ok(SseStream::new(tokio_stream::iter((next..=u64::MAX).map(|n| Event::display(n).id(n)))))
 /// }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

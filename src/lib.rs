@@ -11,7 +11,7 @@
 //! /// Counts, one number per second. A client that reconnects continues after its last number.
 //! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 //!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
-//!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
+//!     let events = tokio_stream::iter(next..=u64::MAX).map(|n| Event::display(n).event("count").id(n));
 //!     Ok(SseStream::new(events.throttle(Duration::from_secs(1))))
 //! }
 //!
