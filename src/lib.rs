@@ -63,8 +63,10 @@
 //! Each guarantee names its tests, which are files below `tests/`.
 //!
 //! 1. For every upstream byte sequence, chunking and heartbeat timing, a parser that follows the
-//!    standard dispatches the same events with and without the layer, except heartbeat events
-//!    (`layer_is_transparent`).
+//!    standard dispatches the same events with and without the layer (`layer_is_transparent`). The
+//!    exceptions are events that the application sets: a [heartbeat event](Heartbeat::event), the
+//!    [shutdown event](SseLayer::shutdown_event), and the last event of
+//!    [`close_with`](StreamRegistry::close_with).
 //! 2. For every [`Event`] with data or a name, such a parser dispatches exactly one message with
 //!    the same fields. For any other event it dispatches none (`events`).
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
@@ -72,12 +74,16 @@
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
 //!    (`layer`, `allocations`, `grpc`).
 //! 5. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported
-//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`).
+//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`). With
+//!    a backend, there are a few [exceptions](hub#guarantees), which each backend documents.
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
 //! 7. A shutdown ends every open stream within one poll, with a complete event and a reconnect
-//!    delay (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream in the middle of an event
-//!    has 250 milliseconds to complete it.
+//!    delay (`lifecycle`, `lifecycle_on_the_wire`). There are three exceptions. An upstream stream
+//!    in the middle of an event has 250 milliseconds to complete it, and is then cut off. A stream
+//!    with a `Content-Encoding` ends immediately and without a delay. A
+//!    [finite](SseStream::finite) stream may continue for the
+//!    [drain timeout](SseLayer::drain_timeout).
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
 //!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
 //!    also on a node that reads the log late (`nodes`).

@@ -22,7 +22,8 @@
 //!
 //! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
 //! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. If a
-//! client has an id, it has received every earlier event of its topics, or a report of a gap.
+//! client has an id, it has received every earlier event of its topics, or a report of a gap. The
+//! [guarantees](#guarantees) list the exceptions.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
 //! topics retain the events, and subscribers at the same position share the same memory. The only
@@ -61,11 +62,12 @@
 //!
 //! # Gaps
 //!
-//! Missing events are always reported as a [`Gap`]: to the handler before it responds, and to the
-//! client as an event of type `gap` before the events that follow. A client that falls behind the
-//! retention of its topics gets a gap as well, or is [disconnected](LagPolicy::Disconnect). A
-//! client that loses its connection before it has caught up may get a gap twice. The names `gap`
-//! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
+//! Missing events are reported as a [`Gap`]: to the handler before it responds, and to the client
+//! as an event of type `gap` before the events that follow. With a backend, there are a few
+//! [exceptions](#guarantees). A client that falls behind the retention of its topics gets a gap as
+//! well, or is [disconnected](LagPolicy::Disconnect). A client that loses its connection before it
+//! has caught up may get a gap twice. The names `gap` and `hub-cursor` are reserved: publishing
+//! them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
 //! replaced event is not a gap. A client that is slower than the updates of several such topics
@@ -157,8 +159,7 @@
 //!
 //! # Guarantees
 //!
-//! The tests are `tests/hub*.rs`, and `tests/nodes` for several nodes. With a backend, the
-//! guarantees are the same.
+//! The tests are `tests/hub*.rs`, and `tests/nodes` for several nodes.
 //!
 //! 1. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported.
 //! 2. An event becomes visible only after every event with a smaller id.
@@ -166,6 +167,22 @@
 //! 4. A slow or vanished client costs bounded memory, and does not delay other clients.
 //! 5. The id of a gap, snapshot or checkpoint is a log position. Every event up to it was delivered
 //!    or reported as missing.
+//!
+//! With a backend, the guarantees are the same as long as the backend keeps its events, or evicts
+//! them by its retention. If a server or a file loses events in another way, the backend usually
+//! detects the loss, and clients get a gap. A loss that the backend does not detect is not
+//! reported. The backends document these exceptions:
+//!
+//! - [`RedisBackend`](backend::RedisBackend#what-it-reports-as-a-gap): a loss in a failover,
+//!   restart or restore, if no running process that knows the lost events can report it. After a
+//!   failover, a client can also get later events before it gets the gap.
+//! - [`NatsBackend`](backend::NatsBackend#what-it-guarantees): a loss while no node runs that knows
+//!   the lost messages.
+//! - [`PostgresBackend`](backend::PostgresBackend#what-it-reports-as-a-gap): while no node runs, an
+//!   older copy that replaces the data, or a crash that loses commits (`synchronous_commit = off`).
+//!   Also a failover that loses commits, if nodes cannot call the functions that show a failover.
+//! - [`FileBackend`](backend::FileBackend#restarts-backups-and-epochs): a restored snapshot of the
+//!   whole file system, and copies that keep the old times of the files.
 
 pub mod backend;
 mod builder;

@@ -281,7 +281,8 @@ impl Topic {
     ///
     /// `start` decides which retained events the client receives first. The
     /// [table](super#where-a-client-resumes) shows the result for each kind of id. Live events
-    /// follow, and no event is lost, repeated or out of order between retained and live events.
+    /// follow, and no event is lost, repeated or out of order between retained and live events. The
+    /// [guarantees](super#guarantees) list the exceptions, losses in the log of a backend.
     ///
     /// # Errors
     ///
