@@ -106,8 +106,8 @@ pub enum ErrorKind {
     /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the
     /// error is the `JsonError`.
     Json,
-    /// The client needs old events from the backend, and too many other reads of old events are
-    /// already waiting. 503 Service Unavailable.
+    /// The client needs old events from the backend, and too many other reads of old events run or
+    /// wait. 503 Service Unavailable.
     ///
     /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new

@@ -84,10 +84,11 @@ impl Hub {
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
     /// receives the events between its cursor and the starts of the topics.
     ///
-    /// If an event after the id of any start is missing, a gap is reported. During an outage of the
-    /// backend, the local node cannot check an id that is newer than all events that it has read.
-    /// If the topics have different starts, a gap is reported for such an id, although perhaps no
-    /// event is missing.
+    /// The id of each [`Start::After`] is checked for its topic. If a later event of this topic is
+    /// missing, the client gets one gap for all topics together. During an outage of the backend,
+    /// the local node cannot check an id that is newer than all events that it has read. If the
+    /// topics have different starts, a gap is reported for such an id, although perhaps no event is
+    /// missing.
     ///
     /// # Errors
     ///
@@ -197,6 +198,12 @@ impl Hub {
     /// shutdown of the layer. The layer also ends streams that come from no hub, and can send a
     /// shutdown event.
     ///
+    /// If this process has [recordings](Topic::record), await
+    /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have
+    /// sent the last events. After this method, recordings are
+    /// [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished. Without
+    /// recordings, call this method at the beginning of the graceful shutdown.
+    ///
     /// # Examples
     ///
     /// ```no_run
@@ -216,7 +223,7 @@ impl Hub {
     }
 
     /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the
-    /// process is shut down.
+    /// hub and the process are [shut down](Self::shutdown).
     ///
     /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted).
     /// Each interrupted recording publishes its [`will`](super::Recorder::will), the last event for

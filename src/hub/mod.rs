@@ -46,15 +46,21 @@
 //! | an id greater than any that was issued | a gap (`ahead`), then all retained events |
 //! | an id of another epoch: from before a restart, or of another hub | a gap (`other_epoch`), then all retained events |
 //! | anything else, such as `7` or `yesterday` | a gap (`malformed`), then all retained events |
-//! | the last id of a finished topic, or no id if the subscription begins with live events | `204 No Content`, which stops an `EventSource` |
+//! | the id of the last event of a finished topic, or a newer id | `204 No Content`, which stops an `EventSource` |
+//! | no id, for a finished topic and with [`Start::Latest`] | `204 No Content` |
 //! | another id of a finished topic | the same as for any topic, and then the end |
-//! | an id of a topic that was dropped for its age and created again | the events after it; a gap (`evicted`) first if later events were evicted, or if more than 10,000 topics were dropped since then |
+//! | an id of a topic whose events have all expired and that was created again | the events after the id, after a gap (`evicted`) if later events have expired |
+//!
+//! The hub remembers up to 10,000 expired topics. Beyond this number, it may report the gap of the
+//! last row although no event is missing.
 //!
 //! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
-//! with empty data. So the client has an id before the first event. (Firefox and WebKit ignore an
-//! id without an event.) See [`begin_with_cursor`](Subscription::begin_with_cursor) and
-//! [`without_control_events`](Subscription::without_control_events). [With several
-//! nodes](#several-nodes), a client whose topics are quiet gets further `hub-cursor` events.
+//! with empty data. So the client has an id before the first event. (An id without an event is not
+//! enough. Firefox ignores it, and WebKit applies it with the next event that has data.) See
+//! [`begin_with_cursor`](Subscription::begin_with_cursor) and
+//! [`without_control_events`](Subscription::without_control_events). In a hub with a backend, a
+//! client whose topics are quiet gets [further `hub-cursor` events](#several-nodes). In a hub
+//! without a backend, it gets them only after more than 10,000 topics have expired.
 //!
 //! With several topics, each row applies to each topic, and one gap is reported for all topics
 //! together. For clients without an id, each topic can have [its own start](Hub::subscribe). An id
@@ -147,15 +153,18 @@
 //!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
 //!   than the backend's retention always gets a gap, even if its topics had no events.
 //! - **The cursor of a quiet client** follows the log. If the topics of a connected client have no
-//!   events, but other topics have, the next heartbeat contains a `hub-cursor` event with the newest
-//!   position, in place of the comment. The client gets the same event when the hub, a layer or the
-//!   handler ends its stream early. So the id of a connected client stays within the backend's
-//!   retention, and the client moves to another node without a gap. The retention must be longer
-//!   than the interval of heartbeats. This does not apply without heartbeats, to several
-//!   subscriptions in one response, and to clients
-//!   [without control events](Subscription::without_control_events).
+//!   events, but other topics have, the next heartbeat contains a `hub-cursor` event with the
+//!   newest position, in place of the comment. The client gets the same event when the hub, a layer
+//!   or the handler ends its stream early. So the id of a connected client stays within the
+//!   backend's retention, and the client moves to another node without a gap. The retention must be
+//!   longer than the interval of heartbeats. A stream without heartbeats gets the event only at its
+//!   early end. A response with several subscriptions or with a [listener](Hub::listen) gets it
+//!   neither at heartbeats nor when a layer or the handler ends it. Clients [without control
+//!   events](Subscription::without_control_events) never get it.
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
-//!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`).
+//!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`). The ids of Redis
+//!   contain no epoch. So with Redis, subscriptions stay open, and their clients get a gap
+//!   (`lagged`). Returning clients get a gap (`evicted`, or `ahead` for an id that is too new).
 //!
 //! # Guarantees
 //!

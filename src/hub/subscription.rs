@@ -41,9 +41,9 @@ use tokio_stream::Stream;
 ///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
 ///   connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
-/// - With [several nodes](super#several-nodes), the client gets its newest cursor as a further event
-///   of this type, at a heartbeat and at an early end of the response. The cursor moves without an
-///   event of the client's topics if other topics have events.
+/// - In a hub with a [backend](super#several-nodes), the client gets its newest cursor as a further
+///   event of this type, at a heartbeat and at an early end of the response. The cursor moves
+///   without an event of the client's topics if other topics have events.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`. An `EventSource` then does not reconnect.
 ///
@@ -290,7 +290,7 @@ impl Subscription {
     /// The last event of the snapshot gets the [`cursor`](Self::cursor) as its id. The other events
     /// get no id, so a client that loses its connection within the snapshot does not continue in
     /// the middle of it. Ids that the events of the snapshot had before are removed. The last event
-    /// needs data or a name, because some browsers ignore an id without data. The snapshot is one
+    /// needs data or a name, because not all browsers apply an id without data. The snapshot is one
     /// item of the stream. If `snapshot` contains no event, a response begins with the event that
     /// contains the cursor.
     ///
@@ -365,8 +365,9 @@ impl Subscription {
     /// that loses its connection before the first event then resumes at this position.
     ///
     /// The event has the type `hub-cursor` and empty data, and its id is the cursor. Pages need no
-    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox and
-    /// WebKit ignore such an id, and several Python clients report it as an empty `message`.
+    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox
+    /// ignores such an id, WebKit applies it only with the next event that has data, and several
+    /// Python clients report it as an empty `message`.
     ///
     /// A response to a subscription begins with this event anyway. Call this method if the
     /// subscription is not polled by a response, for example if a task forwards its events. Has no
@@ -407,9 +408,9 @@ impl Subscription {
     /// - If events are missing at the beginning, the client is not notified. The handler can check
     ///   [`gap`](Self::gap) and choose another response.
     /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
-    /// - With [several nodes](super#several-nodes), the id of a client whose topics have no events
-    ///   gets old. When the backend has evicted the events up to this id and more, a client that
-    ///   reconnects to another node has a [`gap`](Self::gap), although it has missed nothing.
+    /// - In a hub with a [backend](super#several-nodes), the id of a client whose topics have no
+    ///   events gets old. When the backend has evicted the events up to this id and more, a client
+    ///   that reconnects can have a [`gap`](Self::gap), although it has missed nothing.
     ///
     /// # Examples
     ///

@@ -561,10 +561,10 @@ impl Topic {
     /// If the local node does not know the topic, it asks the backend for the end of the log, and
     /// reads only the parts that can have records of the topic: the part that the node has not read
     /// yet, and the part that it has read and does not retain. Usually this is one read, or none.
-    /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded), and two
-    /// searches read at the same time. After the hub has dropped 10,000 topics, for example topics
-    /// that have expired, a search for a topic that does not exist reads most of the log. Nothing is
-    /// written to the log.
+    /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded). At most two
+    /// searches read from the backend at the same time, and further searches wait. After the hub
+    /// has dropped 10,000 topics, for example topics that have expired, a search for a topic that
+    /// does not exist reads most of the log. Nothing is written to the log.
     ///
     /// A topic that has only subscribers, on another node, is not in the log.
     /// [`exists_anywhere`](Self::exists_anywhere) asks the other nodes, too.
