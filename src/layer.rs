@@ -104,6 +104,24 @@ use tower_service::Service;
 /// corrupt it. The values `identity` and `none` and an empty value do not count as encodings. A
 /// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
 /// immediately, without a shutdown event or a reconnect delay.
+///
+/// # Timeouts
+///
+/// tower-http's `TimeoutLayer` and tower's `Timeout` limit the time until the handler has returned
+/// its response. They do not end a stream, and can be inside or outside of this layer. Choose a
+/// timeout that is longer than a handler can take. For example,
+/// [subscribing](crate::hub::Topic::subscribe) to a hub with a backend can take more than 10
+/// seconds. After a timeout, the status of the response is not 200, so an `EventSource` does not
+/// reconnect.
+///
+/// Timeouts of the body do end streams. The transfer is aborted, and clients reconnect without a
+/// reconnect delay from the server.
+///
+/// - `ResponseBodyTimeoutLayer` limits the time between two frames. Heartbeats are frames, so put
+///   it outside of this layer, with a timeout that is longer than the interval of heartbeats.
+/// - `ResponseBodyDeadlineLayer` limits the whole duration. Use
+///   [`max_lifetime`](Self::max_lifetime) instead, which ends a stream after its current event and
+///   varies the time.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {

@@ -84,6 +84,25 @@
 //! [`Hub::listen`] yields decoded events with their topics, for workers, bridges to WebSockets and
 //! filters per client.
 //!
+//! # What a hub does not have
+//!
+//! - **A read of the current content** that does not wait for events. Keep the state in the
+//!   application or its database, and publish its changes. To get the event of a
+//!   [state](Topic::latest_only), [listen](Hub::listen) from [`Start::Earliest`], and await the
+//!   first event with a timeout: a topic without an event yields nothing. The service of
+//!   `Hub::durable_streams` (feature `durable-streams`) responds to a `GET` with the retained
+//!   events of a topic as a page.
+//! - **A list of topics.** [`Hub::stats`] returns only their number. Keep the names in the
+//!   application. [`Topic::exists`] checks one name.
+//! - **Subscriptions to patterns**, such as `orders/*`. Name up to 1,000 topics in one
+//!   [subscription](Hub::subscribe), or publish all events of the kind to one topic. A
+//!   [listener](Hub::listen) can filter the events of this topic for each client.
+//! - **Other topics for an open stream.** The topics of a subscription do not change. To add or to
+//!   revoke a topic, end the stream with [`SseStream::end_when`](crate::SseStream::end_when) or
+//!   with [`StreamRegistry::close`](crate::StreamRegistry::close). The client reconnects, and the
+//!   handler subscribes it to the topics that it may read now. The client's id applies to all of
+//!   these topics, so the client gets no event of an added topic from before this id.
+//!
 //! # Snapshots for late clients
 //!
 //! A client that needs a state before the first event can
