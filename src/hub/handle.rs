@@ -45,6 +45,24 @@ impl Hub {
 
     /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic
     /// retains up to 10,000 events and 8 MiB, for one hour. The hub has up to 100,000 topics.
+    ///
+    /// # Examples
+    ///
+    /// One hub for the whole process: each task and each handler has a clone.
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let publisher = hub.clone();
+    /// tokio::spawn(async move { publisher.topic("news").publish(Event::new("hello")).await });
+    ///
+    /// let mut news = hub.topic("news").subscribe(Start::Earliest).await?;
+    /// assert_eq!(news.next().await.unwrap().unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -57,6 +75,26 @@ impl Hub {
 
     /// Returns a handle to the topic with this name. The handle alone does not create the topic.
     /// The name can be any text except `tower-sse/nodes`, a topic that the hub uses itself.
+    ///
+    /// If a part of the name comes from a client, put a prefix of the application before it, such
+    /// as `rooms/`. Otherwise clients can choose any topic, also `tower-sse/closed-streams`. A
+    /// stream registry that follows the hub publishes the keys of closed streams there, such as
+    /// session ids. The hub does not reject subscriptions to this topic.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::Hub};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// # let name_from_client = "7";
+    /// let room = hub.topic(format!("rooms/{name_from_client}"));
+    /// assert!(!room.exists());
+    /// room.publish(Event::new("hello")).await?;
+    /// assert!(room.exists());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())

@@ -247,6 +247,31 @@ impl Subscription {
     /// Returns `None` if no event is missing. During an outage of the backend, it can also be
     /// unknown whether events after the client's id are missing. In this case, `gap` returns
     /// `None`, and [`is_resumed`](Self::is_resumed) returns `false`.
+    ///
+    /// # Examples
+    ///
+    /// The handler knows of the gap before it responds. So it can send the current state, or write
+    /// to the log which events are missing:
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::{GapReason, Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(2).build();
+    /// let scores = hub.topic("scores");
+    /// let last = scores.publish(Event::new("1 : 0")).await?;
+    /// scores.publish(Event::new("1 : 1")).await?;
+    /// let oldest = scores.publish(Event::new("2 : 1")).await?;
+    /// scores.publish(Event::new("3 : 1")).await?;
+    ///
+    /// // The client has missed three events, and the hub retains only two of them.
+    /// let events = scores.subscribe(Start::After(last.clone())).await?;
+    /// let gap = events.gap().unwrap();
+    /// assert_eq!(gap.reason(), GapReason::Evicted);
+    /// assert_eq!((gap.requested(), gap.resumed()), (&last, Some(&oldest)));
+    /// let events = events.begin_with(Event::new("3 : 1"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
@@ -257,6 +282,29 @@ impl Subscription {
     /// Returns `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
     /// these cases, the next events do not continue from the client's state. The handler can send a
     /// snapshot of the state with [`begin_with`](Self::begin_with).
+    ///
+    /// # Examples
+    ///
+    /// Only clients that need the state get it:
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::{Hub, Start, Subscription}};
+    ///
+    /// fn with_total(events: Subscription, total: u32) -> Subscription {
+    ///     if events.is_resumed() { events } else { events.begin_with(Event::display(total).event("total")) }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let votes = hub.topic("votes");
+    /// let last = votes.publish(Event::new("+1")).await?;
+    /// let returning = votes.subscribe(Start::After(last)).await?;
+    /// assert!(returning.is_resumed());
+    /// let new = votes.subscribe(Start::Latest).await?;
+    /// assert!(!new.is_resumed());
+    /// # with_total(new, 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.origin == Origin::Resumed
@@ -265,6 +313,31 @@ impl Subscription {
     /// Returns the id of the current position. The client has received every event of its topics up
     /// to this id, or was notified of a gap. A client that reconnects with this id receives all
     /// events that were not delivered yet.
+    ///
+    /// # Examples
+    ///
+    /// A program that forwards events stores the cursor. After a restart, it continues there:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let news = hub.topic("news");
+    /// let mut events = news.subscribe(Start::Latest).await?;
+    /// let first = news.publish(Event::new("one")).await?;
+    /// events.next().await;
+    /// let stored = events.cursor();
+    /// assert_eq!(stored, first);
+    /// drop(events);
+    ///
+    /// news.publish(Event::new("two")).await?;
+    /// let mut events = news.subscribe(Start::After(stored)).await?;
+    /// assert!(events.gap().is_none());
+    /// assert_eq!(events.next().await.unwrap().unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
@@ -273,6 +346,29 @@ impl Subscription {
     /// Returns `true` if all topics are finished and the stream has no more items. A response to
     /// such a subscription is `204 No Content`. Returns `false` if the stream has ended with an
     /// error.
+    ///
+    /// # Examples
+    ///
+    /// A page that reads the response with `fetch` has no use for a 204. It gets a last event with
+    /// the status 200 instead:
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_sse::{Event, SseStream, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let answer = hub.topic("answers/42");
+    /// let last = answer.publish(Event::new("world")).await?;
+    /// answer.finish().await?;
+    ///
+    /// let mut events = answer.subscribe(Start::After(last)).await?;
+    /// if events.is_finished() {
+    ///     events = events.begin_with(Event::new("").event("done"));
+    /// }
+    /// assert_eq!(SseStream::new(events).into_http_response().status(), StatusCode::OK);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.beginning.is_none()
@@ -430,6 +526,25 @@ impl Subscription {
 
     /// Sets what happens if this client is slower than the retention of its topics, so that its
     /// next event was evicted. Overrides the [setting of the hub](super::Builder::lag_policy).
+    ///
+    /// # Examples
+    ///
+    /// A slow client is disconnected. When it returns, its handler can begin with a snapshot, which
+    /// is not possible in the middle of a stream:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, LagPolicy, Start, SubscriptionError}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(1).build();
+    /// let prices = hub.topic("prices");
+    /// let mut slow = prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
+    /// prices.publish(Event::new("17.20")).await?;
+    /// prices.publish(Event::new("17.25")).await?;
+    /// assert_eq!(slow.next().await, Some(Err(SubscriptionError::Lagged)));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;
