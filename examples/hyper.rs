@@ -118,7 +118,7 @@ fn ticks(last: Option<u64>, interval: Duration) -> impl Stream<Item = Event> + S
     let now = unix_time().as_millis() as u64 / interval;
     // A client can send any id, also one of the future.
     let next = last.map_or(now, |last| last.saturating_add(1).clamp(now.saturating_sub(MAX_REPLAY), now + 1));
-    tokio_stream::iter(next..).then(move |tick| async move {
+    tokio_stream::iter(next..=u64::MAX).then(move |tick| async move {
         let time = Duration::from_millis(tick * interval);
         sleep(time.saturating_sub(unix_time())).await;
         Event::new(clock(time)).event("tick").id(tick)

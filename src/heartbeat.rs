@@ -16,9 +16,8 @@ use std::{sync::Arc, time::Duration};
 /// only when it writes to the connection: the client has lost its network, or it had sent more
 /// bytes after its request on an HTTP/1 connection, such as a second request.
 ///
-/// A client of a hub with several nodes gets its newest cursor with a
-/// heartbeat, if the cursor has moved. The cursor takes the place of a comment, and precedes an
-/// event.
+/// A client of a hub with a backend gets its newest cursor with a heartbeat, if the cursor has
+/// moved. The cursor takes the place of a comment, and precedes an event.
 ///
 /// # Examples
 ///

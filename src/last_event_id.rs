@@ -14,9 +14,11 @@ const QUERY_NAMES: [&str; 6] =
 
 /// The id of the last event that a client has received. The client sends the id when it reconnects.
 ///
-/// The axum extractor never rejects a request. A client that connects for the first time sends no
-/// id, and the extractor `Option<LastEventId>` then yields `None`. Without axum,
-/// [`from_request`](Self::from_request) and [`from_parts`](Self::from_parts) read the id.
+/// The axum extractor never rejects a request. ([`parse`](Self::parse) returns an error for an id
+/// that is not of the requested type. As a response of a handler, this error is a 400.) A client
+/// that connects for the first time sends no id, and the extractor `Option<LastEventId>` then
+/// yields `None`. Without axum, [`from_request`](Self::from_request) and
+/// [`from_parts`](Self::from_parts) read the id.
 ///
 /// # Sources
 ///
@@ -56,7 +58,7 @@ const QUERY_NAMES: [&str; 6] =
 ///
 /// async fn count_on(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 ///     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
-///     Ok(SseStream::new(tokio_stream::iter((next..).map(|n| Event::display(n).id(n)))))
+///     Ok(SseStream::new(tokio_stream::iter((next..=u64::MAX).map(|n| Event::display(n).id(n)))))
 /// }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -104,6 +104,24 @@ use tower_service::Service;
 /// corrupt it. The values `identity` and `none` and an empty value do not count as encodings. A
 /// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
 /// immediately, without a shutdown event or a reconnect delay.
+///
+/// # Timeouts
+///
+/// tower-http's `TimeoutLayer` and tower's `Timeout` limit the time until the handler has returned
+/// its response. They do not end a stream, and can be inside or outside of this layer. Choose a
+/// timeout that is longer than a handler can take. For example,
+/// [subscribing](crate::hub::Topic::subscribe) to a hub with a backend can take more than 10
+/// seconds. After a timeout, the status of the response is not 200, so an `EventSource` does not
+/// reconnect.
+///
+/// Timeouts of the body do end streams. The transfer is aborted, and clients reconnect without a
+/// reconnect delay from the server.
+///
+/// - `ResponseBodyTimeoutLayer` limits the time between two frames. Heartbeats are frames, so put
+///   it outside of this layer, with a timeout that is longer than the interval of heartbeats.
+/// - `ResponseBodyDeadlineLayer` limits the whole duration. Use
+///   [`max_lifetime`](Self::max_lifetime) instead, which ends a stream after its current event and
+///   varies the time.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -188,6 +206,33 @@ impl SseLayer {
     /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id of a
     /// stream. A client that has reconnected then forgets the last id of its previous stream (HTML
     /// standard, §9.2.6).
+    ///
+    /// # Examples
+    ///
+    /// A page shows that the server restarts. Without the event, it cannot distinguish the restart
+    /// from a network failure:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tower_sse::{SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let news = || async { SseStream::new(tokio_stream::pending::<Event>()) };
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::{Event, SseLayer};
+    ///
+    /// // In the page: source.addEventListener("restart", () => show("The server restarts …"));
+    /// let shutdown = CancellationToken::new();
+    /// let layer = SseLayer::new().shutdown(shutdown.clone()).shutdown_event(Event::new("").event("restart"));
+    /// let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    ///
+    /// let mut events = test::get(app, "/news").await;
+    /// shutdown.cancel();
+    /// assert_eq!(events.rest().await, [Event::new("").event("restart")]);
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
     }
@@ -204,6 +249,37 @@ impl SseLayer {
     ///
     /// A client keeps the last delay that it received. If `retry` is not set on the next stream of
     /// the client, the client keeps the delay of the shutdown or rejection.
+    ///
+    /// # Examples
+    ///
+    /// After a deploy, 20,000 clients return within a minute, and not all in the same second:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let news = || async { SseStream::new(tokio_stream::pending::<Event>()) };
+    /// use std::time::Duration;
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::SseLayer;
+    ///
+    /// let shutdown = CancellationToken::new();
+    /// let layer = SseLayer::new()
+    ///     .shutdown(shutdown.clone())
+    ///     .retry(Duration::from_secs(2))
+    ///     .reconnect_jitter(Duration::from_secs(60));
+    /// let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    ///
+    /// let mut events = test::get(app, "/news").await;
+    /// shutdown.cancel();
+    /// events.rest().await;
+    /// let delay = events.retry().unwrap();
+    /// assert!(delay >= Duration::from_secs(2) && delay <= Duration::from_secs(62));
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = Some(jitter))
     }
@@ -213,6 +289,36 @@ impl SseLayer {
     /// another server, and authenticate again.
     ///
     /// With several layers, the shortest lifetime applies.
+    ///
+    /// # Examples
+    ///
+    /// The handler authenticates each request. With a maximum lifetime, a user who has lost a
+    /// permission loses the stream, too, after 11 minutes at the latest:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// # let news = || async { SseStream::new(tokio_stream::pending::<Event>()) };
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    /// use tower_sse::SseLayer;
+    ///
+    /// let layer = SseLayer::new().max_lifetime(Duration::from_secs(10 * 60));
+    /// let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    ///
+    /// // In a test with paused time:
+    /// let begin = Instant::now();
+    /// let mut events = test::get(app, "/news").await.deadline(Duration::from_secs(15 * 60));
+    /// assert!(events.next().await.is_none());
+    /// assert!((9 * 60..=11 * 60).contains(&begin.elapsed().as_secs()));
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
+    ///
+    /// [`StreamRegistry::close`] ends the streams of a user immediately.
     pub fn max_lifetime(self, time: Duration) -> Self {
         self.with(|settings| settings.max_lifetime = Some(time))
     }
@@ -270,8 +376,43 @@ impl SseLayer {
     /// is 0 in the callback of the last stream. A response that is not an event stream is removed
     /// from the registry when the inner service returns the response.
     ///
-    /// If several layers register a stream under the same key, the stream counts once for each of
-    /// these layers until its response has passed them. After that, it counts once.
+    /// If several layers register a stream under the same key, each of these layers counts the
+    /// request until its response has passed the layers. After that, the stream counts once.
+    ///
+    /// # Examples
+    ///
+    /// The layer is around the whole router, so a request is registered before its handler checks
+    /// the token. [This order](StreamRegistry#guarantee) matters when a token is revoked at the
+    /// same time.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, body::Body, http::Request, routing::get};
+    /// # use tower::ServiceExt;
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let news = || async { SseStream::new(tokio_stream::pending::<Event>()) };
+    /// use tower_sse::{SseLayer, StreamRegistry};
+    ///
+    /// let streams = StreamRegistry::<String>::new();
+    /// let layer = SseLayer::new().register(&streams, |request| {
+    ///     let token = request.headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
+    ///     Some(token.to_owned())
+    /// });
+    /// let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    ///
+    /// let request = Request::get("/news").header("Authorization", "Bearer t7").body(Body::empty()).unwrap();
+    /// let mut events = test::events(app.oneshot(request).await.unwrap());
+    /// let token = "t7".to_owned();
+    /// assert_eq!(streams.count(&token), 1);
+    ///
+    /// // After the token was revoked:
+    /// streams.close(&token);
+    /// assert!(events.next().await.is_none());
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn register<K>(
         self,
         registry: &StreamRegistry<K>,
@@ -317,6 +458,35 @@ impl SseLayer {
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,
     /// the panic is caught, and the other callbacks still run.
+    ///
+    /// # Examples
+    ///
+    /// The callback only passes the summary on. Another task or thread writes it to a database:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tokio_stream::StreamExt;
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let hello = || tokio_stream::once(Event::new("hello")).chain(tokio_stream::pending());
+    /// # let news = move || async move { SseStream::new(hello()) };
+    /// use tokio::sync::mpsc;
+    /// use tower_sse::{CloseReason, SseLayer};
+    ///
+    /// let (sender, mut closed) = mpsc::unbounded_channel();
+    /// let layer = SseLayer::new().on_close(move |stream| _ = sender.send(stream));
+    /// let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    ///
+    /// let mut events = test::get(app, "/news").await;
+    /// events.next().await;
+    /// drop(events); // The client leaves.
+    /// let stream = closed.recv().await.unwrap();
+    /// assert_eq!((stream.reason, stream.events), (CloseReason::ClientGone, 1));
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }

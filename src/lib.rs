@@ -11,7 +11,7 @@
 //! /// Counts, one number per second. A client that reconnects continues after its last number.
 //! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 //!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
-//!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
+//!     let events = tokio_stream::iter(next..=u64::MAX).map(|n| Event::display(n).event("count").id(n));
 //!     Ok(SseStream::new(events.throttle(Duration::from_secs(1))))
 //! }
 //!
@@ -63,21 +63,29 @@
 //! Each guarantee names its tests, which are files below `tests/`.
 //!
 //! 1. For every upstream byte sequence, chunking and heartbeat timing, a parser that follows the
-//!    standard dispatches the same events with and without the layer, except heartbeat events
-//!    (`layer_is_transparent`).
+//!    standard dispatches the same events with and without the layer (`layer_is_transparent`). The
+//!    exceptions are events that the application sets: a [heartbeat event](Heartbeat::event), the
+//!    [shutdown event](SseLayer::shutdown_event), and the last event of
+//!    [`close_with`](StreamRegistry::close_with).
 //! 2. For every [`Event`] with data or a name, such a parser dispatches exactly one message with
 //!    the same fields. For any other event it dispatches none (`events`).
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`).
+//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, or
+//!    has [limits](SseLayer::max_streams_per) for several keys, allocates for the keys of a
+//!    request.
 //! 5. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported
-//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`).
+//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`). With
+//!    a backend, there are a few [exceptions](hub#guarantees), which each backend documents.
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
 //! 7. A shutdown ends every open stream within one poll, with a complete event and a reconnect
-//!    delay (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream in the middle of an event
-//!    has 250 milliseconds to complete it.
+//!    delay (`lifecycle`, `lifecycle_on_the_wire`). There are three exceptions. An upstream stream
+//!    in the middle of an event has 250 milliseconds to complete it, and is then cut off. A stream
+//!    with a `Content-Encoding` ends immediately and without a delay. A
+//!    [finite](SseStream::finite) stream may continue for the
+//!    [drain timeout](SseLayer::drain_timeout).
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
 //!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
 //!    also on a node that reads the log late (`nodes`).
@@ -128,7 +136,7 @@
 //! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, and the comment that begins a stream without a ready event |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | gaps reported by a [`hub`], by [reason](hub::GapReason::as_str) |
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` and `bounds` for clients, `follow` for the follower |
-//! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
+//! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were running or waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
 //! such as the response to `HEAD`, does not count. An upstream stream with a `Content-Encoding`
@@ -169,7 +177,7 @@
 //! The operation `recording` is for the appends of all [recordings](hub::Topic::record) of the node,
 //! which wait during the outage. It ends when an append succeeds and no recording waits any more.
 //!
-//! A hub that rejects history reads because [too many are waiting](hub::ErrorKind::Overloaded) logs
+//! A hub that rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
 //! with the first read that finds at most half of the limit in use.
 //!
@@ -186,14 +194,14 @@
 //! without time limits runs on any executor. A stream has no task. `serve` has one task for each
 //! connection, and over HTTP/2 one for each running handler. A [`hub`] has one task that removes
 //! expired events. With a backend, it has one more that follows the log, and one for each running
-//! history read. A log in a file has one for the replies to publishers. Further tasks run while
-//! they are needed: to wake many subscribers, for recordings and for members.
+//! history read. A log in a file has one for the replies to publishers. A [`StreamRegistry`] that
+//! follows a hub has two, and one more with `fail_closed_after`. Further tasks run while they are
+//! needed: to wake many subscribers, for recordings and for members.
 //!
 //! # Scope
 //!
 //! This crate has no HTTP parser and no client: `serve` leaves requests and heads to hyper. For
-//! cross-origin requests, use tower-http's
-//! `CorsLayer`. Authentication belongs to the handler.
+//! cross-origin requests, use tower-http's `CorsLayer`. Authentication belongs to the handler.
 //!
 //! The format is defined by the [HTML standard, "Server-sent events"][standard].
 //!

@@ -441,6 +441,36 @@ impl Connector {
     ///
     /// If the backend fails later, `publish` returns an error, and subscriptions wait until the
     /// backend is back.
+    ///
+    /// # Examples
+    ///
+    /// `connect` does not try again if the server of the log cannot be reached. If the server and
+    /// this process start together, try again for some time, and then exit with the error:
+    ///
+    /// ```
+    /// # #[cfg(feature = "redis")] {
+    /// use std::{error::Error as _, time::Duration};
+    /// use tokio::time::sleep;
+    /// use tower_sse::hub::{Error, Hub};
+    ///
+    /// async fn connect(url: &str) -> Result<Hub, Error> {
+    ///     let mut pauses = [1, 2, 4, 8].map(Duration::from_secs).into_iter();
+    ///     loop {
+    ///         let error = match Hub::builder().redis(url).connect().await {
+    ///             Ok(hub) => return Ok(hub),
+    ///             Err(error) => error,
+    ///         };
+    ///         let Some(pause) = pauses.next() else { return Err(error) };
+    ///         eprintln!("{error}: {:?}; next attempt after {pause:?}", error.source());
+    ///         sleep(pause).await;
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// # assert!(connect("redis://127.0.0.1:1/").await.is_err());
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
         let config = self.settings.0;

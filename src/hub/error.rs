@@ -106,13 +106,15 @@ pub enum ErrorKind {
     /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the
     /// error is the `JsonError`.
     Json,
-    /// The client needs old events from the backend, and too many other reads of old events are
-    /// already waiting. 503 Service Unavailable.
+    /// The client needs old events from the backend, and too many other reads of old events run or
+    /// wait. 503 Service Unavailable.
     ///
     /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new
     /// subscription that needs one more read gets this error. The client has lost no event: it can
-    /// reconnect with the same id. With a larger retention of the hub, such as
+    /// reconnect with the same id. But an `EventSource` does not reconnect by itself after a 503,
+    /// so [respond with an empty stream](crate::SseStream#different-streams-from-one-handler)
+    /// instead. With a larger retention of the hub, such as
     /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
     /// Subscribing and [`exists_in_log`](super::Topic::exists_in_log) return this error. An open

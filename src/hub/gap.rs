@@ -1,7 +1,8 @@
 use crate::EventId;
 use std::fmt;
 
-/// A range of events that are missing for a subscriber.
+/// A range of events that are missing for a subscriber. The few losses that are not reported as a
+/// gap are the [exceptions](super#guarantees) of the backends.
 ///
 /// [`Subscription::gap`](super::Subscription::gap) returns a gap at the beginning of a
 /// subscription, so that the handler can choose its response. The client gets an event of type

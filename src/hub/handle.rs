@@ -45,6 +45,24 @@ impl Hub {
 
     /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic
     /// retains up to 10,000 events and 8 MiB, for one hour. The hub has up to 100,000 topics.
+    ///
+    /// # Examples
+    ///
+    /// One hub for the whole process: each task and each handler has a clone.
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let publisher = hub.clone();
+    /// tokio::spawn(async move { publisher.topic("news").publish(Event::new("hello")).await });
+    ///
+    /// let mut news = hub.topic("news").subscribe(Start::Earliest).await?;
+    /// assert_eq!(news.next().await.unwrap().unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -57,6 +75,26 @@ impl Hub {
 
     /// Returns a handle to the topic with this name. The handle alone does not create the topic.
     /// The name can be any text except `tower-sse/nodes`, a topic that the hub uses itself.
+    ///
+    /// If a part of the name comes from a client, put a prefix of the application before it, such
+    /// as `rooms/`. Otherwise clients can choose any topic, also `tower-sse/closed-streams`. A
+    /// stream registry that follows the hub publishes the keys of closed streams there, such as
+    /// session ids. The hub does not reject subscriptions to this topic.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::Hub};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// # let name_from_client = "7";
+    /// let room = hub.topic(format!("rooms/{name_from_client}"));
+    /// assert!(!room.exists());
+    /// room.publish(Event::new("hello")).await?;
+    /// assert!(room.exists());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())
@@ -84,10 +122,11 @@ impl Hub {
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
     /// receives the events between its cursor and the starts of the topics.
     ///
-    /// If an event after the id of any start is missing, a gap is reported. During an outage of the
-    /// backend, the local node cannot check an id that is newer than all events that it has read.
-    /// If the topics have different starts, a gap is reported for such an id, although perhaps no
-    /// event is missing.
+    /// The id of each [`Start::After`] is checked for its topic. If a later event of this topic is
+    /// missing, the client gets one gap for all topics together. During an outage of the backend,
+    /// the local node cannot check an id that is newer than all events that it has read. If the
+    /// topics have different starts, a gap is reported for such an id, although perhaps no event is
+    /// missing.
     ///
     /// # Errors
     ///
@@ -197,6 +236,12 @@ impl Hub {
     /// shutdown of the layer. The layer also ends streams that come from no hub, and can send a
     /// shutdown event.
     ///
+    /// If this process has [recordings](Topic::record), await
+    /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have
+    /// sent the last events. After this method, recordings are
+    /// [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished. Without
+    /// recordings, call this method at the beginning of the graceful shutdown.
+    ///
     /// # Examples
     ///
     /// ```no_run
@@ -216,7 +261,7 @@ impl Hub {
     }
 
     /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the
-    /// process is shut down.
+    /// hub and the process are [shut down](Self::shutdown).
     ///
     /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted).
     /// Each interrupted recording publishes its [`will`](super::Recorder::will), the last event for

@@ -52,7 +52,7 @@ pub struct Published {
 ///
 /// # Gaps
 ///
-/// Missing events are always reported:
+/// Missing events are reported, with the [exceptions](super#guarantees) of the backends:
 ///
 /// - If a listener begins after an id, events after that id may be missing. [`gap`](Self::gap)
 ///   returns this gap before the first event.

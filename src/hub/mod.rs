@@ -22,7 +22,8 @@
 //!
 //! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
 //! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. If a
-//! client has an id, it has received every earlier event of its topics, or a report of a gap.
+//! client has an id, it has received every earlier event of its topics, or a report of a gap. The
+//! [guarantees](#guarantees) list the exceptions.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
 //! topics retain the events, and subscribers at the same position share the same memory. The only
@@ -45,15 +46,21 @@
 //! | an id greater than any that was issued | a gap (`ahead`), then all retained events |
 //! | an id of another epoch: from before a restart, or of another hub | a gap (`other_epoch`), then all retained events |
 //! | anything else, such as `7` or `yesterday` | a gap (`malformed`), then all retained events |
-//! | the last id of a finished topic, or no id if the subscription begins with live events | `204 No Content`, which stops an `EventSource` |
+//! | the id of the last event of a finished topic, or a newer id | `204 No Content`, which stops an `EventSource` |
+//! | no id, for a finished topic and with [`Start::Latest`] | `204 No Content` |
 //! | another id of a finished topic | the same as for any topic, and then the end |
-//! | an id of a topic that was dropped for its age and created again | the events after it; a gap (`evicted`) first if later events were evicted, or if more than 10,000 topics were dropped since then |
+//! | an id of a topic whose events have all expired and that was created again | the events after the id, after a gap (`evicted`) if later events have expired |
+//!
+//! The hub remembers up to 10,000 expired topics. Beyond this number, it may report the gap of the
+//! last row although no event is missing.
 //!
 //! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
-//! with empty data. So the client has an id before the first event. (Firefox and WebKit ignore an
-//! id without an event.) See [`begin_with_cursor`](Subscription::begin_with_cursor) and
-//! [`without_control_events`](Subscription::without_control_events). [With several
-//! nodes](#several-nodes), a client whose topics are quiet gets further `hub-cursor` events.
+//! with empty data. So the client has an id before the first event. (An id without an event is not
+//! enough. Firefox ignores it, and WebKit applies it with the next event that has data.) See
+//! [`begin_with_cursor`](Subscription::begin_with_cursor) and
+//! [`without_control_events`](Subscription::without_control_events). In a hub with a backend, a
+//! client whose topics are quiet gets [further `hub-cursor` events](#several-nodes). In a hub
+//! without a backend, it gets them only after more than 10,000 topics have expired.
 //!
 //! With several topics, each row applies to each topic, and one gap is reported for all topics
 //! together. For clients without an id, each topic can have [its own start](Hub::subscribe). An id
@@ -61,11 +68,12 @@
 //!
 //! # Gaps
 //!
-//! Missing events are always reported as a [`Gap`]: to the handler before it responds, and to the
-//! client as an event of type `gap` before the events that follow. A client that falls behind the
-//! retention of its topics gets a gap as well, or is [disconnected](LagPolicy::Disconnect). A
-//! client that loses its connection before it has caught up may get a gap twice. The names `gap`
-//! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
+//! Missing events are reported as a [`Gap`]: to the handler before it responds, and to the client
+//! as an event of type `gap` before the events that follow. With a backend, there are a few
+//! [exceptions](#guarantees). A client that falls behind the retention of its topics gets a gap as
+//! well, or is [disconnected](LagPolicy::Disconnect). A client that loses its connection before it
+//! has caught up may get a gap twice. The names `gap` and `hub-cursor` are reserved: publishing
+//! them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
 //! replaced event is not a gap. A client that is slower than the updates of several such topics
@@ -75,6 +83,25 @@
 //!
 //! [`Hub::listen`] yields decoded events with their topics, for workers, bridges to WebSockets and
 //! filters per client.
+//!
+//! # What a hub does not have
+//!
+//! - **A read of the current content** that does not wait for events. Keep the state in the
+//!   application or its database, and publish its changes. To get the event of a
+//!   [state](Topic::latest_only), [listen](Hub::listen) from [`Start::Earliest`], and await the
+//!   first event with a timeout: a topic without an event yields nothing. The service of
+//!   `Hub::durable_streams` (feature `durable-streams`) responds to a `GET` with the retained
+//!   events of a topic as a page.
+//! - **A list of topics.** [`Hub::stats`] returns only their number. Keep the names in the
+//!   application. [`Topic::exists`] checks one name.
+//! - **Subscriptions to patterns**, such as `orders/*`. Name up to 1,000 topics in one
+//!   [subscription](Hub::subscribe), or publish all events of the kind to one topic. A
+//!   [listener](Hub::listen) can filter the events of this topic for each client.
+//! - **Other topics for an open stream.** The topics of a subscription do not change. To add or to
+//!   revoke a topic, end the stream with [`SseStream::end_when`](crate::SseStream::end_when) or
+//!   with [`StreamRegistry::close`](crate::StreamRegistry::close). The client reconnects, and the
+//!   handler subscribes it to the topics that it may read now. The client's id applies to all of
+//!   these topics, so the client gets no event of an added topic from before this id.
 //!
 //! # Snapshots for late clients
 //!
@@ -145,20 +172,22 @@
 //!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
 //!   than the backend's retention always gets a gap, even if its topics had no events.
 //! - **The cursor of a quiet client** follows the log. If the topics of a connected client have no
-//!   events, but other topics have, the next heartbeat contains a `hub-cursor` event with the newest
-//!   position, in place of the comment. The client gets the same event when the hub, a layer or the
-//!   handler ends its stream early. So the id of a connected client stays within the backend's
-//!   retention, and the client moves to another node without a gap. The retention must be longer
-//!   than the interval of heartbeats. This does not apply without heartbeats, to several
-//!   subscriptions in one response, and to clients
-//!   [without control events](Subscription::without_control_events).
+//!   events, but other topics have, the next heartbeat contains a `hub-cursor` event with the
+//!   newest position, in place of the comment. The client gets the same event when the hub, a layer
+//!   or the handler ends its stream early. So the id of a connected client stays within the
+//!   backend's retention, and the client moves to another node without a gap. The retention must be
+//!   longer than the interval of heartbeats. A stream without heartbeats gets the event only at its
+//!   early end. A response with several subscriptions or with a [listener](Hub::listen) gets it
+//!   neither at heartbeats nor when a layer or the handler ends it. Clients [without control
+//!   events](Subscription::without_control_events) never get it.
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
-//!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`).
+//!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`). The ids of Redis
+//!   contain no epoch. So with Redis, subscriptions stay open, and their clients get a gap
+//!   (`lagged`). Returning clients get a gap (`evicted`, or `ahead` for an id that is too new).
 //!
 //! # Guarantees
 //!
-//! The tests are `tests/hub*.rs`, and `tests/nodes` for several nodes. With a backend, the
-//! guarantees are the same.
+//! The tests are `tests/hub*.rs`, and `tests/nodes` for several nodes.
 //!
 //! 1. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported.
 //! 2. An event becomes visible only after every event with a smaller id.
@@ -166,6 +195,22 @@
 //! 4. A slow or vanished client costs bounded memory, and does not delay other clients.
 //! 5. The id of a gap, snapshot or checkpoint is a log position. Every event up to it was delivered
 //!    or reported as missing.
+//!
+//! With a backend, the guarantees are the same as long as the backend keeps its events, or evicts
+//! them by its retention. If a server or a file loses events in another way, the backend usually
+//! detects the loss, and clients get a gap. A loss that the backend does not detect is not
+//! reported. The backends document these exceptions:
+//!
+//! - [`RedisBackend`](backend::RedisBackend#what-it-reports-as-a-gap): a loss in a failover,
+//!   restart or restore, if no running process that knows the lost events can report it. After a
+//!   failover, a client can also get later events before it gets the gap.
+//! - [`NatsBackend`](backend::NatsBackend#what-it-guarantees): a loss while no node runs that knows
+//!   the lost messages.
+//! - [`PostgresBackend`](backend::PostgresBackend#what-it-reports-as-a-gap): while no node runs, an
+//!   older copy that replaces the data, or a crash that loses commits (`synchronous_commit = off`).
+//!   Also a failover that loses commits, if nodes cannot call the functions that show a failover.
+//! - [`FileBackend`](backend::FileBackend#restarts-backups-and-epochs): a restored snapshot of the
+//!   whole file system, and copies that keep the old times of the files.
 
 pub mod backend;
 mod builder;

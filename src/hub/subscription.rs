@@ -41,9 +41,9 @@ use tokio_stream::Stream;
 ///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
 ///   connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
-/// - With [several nodes](super#several-nodes), the client gets its newest cursor as a further event
-///   of this type, at a heartbeat and at an early end of the response. The cursor moves without an
-///   event of the client's topics if other topics have events.
+/// - In a hub with a [backend](super#several-nodes), the client gets its newest cursor as a further
+///   event of this type, at a heartbeat and at an early end of the response. The cursor moves
+///   without an event of the client's topics if other topics have events.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`. An `EventSource` then does not reconnect.
 ///
@@ -247,6 +247,31 @@ impl Subscription {
     /// Returns `None` if no event is missing. During an outage of the backend, it can also be
     /// unknown whether events after the client's id are missing. In this case, `gap` returns
     /// `None`, and [`is_resumed`](Self::is_resumed) returns `false`.
+    ///
+    /// # Examples
+    ///
+    /// The handler knows of the gap before it responds. So it can send the current state, or write
+    /// to the log which events are missing:
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::{GapReason, Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(2).build();
+    /// let scores = hub.topic("scores");
+    /// let last = scores.publish(Event::new("1 : 0")).await?;
+    /// scores.publish(Event::new("1 : 1")).await?;
+    /// let oldest = scores.publish(Event::new("2 : 1")).await?;
+    /// scores.publish(Event::new("3 : 1")).await?;
+    ///
+    /// // The client has missed three events, and the hub retains only two of them.
+    /// let events = scores.subscribe(Start::After(last.clone())).await?;
+    /// let gap = events.gap().unwrap();
+    /// assert_eq!(gap.reason(), GapReason::Evicted);
+    /// assert_eq!((gap.requested(), gap.resumed()), (&last, Some(&oldest)));
+    /// let events = events.begin_with(Event::new("3 : 1"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
@@ -257,6 +282,29 @@ impl Subscription {
     /// Returns `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
     /// these cases, the next events do not continue from the client's state. The handler can send a
     /// snapshot of the state with [`begin_with`](Self::begin_with).
+    ///
+    /// # Examples
+    ///
+    /// Only clients that need the state get it:
+    ///
+    /// ```
+    /// use tower_sse::{Event, hub::{Hub, Start, Subscription}};
+    ///
+    /// fn with_total(events: Subscription, total: u32) -> Subscription {
+    ///     if events.is_resumed() { events } else { events.begin_with(Event::display(total).event("total")) }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let votes = hub.topic("votes");
+    /// let last = votes.publish(Event::new("+1")).await?;
+    /// let returning = votes.subscribe(Start::After(last)).await?;
+    /// assert!(returning.is_resumed());
+    /// let new = votes.subscribe(Start::Latest).await?;
+    /// assert!(!new.is_resumed());
+    /// # with_total(new, 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.origin == Origin::Resumed
@@ -265,6 +313,31 @@ impl Subscription {
     /// Returns the id of the current position. The client has received every event of its topics up
     /// to this id, or was notified of a gap. A client that reconnects with this id receives all
     /// events that were not delivered yet.
+    ///
+    /// # Examples
+    ///
+    /// A program that forwards events stores the cursor. After a restart, it continues there:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let news = hub.topic("news");
+    /// let mut events = news.subscribe(Start::Latest).await?;
+    /// let first = news.publish(Event::new("one")).await?;
+    /// events.next().await;
+    /// let stored = events.cursor();
+    /// assert_eq!(stored, first);
+    /// drop(events);
+    ///
+    /// news.publish(Event::new("two")).await?;
+    /// let mut events = news.subscribe(Start::After(stored)).await?;
+    /// assert!(events.gap().is_none());
+    /// assert_eq!(events.next().await.unwrap().unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
@@ -273,6 +346,29 @@ impl Subscription {
     /// Returns `true` if all topics are finished and the stream has no more items. A response to
     /// such a subscription is `204 No Content`. Returns `false` if the stream has ended with an
     /// error.
+    ///
+    /// # Examples
+    ///
+    /// A page that reads the response with `fetch` has no use for a 204. It gets a last event with
+    /// the status 200 instead:
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_sse::{Event, SseStream, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let answer = hub.topic("answers/42");
+    /// let last = answer.publish(Event::new("world")).await?;
+    /// answer.finish().await?;
+    ///
+    /// let mut events = answer.subscribe(Start::After(last)).await?;
+    /// if events.is_finished() {
+    ///     events = events.begin_with(Event::new("").event("done"));
+    /// }
+    /// assert_eq!(SseStream::new(events).into_http_response().status(), StatusCode::OK);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.beginning.is_none()
@@ -290,7 +386,7 @@ impl Subscription {
     /// The last event of the snapshot gets the [`cursor`](Self::cursor) as its id. The other events
     /// get no id, so a client that loses its connection within the snapshot does not continue in
     /// the middle of it. Ids that the events of the snapshot had before are removed. The last event
-    /// needs data or a name, because some browsers ignore an id without data. The snapshot is one
+    /// needs data or a name, because not all browsers apply an id without data. The snapshot is one
     /// item of the stream. If `snapshot` contains no event, a response begins with the event that
     /// contains the cursor.
     ///
@@ -365,8 +461,9 @@ impl Subscription {
     /// that loses its connection before the first event then resumes at this position.
     ///
     /// The event has the type `hub-cursor` and empty data, and its id is the cursor. Pages need no
-    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox and
-    /// WebKit ignore such an id, and several Python clients report it as an empty `message`.
+    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox
+    /// ignores such an id, WebKit applies it only with the next event that has data, and several
+    /// Python clients report it as an empty `message`.
     ///
     /// A response to a subscription begins with this event anyway. Call this method if the
     /// subscription is not polled by a response, for example if a task forwards its events. Has no
@@ -407,9 +504,9 @@ impl Subscription {
     /// - If events are missing at the beginning, the client is not notified. The handler can check
     ///   [`gap`](Self::gap) and choose another response.
     /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
-    /// - With [several nodes](super#several-nodes), the id of a client whose topics have no events
-    ///   gets old. When the backend has evicted the events up to this id and more, a client that
-    ///   reconnects to another node has a [`gap`](Self::gap), although it has missed nothing.
+    /// - In a hub with a [backend](super#several-nodes), the id of a client whose topics have no
+    ///   events gets old. When the backend has evicted the events up to this id and more, a client
+    ///   that reconnects can have a [`gap`](Self::gap), although it has missed nothing.
     ///
     /// # Examples
     ///
@@ -429,6 +526,25 @@ impl Subscription {
 
     /// Sets what happens if this client is slower than the retention of its topics, so that its
     /// next event was evicted. Overrides the [setting of the hub](super::Builder::lag_policy).
+    ///
+    /// # Examples
+    ///
+    /// A slow client is disconnected. When it returns, its handler can begin with a snapshot, which
+    /// is not possible in the middle of a stream:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, LagPolicy, Start, SubscriptionError}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(1).build();
+    /// let prices = hub.topic("prices");
+    /// let mut slow = prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
+    /// prices.publish(Event::new("17.20")).await?;
+    /// prices.publish(Event::new("17.25")).await?;
+    /// assert_eq!(slow.next().await, Some(Err(SubscriptionError::Lagged)));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;

@@ -191,6 +191,27 @@ impl Topic {
     ///
     /// In memory, the future completes on its first poll. With a backend, the event of a dropped
     /// future may or may not be in the log.
+    ///
+    /// # Examples
+    ///
+    /// The application returns the id with its response. A page that already shows the order then
+    /// begins after this id, and does not receive the order again:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let orders = hub.topic("orders");
+    /// let id = orders.publish(Event::new("7").event("created")).await?;
+    /// orders.publish(Event::new("7").event("paid")).await?;
+    ///
+    /// let mut events = orders.subscribe(Start::After(id)).await?;
+    /// let paid = events.next().await.unwrap().unwrap();
+    /// assert!(paid.as_bytes().ends_with(b"event: paid\ndata: 7\n\n"));
+    /// # Ok(()) }
+    /// ```
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = complete(event)?;
         self.apply_retention(true)?;
@@ -268,6 +289,23 @@ impl Topic {
     ///
     /// In memory, the future completes on its first poll. With a backend, the log contains either
     /// all events of a dropped future or no event of it.
+    ///
+    /// # Examples
+    ///
+    /// No client sees the new item with the old total, because the two events are one batch:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let cart = hub.topic("carts/7");
+    /// let mut page = cart.subscribe(Start::Latest).await?;
+    /// cart.publish_all([Event::new("apple").event("added"), Event::new("2.50").event("total")]).await?;
+    /// assert_eq!(page.next().await.unwrap().unwrap().count(), 2);
+    /// # Ok(()) }
+    /// ```
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events = events.into_iter().map(complete).collect::<Result<Vec<_>, Error>>()?;
         if events.is_empty() {
@@ -281,7 +319,8 @@ impl Topic {
     ///
     /// `start` decides which retained events the client receives first. The
     /// [table](super#where-a-client-resumes) shows the result for each kind of id. Live events
-    /// follow, and no event is lost, repeated or out of order between retained and live events.
+    /// follow, and no event is lost, repeated or out of order between retained and live events. The
+    /// [guarantees](super#guarantees) list the exceptions, losses in the log of a backend.
     ///
     /// # Errors
     ///
@@ -304,6 +343,33 @@ impl Topic {
     /// the backend for the end of the log. This request takes at most 10 seconds. If the id is from
     /// another log, and that log has just replaced the log that this process follows, the future
     /// waits at most two seconds until this process follows it.
+    ///
+    /// # Examples
+    ///
+    /// The progress of a job. A new page receives the earlier steps, and a page that reconnects
+    /// receives the steps that it has missed:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, LastEventId, hub::{Error, Hub, Start, Subscription}};
+    ///
+    /// async fn progress(hub: &Hub, job: u64, last: LastEventId) -> Result<Subscription, Error> {
+    ///     hub.topic(format!("jobs/{job}")).subscribe(last.or(Start::Earliest)).await
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let hub = Hub::new();
+    /// let job = hub.topic("jobs/7");
+    /// job.publish(Event::new("10 %")).await?;
+    /// let last = job.publish(Event::new("20 %")).await?;
+    /// job.publish(Event::new("30 %")).await?;
+    ///
+    /// let mut new_page = progress(&hub, 7, LastEventId::default()).await?;
+    /// assert_eq!(new_page.next().await.unwrap().unwrap().count(), 3);
+    /// let mut returning_page = job.subscribe(Start::After(last)).await?;
+    /// assert_eq!(returning_page.next().await.unwrap().unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         self.apply_retention(false).or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
@@ -332,6 +398,29 @@ impl Topic {
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the finish
     ///   record.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, SseStream, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # let hub = Hub::new();
+    /// let job = hub.topic("jobs/7");
+    /// let mut page = job.subscribe(Start::Latest).await?;
+    /// let last = job.publish(Event::new("100 %")).await?;
+    /// job.finish().await?;
+    ///
+    /// // An open stream ends after the last event.
+    /// assert_eq!(page.next().await.unwrap().unwrap().count(), 1);
+    /// assert!(page.next().await.is_none());
+    /// // The page reconnects. The response stops it.
+    /// let again = SseStream::new(job.subscribe(Start::After(last)).await?);
+    /// assert_eq!(again.into_http_response().status(), StatusCode::NO_CONTENT);
+    /// # Ok(()) }
+    /// ```
     pub async fn finish(&self) -> Result<(), Error> {
         self.core.finish(&self.name).await
     }
@@ -560,10 +649,10 @@ impl Topic {
     /// If the local node does not know the topic, it asks the backend for the end of the log, and
     /// reads only the parts that can have records of the topic: the part that the node has not read
     /// yet, and the part that it has read and does not retain. Usually this is one read, or none.
-    /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded), and two
-    /// searches read at the same time. After the hub has dropped 10,000 topics, for example topics
-    /// that have expired, a search for a topic that does not exist reads most of the log. Nothing is
-    /// written to the log.
+    /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded). At most two
+    /// searches read from the backend at the same time, and further searches wait. After the hub
+    /// has dropped 10,000 topics, for example topics that have expired, a search for a topic that
+    /// does not exist reads most of the log. Nothing is written to the log.
     ///
     /// A topic that has only subscribers, on another node, is not in the log.
     /// [`exists_anywhere`](Self::exists_anywhere) asks the other nodes, too.

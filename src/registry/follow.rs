@@ -65,7 +65,9 @@ where
     /// An announcement contains the key, and the event of [`close_with`](Self::close_with) if there
     /// is one. It is published as JSON in the topic `tower-sse/closed-streams` of the hub, and the
     /// retention of the hub applies to it. Clients must not be able to subscribe to this topic or
-    /// publish to it. If the application finishes the topic, announcements reach the other nodes
+    /// publish to it: a subscriber receives the keys, such as session ids, and a publisher can
+    /// close the streams of others. The hub does not prevent that, so check topic names that come
+    /// from clients. If the application finishes the topic, announcements reach the other nodes
     /// only when the topic accepts events again.
     ///
     /// If several registries follow one log, for example those of users and of tenants, give each

@@ -130,6 +130,31 @@ where
     /// the inner service has made without [`SseStream`](crate::SseStream) may be in the middle of
     /// another event. If it does not complete that event within 250 milliseconds, it ends without
     /// the event of this call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tower_sse::{SseLayer, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use tower_sse::{Event, StreamRegistry};
+    ///
+    /// let streams = StreamRegistry::<u64>::new();
+    /// # let news = || async { SseStream::new(tokio_stream::pending::<Event>()) };
+    /// # let layer = SseLayer::new().register(&streams, |_| Some(7));
+    /// # let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    /// # let mut events = test::get(app, "/news").await;
+    /// // In the page, for an EventSource that would otherwise reconnect:
+    /// // source.addEventListener("signed-out", () => { source.close(); location.assign("/login"); });
+    /// let user = 7;
+    /// let pages = streams.close_with(&user, Event::new("").event("signed-out"));
+    /// assert_eq!(pages, 1);
+    /// assert_eq!(events.rest().await, [Event::new("").event("signed-out")]);
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn close_with(&self, key: &K, event: Event) -> usize {
         self.close_sending(key, event.without_id().encode())
     }
@@ -141,6 +166,29 @@ where
     }
 
     /// Returns the number of open streams that are registered under this key on this node.
+    ///
+    /// # Examples
+    ///
+    /// A user who has no open page gets a notice by mail:
+    ///
+    /// ```
+    /// use tower_sse::{Event, StreamRegistry, hub::{Error, Hub}};
+    ///
+    /// async fn notify(hub: &Hub, streams: &StreamRegistry<u64>, user: u64, text: &str) -> Result<(), Error> {
+    ///     hub.topic(format!("notices/{user}")).publish(Event::new(text)).await?;
+    ///     if streams.count(&user) == 0 {
+    ///         send_mail(user, text);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # use std::cell::Cell;
+    /// # thread_local! { static MAILS: Cell<u32> = const { Cell::new(0) } }
+    /// # fn send_mail(_: u64, _: &str) { MAILS.set(MAILS.get() + 1); }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # notify(&Hub::new(), &StreamRegistry::new(), 7, "Your parcel has arrived.").await?;
+    /// # assert_eq!(MAILS.get(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn count(&self, key: &K) -> usize {
         let hash = self.shared.hash_of(key);
@@ -160,6 +208,39 @@ where
     }
 
     /// Returns the open streams at the time of this call, in no particular order.
+    ///
+    /// # Examples
+    ///
+    /// The rows of an admin page, with the oldest streams first:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, routing::get};
+    /// # use tower_sse::{Event, SseLayer, SseStream, test};
+    /// use std::cmp::Reverse;
+    /// use tower_sse::StreamRegistry;
+    ///
+    /// fn rows(streams: &StreamRegistry<String>) -> Vec<String> {
+    ///     let mut open: Vec<_> = streams.iter().collect();
+    ///     open.sort_by_key(|stream| Reverse(stream.age));
+    ///     open.iter()
+    ///         .map(|stream| format!("{}: {} s, {} events", stream.key, stream.age.as_secs(), stream.events))
+    ///         .collect()
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let streams = StreamRegistry::new();
+    /// # use tokio_stream::StreamExt;
+    /// # let hello = || tokio_stream::once(Event::new("hello")).chain(tokio_stream::pending());
+    /// # let news = move || async move { SseStream::new(hello()) };
+    /// # let layer = SseLayer::new().register(&streams, |_| Some("Anna".to_owned()));
+    /// # let app: Router = Router::new().route("/news", get(news)).layer(layer);
+    /// # let mut events = test::get(app, "/news").await;
+    /// # events.next().await;
+    /// # assert_eq!(rows(&streams), ["Anna: 0 s, 1 events"]);
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = RegisteredStream<K>> + use<K> {
         let streams = self.shared.lock();
         let now = self.shared.now();

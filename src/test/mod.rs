@@ -167,8 +167,8 @@ where
 /// use tokio_stream::Stream;
 ///
 /// async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
-///     let next = last.parse::<u64>()?.map_or(0, |seen| seen + 1);
-///     Ok(SseStream::new(tokio_stream::iter(next..).map(|n| Event::display(n).id(n))))
+///     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
+///     Ok(SseStream::new(tokio_stream::iter(next..=u64::MAX).map(|n| Event::display(n).id(n))))
 /// }
 /// # use tokio_stream::StreamExt;
 ///

@@ -186,7 +186,6 @@ impl EventReader {
     /// let answer = events.collect_until(|event| event.name == "done").await;
     /// # assert_eq!(answer.len(), 3);
     /// # }
-    /// # main();
     /// ```
     #[track_caller]
     pub fn collect_until(
@@ -217,6 +216,21 @@ impl EventReader {
     ///
     /// Panics if neither another event nor the end arrives within the deadline after the previous
     /// event, or if the body fails.
+    ///
+    /// # Examples
+    ///
+    /// A stream that should end by itself, and after exactly these events:
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let steps = tokio_stream::iter([Event::new("50 %"), Event::new("100 %")]);
+    /// # let response = SseStream::new(steps).end_with(Event::new("").event("done")).into_http_response();
+    /// let mut events = test::events(response);
+    /// let rest = events.rest().await;
+    /// assert_eq!(rest, [Event::new("50 %"), Event::new("100 %"), Event::new("").event("done")]);
+    /// # }
+    /// ```
     #[track_caller]
     pub fn rest(&mut self) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
         let caller = Location::caller();
@@ -247,7 +261,6 @@ impl EventReader {
     /// let mut events = test::events(response);
     /// events.expect_silence(Duration::from_secs(60)).await;
     /// # }
-    /// # main();
     /// ```
     #[track_caller]
     pub fn expect_silence(&mut self, time: Duration) -> impl Future<Output = ()> + Send {
@@ -285,7 +298,6 @@ impl EventReader {
     /// assert_eq!(events.next().await.unwrap(), Event::new("1"));
     /// assert_eq!(events.failure().await, "connection lost");
     /// # }
-    /// # main();
     /// ```
     #[track_caller]
     pub fn failure(&mut self) -> impl Future<Output = String> + Send {
@@ -304,6 +316,22 @@ impl EventReader {
     ///
     /// The comments of an event that no method has returned yet, and all later comments, are not
     /// included, even if they were in the same frame as the last returned event.
+    ///
+    /// # Examples
+    ///
+    /// A silent stream has heartbeats. With paused time, the test does not wait for them:
+    ///
+    /// ```
+    /// # use tower_sse::{Event, Heartbeat, SseStream, test};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let heartbeat = Heartbeat::every(Duration::from_secs(15)).comment("still here");
+    /// let response = SseStream::new(tokio_stream::pending::<Event>()).heartbeat(heartbeat).into_http_response();
+    /// let mut events = test::events(response);
+    /// events.expect_silence(Duration::from_secs(20)).await;
+    /// assert_eq!(events.comments().last().unwrap(), " still here");
+    /// # }
+    /// ```
     #[must_use]
     pub fn comments(&self) -> &[String] {
         let comments = &self.interpreter.source.comments;
@@ -314,6 +342,20 @@ impl EventReader {
     /// `None` if there is no such field.
     ///
     /// The `retry` field of an event counts once a method has returned the event.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let news = tokio_stream::iter([Event::new("hello")]);
+    /// let response = SseStream::new(news).retry(Duration::from_secs(3)).into_http_response();
+    /// let mut events = test::events(response);
+    /// events.next().await;
+    /// assert_eq!(events.retry(), Some(Duration::from_secs(3)));
+    /// # }
+    /// ```
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         let latest = &self.interpreter.source.reconnection_time;
@@ -330,6 +372,31 @@ impl EventReader {
     /// events. These ids also count if they were received, and no event is before them that still
     /// has to be returned: the ids of [ignored](Self::ignore) events, and ids without an event,
     /// such as [`Event::checkpoint`](crate::Event::checkpoint).
+    ///
+    /// # Examples
+    ///
+    /// A client that reconnects continues with the next number:
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] {
+    /// # use axum::{Router, routing::get};
+    /// # use tokio_stream::StreamExt;
+    /// # use tower_sse::{Event, LastEventId, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let count = |last: LastEventId| async move {
+    /// #     let next = last.parse::<u64>().unwrap().map_or(0, |seen| seen.saturating_add(1));
+    /// #     SseStream::new(tokio_stream::iter(next..=u64::MAX).map(|n| Event::display(n).id(n)))
+    /// # };
+    /// let app: Router = Router::new().route("/count", get(count));
+    /// let mut events = test::get(app.clone(), "/count").await;
+    /// assert_eq!(events.collect(2).await, [Event::new("0"), Event::new("1")]);
+    ///
+    /// let mut events = test::resume(app, "/count", events.last_event_id()).await;
+    /// assert_eq!(events.next().await.unwrap(), Event::new("2"));
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     #[must_use]
     pub fn last_event_id(&self) -> &str {
         let latest = &self.interpreter.source.last_event_id;

@@ -49,9 +49,11 @@
 //! | 500 | the data of the next event is not [base64](Content::base64), as the content of the topic requires |
 //! | 503 | the hub is shut down, its backend does not respond, or the hub is at a limit. `Retry-After` is one second |
 //!
-//! A [gap](super::Gap) of the hub is always a 410, so no event is lost silently. After a 410, a
-//! client loads the state of the application again, or begins at `-1`. The offset `-1` is the
-//! oldest retained event. Earlier events of the topic may be missing there.
+//! A read with the offset of an event never skips a [gap](super::Gap) of the hub: the response is
+//! 410. In a hub without a backend, it is 404 instead if the topic has expired. So no event is lost
+//! silently, with the [exceptions](super#guarantees) of the backends. After either status, a client
+//! loads the state of the application again, or begins at `-1`. The offset `-1` is the oldest
+//! retained event. Earlier events of the topic may be missing there.
 //!
 //! # Limits
 //!
@@ -61,7 +63,9 @@
 //!   event.
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
-//! - A topic that has no event yet [does not exist](DurableStreams::existing).
+//! - A topic does not exist if it has no events and no [subscribers](super::Topic::subscribers),
+//!   and is not finished. [`existing`](DurableStreams::existing) makes exceptions, for example for
+//!   topics without an event yet.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
 //!   such a topic can still wait for its next event, unless the topic was finished or removed.

@@ -283,10 +283,11 @@ impl Recording {
     /// recording and its [`will`](Recorder::will). From then on, if this process dies, the will is
     /// published and the topic is finished: by another node, or after a restart by this one.
     ///
-    /// The recording polls its stream only after this time, usually some milliseconds after its
-    /// start. So the method is for other events of the topic: a process that dies before this time
-    /// leaves a topic with such an event open, and its clients wait for ever. Await this method
-    /// before you return the response that starts a job. Without a backend, or if the recording was
+    /// The recording polls its stream only after this announcement, usually some milliseconds after
+    /// its start. If the process dies before the announcement, the topic has no event of the
+    /// recording, but it is not finished either. Clients wait there for ever if a response has sent
+    /// them to the topic, or if you have published another event to it. So await this method before
+    /// you return the response that starts a job. Without a backend, or if the recording was
     /// announced before, the future completes on its first poll.
     ///
     /// # Errors

@@ -74,8 +74,8 @@ use tokio::{
 /// - the log is another file than the one in the mark: both files were copied or restored, or moved
 ///   to another file system;
 /// - the mark file was modified after the time that it contains: an older mark was copied into the
-///   existing file. After a crash of the machine, this is not detected if the older mark was
-///   written less than a minute before it was copied into the file;
+///   existing file. If the machine has crashed while the log was open, the copy is detected only if
+///   the older mark was written more than a minute before it was copied;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as a crash of the machine.
