@@ -56,7 +56,7 @@ mod on {
             describe_counter!(
                 READS_REJECTED,
                 Unit::Count,
-                "History reads that a hub rejected because too many were waiting."
+                "History reads that a hub rejected because too many ran or waited."
             );
         });
     }

@@ -291,7 +291,10 @@ impl fmt::Display for Error {
             ErrorKind::Json => f.write_str("an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;
-                write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
+                write!(
+                    f,
+                    "the limit of {limit} history reads at the same time is reached; subscribe again later with the same id"
+                )
             }
             ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
             ErrorKind::Backend => write!(f, "the backend has not confirmed a write to the topic {topic}"),

@@ -144,7 +144,7 @@ impl Subscription {
 
     /// Waits for the first events from the backend, so that a gap is known before the client gets
     /// its response. After two seconds, continues without these events, and the replay delivers
-    /// them later. Returns an error if too many other reads are waiting for the backend.
+    /// them later. Returns an error if too many other reads run or wait.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());

@@ -71,7 +71,7 @@ async fn subscribing_is_overloaded_while_the_queue_is_full() {
     assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::Overloaded, 503));
     assert_eq!(
         error.to_string(),
-        "1024 history reads are waiting for the backend; subscribe again later with the same id"
+        "the limit of 1024 history reads at the same time is reached; subscribe again later with the same id"
     );
     assert_eq!(hubs[1].stats().subscriptions, MAX_QUEUED_READS, "nothing is left of the rejected client");
     // A client that shares a read, and clients that need no read, are not rejected.
