@@ -21,7 +21,7 @@ use super::{
     retention::Retention,
     search::MAX_SEARCHES,
     stats::Stats,
-    stream_registries::{CLOSED_STREAMS, StreamRegistries},
+    stream_registries::StreamRegistries,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Change, Contents, TopicState},
     waiters::Ticket,
@@ -218,18 +218,14 @@ impl Core {
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
-        let (mut last_id, mut announcements) = (None, Vec::new());
+        let mut last_id = None;
         for event in events {
-            if **name == *CLOSED_STREAMS {
-                announcements.push(event.clone());
-            }
             registry.last = registry.last.next();
             let id = epoch.id(registry.last);
             self.add(&mut registry, &mut contents, event.id(id.clone()), now);
             last_id = Some(id);
         }
         self.commit(registry, &topic, contents, now);
-        announcements.iter().for_each(|announcement| self.stream_registries.note_announcement(announcement));
         Ok(last_id)
     }
 

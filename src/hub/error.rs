@@ -65,8 +65,8 @@ pub enum ErrorKind {
     /// The published event is named `gap` or `hub-cursor`. Only the hub itself sends events with
     /// these names. 500 Internal Server Error.
     ReservedName,
-    /// The topic is named `tower-sse/nodes`, which the hub uses for its own records. 400 Bad
-    /// Request.
+    /// The name of the topic begins with `tower-sse/`, like the topics that this crate uses itself.
+    /// 400 Bad Request.
     ReservedTopic,
     /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
     MemberTooLong,
@@ -264,7 +264,9 @@ impl fmt::Display for Error {
                 let (topics, limit) = (&self.topic, self.limit);
                 write!(f, "a subscription may have {limit} topics, and not {topics}: see max_topics_per_subscription")
             }
-            ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
+            ErrorKind::ReservedTopic => {
+                write!(f, "topics that begin with `tower-sse/`, such as {topic}, are reserved; choose another topic")
+            }
             ErrorKind::MemberTooLong => {
                 let (bytes, limit) = (self.topic.len(), self.limit);
                 write!(f, "the member {topic} has {bytes} bytes: at most {limit} are allowed")

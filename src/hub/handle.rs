@@ -4,6 +4,7 @@ use super::{
     error::Error,
     listener::Listener,
     recording,
+    registry::check_reserved,
     start::{IntoTopicStart, Start},
     stats::Stats,
     subscription::Subscription,
@@ -74,12 +75,12 @@ impl Hub {
     }
 
     /// Returns a handle to the topic with this name. The handle alone does not create the topic.
-    /// The name can be any text except `tower-sse/nodes`, a topic that the hub uses itself.
+    /// The name can be any text that does not begin with `tower-sse/`. This crate uses such topics
+    /// itself, and the methods of their handles return the error
+    /// [`ReservedTopic`](super::ErrorKind::ReservedTopic).
     ///
     /// If a part of the name comes from a client, put a prefix of the application before it, such
-    /// as `rooms/`. Otherwise clients can choose any topic, also `tower-sse/closed-streams`. A
-    /// stream registry that follows the hub publishes the keys of closed streams there, such as
-    /// session ids. The hub does not reject subscriptions to this topic.
+    /// as `rooms/`. Otherwise clients can choose any topic of the application.
     ///
     /// # Examples
     ///
@@ -98,6 +99,12 @@ impl Hub {
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())
+    }
+
+    /// Returns a handle to a topic that the crate itself uses.
+    #[cfg(feature = "json")]
+    pub(crate) fn topic_of_crate(&self, name: &str) -> Topic {
+        self.topic(name).of_crate()
     }
 
     /// Subscribes to several topics. The subscription yields their events in the order of
@@ -171,8 +178,7 @@ impl Hub {
         topics: impl IntoIterator<Item = T>,
         start: impl Into<Start>,
     ) -> Result<Subscription, Error> {
-        let topics = topics.into_iter().map(T::into_topic_start).collect();
-        let subscription = self.core.subscribe(topics, start.into()).await?;
+        let subscription = self.core.subscribe(checked(topics)?, start.into()).await?;
         Ok(subscription.with_default_linger())
     }
 
@@ -216,8 +222,7 @@ impl Hub {
         topics: impl IntoIterator<Item = T>,
         start: impl Into<Start>,
     ) -> Result<Listener, Error> {
-        let topics = topics.into_iter().map(T::into_topic_start).collect();
-        Ok(Listener::new(self.core.subscribe(topics, start.into()).await?))
+        Ok(Listener::new(self.core.subscribe(checked(topics)?, start.into()).await?))
     }
 
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
@@ -301,6 +306,18 @@ impl Hub {
     pub fn stats(&self) -> Stats {
         self.core.stats()
     }
+}
+
+/// The topics of a subscription, and where each begins.
+type Topics = Vec<(Arc<str>, Option<Start>)>;
+
+/// Collects the topics of a subscription. Returns an error if the name of one is reserved.
+fn checked<T: IntoTopicStart>(topics: impl IntoIterator<Item = T>) -> Result<Topics, Error> {
+    let checked = |topic: T| {
+        let (name, start) = topic.into_topic_start();
+        check_reserved(&name).map(|()| (name, start))
+    };
+    topics.into_iter().map(checked).collect()
 }
 
 impl Default for Hub {

@@ -7,7 +7,6 @@ use super::{
     count_watch::{CountWatch, Wakers},
     error::Error,
     log::{Amount, Limits},
-    recording::beat,
     topic_state::{Contents, TopicState},
 };
 use std::{
@@ -95,7 +94,7 @@ impl Registry {
 
     /// Returns the number of topics in `names` that do not exist yet, plus `others`, the number of
     /// new topics that the caller has counted before. Returns an error if the hub would have more
-    /// than `max_topics` topics with all of these new topics, or if a name in `names` is reserved.
+    /// than `max_topics` topics with all of these new topics.
     pub(super) fn count_new_topics(
         &mut self,
         names: &[Arc<str>],
@@ -107,7 +106,6 @@ impl Registry {
             if self.topics.contains_key(name) {
                 continue;
             }
-            check_reserved(name)?;
             count += 1;
             if !self.has_room(count, config) {
                 return Err(Error::too_many_topics(name, config.max_topics));
@@ -330,9 +328,12 @@ impl Registry {
     }
 }
 
-/// Returns an error if `name` is the name of the topic that the hub uses for its own records.
+/// The names of the topics that the crate itself uses begin with this prefix.
+pub(super) const RESERVED: &str = "tower-sse/";
+
+/// Returns an error if `name` belongs to the topics that the crate itself uses.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
-    if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
+    if name.starts_with(RESERVED) { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
 
 /// The eviction watermark of each dropped topic: events up to and including this position may be

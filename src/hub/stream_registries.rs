@@ -81,15 +81,8 @@ impl StreamRegistries {
                 continue;
             }
             if let Some(announcement) = Event::from_wire(&record.event) {
-                self.note_announcement(&announcement);
+                self.following().iter().for_each(|registry| registry.read(&announcement));
             }
-        }
-    }
-
-    /// Passes one event of the topic [`CLOSED_STREAMS`] to the registries.
-    pub(super) fn note_announcement(&self, announcement: &Event) {
-        for registry in self.following() {
-            registry.read(announcement);
         }
     }
 

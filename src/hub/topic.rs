@@ -3,6 +3,7 @@ use super::{
     error::Error,
     presence::{self, Membership, PresenceStream},
     recording::{self, Recorder},
+    registry::check_reserved,
     retention::Retention,
     start::Start,
     subscriber_counts::SubscriberCounts,
@@ -52,11 +53,24 @@ pub struct Topic {
     name: Arc<str>,
     latest_only: bool,
     retention: Option<Retention>,
+    /// Set for the topics that the crate itself uses. Applications cannot use their names.
+    is_of_crate: bool,
 }
 
 impl Topic {
     pub(super) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
-        Self { core, name, latest_only: false, retention: None }
+        Self { core, name, latest_only: false, retention: None, is_of_crate: false }
+    }
+
+    /// Returns an error if the application cannot use a topic with this name.
+    fn check_reserved(&self) -> Result<(), Error> {
+        if self.is_of_crate { Ok(()) } else { check_reserved(&self.name) }
+    }
+
+    /// Makes this handle the handle of a topic that the crate itself uses.
+    #[cfg(feature = "json")]
+    pub(super) fn of_crate(self) -> Self {
+        Self { is_of_crate: true, ..self }
     }
 
     /// Makes each event of this topic replace the previous event. Such a topic is called a state.
@@ -214,6 +228,7 @@ impl Topic {
     /// ```
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = complete(event)?;
+        self.check_reserved()?;
         self.apply_retention(true)?;
         let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
@@ -258,6 +273,7 @@ impl Topic {
     /// ```
     pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
         let event = complete(event)?;
+        self.check_reserved()?;
         self.apply_retention(true)?;
         let id = self.core.publish_now(&self.name, self.latest_only, event)?;
         Ok(id.expect("one event was added, so there is a last one"))
@@ -308,6 +324,7 @@ impl Topic {
     /// ```
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events = events.into_iter().map(complete).collect::<Result<Vec<_>, Error>>()?;
+        self.check_reserved()?;
         if events.is_empty() {
             return Ok(None);
         }
@@ -371,6 +388,7 @@ impl Topic {
     /// # Ok(()) }
     /// ```
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
+        self.check_reserved()?;
         self.apply_retention(false).or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
@@ -422,6 +440,7 @@ impl Topic {
     /// # Ok(()) }
     /// ```
     pub async fn finish(&self) -> Result<(), Error> {
+        self.check_reserved()?;
         self.core.finish(&self.name).await
     }
 
@@ -486,7 +505,7 @@ impl Topic {
         S::Item: SseItem,
     {
         // The recording itself reports an error: the hub is shut down, or has too many topics.
-        let _ = self.apply_retention(true);
+        let _ = self.check_reserved().and_then(|()| self.apply_retention(true));
         Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, self.retention, stream)
     }
 
@@ -513,6 +532,7 @@ impl Topic {
     /// }
     /// ```
     pub async fn stop_recording(&self) -> Result<(), Error> {
+        self.check_reserved()?;
         recording::stop(&self.core, &self.name).await
     }
 

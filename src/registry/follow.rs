@@ -64,11 +64,10 @@ where
     ///
     /// An announcement contains the key, and the event of [`close_with`](Self::close_with) if there
     /// is one. It is published as JSON in the topic `tower-sse/closed-streams` of the hub, and the
-    /// retention of the hub applies to it. Clients must not be able to subscribe to this topic or
-    /// publish to it: a subscriber receives the keys, such as session ids, and a publisher can
-    /// close the streams of others. The hub does not prevent that, so check topic names that come
-    /// from clients. If the application finishes the topic, announcements reach the other nodes
-    /// only when the topic accepts events again.
+    /// retention of the hub applies to it. The name of this topic is reserved, so that nobody can
+    /// read the keys, such as session ids, or close the streams of others. If another program
+    /// finishes the topic in the log, announcements reach the other nodes only when the topic
+    /// accepts events again.
     ///
     /// If several registries follow one log, for example those of users and of tenants, give each
     /// of them a name with [`follow_as`](Self::follow_as).
@@ -175,7 +174,7 @@ where
         });
         let announcements: Weak<dyn Announcements> = Arc::downgrade(&(inbox.clone() as _));
         let name = hub.reserve_registry_name(name, announcements)?;
-        let topic = hub.topic(CLOSED_STREAMS);
+        let topic = hub.topic_of_crate(CLOSED_STREAMS);
         let subscription = subscribe(&topic).await?;
         let (queue, announcements) = unbounded_channel();
         let follower = Follower { topic: topic.clone(), inbox: inbox.clone() };

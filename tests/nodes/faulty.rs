@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tower_sse::{
-    BoxError,
+    BoxError, Event,
     hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, RecordKind},
 };
 
@@ -126,7 +126,7 @@ impl Shared {
 
     /// Appends an event like another program.
     pub(crate) fn append_event(&self, topic: &str, data: &str) {
-        let event = format!("data: {data}\n\n").into();
+        let event = Event::new(data).encode();
         self.append(vec![Record { topic: topic.into(), kind: RecordKind::Event, event }]);
     }
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
     Event, SseLayer, SseStream, StreamRegistry,
     hub::{
-        ErrorKind, Hub,
+        ErrorKind, Hub, Outcome, Start,
         backend::{Backend, Record, RecordKind},
     },
 };
@@ -22,6 +22,7 @@ trait Key: Hash + Eq + Clone + Send + Sync + 'static {}
 impl<K: Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
 
 const ALICE: &str = "alice";
+const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 /// The silence of the log after which a node fails closed.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -231,9 +232,7 @@ async fn node_whose_topic_was_finished_fails_closed() {
     registry.follow(&hub).await.unwrap();
     let mut body = open(&registry, ALICE);
     connection.set(Mode::ReadsOnly);
-    let other = shared.connect();
-    let finish = Record { topic: "tower-sse/closed-streams".into(), kind: RecordKind::Finish, event: Bytes::new() };
-    other.append(vec![finish]).await.unwrap();
+    finish_closed_streams(&shared).await;
     sleep(LIMIT / 2).await;
     assert_eq!(body.poll(), Poll::Pending);
     sleep(LIMIT / 2 + Duration::from_secs(3)).await;
@@ -246,10 +245,43 @@ async fn node_whose_topic_was_finished_fails_closed() {
     stays_open(&mut body).await;
 }
 
+/// Finishes the topic of the announcements, like another program.
+async fn finish_closed_streams(shared: &Shared) {
+    let finish = Record { topic: CLOSED_STREAMS.into(), kind: RecordKind::Finish, event: Bytes::new() };
+    shared.connect().append(vec![finish]).await.unwrap();
+}
+
+/// Applications cannot use the topic, which contains the keys of closed streams.
+#[tokio::test(start_paused = true)]
+async fn topic_of_closed_streams_is_reserved() {
+    let (_shared, hubs, _connections, _registries) = two_registries(PLENTY).await;
+    for hub in [&hubs[0], &Hub::new()] {
+        let topic = hub.topic(CLOSED_STREAMS);
+        let errors = [
+            topic.publish(Event::new("forged")).await.unwrap_err(),
+            topic.publish_now(Event::new("forged")).unwrap_err(),
+            topic.publish_all([]).await.unwrap_err(),
+            topic.subscribe(Start::Earliest).await.unwrap_err(),
+            topic.finish().await.unwrap_err(),
+            topic.remove().await.unwrap_err(),
+            topic.stop_recording().await.unwrap_err(),
+            hub.subscribe(["news", CLOSED_STREAMS], Start::Earliest).await.unwrap_err(),
+            hub.listen(["news", CLOSED_STREAMS], Start::Earliest).await.unwrap_err(),
+            topic.join(ALICE, hub.topic("news").subscribe(Start::Latest).await.unwrap()).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::ReservedTopic, "{error}");
+        }
+        let recording = topic.record(tokio_stream::iter([Event::new("forged")])).start();
+        assert_eq!(recording.outcome().await, Outcome::Interrupted);
+    }
+    assert!(hubs[0].topic("tower-sse").publish(Event::new("")).await.is_ok());
+}
+
 /// Records of other programs in the topic stop no node and close no stream.
 #[tokio::test(start_paused = true)]
 async fn foreign_records_close_no_stream() {
-    let (_shared, hubs, _connections, [one, other]) = two_registries(PLENTY).await;
+    let (shared, _hubs, _connections, [one, other]) = two_registries(PLENTY).await;
     let mut there = open(&other, ALICE);
     for data in [
         "",
@@ -264,7 +296,7 @@ async fn foreign_records_close_no_stream() {
         r#"{"node":"x","registry":"users","key":"alice"}"#,
         r#"{"node":"x","registry":[],"key":"alice"}"#,
     ] {
-        hubs[0].topic("tower-sse/closed-streams").publish(Event::new(data)).await.unwrap();
+        shared.append_event(CLOSED_STREAMS, data);
     }
     stays_open(&mut there).await;
     one.close(&ALICE.to_owned());
@@ -273,8 +305,7 @@ async fn foreign_records_close_no_stream() {
     for event in ["data: incomplete", "data: a\n\ndata: b\n\n", "id: 7\ndata: a\n\n"] {
         let mut there = open(&other, ALICE);
         let announcement = serde_json::json!({ "node": "x", "registry": "", "key": ALICE, "event": event });
-        let announcement = Event::json(&announcement).unwrap();
-        hubs[0].topic("tower-sse/closed-streams").publish(announcement).await.unwrap();
+        shared.append_event(CLOSED_STREAMS, &announcement.to_string());
         assert_eq!(ends(&mut there).await, "", "{event:?}");
     }
 }
@@ -320,7 +351,7 @@ async fn finished_topic_closes_no_stream_and_loses_no_close() {
     let (hubs, _connections) = two(&shared, || Hub::builder().max_age(MAX_AGE)).await;
     let [one, other] = [following(&hubs[0]).await, following(&hubs[1]).await];
     let mut there = [open(&other, ALICE), open(&other, "bob")];
-    hubs[0].topic("tower-sse/closed-streams").finish().await.unwrap();
+    finish_closed_streams(&shared).await;
     settle().await;
     one.close(&ALICE.to_owned());
     for body in &mut there {

@@ -21,7 +21,7 @@ use std::{
     task::{Context, Poll, Wake},
     time::Duration,
 };
-use support::{polled::Polled, respond::respond, whatwg};
+use support::{respond::respond, whatwg};
 use tokio::{
     runtime,
     task::JoinSet,
@@ -265,21 +265,6 @@ async fn following_as(hub: &Hub, name: &str) -> StreamRegistry<String> {
     let registry = StreamRegistry::new();
     registry.follow_as(hub, name).await.unwrap();
     registry
-}
-
-/// Without a backend, an application can announce a close itself.
-#[tokio::test(start_paused = true)]
-async fn announcement_in_memory_closes_before_publish_returns() {
-    let hub = Hub::new();
-    let registry = following(&hub).await;
-    let layer = SseLayer::new().without_heartbeat().register(&registry, |_| Some(ALICE.to_owned()));
-    let stream = SseStream::new(subscribe(&hub, ["news"]).await).map_stream(|events| events.without_control_events());
-    let mut body = Polled::new(respond(&layer, Request::new(()), stream.into_http_response()));
-    while body.poll().is_ready() {}
-    let announcement = serde_json::json!({ "node": "x", "registry": "", "key": ALICE });
-    hub.topic("tower-sse/closed-streams").publish_now(Event::json(&announcement).unwrap()).unwrap();
-    hub.topic("news").publish_now(Event::new("secret")).unwrap();
-    assert_eq!(body.rest(), "");
 }
 
 /// The only worker of a node is busy while another node closes the streams and publishes. Of the

@@ -115,7 +115,7 @@ mod offset;
 mod reading;
 mod response;
 
-use super::{core::Core, handle::Hub};
+use super::{core::Core, handle::Hub, registry::RESERVED};
 use crate::{EventId, SseStream};
 use content::Page;
 use events::Events;
@@ -344,7 +344,7 @@ impl DurableStreams {
                 if !topic.is_empty()
                     && topic != "__ds"
                     && !topic.starts_with("__ds/")
-                    && !topic.starts_with("tower-sse/")
+                    && !topic.starts_with(RESERVED)
                     && (self.settings.readable)(&topic, request) =>
             {
                 Ok(topic.into())

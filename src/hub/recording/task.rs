@@ -4,7 +4,7 @@
 use super::{
     Settings,
     append::{self, Failure},
-    beat, keeper,
+    keeper,
     nodes::Local,
     outcome::Outcome,
 };
@@ -14,6 +14,7 @@ use crate::{
     hub::{
         backend::{Record, RecordKind},
         core::Core,
+        registry::check_reserved,
         retention::Retention,
         topic::check_name,
     },
@@ -102,10 +103,9 @@ impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
         core.recordings.add(&local, core.backend.as_ref().map(|backend| backend.last()));
         let topic = &local.announced.topic;
-        let is_reserved = **topic == *beat::TOPIC;
         if core.is_shut_down() {
             local.shut_down();
-        } else if core.is_finished(topic) || is_reserved || topic.len() > MAX_TOPIC_BYTES {
+        } else if core.is_finished(topic) || check_reserved(topic).is_err() || topic.len() > MAX_TOPIC_BYTES {
             local.end();
         } else if core.backend.is_none() {
             // There is no other node.
