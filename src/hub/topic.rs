@@ -357,9 +357,14 @@ impl Topic {
     ///
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
-    /// published twice. The recording does not poll its stream during any append either: a file
-    /// needs one `fdatasync` for each batch, and a server one round trip. So a source that drops
-    /// ticks, such as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
+    /// published twice. If the backend refuses a batch but responds to other requests, for example
+    /// because the batch is too large, the recording appends it in smaller parts. A single event
+    /// that the backend refuses for a minute ends the recording as
+    /// [failed](super::Outcome::Failed), after all events before it.
+    ///
+    /// The recording does not poll its stream during any append either: a file needs one
+    /// `fdatasync` for each batch, and a server one round trip. So a source that drops ticks, such
+    /// as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
     ///
     /// If the node of the recording dies, another node publishes the
     /// [`will`](super::Recorder::will), an event that the recording has set for this case, and then

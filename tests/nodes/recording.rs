@@ -557,6 +557,11 @@ enum Step {
         node: usize,
         size: usize,
     },
+    /// The backend refuses larger appends of recordings. Each record alone fits.
+    Limit {
+        node: usize,
+        bytes: usize,
+    },
     /// Another publisher publishes to the topic.
     Foreign {
         recording: usize,
@@ -580,6 +585,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
         1 => recording().prop_map(|recording| Step::Foreign { recording }),
         1 => (0..3_usize, 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
+        2 => (0..3_usize, 12..200_usize).prop_map(|(node, bytes)| Step::Limit { node, bytes }),
     ]
 }
 
@@ -615,6 +621,7 @@ async fn every_topic_is_complete(steps: Vec<Step>) {
             Step::End { recording } => senders[recording] = None,
             Step::Set { node, mode } => connections[node].set(mode),
             Step::Page { node, size } => connections[node].page.store(size, Relaxed),
+            Step::Limit { node, bytes } => connections[node].max_bytes.store(bytes, Relaxed),
             Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
             Step::Foreign { recording } => {
                 let topic = hubs[2].topic(topics[recording]);
