@@ -291,10 +291,7 @@ impl Core {
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
         }
-        backend.finish(name).await?;
-        // The follower may have read the finish record before `finish` returned.
-        backend.forget_ends(self.committed());
-        Ok(())
+        backend.finish(name).await
     }
 
     /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new

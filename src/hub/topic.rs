@@ -320,9 +320,10 @@ impl Topic {
     /// longer while the topic has subscribers. During this time, publishing to the topic returns an
     /// error.
     ///
-    /// With a backend, the finish is a record in the log, and each node learns of it when it reads
-    /// the record. Another node can publish an event before it has read the record. The topic then
-    /// continues on all nodes with that event.
+    /// With a backend, the finish is a record in the log, and each other node learns of it when it
+    /// reads the record. Another node can publish an event before it has read the record. The topic
+    /// then continues on all nodes with that event. The same holds for a topic that is finished by
+    /// a [recording](Self::record).
     ///
     /// # Errors
     ///
