@@ -317,8 +317,11 @@ impl Core {
             return Ok(());
         }
         contents.finished = Some(now);
+        // A subscriber that is woken can remove the topic and start a new recording of it. So the
+        // recordings that end are found before the commit.
+        let recordings = self.recordings.note_finished(name);
         self.commit(registry, &topic, contents, now);
-        self.recordings.note_finished(name);
+        recordings.iter().for_each(|recording| recording.end());
         self.presence.note_finished(name);
         Ok(())
     }

@@ -264,10 +264,13 @@ impl Recordings {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Ends the recordings of this topic on this node, because the topic was finished. They publish
-    /// nothing more.
-    pub(in crate::hub) fn note_finished(&self, topic: &str) {
-        self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
+    /// Marks the recordings of this topic on this node as ended, because the topic is finished.
+    /// They publish nothing more. Returns these recordings. The caller calls [`end`](Local::end) on
+    /// each recording after it has released its locks.
+    pub(in crate::hub) fn note_finished(&self, topic: &str) -> Vec<Arc<Local>> {
+        let locals = self.state().local.get(topic).cloned().unwrap_or_default();
+        locals.iter().for_each(|local| local.lock().has_ended = true);
+        locals
     }
 
     /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
@@ -636,7 +639,7 @@ impl Local {
 
     /// Ends the recording immediately. It publishes neither its last event nor the end of its
     /// topic.
-    pub(super) fn end(&self) {
+    pub(in crate::hub) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
     }

@@ -300,6 +300,9 @@ async fn publish(
     if events.is_empty() {
         return Ok(());
     }
+    if local.has_ended() {
+        return Err(Failure::Ended);
+    }
     let topic = &local.announced.topic;
     if let Some(retention) = retention {
         // Publishing itself reports an error: the hub is shut down, or has too many topics.
@@ -317,7 +320,12 @@ async fn publish(
     append::append(core, local, events.into_iter().map(record).collect()).await
 }
 
+/// Finishes the topic of a recording, a task that publishes a stream into the topic. Has no effect
+/// if the recording must publish nothing more: the topic may then belong to a newer recording.
 async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
+    if local.has_ended() {
+        return Err(Failure::Ended);
+    }
     let topic = &local.announced.topic;
     if core.backend.is_none() {
         return match core.finish(topic).await {
