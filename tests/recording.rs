@@ -3,10 +3,12 @@
 
 use futures_util::FutureExt;
 use std::{
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::{Context, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -19,7 +21,7 @@ use tokio::{
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
 use tower_sse::{
     BoxError, EncodedEvents, Event,
-    hub::{ErrorKind, Hub, Outcome, Start, Topic},
+    hub::{ErrorKind, Hub, Outcome, Recording, Start, Subscription, Topic},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -54,6 +56,62 @@ async fn recording_in_memory_is_announced_at_once() {
     hub.shutdown();
     let late = hub.topic("late").record(tokio_stream::pending::<Event>()).start();
     assert_eq!(late.announced().await.unwrap_err().kind(), ErrorKind::Shutdown);
+}
+
+/// Records the topic again when its subscription is woken.
+struct RecordsAgain {
+    topic: Topic,
+    subscription: Mutex<Option<Subscription>>,
+    again: Mutex<Option<Recording>>,
+}
+
+impl Wake for RecordsAgain {
+    fn wake(self: Arc<Self>) {
+        let Some(subscription) = self.subscription.lock().unwrap().take() else { return };
+        drop(subscription);
+        self.topic.remove().now_or_never().expect("it does not wait").unwrap();
+        *self.again.lock().unwrap() = Some(self.topic.record(tokio_stream::pending::<Event>()).start());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn finish_ends_no_recording_that_starts_after_it() {
+    let topic = Hub::new().topic("a");
+    let mut subscription = topic.subscribe(Start::Latest).await.unwrap();
+    let records =
+        Arc::new(RecordsAgain { topic: topic.clone(), subscription: Mutex::default(), again: Mutex::default() });
+    let waker = Waker::from(records.clone());
+    assert!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(&waker)).is_pending());
+    *records.subscription.lock().unwrap() = Some(subscription);
+    topic.finish().await.unwrap();
+    let again = records.again.lock().unwrap().take().expect("the subscription was woken");
+    assert!(timeout(60 * SECOND, again.outcome()).await.is_err(), "it runs");
+    assert!(!is_finished(&topic).await);
+    topic.finish().await.unwrap();
+    assert_eq!(timeout(SECOND, again.outcome()).await, Ok(Outcome::Interrupted));
+}
+
+/// The task of the earlier recording runs when the topic has a newer recording.
+#[tokio::test(start_paused = true)]
+async fn ended_recording_does_not_end_its_successor() {
+    for is_stopped in [false, true] {
+        let topic = Hub::new().topic("a");
+        let recorder = topic.record(tokio_stream::pending::<Event>());
+        let earlier = recorder.on_stop(|_| Some(Event::new("stopped"))).start();
+        sleep(SECOND).await;
+        if is_stopped {
+            earlier.stop();
+        }
+        topic.finish().await.unwrap();
+        topic.remove().await.unwrap();
+        let (sender, items) = channel();
+        let later = topic.record(items).end_with(Event::new("end")).start();
+        assert_eq!(earlier.outcome().await, Outcome::Interrupted);
+        sender.send(Ok(Event::new("1"))).unwrap();
+        drop(sender);
+        assert_eq!(timeout(SECOND, later.outcome()).await, Ok(Outcome::Finished));
+        assert_eq!(all(&topic).await, ["message: 1", "message: end"], "{is_stopped}");
+    }
 }
 
 async fn is_finished(topic: &Topic) -> bool {

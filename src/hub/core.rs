@@ -287,10 +287,7 @@ impl Core {
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
         }
-        backend.finish(name).await?;
-        // The follower may have read the finish record before `finish` returned.
-        backend.forget_ends(self.committed());
-        Ok(())
+        backend.finish(name).await
     }
 
     /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
@@ -316,8 +313,11 @@ impl Core {
             return Ok(());
         }
         contents.finished = Some(now);
+        // A subscriber that is woken can remove the topic and start a new recording of it. So the
+        // recordings that end are found before the commit.
+        let recordings = self.recordings.note_finished(name);
         self.commit(registry, &topic, contents, now);
-        self.recordings.note_finished(name);
+        recordings.iter().for_each(|recording| recording.end());
         self.presence.note_finished(name);
         Ok(())
     }

@@ -404,9 +404,10 @@ impl Topic {
     /// longer while the topic has subscribers. During this time, publishing to the topic returns an
     /// error.
     ///
-    /// With a backend, the finish is a record in the log, and each node learns of it when it reads
-    /// the record. Another node can publish an event before it has read the record. The topic then
-    /// continues on all nodes with that event.
+    /// With a backend, the finish is a record in the log, and each other node learns of it when it
+    /// reads the record. Another node can publish an event before it has read the record. The topic
+    /// then continues on all nodes with that event. The same holds for a topic that is finished by
+    /// a [recording](Self::record).
     ///
     /// # Errors
     ///
@@ -465,9 +466,14 @@ impl Topic {
     ///
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
-    /// published twice. The recording does not poll its stream during any append either: a file
-    /// needs one `fdatasync` for each batch, and a server one round trip. So a source that drops
-    /// ticks, such as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
+    /// published twice. If the backend refuses a batch but responds to other requests, for example
+    /// because the batch is too large, the recording appends it in smaller parts. A single event
+    /// that the backend refuses for a minute ends the recording as
+    /// [failed](super::Outcome::Failed), after all events before it.
+    ///
+    /// The recording does not poll its stream during any append either: a file needs one
+    /// `fdatasync` for each batch, and a server one round trip. So a source that drops ticks, such
+    /// as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
     ///
     /// If the node of the recording dies, another node publishes the
     /// [`will`](super::Recorder::will), an event that the recording has set for this case, and then

@@ -41,6 +41,9 @@ pub(crate) struct Faulty {
     /// The duration of each append, and of each request for the bounds, in milliseconds. An append
     /// takes effect after half of it, and the bounds are those at its beginning.
     pub latency: Arc<AtomicU64>,
+    /// The maximum size of the events of one conditional append, in bytes. A larger append is
+    /// refused.
+    pub max_bytes: Arc<AtomicUsize>,
     pub asked: Arc<Asked>,
 }
 
@@ -53,6 +56,8 @@ pub(crate) struct Asked {
     pub most_reads_at_once: AtomicUsize,
     /// The number of futures of `follow`.
     pub follows: AtomicUsize,
+    /// The number of appends that were refused.
+    pub refusals: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +94,7 @@ impl Shared {
             delay: Arc::default(),
             lag: Arc::default(),
             latency: Arc::default(),
+            max_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
             asked: Arc::default(),
         }
     }
@@ -196,11 +202,13 @@ impl Faulty {
 
     fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
         let is_large = |record: &Record| record.event.ends_with(b"large\n\n") || record.topic.ends_with("large");
-        match self.mode() {
-            Mode::Refuses if records.iter().any(is_large) => Err("the record is too big".into()),
-            Mode::ReadsOnly => Err("the log is read-only".into()),
-            _ => Ok(()),
-        }
+        let refusal = match self.mode() {
+            Mode::Refuses if records.iter().any(is_large) => "the record is too big",
+            Mode::ReadsOnly => "the log is read-only",
+            _ => return Ok(()),
+        };
+        self.asked.refusals.fetch_add(1, Relaxed);
+        Err(refusal.into())
     }
 
     fn cut(&self, mut page: Page) -> Page {
@@ -244,6 +252,10 @@ impl Backend for Faulty {
         since: Position,
     ) -> Result<Option<Appended>, BoxError> {
         self.check_refusal(&records)?;
+        if records.iter().map(|record| record.event.len()).sum::<usize>() > self.max_bytes.load(Relaxed) {
+            self.asked.refusals.fetch_add(1, Relaxed);
+            return Err("the records are too big".into());
+        }
         let appended = self.answered(async |_| Ok(self.shared.append_if_unchanged(records, epoch, since))).await?;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),

@@ -387,6 +387,56 @@ async fn finished_topic_is_not_recorded_again() {
     assert_eq!(log(&shared, "a"), ["."]);
 }
 
+/// The node has not read the end of the topic yet.
+#[tokio::test(start_paused = true)]
+async fn node_cannot_publish_after_its_own_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    for lag in [0, 500] {
+        let topic = format!("lag/{lag}");
+        connections[0].lag.store(lag, Relaxed);
+        let recording = record(&hubs[0], &topic, tokio_stream::once(Event::new("1"))).start();
+        assert_eq!(timeout(SECOND * 10, recording.outcome()).await, Ok(Outcome::Finished));
+        let late = hubs[0].topic(&topic).publish(Event::new("late")).await;
+        assert_eq!(late.map_err(|error| error.kind()), Err(ErrorKind::Finished), "{lag} ms");
+        sleep(SECOND * 5).await;
+        assert_eq!(log(&shared, &topic), ["1", "end", "."]);
+        // The hub forgets the topic with its events, and has no other note of its end.
+        sleep(Duration::from_secs(2 * 3600)).await;
+        hubs[0].topic(&topic).publish(Event::new("again")).await.expect("the topic is new");
+    }
+}
+
+/// The node reads the end of the topic before it gets the response to its append.
+#[tokio::test(start_paused = true)]
+async fn topic_can_be_used_again_after_a_slow_finish() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[0].latency.store(200, Relaxed);
+    hubs[0].topic("a").finish().await.unwrap();
+    sleep(Duration::from_secs(2 * 3600)).await;
+    hubs[0].topic("a").publish(Event::new("again")).await.expect("the topic is new");
+}
+
+/// The node has not read the end of the topic yet.
+#[tokio::test(start_paused = true)]
+async fn node_cannot_publish_after_its_takeover() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].lag.store(500, Relaxed);
+    while !log(&shared, "a").contains(&".".to_owned()) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let late = hubs[1].topic("a").publish(Event::new("late")).await;
+    assert_eq!(late.map_err(|error| error.kind()), Err(ErrorKind::Finished));
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
 /// Another publisher publishes the same text, and the append of the recording is refused for that.
 #[tokio::test(start_paused = true)]
 async fn event_of_another_publisher_is_not_taken_for_its_own() {
@@ -557,6 +607,11 @@ enum Step {
         node: usize,
         size: usize,
     },
+    /// The backend refuses larger appends of recordings. Each record alone fits.
+    Limit {
+        node: usize,
+        bytes: usize,
+    },
     /// Another publisher publishes to the topic.
     Foreign {
         recording: usize,
@@ -580,6 +635,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
         1 => recording().prop_map(|recording| Step::Foreign { recording }),
         1 => (0..3_usize, 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
+        2 => (0..3_usize, 12..200_usize).prop_map(|(node, bytes)| Step::Limit { node, bytes }),
     ]
 }
 
@@ -615,6 +671,7 @@ async fn every_topic_is_complete(steps: Vec<Step>) {
             Step::End { recording } => senders[recording] = None,
             Step::Set { node, mode } => connections[node].set(mode),
             Step::Page { node, size } => connections[node].page.store(size, Relaxed),
+            Step::Limit { node, bytes } => connections[node].max_bytes.store(bytes, Relaxed),
             Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
             Step::Foreign { recording } => {
                 let topic = hubs[2].topic(topics[recording]);

@@ -10,9 +10,93 @@ use super::{
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::time::{sleep, timeout};
 use tower_sse::{
-    Event,
-    hub::{Hub, Outcome, Start},
+    EncodedEvents, Event, SseItem,
+    hub::{Hub, Outcome, Recorder, Start},
 };
+
+/// Records items that are ready together. An error is the last event.
+fn record_all<T: SseItem + Send + 'static>(hub: &Hub, topic: &str, items: Vec<T>) -> Recorder {
+    hub.topic(topic).record(tokio_stream::iter(items)).on_error(|error| Some(Event::display(error)))
+}
+
+fn numbered(count: usize) -> Vec<Event> {
+    (0..count).map(|n| Event::new(format!("{n:03}"))).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_before_a_refused_event_are_in_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[0].set(Mode::Refuses);
+    let events = || ["1", "2", "large", "3"].map(Event::new).to_vec();
+    let encoded: EncodedEvents = events().into_iter().collect();
+    let recordings = [
+        ("items", record_all(&hubs[0], "items", events()).start()),
+        ("encoded", record_all(&hubs[0], "encoded", vec![encoded]).start()),
+    ];
+    for (topic, recording) in recordings {
+        assert_eq!(timeout(SECOND * 65, recording.outcome()).await, Ok(Outcome::Failed), "{topic}");
+        assert_eq!(log(&shared, topic), ["1", "2", "the record is too big", "."], "{topic}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_refused_together_are_published_in_order() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    // Each event has 11 bytes.
+    connections[0].max_bytes.store(55, Relaxed);
+    let expected: Vec<_> = (0..50).map(|n| format!("{n:03}")).chain([".".to_owned()]).collect();
+    let encoded: EncodedEvents = numbered(50).into_iter().collect();
+    let recordings = [
+        ("items", record_all(&hubs[0], "items", numbered(50)).start()),
+        ("encoded", record_all(&hubs[0], "encoded", vec![encoded]).start()),
+    ];
+    for (topic, recording) in recordings {
+        assert_eq!(timeout(SECOND * 30, recording.outcome()).await, Ok(Outcome::Finished), "{topic}");
+        assert_eq!(log(&shared, topic), expected, "{topic}");
+    }
+    assert!(connections[0].asked.refusals.load(Relaxed) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_item_is_published_alone() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[0].max_bytes.store(1_000_000, Relaxed);
+    let event = |bytes: usize| Event::new("x".repeat(bytes - "data: \n\n".len()));
+    // The large event is as large as the backend accepts.
+    let sizes = [vec![1_000; 60], vec![1_000_000], vec![1_000; 2]].concat();
+    let recording = record_all(&hubs[0], "a", sizes.iter().map(|bytes| event(*bytes)).collect()).start();
+    assert_eq!(timeout(SECOND * 10, recording.outcome()).await, Ok(Outcome::Finished));
+    let written: Vec<_> = log(&shared, "a").iter().map(|data| data.len() + "data: \n\n".len()).collect();
+    assert_eq!(written.strip_suffix(&[9]), Some(&sizes[..]), "the last record is the end");
+    assert_eq!(connections[0].asked.refusals.load(Relaxed), 0);
+}
+
+/// The backend stores the batch, and refuses its repetition.
+#[tokio::test(start_paused = true)]
+async fn batch_without_response_is_not_repeated_in_parts() {
+    for (page, lag) in [(usize::MAX, 0), (usize::MAX, 700), (1, 0), (2, 300), (3, 0), (5, 700)] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        let (sender, items) = channel();
+        let recording = record(&hubs[0], "a", items).start();
+        sleep(SECOND).await;
+        connections[0].page.store(page, Relaxed);
+        connections[0].lag.store(lag, Relaxed);
+        connections[0].set(Mode::LosesAnswers);
+        numbered(11).into_iter().for_each(|event| sender.send(event).unwrap());
+        sleep(SECOND / 100).await;
+        connections[0].max_bytes.store(30, Relaxed);
+        sleep(SECOND * 5).await;
+        connections[0].set(Mode::Works);
+        drop(sender);
+        assert_eq!(timeout(SECOND * 60, recording.outcome()).await, Ok(Outcome::Finished));
+        let expected: Vec<_> = (0..11).map(|n| format!("{n:03}")).chain(["end", "."].map(str::to_owned)).collect();
+        assert_eq!(log(&shared, "a"), expected, "pages of {page} after {lag} ms");
+    }
+}
 
 /// Creates two nodes. The backend refuses the records of a recording of the first node, so the
 /// other node cannot take over this recording.

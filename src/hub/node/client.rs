@@ -107,6 +107,9 @@ struct LogState {
     /// finishes the topic. An entry is removed when the follower, the task that reads the log, has
     /// read this record: from then on, the topic itself stores that it is finished.
     finished: HashMap<Arc<str>, Position>,
+    /// The follower has read the log and has updated the topics up to this position. A later
+    /// response to an append up to this position adds no entry to `finished`.
+    delivered_through: Position,
     removals: Removals,
     /// The epochs of the last logs that the local node has followed before this log.
     left: VecDeque<u64>,
@@ -477,28 +480,25 @@ impl BackendClient {
         epoch: u64,
         since: Position,
     ) -> Result<Option<Appended>, BoxError> {
+        let finished = finished_topic(&records);
         let appended = in_time(self.backend.append_if_unchanged(records, epoch, since)).await;
         let appended = appended.inspect_err(|_| metrics::backend_failed("publish"))?;
         if let Some(appended) = appended {
-            self.note_appended(appended);
+            self.note_appended(appended, finished);
         }
         Ok(appended)
     }
 
-    /// Appends the finish record of the topic: the record that finishes it. From then on, the topic
-    /// counts as finished on the local node.
+    /// Appends the finish record of the topic: the record that finishes it.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
-        let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
-        let mut state = self.state();
-        if state.epoch == epoch {
-            state.finished.insert(topic.clone(), position);
-        }
+        self.append(topic, vec![finish]).await?;
         Ok(())
     }
 
-    /// Returns `true` if the local node has appended the record that finishes the topic, and its
-    /// follower has not read this record yet. The follower is the task that reads the log.
+    /// Returns `true` if the local node has appended the record that finishes the topic, with or
+    /// without a condition, and its follower has not read this record yet. The follower is the task
+    /// that reads the log.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.state().finished.contains_key(topic)
     }
@@ -508,6 +508,7 @@ impl BackendClient {
     /// the log up to this position, and must have marked the topics of these records as finished.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
+        state.delivered_through = state.delivered_through.max(through);
         if !state.finished.is_empty() {
             state.finished.retain(|_, position| *position > through);
         }
@@ -516,19 +517,27 @@ impl BackendClient {
     /// Appends records to `topic`, and returns their position together with the epoch of the log
     /// that stored them. This log may be newer than the log that the local node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
+        let finished = finished_topic(&records);
         // The error is counted but not logged, because the publisher gets it.
         let appended = in_time(self.backend.append(records)).await.map_err(|source| {
             metrics::backend_failed("publish");
             Error::backend(topic, source)
         })?;
-        self.note_appended(appended);
+        self.note_appended(appended, finished);
         Ok(appended)
     }
 
-    fn note_appended(&self, appended: Appended) {
+    /// Notes the end of an append. `finished` is the topic that the appended record finishes. From
+    /// then on, the topic counts as finished on the local node.
+    fn note_appended(&self, appended: Appended, finished: Option<Arc<str>>) {
         let mut state = self.state();
-        if state.epoch == appended.epoch {
-            state.last = state.last.max(appended.position);
+        if state.epoch != appended.epoch {
+            return;
+        }
+        state.last = state.last.max(appended.position);
+        // The follower may have read the record before the response has arrived.
+        if let Some(topic) = finished.filter(|_| appended.position > state.delivered_through) {
+            state.finished.insert(topic, appended.position);
         }
     }
 }
@@ -542,6 +551,12 @@ impl LogState {
         }
         topics.iter().filter_map(|topic| Some((topic.clone(), self.removals.get(topic)?))).collect()
     }
+}
+
+/// Returns the topic that these records finish. All records have the same topic and kind.
+fn finished_topic(records: &[Record]) -> Option<Arc<str>> {
+    let finish = records.first().filter(|record| record.kind == RecordKind::Finish);
+    finish.map(|record| record.topic.clone())
 }
 
 fn lock(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {

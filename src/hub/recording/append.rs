@@ -124,15 +124,24 @@ pub(super) enum Failure {
 /// did not respond to an attempt, but has appended the records, they are not appended a second
 /// time.
 ///
-/// Returns an error if the recording must publish nothing more, or if the backend refuses the
-/// records for 60 seconds while it responds to other requests.
-pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>) -> Result<(), Failure> {
+/// If the backend refuses several records together while it responds to other requests, the next
+/// attempt has half as many. So the log gets all records before the first record that the backend
+/// refuses.
+///
+/// Returns an error if the recording must publish nothing more, or if the backend refuses the first
+/// of the remaining records for 60 seconds while it responds to other requests.
+pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Record>) -> Result<(), Failure> {
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();
     let mut failures = 0;
-    // When the backend has first refused the records while it responded to other requests.
+    // When the backend has first refused the next records while it responded to other requests.
     let mut refused_since = None;
-    loop {
+    // The maximum number of records of one attempt.
+    let mut max = records.len();
+    // The numbers of records of the attempts without a response, in descending order. Each of these
+    // attempts began with the first of `records`. The log has the records of at most one attempt.
+    let mut unsure: Vec<usize> = Vec::new();
+    while !records.is_empty() {
         if local.is_silenced() {
             // The topic may belong to a newer recording, which this one must not end.
             let began = Instant::now();
@@ -149,18 +158,30 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
         // Every record up to the position of the fence was noted before, so an earlier attempt that
         // has succeeded is either noted, or prevents the next one.
         let fence = Fence::new(core).ok_or(Failure::Ended)?;
-        if local.has_appended(&records, failures > 0).ok_or(Failure::Ended)? {
-            local.appends.succeeded();
-            return Ok(());
+        // Each unsure attempt contains all of these records. So the log has all of them or none.
+        let count = unsure.last().copied().unwrap_or(records.len()).min(max);
+        let may_continue = unsure.first().is_some_and(|most| *most > count);
+        if local.has_appended(&records[..count], !unsure.is_empty(), may_continue).ok_or(Failure::Ended)? {
+            records.drain(..count);
+            unsure.retain_mut(|attempted| {
+                *attempted -= count;
+                *attempted > 0
+            });
+            (failures, refused_since) = (0, None);
+            continue;
         }
-        match fence.append(backend, records.clone()).await {
+        match fence.append(backend, records[..count].to_vec()).await {
             Ok(Some(appended)) => {
-                local.appends.succeeded();
                 // Otherwise another log has replaced the log since.
                 if appended.epoch == backend.epoch_bits() {
                     local.note_appended(appended.position);
                 }
-                return Ok(());
+                records.drain(..count);
+                // The fence shows that no earlier attempt was stored. An earlier attempt that still
+                // reaches the backend fails at its own fence.
+                unsure.clear();
+                max = count * 2;
+                (failures, refused_since) = (0, None);
             }
             Ok(None) => {
                 local.note_retry();
@@ -170,14 +191,23 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>
                 // A recording has no caller that gets the error.
                 local.appends.failed(&error);
                 local.note_retry();
+                unsure.push(count);
+                unsure.dedup();
                 failures += 1;
                 sleep(retry_pause(failures)).await;
-                match backend.newest().await {
-                    None => refused_since = None,
-                    Some(_) if refused_since.get_or_insert_with(Instant::now).elapsed() < REFUSED => {}
-                    Some(_) => return Err(Failure::Refused(error)),
+                if backend.newest().await.is_none() {
+                    refused_since = None;
+                    continue;
+                }
+                let since = *refused_since.get_or_insert_with(Instant::now);
+                if count > 1 {
+                    max = count / 2;
+                } else if since.elapsed() >= REFUSED {
+                    return Err(Failure::Refused(error));
                 }
             }
         }
     }
+    local.appends.succeeded();
+    Ok(())
 }

@@ -264,10 +264,13 @@ impl Recordings {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Ends the recordings of this topic on this node, because the topic was finished. They publish
-    /// nothing more.
-    pub(in crate::hub) fn note_finished(&self, topic: &str) {
-        self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
+    /// Marks the recordings of this topic on this node as ended, because the topic is finished.
+    /// They publish nothing more. Returns these recordings. The caller calls [`end`](Local::end) on
+    /// each recording after it has released its locks.
+    pub(in crate::hub) fn note_finished(&self, topic: &str) -> Vec<Arc<Local>> {
+        let locals = self.state().local.get(topic).cloned().unwrap_or_default();
+        locals.iter().for_each(|local| local.lock().has_ended = true);
+        locals
     }
 
     /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
@@ -636,7 +639,7 @@ impl Local {
 
     /// Ends the recording immediately. It publishes neither its last event nor the end of its
     /// topic.
-    pub(super) fn end(&self) {
+    pub(in crate::hub) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
     }
@@ -724,12 +727,13 @@ impl Local {
 
     /// Returns `true` if the log already contains `records`, from an earlier attempt of this
     /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
-    /// `true` if there was such an attempt.
+    /// `true` if there was such an attempt, and `may_continue` if such an attempt also contained
+    /// the records that follow `records`.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
     /// another node has published its will, the event for the death of this node. `None` is also
     /// returned if this may have happened in a part of the log that this node could not read.
-    pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
+    pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool, may_continue: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
         let seen = state.seen.take().unwrap_or_default();
@@ -746,7 +750,13 @@ impl Local {
         // Only the records after an append without a response can be its own.
         state.seen = Some(if is_unsure { seen } else { Vec::new() });
         if let Some(last) = last {
-            state.complete_append(last, &self.announced.will);
+            if may_continue {
+                // The records after `last` may be from the same attempt.
+                state.appended = state.appended.max(last);
+                state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at > last));
+            } else {
+                state.complete_append(last, &self.announced.will);
+            }
             // Another node may have finished the topic, with the will.
             return (!is_finish || !state.is_silenced).then_some(true);
         }

@@ -20,9 +20,10 @@ pub enum Outcome {
     /// [`end_with`](super::Recorder::end_with).
     Finished,
     /// The stream of the recording returned an error or panicked, or one of its events or
-    /// [`end_with`](super::Recorder::end_with) could not be published. This is also the outcome if
-    /// a hub in memory cannot create the topic, because the hub already has its maximum number of
-    /// topics. The topic then does not exist.
+    /// [`end_with`](super::Recorder::end_with) could not be published. The events before the error
+    /// or before that event were published. This is also the outcome if a hub in memory cannot
+    /// create the topic, because the hub already has its maximum number of topics. The topic then
+    /// does not exist.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.

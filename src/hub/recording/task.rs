@@ -39,6 +39,9 @@ use tokio_stream::Stream;
 /// The maximum number of items of the recorded stream that are published at once. Items that are
 /// ready at the same time are published as one batch.
 const MAX_BATCH: usize = 64;
+
+/// The maximum size of a batch of several items, in bytes. A larger item is published alone, so
+/// that the backend can refuse this item without the others.
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
 /// The maximum length, in bytes, of the name of a topic into which a recording publishes. A
@@ -52,7 +55,12 @@ type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
 /// The stream of a recording, a task that publishes the stream into a topic. The type of the stream
 /// is erased.
-pub(super) struct Items(Box<PollItem>);
+pub(super) struct Items {
+    poll: Box<PollItem>,
+    /// The next item, or the end of the stream, if it was polled but does not belong to the current
+    /// batch.
+    ahead: Option<Item>,
+}
 
 impl Items {
     pub(super) fn new<S>(stream: S) -> Self
@@ -61,14 +69,30 @@ impl Items {
         S::Item: SseItem,
     {
         let mut stream = Box::pin(stream);
-        Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
+        let poll = Box::new(move |cx: &mut Context<'_>| {
+            stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))
+        });
+        Self { poll, ahead: None }
     }
 
     /// Polls the stream of the recording. If the stream panics, returns an error. The caller must
     /// not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
-        let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
+        if let Some(item) = self.ahead.take() {
+            return Poll::Ready(item);
+        }
+        let polled = catch_unwind(AssertUnwindSafe(|| (self.poll)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
+    }
+
+    /// Puts back the newest item, which the next poll then returns. If it is an error or the end,
+    /// drops the stream.
+    fn put_back(&mut self, item: Item) {
+        if !matches!(item, Some(Ok(_))) {
+            let stream = mem::replace(&mut self.poll, Box::new(|_| Poll::Pending));
+            contain_panic("recording", || drop(stream));
+        }
+        self.ahead = Some(item);
     }
 }
 
@@ -218,35 +242,24 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
 }
 
 /// Polls the stream of a recording for the events to publish next: all items that are ready now, up
-/// to 64 items or about 64 KiB. Returns the end or the error of the stream if no item precedes it.
+/// to 64 items and 64 KiB, or one larger item. Returns the end or the error of the stream if no
+/// item precedes it.
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
     let mut bytes = 0;
     for _ in 0..MAX_BATCH {
-        if bytes >= MAX_BATCH_BYTES {
-            break;
-        }
         match items.poll_next(cx) {
-            Poll::Ready(Some(Ok(encoded))) => {
+            Poll::Ready(Some(Ok(encoded)))
+                if events.is_empty() || bytes + encoded.as_bytes().len() <= MAX_BATCH_BYTES =>
+            {
                 bytes += encoded.as_bytes().len();
                 events.extend(decode(&encoded));
             }
-            // The events before the end are published first. The stream is then polled once more.
-            Poll::Ready(end) => {
-                let step = match end {
-                    Some(Err(error)) => Step::Fail(error),
-                    _ => Step::End(Outcome::Finished),
-                };
-                if events.is_empty() {
-                    return Poll::Ready(step);
-                }
-                let mut step = Some(step);
-                let rest = Box::new(move |_: &mut Context<'_>| match step.take() {
-                    Some(Step::Fail(error)) => Poll::Ready(Some(Err(error))),
-                    _ => Poll::Ready(None),
-                });
-                let stream = mem::replace(&mut items.0, rest);
-                contain_panic("recording", || drop(stream));
+            Poll::Ready(Some(Err(error))) if events.is_empty() => return Poll::Ready(Step::Fail(error)),
+            Poll::Ready(None) if events.is_empty() => return Poll::Ready(Step::End(Outcome::Finished)),
+            // The events before this item, or before the end, are published first.
+            Poll::Ready(item) => {
+                items.put_back(item);
                 break;
             }
             Poll::Pending if events.is_empty() => return Poll::Pending,
@@ -287,6 +300,9 @@ async fn publish(
     if events.is_empty() {
         return Ok(());
     }
+    if local.has_ended() {
+        return Err(Failure::Ended);
+    }
     let topic = &local.announced.topic;
     if let Some(retention) = retention {
         // Publishing itself reports an error: the hub is shut down, or has too many topics.
@@ -304,7 +320,12 @@ async fn publish(
     append::append(core, local, events.into_iter().map(record).collect()).await
 }
 
+/// Finishes the topic of a recording, a task that publishes a stream into the topic. Has no effect
+/// if the recording must publish nothing more: the topic may then belong to a newer recording.
 async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
+    if local.has_ended() {
+        return Err(Failure::Ended);
+    }
     let topic = &local.announced.topic;
     if core.backend.is_none() {
         return match core.finish(topic).await {
