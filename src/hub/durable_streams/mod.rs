@@ -49,6 +49,8 @@
 //! | 500 | the data of the next event is not [base64](Content::base64), as the content of the topic requires |
 //! | 503 | the hub is shut down, its backend does not respond, or the hub is at a limit. `Retry-After` is one second |
 //!
+//! The body of an error is a text for developers. A response to `HEAD` has no body.
+//!
 //! A [gap](super::Gap) of the hub is always a 410, so no event is lost silently. After a 410, a
 //! client loads the state of the application again, or begins at `-1`. The offset `-1` is the
 //! oldest retained event. Earlier events of the topic may be missing there.
@@ -370,7 +372,6 @@ impl DurableStreams {
         if is_closed {
             headers.insert(response::CLOSED, response::TRUE);
         }
-        *response.body_mut() = StreamBody::head();
         Ok(response)
     }
 
@@ -480,27 +481,37 @@ impl<B> Service<Request<B>> for DurableStreams {
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let (request, _) = request.into_parts();
-        ResponseFuture(match self.check(&request) {
+        let is_head = request.method == Method::HEAD;
+        let response: Pin<Box<dyn Future<Output = _> + Send>> = match self.check(&request) {
             Ok(topic) => Box::pin(self.clone().respond(topic, request)),
             Err(StatusCode::METHOD_NOT_ALLOWED) => {
                 let text = "streams can only be read here";
                 Box::pin(ready(response::error(StatusCode::METHOD_NOT_ALLOWED, text)))
             }
             Err(_) => Box::pin(ready(response::of_error(ReadError::NotFound))),
-        })
+        };
+        ResponseFuture { response, is_head }
     }
 }
 
 /// The future of a response of [`DurableStreams`].
 #[must_use = "a future does nothing until it is polled"]
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response<StreamBody>> + Send>>);
+pub struct ResponseFuture {
+    response: Pin<Box<dyn Future<Output = Response<StreamBody>> + Send>>,
+    is_head: bool,
+}
 
 impl Future for ResponseFuture {
     type Output = Result<Response<StreamBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map(|mut response| {
+        self.response.as_mut().poll(cx).map(|mut response| {
             response::secure(response.headers_mut());
+            if self.is_head {
+                // A response to `HEAD` has no content, also if it is an error (RFC 9110, §9.3.2).
+                // hyper enforces that for HTTP/1 only.
+                *response.body_mut() = StreamBody::head();
+            }
             Ok(response)
         })
     }
