@@ -63,7 +63,8 @@
 //!   event.
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
-//! - A topic that has no event yet [does not exist](DurableStreams::existing).
+//! - A topic that has no event yet [does not exist](DurableStreams::existing). A request for a topic
+//!   that does not exist does not make it exist for other requests, also while it waits.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
 //!   such a topic can still wait for its next event, unless the topic was finished or removed.
@@ -250,7 +251,7 @@ impl DurableStreams {
 
     /// Sets which topics exist although they have no event yet. By default, a topic does not exist
     /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
-    /// 404.
+    /// 404. Reads that begin while a topic does not exist do not count as its subscribers here.
     ///
     /// Use this filter for topics whose clients can come before the first event, or after the last
     /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in
@@ -363,7 +364,7 @@ impl DurableStreams {
     }
 
     async fn head(&self, topic: &Arc<str>) -> Result<Response<StreamBody>, ReadError> {
-        let mut reading = self.open(topic, Begin::Now).await?;
+        let mut reading = self.open(topic, Begin::Now, Mode::CatchUp).await?;
         let is_closed = reading.is_closed().await;
         let mut response = response::uncached(StatusCode::OK);
         let headers = response.headers_mut();
@@ -401,7 +402,7 @@ impl DurableStreams {
         };
         let content = (self.settings.content)(topic);
         let Settings { page_size, long_poll, events, .. } = *self.settings;
-        let mut reading = self.open(topic, begin).await?;
+        let mut reading = self.open(topic, begin, query.mode).await?;
         let (page, rest) = match query.mode {
             Mode::Events => {
                 let first = reading.first_part(&content, page_size).await?;
@@ -447,8 +448,8 @@ impl DurableStreams {
         Ok(response::page(response, &request.headers, requested, &next, page, rest))
     }
 
-    async fn open(&self, topic: &Arc<str>, begin: Begin) -> Result<Reading, ReadError> {
-        Reading::open(&self.core, topic, begin, (self.settings.existing)(topic)).await
+    async fn open(&self, topic: &Arc<str>, begin: Begin, mode: Mode) -> Result<Reading, ReadError> {
+        Reading::open(&self.core, topic, begin, (self.settings.existing)(topic), mode != Mode::CatchUp).await
     }
 
     /// Returns the `Cache-Control` header of a page of events (§10.1 of the Durable Streams
