@@ -445,10 +445,12 @@ impl Core {
     }
 
     /// Removes a subscription from one of its topics. `ticket` identifies the entry of the
-    /// subscription in the topic's queue of waiting readers, if the subscription waits.
-    pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
+    /// subscription in the topic's queue of waiting readers, if the subscription waits. `is_lookup`
+    /// is the value with which the subscription has joined the topic.
+    pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>, is_lookup: bool) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
+        contents.lookups -= u32::from(is_lookup);
         let subscribers = contents.subscribers - 1;
         let count_wakers = contents.set_subscribers(subscribers);
         let is_last = contents.subscribers == 0;
@@ -484,7 +486,14 @@ impl Core {
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {
-        self.registry.lock().topics.contains_key(name)
+        self.registry.lock().exists(name)
+    }
+
+    /// Returns `true` if the local node has the topic, and [knows](Contents::knows_end) whether it
+    /// is finished.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn knows_end(&self, name: &str) -> bool {
+        self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().knows_end())
     }
 
     /// Returns `true` if the application has removed the topic while it had members, and the topic

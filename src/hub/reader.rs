@@ -57,6 +57,8 @@ pub(super) struct Reader {
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
+    /// Set if the subscription does not make the topic [exist](Contents::exists).
+    pub(super) is_lookup: bool,
     /// The position of the record that finished the topic, if no later event has reopened the
     /// topic. Only a replay from the backend uses this field. The value is boxed because few
     /// readers have it.
@@ -83,6 +85,7 @@ impl Reader {
             delivered_through: Position::START,
             next: None,
             is_finished: false,
+            is_lookup: false,
             finished_at: None,
             ticket: None,
         }

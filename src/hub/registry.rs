@@ -82,6 +82,11 @@ impl Registry {
         Ok(topic)
     }
 
+    /// Returns `true` if the hub has the topic, and the topic [exists](Contents::exists).
+    pub(super) fn exists(&self, name: &str) -> bool {
+        self.topics.get(name).is_some_and(|topic| topic.lock().exists())
+    }
+
     /// Returns the retention limits from the settings of the hub, which apply to each topic that
     /// has no limits of its own.
     pub(super) fn limits(&mut self, config: &HubConfig) -> Arc<Limits> {

@@ -37,7 +37,7 @@ impl Core {
         let registry = self.registry.lock();
         Known {
             epoch: backend.epoch_bits(),
-            is_known: registry.topics.contains_key(topic),
+            is_known: registry.exists(topic),
             last_of_topic: registry.topic_dropped_through(topic),
             read_through: self.committed(),
         }

@@ -27,6 +27,8 @@ struct Topics {
     /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
     /// only one entry, the entry applies to all topics.
     starts: Vec<Start>,
+    /// Set if the subscription does not make its topics [exist](super::topic_state::Contents::exists).
+    is_lookup: bool,
 }
 
 impl Topics {
@@ -46,7 +48,8 @@ impl Topics {
         let start = start.or_latest_if_empty();
         let is_resume = matches!(start, Start::After(_));
         if is_resume || topics.iter().all(|(_, own)| own.is_none()) {
-            return Self { names: topics.into_iter().map(|(name, _)| name).collect(), starts: vec![start] };
+            let names = topics.into_iter().map(|(name, _)| name).collect();
+            return Self { names, starts: vec![start], is_lookup: false };
         }
         let (names, mut starts): (Vec<_>, Vec<_>) = topics
             .into_iter()
@@ -55,7 +58,7 @@ impl Topics {
         if starts.iter().all(|start| *start == starts[0]) {
             starts.truncate(1);
         }
-        Self { names, starts }
+        Self { names, starts, is_lookup: false }
     }
 
     /// Returns the ids after which the subscription resumes.
@@ -140,6 +143,7 @@ struct Joined {
     /// Set if the topics of the subscription have different [`Start`]s. Then each topic has its own
     /// position after which events are delivered.
     has_own_starts: bool,
+    is_lookup: bool,
 }
 
 impl Core {
@@ -148,7 +152,16 @@ impl Core {
         topics: Vec<(Arc<str>, Option<Start>)>,
         start: Start,
     ) -> Result<Subscription, Error> {
-        let topics = Topics::new(topics, start);
+        self.subscribe_to(Topics::new(topics, start)).await
+    }
+
+    /// Subscribes to a topic without making the topic [exist](super::topic_state::Contents::exists).
+    #[cfg(feature = "durable-streams")]
+    pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
+        self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await
+    }
+
+    async fn subscribe_to(self: &Arc<Self>, topics: Topics) -> Result<Subscription, Error> {
         let (count, limit) = (topics.names.len(), self.config.max_topics_per_subscription);
         if count > limit {
             return Err(Error::too_many_topics_in_subscription(count, limit));
@@ -245,6 +258,7 @@ impl Core {
             needs_no_replay: !has_missed_unread,
             count_wakers: Wakers::default(),
             has_own_starts,
+            is_lookup: topics.is_lookup,
         };
         let mut result = Ok(());
         for (index, names) in topics.names.chunks(SLICE).enumerate() {
@@ -321,9 +335,11 @@ impl Core {
             let mut contents = topic.lock();
             let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
-            if !contents.awaits_event {
+            // The limits of the topic may have been set for a subscriber, but not for a lookup.
+            if !contents.awaits_event && !joined.is_lookup {
                 contents.awaited_until = None;
             }
+            contents.lookups += u32::from(joined.is_lookup);
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were
@@ -340,6 +356,7 @@ impl Core {
             joined.point = joined.point.and(ResumePoint::of(first, registry.last.max(base)));
             drop(contents);
             let mut reader = Reader::new(topic, evicted_through.min(evicted_by_backend));
+            reader.is_lookup = joined.is_lookup;
             if joined.has_own_starts {
                 reader.delivered_through = base;
             }
@@ -351,7 +368,7 @@ impl Core {
     /// Removes a subscription from the topics that it has joined, because subscribing has failed.
     fn undo(self: &Arc<Self>, joined: Joined) {
         for mut reader in joined.readers {
-            self.leave(&reader.topic, &mut reader.ticket);
+            self.leave(&reader.topic, &mut reader.ticket, reader.is_lookup);
         }
         joined.count_wakers.wake();
     }

@@ -757,7 +757,7 @@ impl Subscription {
                 let removed = reader.topic.lock().remove_lingering(&merge.ready);
                 drop(removed);
             }
-            self.core.leave(&reader.topic, &mut reader.ticket);
+            self.core.leave(&reader.topic, &mut reader.ticket, reader.is_lookup);
         }
         self.core.left();
     }

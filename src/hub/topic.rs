@@ -608,7 +608,8 @@ impl Topic {
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
-    /// method before you subscribe.
+    /// method before you subscribe. A request in the Durable Streams protocol for a topic that does
+    /// not exist does not count as a subscriber here.
     ///
     /// # With a backend
     ///

@@ -62,6 +62,9 @@ pub(super) struct Contents {
     lingering: Option<Box<Lingering>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
+    /// The number of subscribers that are lookups: requests that read the topic, but do not make it
+    /// [exist](Self::exists).
+    pub(super) lookups: u32,
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
@@ -99,6 +102,7 @@ impl TopicState {
             lingering: None,
             finished: None,
             subscribers: 0,
+            lookups: 0,
             count_watch: None,
             left_at: None,
             latest_only: false,
@@ -274,6 +278,26 @@ impl Contents {
             true if self.subscribers > 0 => None,
             true => Some(self.left_at.map_or(oldest, |left_at| left_at.max(oldest))),
         }
+    }
+
+    /// Returns `true` if the topic has events, is finished, or has subscribers other than lookups.
+    /// Also returns `true` if its limits were just set for an event or a subscriber that follows.
+    ///
+    /// A search for a topic subscribes to the topic, and so creates it in memory. Concurrent
+    /// searches must not take that for a topic that exists.
+    pub(super) fn exists(&self) -> bool {
+        self.subscribers > self.lookups as usize
+            || self.log.retained().events > 0
+            || self.finished.is_some()
+            || self.awaited_until.is_some()
+    }
+
+    /// Returns `true` if this process knows whether the topic is finished. Returns `false` if it has
+    /// forgotten the topic, or may have done so, and the topic has had no event since it was created
+    /// again. The backend may then retain a record that finishes the topic.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn knows_end(&self) -> bool {
+        self.finished.is_some() || self.log.last() > Position::START || self.log.evicted_through() == Position::START
     }
 
     /// Sets the number of subscribers of the topic. Returns the wakers of the streams that watch

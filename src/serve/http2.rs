@@ -10,12 +10,14 @@ use super::{
 use crate::BoxError;
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
     server::conn::http2::{Builder, Connection},
 };
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -249,25 +251,30 @@ struct Http2Service<S, A> {
 }
 
 impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Service<S, A> {
-    type Response = Response<S::Body>;
+    type Response = Response<Http2Body<S::Body>>;
     type Error = BoxError;
     type Future = Http2Call<S::Body>;
 
     fn call(&self, request: Request<Incoming>) -> Http2Call<S::Body> {
+        let has_content = *request.method() != Method::HEAD;
         let request = with_connect_info(request, &self.address, RequestBody::new);
         let call = Call::new(self.service.clone(), request);
-        Http2Call { task: tokio::spawn(async move { call.await.map_err(Into::into) }) }
+        let task = tokio::spawn(async move {
+            let response = call.await.map_err(Into::into)?;
+            Ok(response.map(|body| if has_content { Http2Body::Whole { body } } else { Http2Body::Empty }))
+        });
+        Http2Call { task }
     }
 }
 
 /// The future of the response to an HTTP/2 request. hyper drops it when the client resets the
 /// stream, which cancels the call of the service.
 struct Http2Call<B> {
-    task: JoinHandle<Result<Response<B>, BoxError>>,
+    task: JoinHandle<Result<Response<Http2Body<B>>, BoxError>>,
 }
 
 impl<B> Future for Http2Call<B> {
-    type Output = Result<Response<B>, BoxError>;
+    type Output = Result<Response<Http2Body<B>>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // A panic in the service ends the stream.
@@ -278,5 +285,42 @@ impl<B> Future for Http2Call<B> {
 impl<B> Drop for Http2Call<B> {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+pin_project! {
+    /// The body that hyper gets for a response: the body of the application, or no content.
+    #[project = Http2BodyProjection]
+    enum Http2Body<B> {
+        Whole { #[pin] body: B },
+        /// The body of a response to `HEAD`, which has no content (RFC 9110, §9.3.2). hyper ignores
+        /// the body of the application over HTTP/1, but sends it over HTTP/2.
+        Empty,
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for Http2Body<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project() {
+            Http2BodyProjection::Whole { body } => body.poll_frame(cx),
+            Http2BodyProjection::Empty => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole { body } => body.is_end_stream(),
+            Self::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole { body } => body.size_hint(),
+            Self::Empty => SizeHint::default(),
+        }
     }
 }

@@ -35,6 +35,7 @@
 //!   service itself, without axum's `into_make_service_with_connect_info`.
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
+//! - A response to `HEAD` has no content over HTTP/2, even if the service returns a body.
 //! - A client that disconnects during an event stream is noticed at once, even if it has sent more
 //!   bytes after its request. Over HTTP/1, this is so while [this server
 //!   writes](#event-streams-over-http1) the stream. While hyper serves the connection, for example

@@ -3,6 +3,7 @@
 use super::*;
 use std::time::Duration;
 use tokio::time::advance;
+use tokio_test::{assert_pending, task};
 
 const MODES: [&str; 3] = ["", "&live=long-poll", "&live=sse"];
 
@@ -97,6 +98,29 @@ async fn reader_at_the_end_outlives_the_events_of_its_topic() {
         publish(&topic, "2").await;
         assert_eq!(get(&streams, &format!("/t?offset={offset}")).await.text(), "[2]");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reader_at_the_end_does_not_make_expired_topic_exist() {
+    let hub = Hub::builder().max_age(Duration::from_secs(60)).build();
+    let topic = hub.topic("t");
+    let streams = all(&hub);
+    publish(&topic, "1").await;
+    let uri = format!("/t?offset={}&live=long-poll", head(&streams, "/t").await.next_offset());
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    let mut waiting = task::spawn(get(&streams, &uri));
+    assert_pending!(waiting.poll());
+    assert_eq!((topic.subscribers(), topic.exists()), (1, false));
+    for mode in MODES {
+        assert_eq!(get(&streams, &format!("/t?offset=-1{mode}")).await.status, 404, "{mode}");
+    }
+    assert_eq!(head(&streams, "/t").await.status, 404);
+    let subscription = topic.subscribe(tower_sse::hub::Start::Latest).await.unwrap();
+    assert_eq!((topic.subscribers(), topic.exists()), (2, true));
+    drop(subscription);
+    publish(&topic, "2").await;
+    assert_eq!(waiting.await.text(), "[2]");
+    assert_eq!(get(&streams, "/t").await.text(), "[2]");
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,8 +11,11 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep},
 };
-use tokio_test::{assert_pending, task};
-use tower_sse::hub::{Builder, backend::Backend, durable_streams::Content};
+use tokio_test::{
+    assert_pending,
+    task::{self, Spawn},
+};
+use tower_sse::hub::{Builder, Retention, Start, backend::Backend, durable_streams::Content};
 
 async fn hub(backend: impl Backend, builder: Builder) -> Hub {
     builder.backend(backend).connect().await.unwrap()
@@ -112,6 +115,88 @@ async fn topic_that_the_node_has_forgotten_is_found_in_the_backend() {
         assert_eq!(get(&streams, uri).await.status, 404, "{uri}");
     }
     assert_eq!(head(&streams, "/never").await.status, 404);
+}
+
+/// Starts a request, and polls it until the node searches the backend for its topic.
+async fn search<'a>(streams: &'a DurableStreams, backend: &Faulty, uri: &'a str) -> Spawn<impl Future + 'a> {
+    backend.asked.reads.store(0, Relaxed);
+    let mut search = task::spawn(get(streams, uri));
+    while backend.asked.reads.load(Relaxed) == 0 {
+        assert_pending!(search.poll());
+        yield_now().await;
+    }
+    search
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_does_not_hide_the_end_of_forgotten_topic() {
+    let shared = Shared::new(1_000_000);
+    let backend = shared.connect();
+    backend.delay.store(100, Relaxed);
+    let hub = hub(backend.clone(), Hub::builder().max_age(Duration::from_secs(10))).await;
+    let (streams, topic) = (all(&hub), hub.topic("t"));
+    publish_all(&topic, 0..10).await;
+    topic.finish().await.unwrap();
+    for subscribes in [false, true] {
+        for uri in ["", "/t?offset=now", "/t?offset=now&live=long-poll", "/t?offset=-1"] {
+            // The node forgets what the previous request has found.
+            sleep(Duration::from_secs(60)).await;
+            let subscription = match subscribes {
+                true => Some(topic.subscribe(Start::Latest).await.unwrap()),
+                false => None,
+            };
+            let search = search(&streams, &backend, "/t?offset=-1").await;
+            assert_eq!(topic.exists(), subscribes);
+            let answer = if uri.is_empty() { head(&streams, "/t").await } else { get(&streams, uri).await };
+            assert!(answer.status.is_success() && answer.is_closed(), "{subscribes} {uri}: {answer:?}");
+            drop((search, subscription));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_searches_do_not_find_missing_topic() {
+    let shared = Shared::new(1_000_000);
+    let backend = shared.connect();
+    backend.delay.store(100, Relaxed);
+    let hub = hub(backend.clone(), Hub::builder().max_age(Duration::from_secs(10))).await;
+    // So many topics that the node does not remember which of them it has forgotten.
+    for topic in 0..10_010 {
+        shared.append_event(&topic.to_string(), "x");
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(hub.stats().topics, 0);
+    let (streams, topic) = (all(&hub), hub.topic("never"));
+    let end = head(&streams.clone().existing(|_| true), "/never").await.next_offset();
+    let zero = format!("/never?offset={}{:020}", &end[..end.len() - 20], 0);
+    for first in ["/never?offset=-1", &zero] {
+        let search = search(&streams, &backend, first).await;
+        for uri in ["/never", "/never?offset=now", "/never?offset=-1&live=long-poll", "/never?offset=-1&live=sse"] {
+            assert_eq!(get(&streams, uri).await.status, 404, "{uri}");
+        }
+        assert_eq!(head(&streams, "/never").await.status, 404);
+        assert!(!topic.exists() && !topic.exists_in_log().await.unwrap());
+        drop(search);
+    }
+    assert_eq!(hub.stats().topics, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lookup_does_not_drop_the_retention_of_a_subscriber() {
+    let shared = Shared::new(1_000_000);
+    let ((hub, backend), (other, _)) = (node(&shared).await, node(&shared).await);
+    backend.set(Mode::Lags);
+    backend.latency.store(1_000, Relaxed);
+    let id = other.topic("other").publish(Event::new("x")).await.unwrap();
+    let topic = hub.topic("t").retention(Retention::new().max_events(1));
+    // The node has not read the event with this id, so it asks the backend for the end of the log.
+    let mut subscribing = task::spawn(topic.subscribe(Start::After(id)));
+    assert_pending!(subscribing.poll());
+    let streams = all(&hub);
+    for _ in 0..2 {
+        assert_eq!(get(&streams, "/t").await.summary(), (200, "[]", true, false));
+    }
+    let _subscription = subscribing.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 use super::*;
 use http::Method;
+use http_body::Body;
 
 #[tokio::test(start_paused = true)]
 async fn no_topic_is_readable_by_default() {
@@ -69,6 +70,22 @@ async fn writes_are_not_allowed() {
         let answer = request(&all(&hub), write).await;
         assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, Some("GET, HEAD")));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_response_has_no_content() {
+    let hub = Hub::builder().max_topics(1).build();
+    publish(&hub.topic("t"), "1").await;
+    let (closed, streams) = (hub.durable_streams(), all(&hub).existing(|topic| topic != "missing"));
+    for (streams, uri, status) in
+        [(&streams, "/t", 200), (&streams, "/missing", 404), (&closed, "/t", 404), (&streams, "/other", 503)]
+    {
+        let response = respond(streams, Request::head(uri).body(()).unwrap()).await;
+        assert_eq!((response.status().as_u16(), response.body().size_hint().exact()), (status, None), "{uri}");
+        assert_eq!(head(streams, uri).await.text(), "", "{uri}");
+    }
+    hub.shutdown();
+    assert_eq!(head(&streams, "/t").await.summary(), (503, "", false, false));
 }
 
 #[tokio::test(start_paused = true)]

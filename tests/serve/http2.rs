@@ -1,16 +1,23 @@
 //! HTTP/2: the streams of a connection run in the task of the connection.
 
-use crate::common::{Running, event_stream};
-use axum::{Router, extract::RawQuery, routing::get, serve::Listener};
+use crate::common::{Running, driven, event_stream};
+use axum::{
+    Router,
+    extract::{RawQuery, Request},
+    response::IntoResponse,
+    routing::get,
+    serve::Listener,
+};
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, header::CONTENT_TYPE};
 use std::{
+    convert::Infallible,
     future,
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -181,4 +188,27 @@ async fn handler_is_cancelled_when_stream_is_reset() {
     })
     .await;
     assert!(cancelled.try_recv().is_err());
+}
+
+/// axum's `Router` removes the body of a response to `HEAD`. Other services may not.
+#[tokio::test]
+async fn head_response_of_any_service_has_no_content() {
+    let (driver, body) = driven();
+    let body = Arc::new(Mutex::new(Some(body)));
+    let service = tower::service_fn(move |request: Request| {
+        let stream = body.lock().unwrap().take().filter(|_| request.uri().path() == "/stream");
+        future::ready(Ok::<_, Infallible>(stream.map_or_else(|| "text".into_response(), event_stream)))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let running = tokio::spawn(serve(listener, service).into_future());
+    let connection = Http2::connect(address).await;
+    let answer = connection.request(Method::HEAD, "/stream", &[], "").await.unwrap();
+    assert_eq!(answer.headers[CONTENT_TYPE], "text/event-stream");
+    assert_eq!(answer.complete().await.text(), "");
+    driver.body_dropped().await;
+    let answer = connection.request(Method::HEAD, "/text", &[], "").await.unwrap();
+    assert_eq!(answer.complete().await.text(), "");
+    assert_eq!(connection.get("/text", &[]).await.complete().await.text(), "text");
+    running.abort();
 }

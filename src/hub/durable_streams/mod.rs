@@ -49,6 +49,8 @@
 //! | 500 | the data of the next event is not [base64](Content::base64), as the content of the topic requires |
 //! | 503 | the hub is shut down, its backend does not respond, or the hub is at a limit. `Retry-After` is one second |
 //!
+//! The body of an error is a text for developers. A response to `HEAD` has no body.
+//!
 //! A read with the offset of an event never skips a [gap](super::Gap) of the hub: the response is
 //! 410. In a hub without a backend, it is 404 instead if the topic has expired. So no event is lost
 //! silently, with the [exceptions](super#guarantees) of the backends. After either status, a client
@@ -65,7 +67,8 @@
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic does not exist if it has no events and no [subscribers](super::Topic::subscribers),
 //!   and is not finished. [`existing`](DurableStreams::existing) makes exceptions, for example for
-//!   topics without an event yet.
+//!   topics without an event yet. A request for a topic that does not exist does not make it exist
+//!   for other requests, also while it waits.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
 //!   such a topic can still wait for its next event, unless the topic was finished or removed.
@@ -252,7 +255,7 @@ impl DurableStreams {
 
     /// Sets which topics exist although they have no event yet. By default, a topic does not exist
     /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
-    /// 404.
+    /// 404. Reads that begin while a topic does not exist do not count as its subscribers here.
     ///
     /// Use this filter for topics whose clients can come before the first event, or after the last
     /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in
@@ -365,7 +368,7 @@ impl DurableStreams {
     }
 
     async fn head(&self, topic: &Arc<str>) -> Result<Response<StreamBody>, ReadError> {
-        let mut reading = self.open(topic, Begin::Now).await?;
+        let mut reading = self.open(topic, Begin::Now, Mode::CatchUp).await?;
         let is_closed = reading.is_closed().await;
         let mut response = response::uncached(StatusCode::OK);
         let headers = response.headers_mut();
@@ -374,7 +377,6 @@ impl DurableStreams {
         if is_closed {
             headers.insert(response::CLOSED, response::TRUE);
         }
-        *response.body_mut() = StreamBody::head();
         Ok(response)
     }
 
@@ -404,7 +406,7 @@ impl DurableStreams {
         };
         let content = (self.settings.content)(topic);
         let Settings { page_size, long_poll, events, .. } = *self.settings;
-        let mut reading = self.open(topic, begin).await?;
+        let mut reading = self.open(topic, begin, query.mode).await?;
         let (page, rest) = match query.mode {
             Mode::Events => {
                 let first = reading.first_part(&content, page_size).await?;
@@ -450,8 +452,8 @@ impl DurableStreams {
         Ok(response::page(response, &request.headers, requested, &next, page, rest))
     }
 
-    async fn open(&self, topic: &Arc<str>, begin: Begin) -> Result<Reading, ReadError> {
-        Reading::open(&self.core, topic, begin, (self.settings.existing)(topic)).await
+    async fn open(&self, topic: &Arc<str>, begin: Begin, mode: Mode) -> Result<Reading, ReadError> {
+        Reading::open(&self.core, topic, begin, (self.settings.existing)(topic), mode != Mode::CatchUp).await
     }
 
     /// Returns the `Cache-Control` header of a page of events (§10.1 of the Durable Streams
@@ -484,27 +486,37 @@ impl<B> Service<Request<B>> for DurableStreams {
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let (request, _) = request.into_parts();
-        ResponseFuture(match self.check(&request) {
+        let is_head = request.method == Method::HEAD;
+        let response: Pin<Box<dyn Future<Output = _> + Send>> = match self.check(&request) {
             Ok(topic) => Box::pin(self.clone().respond(topic, request)),
             Err(StatusCode::METHOD_NOT_ALLOWED) => {
                 let text = "streams can only be read here";
                 Box::pin(ready(response::error(StatusCode::METHOD_NOT_ALLOWED, text)))
             }
             Err(_) => Box::pin(ready(response::of_error(ReadError::NotFound))),
-        })
+        };
+        ResponseFuture { response, is_head }
     }
 }
 
 /// The future of a response of [`DurableStreams`].
 #[must_use = "a future does nothing until it is polled"]
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Response<StreamBody>> + Send>>);
+pub struct ResponseFuture {
+    response: Pin<Box<dyn Future<Output = Response<StreamBody>> + Send>>,
+    is_head: bool,
+}
 
 impl Future for ResponseFuture {
     type Output = Result<Response<StreamBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map(|mut response| {
+        self.response.as_mut().poll(cx).map(|mut response| {
             response::secure(response.headers_mut());
+            if self.is_head {
+                // A response to `HEAD` has no content, also if it is an error (RFC 9110, §9.3.2).
+                // hyper enforces that for HTTP/1 only.
+                *response.body_mut() = StreamBody::head();
+            }
             Ok(response)
         })
     }

@@ -136,12 +136,17 @@ pub(super) struct Reading {
 impl Reading {
     /// Prepares the reading of a topic for one request. `is_declared` is `true` if the topic exists
     /// even without an event, because the application has
-    /// [declared](super::DurableStreams::existing) that.
+    /// [declared](super::DurableStreams::existing) that. `is_live` is `true` if the request may wait
+    /// for new events.
+    ///
+    /// A live reading of a topic that exists is a subscriber like any other. Other readings are
+    /// lookups, which do not make the topic exist for concurrent requests.
     pub(super) async fn open(
         core: &Arc<Core>,
         topic: &Arc<str>,
         begin: Begin,
         is_declared: bool,
+        is_live: bool,
     ) -> Result<Self, ReadError> {
         if core.is_shut_down() {
             return Err(ReadError::Shutdown);
@@ -156,14 +161,20 @@ impl Reading {
                 return Err(ReadError::NotFound);
             }
         }
+        // A topic that exists because of its subscribers may be finished in the backend.
+        let knows_end = is_declared || (is_known && core.knows_end(topic));
         let (start, position) = match begin {
-            Begin::Now if is_known => (Start::Latest, None),
+            Begin::Now if knows_end => (Start::Latest, None),
             Begin::Now | Begin::Oldest => (Start::Earliest, None),
             // The epoch is that of the request. If the log was replaced in the meantime, the offset
             // is a gap.
             Begin::After(epoch, position) => (Start::After(epoch.id(position)), Some(position)),
         };
-        let subscription = core.subscribe(vec![(topic.clone(), None)], start).await?.without_control_events();
+        let subscribed = match is_live && is_known {
+            true => core.subscribe(vec![(topic.clone(), None)], start).await,
+            false => core.look_up(topic.clone(), start).await,
+        };
+        let subscription = subscribed?.without_control_events();
         if subscription.gap().is_some() {
             return Err(ReadError::Gap);
         }
@@ -178,19 +189,20 @@ impl Reading {
         let needs_event = !is_known && position.is_none();
         let mut reading = Self { core, subscription, topic, pending, position, needs_event, failure: None };
         if begin == Begin::Now {
-            if needs_event {
-                timeout(BACKEND_TIMEOUT, reading.read_to_end()).await.unwrap_or(Err(ReadError::Backend))?;
-            } else {
+            if knows_end {
                 // The reader wants no event up to the cursor, which is the end of the log.
                 reading.position = Some(reading.position());
                 reading.advance(reading.subscription.cursor);
+            } else {
+                timeout(BACKEND_TIMEOUT, reading.read_to_end()).await.unwrap_or(Err(ReadError::Backend))?;
             }
         }
         Ok(reading)
     }
 
     /// Reads all events of a topic, and drops them, so that the client gets only later events. Used
-    /// if the local node does not know the topic. Returns an error if the topic does not exist.
+    /// if the local node does not know whether the topic exists, or whether it is finished. Returns
+    /// an error if the topic does not exist.
     async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
@@ -202,6 +214,8 @@ impl Reading {
                     Poll::Pending if self.awaits_backend() => return Poll::Pending,
                     Poll::Pending if self.is_missing() => return Poll::Ready(Err(ReadError::NotFound)),
                     Poll::Pending => {
+                        // An event that arrives from now on is after the position.
+                        self.position = Some(self.position());
                         self.advance(committed);
                         return Poll::Ready(Ok(()));
                     }
