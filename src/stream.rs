@@ -274,7 +274,7 @@ impl<S> SseStream<S> {
             return no_content(SseBody::ended(self.options));
         }
         let (link, handle) = LayerLink::open();
-        let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble.bytes);
+        let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble);
         let mut response = Response::new(body);
         headers::complete(response.headers_mut());
         response.extensions_mut().insert(handle);
