@@ -73,7 +73,12 @@ async fn response_of_version_1_0_ends_with_connection() {
 async fn connection_closes_after_stream_if_either_side_asks() {
     let closing = async || ([(header::CONNECTION, "close")], event_stream(two_events())).into_response();
     let server = Running::new(app().route("/closing", get(closing))).await;
-    for (path, fields) in [("/two", &[("Connection", "close")][..]), ("/closing", &[])] {
+    for (path, fields) in [
+        ("/two", &[("Connection", "close")][..]),
+        ("/two", &[("Connection", "x\", close")]),
+        ("/two", &[("Connection", "keep-alive"), ("Connection", "x, Close")]),
+        ("/closing", &[]),
+    ] {
         let answer = Protocol::Http1.get(server.address, path, fields).await;
         assert_eq!(answer.headers[header::CONNECTION], "close");
         let answer = answer.complete().await;
