@@ -36,6 +36,9 @@ pub(crate) struct Preamble {
     /// Set if the stream contains a subscription that has offered its preamble, even without first
     /// bytes.
     pub(crate) has_subscription: bool,
+    /// Set if the client may have an id of an earlier stream. Before the first id of this stream,
+    /// an event without an id would make the client forget it (HTML standard, §9.2.6).
+    pub(crate) is_returning: bool,
 }
 
 /// The call that a response on this thread is currently making to its stream, if the stream has to
@@ -140,6 +143,11 @@ impl Preamble {
         (polled, Self::of_all(&offers))
     }
 
+    /// Returns whether the client may have an id, and the first bytes of the response have none.
+    pub(crate) fn has_id_to_keep(&self) -> bool {
+        self.is_returning && self.bytes.is_empty()
+    }
+
     /// Returns the common preamble of several streams.
     fn of_all(offers: &[Self]) -> Self {
         let Some(first) = offers.first() else { return Self::default() };
@@ -148,6 +156,7 @@ impl Preamble {
             bytes: if is_common { first.bytes.clone() } else { Bytes::new() },
             is_over: offers.iter().all(|offer| offer.is_over),
             has_subscription: true,
+            is_returning: offers.iter().any(|offer| offer.is_returning),
         }
     }
 

@@ -134,6 +134,9 @@ pin_project! {
         // Whether a subscription to a hub has offered the first bytes of the response before the
         // first poll. Otherwise, the first poll asks the subscriptions that it reaches for them.
         has_preamble: bool,
+        // Whether the client may have an id, and the first bytes of the response contain none. The
+        // stream contains a subscription to a hub, whose first event has an id.
+        has_id_to_keep: bool,
         // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
         // there is exactly one, the body asks it for its cursor at heartbeats and before an early
         // end.
@@ -169,6 +172,7 @@ impl<S> SseBody<S> {
             items_in_turn: 0,
             has_event_heartbeat: false,
             has_preamble: false,
+            has_id_to_keep: false,
             reached: Reached::default(),
             was_pending: false,
             observation: Observation::new(link),
@@ -178,9 +182,10 @@ impl<S> SseBody<S> {
     /// Makes the body send the first bytes of `preamble` before the first item of the stream, for
     /// example an event with the cursor of a hub subscription.
     pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
+        self.has_preamble = preamble.has_subscription;
+        self.has_id_to_keep = preamble.has_id_to_keep();
         let lines = preamble.bytes;
         self.held = (!lines.is_empty()).then(|| Box::new(Held::Chunk(lines)));
-        self.has_preamble = preamble.has_subscription;
         self
     }
 
@@ -196,6 +201,7 @@ impl<S> SseBody<S> {
             items_in_turn: 0,
             has_event_heartbeat: false,
             has_preamble: false,
+            has_id_to_keep: false,
             reached: Reached::default(),
             was_pending: false,
         }
@@ -476,9 +482,12 @@ where
 
     fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let retry = self.retry();
-        if let Poll::Ready(final_bytes) = self.observation.poll_end(retry, cx) {
+        if let Poll::Ready(mut final_bytes) = self.observation.poll_end(retry, cx) {
             self.add_last_cursor(frame, cx);
             self.stream.set(None);
+            if *self.has_id_to_keep && frame.events == 0 && self.observation.events() == 0 {
+                final_bytes.remove_shutdown_event();
+            }
             let events = u64::from(!final_bytes.event.is_empty());
             self.add(frame, final_bytes.into_bytes(), events);
         }
@@ -543,6 +552,7 @@ where
         if preamble.is_over {
             trace::end_hidden();
         }
+        *self.has_id_to_keep = preamble.has_id_to_keep();
         (filled, preamble.bytes)
     }
 

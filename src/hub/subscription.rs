@@ -72,13 +72,12 @@ use tokio_stream::Stream;
 ///   With the feature `tracing`, a warning is logged if a finished subscription is answered with
 ///   200.
 ///
-/// A stream can use a subscription only as a signal, for example in the future of `take_until`. If
-/// the events of the stream come from another subscription, the response begins with the cursor of
-/// that one, unless an adapter hides its `size_hint`. If the signal is the only subscription, the
-/// response cannot distinguish it from a source of events: it begins with the cursor of the signal,
-/// and at a heartbeat the signal can yield its cursor as an item. Set the signal to
-/// [`without_control_events`](Self::without_control_events), or use
-/// [`Hub::listen`](super::Hub::listen). Both yield only published events.
+/// A stream can also use a subscription only as a signal, for example in the future of
+/// `take_until`. Set this subscription to [`without_control_events`](Self::without_control_events),
+/// or use [`Hub::listen`](super::Hub::listen). Both yield only published events and errors.
+/// Otherwise a gap event would count as the signal, and with several nodes also a cursor after a
+/// replay, at a heartbeat or at a shutdown. The response begins with the cursor of the signal only
+/// if its `size_hint` reaches no other subscription.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -520,7 +519,8 @@ impl Subscription {
 
     /// Returns the preamble for the response. `is_over` is set if the subscription is finished.
     fn preamble(&self, is_over: bool) -> Preamble {
-        Preamble { bytes: self.first_bytes(), is_over, has_subscription: true }
+        let is_returning = self.origin != Origin::Live;
+        Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
     }
 
     /// Returns the event of type `hub-cursor`, whose id is the cursor.
