@@ -118,9 +118,9 @@ impl<S> SseStream<S> {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
-    /// before the first event. A subscription to a hub still begins with an event that contains its
-    /// cursor.
+    /// Disables the heartbeat of this stream, including the heartbeat of layers, and the comment
+    /// that is otherwise sent before the first event. A delay of [`retry`](Self::retry) is still
+    /// sent immediately, and so is the cursor of a subscription to a hub.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
     /// clients only when a write fails, and keeps their silent streams until then. The first kind
