@@ -53,7 +53,8 @@
 //!
 //! - the body of the request is not read to its end when the handler responds;
 //! - the request has the method `CONNECT`, or an `Upgrade` or `Transfer-Encoding` header;
-//! - the response has a known length, or a `Trailer` or `Transfer-Encoding` header.
+//! - the response has a known length, a `Trailer` header, or a `Transfer-Encoding` header other
+//!   than `chunked`.
 //!
 //! | limit | value | beyond it |
 //! |---|---|---|
