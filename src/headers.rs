@@ -98,8 +98,15 @@ pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
 
 /// Returns whether the headers contain `Connection: close`, so that the connection closes after the
 /// response (RFC 9112, §9.6).
+///
+/// Splits at every comma, as hyper does, because a `Connection` header contains only tokens (RFC
+/// 9110, §7.6.1). If hyper announces that the connection closes, it must close.
 pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
-    has_directive(headers, CONNECTION, "close")
+    let mut values = headers.get_all(CONNECTION).into_iter();
+    values.any(|value| {
+        let mut options = value.as_bytes().split(|&byte| byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    })
 }
 
 /// Returns whether the body has a `Content-Encoding`, so that additional bytes would corrupt it.
@@ -266,6 +273,23 @@ mod tests {
         ] {
             let headers = [(ACCEPT, HeaderValue::from_static(accept))].into_iter().collect();
             assert_eq!(is_only_event_stream_accepted(&headers), is_only, "{accept}");
+        }
+    }
+
+    #[test]
+    fn connection_header_is_split_at_every_comma() {
+        for (connection, closes) in [
+            ("close", true),
+            ("keep-alive,\tClose ", true),
+            ("x\", close", true),
+            ("\"x, close, y\"", true),
+            ("keep-alive", false),
+            ("\"close\"", false),
+            ("close=1", false),
+            ("closed", false),
+        ] {
+            let headers = [(CONNECTION, HeaderValue::from_static(connection))].into_iter().collect();
+            assert_eq!(has_connection_close(&headers), closes, "{connection}");
         }
     }
 

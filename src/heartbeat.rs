@@ -90,7 +90,9 @@ impl Heartbeat {
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise a heartbeat can arrive before the first id. A client that has reconnected then
-    /// forgets its last id (HTML standard, §9.2.6).
+    /// forgets its last id (HTML standard, §9.2.6). A subscription to a hub begins with an id,
+    /// except [without control events](crate::hub::Subscription::without_control_events) and while
+    /// its backend does not respond.
     ///
     /// The event is sent without its id. With an id, the client would send the id as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.

@@ -203,9 +203,15 @@ impl SseLayer {
     /// upstream stream that cannot complete its current event ends without the shutdown event.
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
-    /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id of a
-    /// stream. A client that has reconnected then forgets the last id of its previous stream (HTML
-    /// standard, §9.2.6).
+    /// Otherwise the shutdown event can arrive before the first id of a stream. A client that has
+    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
+    ///
+    /// Most streams of a hub begin with an id. Those that begin with a gap event or a snapshot, and
+    /// those [without control events](crate::hub::Subscription::without_control_events), have no id
+    /// before their first event. If such a stream ends before its first event, a client that may
+    /// have an id gets the reconnect delay without the shutdown event. This needs an adapter that
+    /// forwards `size_hint`, or a stream that was polled before the shutdown. The last events of
+    /// [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are always sent.
     ///
     /// # Examples
     ///

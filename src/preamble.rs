@@ -9,10 +9,13 @@
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
 //!   stream can [offer](Preamble::offer) its preamble.
-//! - All adapters forward `poll_next`. A subscription detects [why the response polls
-//!   it](purpose_of_poll). In the first poll, a subscription whose `size_hint` was not called yields
-//!   the first bytes as its first item. At a heartbeat and before an early end, a subscription that
-//!   has delivered all of its events yields its newest cursor.
+//! - All adapters forward `poll_next`. If `size_hint` has reached no subscription, the
+//!   subscriptions that [the first poll](Preamble::of_first_poll) reaches offer their preambles. At
+//!   a heartbeat and before an early end, a subscription detects [why the response polls
+//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor.
+//!
+//! The first bytes are never an item. An application may use a subscription as a signal, for
+//! example in the future of `take_until`, and would take an item for the signal.
 //!
 //! The cursor at a heartbeat or at an end must be an item of `poll_next`. An adapter can hold back
 //! events that the subscription has yielded, and the cursor has to follow them.
@@ -30,6 +33,12 @@ pub(crate) struct Preamble {
     /// Set if the stream has no items and will never have any. The response is then
     /// `204 No Content`.
     pub(crate) is_over: bool,
+    /// Set if the stream contains a subscription that has offered its preamble, even without first
+    /// bytes.
+    pub(crate) has_subscription: bool,
+    /// Set if the client may have an id of an earlier stream. Before the first id of this stream,
+    /// an event without an id would make the client forget it (HTML standard, §9.2.6).
+    pub(crate) is_returning: bool,
 }
 
 /// The call that a response on this thread is currently making to its stream, if the stream has to
@@ -42,6 +51,9 @@ enum Call {
     /// or the status 204. The vector collects the preambles of all streams that the call reaches.
     /// An adapter such as `merge` passes the call to several streams.
     Asks(Vec<Preamble>),
+    /// The response calls `poll_next` of its stream for the first time, to get the first items and
+    /// the preamble. The vector collects the preambles of all streams that the call reaches.
+    Begins(Vec<Preamble>, Reached),
     /// The response calls `poll_next` of its stream.
     Polls {
         #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
@@ -56,8 +68,6 @@ enum Call {
 pub(crate) enum Purpose {
     /// The next items. Also the purpose of a call by other code than a response.
     Items,
-    /// The next items, for the first time: the response begins.
-    FirstItems,
     /// The next items, because a heartbeat is due. A subscription without an item yields its newest
     /// cursor instead.
     Heartbeat,
@@ -117,24 +127,52 @@ impl Preamble {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
         let Call::Asks(offers) = CALL.take() else { return Self::default() };
-        let is_over = most == Some(0) && !offers.is_empty() && offers.iter().all(|offer| offer.is_over);
-        let first = offers.first().map(|offer| offer.bytes.clone());
-        let bytes = first.filter(|first| offers.iter().all(|offer| offer.bytes == first)).unwrap_or_default();
-        Self { bytes, is_over }
+        let preamble = Self::of_all(&offers);
+        Self { is_over: preamble.is_over && most == Some(0), ..preamble }
+    }
+
+    /// Calls `poll`, which polls the stream of a response for the first time. Returns the preamble
+    /// of the streams that the call reaches. Used if [`of`](Self::of) has reached no subscription,
+    /// because an adapter did not forward `size_hint`. Adds the subscriptions that the call reaches
+    /// to `reached`.
+    pub(crate) fn of_first_poll<T>(reached: &mut Reached, poll: impl FnOnce() -> T) -> (T, Self) {
+        let _scope = Scope::enter(Call::Begins(Vec::new(), *reached));
+        let polled = poll();
+        let Call::Begins(offers, all) = CALL.take() else { return (polled, Self::default()) };
+        *reached = all;
+        (polled, Self::of_all(&offers))
+    }
+
+    /// Returns whether the client may have an id, and the first bytes of the response have none.
+    pub(crate) fn has_id_to_keep(&self) -> bool {
+        self.is_returning && self.bytes.is_empty()
+    }
+
+    /// Returns the common preamble of several streams.
+    fn of_all(offers: &[Self]) -> Self {
+        let Some(first) = offers.first() else { return Self::default() };
+        let is_common = offers.iter().all(|offer| offer.bytes == first.bytes);
+        Self {
+            bytes: if is_common { first.bytes.clone() } else { Bytes::new() },
+            is_over: offers.iter().all(|offer| offer.is_over),
+            has_subscription: true,
+            is_returning: offers.iter().any(|offer| offer.is_returning),
+        }
     }
 
     /// Offers a preamble (the first bytes of a response, or the status 204) to the response around
-    /// the stream. A stream calls this function in its `size_hint`. A response calls `size_hint` to
-    /// get the preamble, and most adapters forward this call to the streams inside them. During
-    /// such a call on this thread, calls the closure `preamble` to create the preamble, and returns
-    /// `true`. Otherwise returns `false` without calling the closure.
+    /// the stream. A stream calls this function in its `size_hint` and in its first `poll_next`. A
+    /// response calls `size_hint`, or `poll_next` for the first time, to get the preamble, and
+    /// adapters forward these calls to the streams inside them. During such a call on this thread,
+    /// calls the closure `preamble` to create the preamble, and returns `true`. Otherwise returns
+    /// `false` without calling the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
-        let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));
+        let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_) | Call::Begins(..)));
         if is_asked {
             let preamble = preamble();
             CALL.with_borrow_mut(|call| {
-                if let Call::Asks(offers) = call {
+                if let Call::Asks(offers) | Call::Begins(offers, _) = call {
                     offers.push(preamble);
                 }
             });
@@ -164,6 +202,10 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
         Call::Polls { purpose, reached } => {
             reached.add(address);
             *purpose
+        }
+        Call::Begins(_, reached) => {
+            reached.add(address);
+            Purpose::Items
         }
         Call::None | Call::Asks(_) => Purpose::Items,
     })

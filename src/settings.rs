@@ -139,6 +139,14 @@ pub(crate) struct FinalBytes {
 }
 
 impl FinalBytes {
+    /// Removes the event if the stream ends at a shutdown. Keeps the last event of a registry or of
+    /// the handler: only a shutdown has a reconnect delay.
+    pub(crate) fn remove_shutdown_event(&mut self) {
+        if !self.retry.is_empty() {
+            self.event = Bytes::new();
+        }
+    }
+
     /// Joins the reconnect delay and the last event, in this order. Some clients, such as undici
     /// and htmx, apply a delay only together with an event that follows the delay.
     pub(crate) fn into_bytes(self) -> Bytes {

@@ -156,9 +156,9 @@ impl<S> SseStream<S> {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
-    /// before the first event. A subscription to a hub still begins with an event that contains its
-    /// cursor.
+    /// Disables the heartbeat of this stream, including the heartbeat of layers, and the comment
+    /// that is otherwise sent before the first event. A delay of [`retry`](Self::retry) is still
+    /// sent immediately, and so is the cursor of a subscription to a hub.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
     /// clients only when a write fails, and keeps their silent streams until then. The first kind
@@ -312,7 +312,7 @@ impl<S> SseStream<S> {
             return no_content(SseBody::ended(self.options));
         }
         let (link, handle) = LayerLink::open();
-        let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble.bytes);
+        let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble);
         let mut response = Response::new(body);
         headers::complete(response.headers_mut());
         response.extensions_mut().insert(handle);

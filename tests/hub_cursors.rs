@@ -1,13 +1,17 @@
 //! The resume point of a client: each row of the table in the documentation of `tower_sse::hub`.
 
 use futures_util::{
-    FutureExt, StreamExt, future,
+    FutureExt, StreamExt,
+    future::{self, BoxFuture},
     stream::{self, BoxStream},
 };
 use http_body::Body;
 use serde_json::{Value, json};
 use std::{task::Poll, time::Duration};
-use support::whatwg::{self, Message};
+use support::{
+    polled::Polled,
+    whatwg::{self, Message},
+};
 use tokio_stream::Stream;
 use tokio_test::task;
 use tower_sse::{
@@ -374,6 +378,56 @@ fn cursor_survives_adapters() {
     assert_eq!(first_bytes(mixed), format!("{cursor}data: weather\n\n"));
 }
 
+/// A stream that contains a signal, and that ends at the signal.
+type WithSignal = fn(Subscription, BoxFuture<'static, ()>) -> SseStream<BoxStream<'static, Item>>;
+
+#[test]
+fn signal_of_hub_ends_stream_only_with_event() {
+    let streams: [WithSignal; 3] = [
+        |news, signal| SseStream::new(news).map_stream(|news| news.take_until(signal).boxed()),
+        |news, signal| SseStream::new(news.take_until(signal).boxed()),
+        // The signal is the only subscription in the stream.
+        |_, signal| SseStream::new(stream::pending().take_until(signal).boxed()),
+    ];
+    for stream in streams {
+        let hub = hub();
+        let last = publish(&hub, "news", "1");
+        let mut logout = subscribe(&hub, "logout", Start::Latest);
+        let signal = async move { drop(logout.next().await) };
+        let stream = stream(subscribe(&hub, "news", Start::Latest), signal.boxed()).without_heartbeat();
+        let mut body = Polled::new(stream.into_http_response());
+        body.assert_data(format!("event: hub-cursor\nid: {last}\ndata: \n\n"));
+        body.assert_pending();
+        publish(&hub, "logout", "now");
+        body.assert_end();
+    }
+}
+
+#[test]
+fn generator_gets_only_published_events() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    let generated = stream::unfold(subscribe(&hub, "a", Start::Earliest), async |mut events| {
+        let item = events.next().await?.unwrap();
+        Some((Event::display(item.count()), events))
+    });
+    let start = subscribe(&hub, "a", Start::Earliest).cursor();
+    assert_ne!(start, last);
+    assert_eq!(first_bytes(generated), format!("event: hub-cursor\nid: {start}\ndata: \n\ndata: 1\n\n"));
+}
+
+#[test]
+fn first_cursor_follows_retry_line() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    for adapt in ADAPTERS {
+        let stream = SseStream::new(adapt(subscribe(&hub, "a", Start::Latest))).retry(Duration::from_secs(3));
+        let mut body = Polled::new(stream.without_heartbeat().into_http_response());
+        body.assert_data(format!("retry: 3000\nevent: hub-cursor\nid: {last}\ndata: \n\n"));
+        body.assert_pending();
+    }
+}
+
 #[test]
 fn setting_without_control_events_wins_over_cursor_in_any_order() {
     let hub = hub();
@@ -424,6 +478,9 @@ fn merged_subscriptions_have_no_common_cursor() {
         |start| tokio_stream::StreamExt::merge(subscribe(&hub, "a", start), subscribe(&hub, "a", Start::Latest));
     assert_eq!(first_bytes(merge(Start::Latest)), format!("event: hub-cursor\nid: {first}\ndata: \n\n"));
     assert_eq!(first_bytes(merge(Start::Earliest)), format!("id: {first}\ndata: 1\n\n"));
+    // This adapter does not forward `size_hint`.
+    let selected = stream::select(subscribe(&hub, "a", Start::Earliest), subscribe(&hub, "a", Start::Latest));
+    assert_eq!(first_bytes(selected), format!("id: {first}\ndata: 1\n\n"));
 }
 
 #[test]

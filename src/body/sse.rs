@@ -11,7 +11,7 @@ use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
     event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
-    preamble::{Purpose, Reached, poll_for},
+    preamble::{Preamble, Purpose, Reached, poll_for},
     settings::Settings,
     trace,
 };
@@ -131,6 +131,12 @@ pin_project! {
         items_in_turn: u32,
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
+        // Whether a subscription to a hub has offered the first bytes of the response before the
+        // first poll. Otherwise, the first poll asks the subscriptions that it reaches for them.
+        has_preamble: bool,
+        // Whether the client may have an id, and the first bytes of the response contain none. The
+        // stream contains a subscription to a hub, whose first event has an id.
+        has_id_to_keep: bool,
         // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
         // there is exactly one, the body asks it for its cursor at heartbeats and before an early
         // end.
@@ -165,15 +171,20 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
+            has_preamble: false,
+            has_id_to_keep: false,
             reached: Reached::default(),
             was_pending: false,
             observation: Observation::new(link),
         }
     }
 
-    /// Makes the body send `lines` before the first item of the stream, for example an event with
-    /// the cursor of a hub subscription. Empty `lines` have no effect.
-    pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
+    /// Makes the body send the first bytes of `preamble` before the first item of the stream, for
+    /// example an event with the cursor of a hub subscription.
+    pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
+        self.has_preamble = preamble.has_subscription;
+        self.has_id_to_keep = preamble.has_id_to_keep();
+        let lines = preamble.bytes;
         self.held = (!lines.is_empty()).then(|| Box::new(Held::Chunk(lines)));
         self
     }
@@ -189,6 +200,8 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
+            has_preamble: false,
+            has_id_to_keep: false,
             reached: Reached::default(),
             was_pending: false,
         }
@@ -253,13 +266,26 @@ where
             buffer: FrameBuffer::beginning_with(beginning),
             events: deferred_events,
         };
-        let beginning_if_closed = self.observation.is_registered().then(|| beginning.clone());
+        let beginning_length = beginning.len();
+        let mut beginning_if_closed = self.observation.is_registered().then(|| beginning.clone());
         let mut frame = begin_frame(beginning);
 
         self.apply_end(&mut frame, cx);
         let was_open = self.stream.is_some();
-        let purpose = if is_first { Purpose::FirstItems } else { Purpose::Items };
-        let mut filled = self.fill_for(purpose, &mut frame, cx);
+        let mut filled = if is_first && !*self.has_preamble {
+            let (filled, lines) = self.fill_first(&mut frame, cx);
+            if !lines.is_empty() {
+                // The beginning is only the `retry` line, because no first bytes were offered
+                // before.
+                frame.insert(beginning_length, &lines);
+                if let Some(beginning) = &mut beginning_if_closed {
+                    *beginning = [&beginning[..], &lines].concat().into();
+                }
+            }
+            filled
+        } else {
+            self.fill_for_items(&mut frame, cx)
+        };
 
         let (mut due, mut is_cursor) = (None, false);
         if filled.is_pending() {
@@ -338,6 +364,17 @@ struct FrameBuilder {
     /// postpone them. If heartbeats are events, only an event that a client dispatches postpones
     /// them.
     is_visible: bool,
+}
+
+impl FrameBuilder {
+    /// Inserts `lines` behind the first `position` bytes of the frame.
+    #[cold]
+    fn insert(&mut self, position: usize, lines: &Bytes) {
+        self.is_visible |= is_visible(lines);
+        let bytes = mem::replace(&mut self.buffer, FrameBuffer::beginning_with(Bytes::new())).into_bytes();
+        let (before, after) = bytes.split_at(position);
+        self.buffer = FrameBuffer::beginning_with([before, lines, after].concat().into());
+    }
 }
 
 impl<S> Projection<'_, S> {
@@ -445,9 +482,12 @@ where
 
     fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let retry = self.retry();
-        if let Poll::Ready(final_bytes) = self.observation.poll_end(retry, cx) {
+        if let Poll::Ready(mut final_bytes) = self.observation.poll_end(retry, cx) {
             self.add_last_cursor(frame, cx);
             self.stream.set(None);
+            if *self.has_id_to_keep && frame.events == 0 && self.observation.events() == 0 {
+                final_bytes.remove_shutdown_event();
+            }
             let events = u64::from(!final_bytes.event.is_empty());
             self.add(frame, final_bytes.into_bytes(), events);
         }
@@ -489,18 +529,31 @@ where
         *self.was_pending && self.reached.is_one()
     }
 
-    /// Polls the stream for this purpose, and adds its ready items to the frame, like
-    /// [`fill`](Self::fill). Notes the subscriptions that it reaches, as long as it matters whether
-    /// there are several.
+    /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Notes the
+    /// subscriptions that the poll reaches, as long as it matters whether there are several.
     #[inline]
-    fn fill_for(&mut self, purpose: Purpose, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+    fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.was_pending && !self.reached.is_one() {
             return self.fill(frame, cx);
         }
         let mut reached = *self.reached;
-        let filled = poll_for(purpose, &mut reached, || self.fill(frame, cx));
+        let filled = poll_for(Purpose::Items, &mut reached, || self.fill(frame, cx));
         *self.reached = reached;
         filled
+    }
+
+    /// Polls the stream for the first time, and adds its ready items to the frame, like
+    /// [`fill`](Self::fill). Also returns the first bytes that the subscriptions in the stream
+    /// offer, which belong before these items.
+    fn fill_first(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, Bytes) {
+        let mut reached = *self.reached;
+        let (filled, preamble) = Preamble::of_first_poll(&mut reached, || self.fill(frame, cx));
+        *self.reached = reached;
+        if preamble.is_over {
+            trace::end_hidden();
+        }
+        *self.has_id_to_keep = preamble.has_id_to_keep();
+        (filled, preamble.bytes)
     }
 
     /// Adds ready items of the stream to the frame. Returns `Pending` if the stream is pending.

@@ -16,7 +16,6 @@ use super::{
 use crate::{
     EncodedEvents, Event, EventId,
     preamble::{self, Preamble, Purpose},
-    trace,
 };
 use bytes::Bytes;
 use std::{
@@ -61,15 +60,24 @@ use tokio_stream::Stream;
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
-///   [`begin_with_cursor`](Self::begin_with_cursor). The same condition applies to the cursors at
-///   heartbeats and at an early end. An adapter over several subscriptions or listeners gets no such
-///   cursors. An adapter must keep the order of its items, because a cursor means that the client
-///   has every earlier event.
+///   [`begin_with_cursor`](Self::begin_with_cursor). The adapter does not get this first cursor as
+///   an item. Several subscriptions with different cursors have no common cursor to begin with.
+/// - The response asks for its cursors at heartbeats and at an early end under the same condition.
+///   The adapter gets such a cursor as an item whose [`count`](EncodedEvents::count) is 0. It must
+///   keep the order of its items, because a cursor means that the client has every earlier event.
+///   An adapter over several subscriptions or listeners gets no such cursors.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
 ///   With the feature `tracing`, a warning is logged if a finished subscription is answered with
 ///   200.
+///
+/// A stream can also use a subscription only as a signal, for example in the future of
+/// `take_until`. Set this subscription to [`without_control_events`](Self::without_control_events),
+/// or use [`Hub::listen`](super::Hub::listen). Both yield only published events and errors.
+/// Otherwise a gap event would count as the signal, and with several nodes also a cursor after a
+/// replay, at a heartbeat or at a shutdown. The response begins with the cursor of the signal only
+/// if its `size_hint` reaches no other subscription.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -134,8 +142,8 @@ pub struct Subscription {
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set if the stream does not have to begin with the event that contains only the cursor: a
-    /// response has already sent this event, or the subscription was polled.
+    /// Set if the subscription has no preamble to offer any more: a response has already asked for
+    /// it, or the subscription was polled.
     has_preamble: AtomicBool,
     /// Set if the client may have an older id than the cursor. A page of old records from the backend
     /// moves the cursor to the end of the page, and the client gets the ids of the events in it.
@@ -625,6 +633,12 @@ impl Subscription {
         }
     }
 
+    /// Returns the preamble for the response. `is_over` is set if the subscription is finished.
+    fn preamble(&self, is_over: bool) -> Preamble {
+        let is_returning = self.origin != Origin::Live;
+        Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
+    }
+
     /// Returns the event of type `hub-cursor`, whose id is the cursor.
     /// [`begin_with_cursor`](Self::begin_with_cursor) describes it.
     fn cursor_event(&self) -> Event {
@@ -763,9 +777,7 @@ impl Subscription {
     }
 
     /// Polls for the next events of the subscription. Returns them together with the topics that
-    /// they belong to. [`poll_next`](Stream::poll_next) can begin with the event that contains only
-    /// the cursor. This method begins with that event only if the application has called
-    /// [`begin_with_cursor`](Self::begin_with_cursor).
+    /// they belong to.
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
             let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
@@ -851,19 +863,11 @@ impl Stream for Subscription {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let purpose = preamble::purpose_of_poll(ptr::from_ref(this).addr());
-        let has_preamble = mem::replace(this.has_preamble.get_mut(), true);
-        match purpose {
-            Purpose::FirstItems if !has_preamble => {
-                if this.is_finished() {
-                    trace::end_hidden();
-                }
-                let bytes = this.first_bytes();
-                if !bytes.is_empty() {
-                    return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
-                }
-            }
-            Purpose::End => return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor)))),
-            _ => {}
+        if !mem::replace(this.has_preamble.get_mut(), true) {
+            Preamble::offer(|| this.preamble(this.is_finished()));
+        }
+        if purpose == Purpose::End {
+            return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor))));
         }
         let item = this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)));
         if purpose == Purpose::Heartbeat && item.is_pending() {
@@ -878,7 +882,7 @@ impl Stream for Subscription {
     /// is then `204 No Content`. Otherwise, returns no upper bound.
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
-        let is_offered = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });
+        let is_offered = Preamble::offer(|| self.preamble(is_over));
         self.has_preamble.fetch_or(is_offered, Ordering::Relaxed);
         (0, is_over.then_some(0))
     }

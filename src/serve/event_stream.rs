@@ -18,8 +18,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The maximum number of bytes from the client that are kept while its event stream runs, such as a
-/// pipelined request. If the client sends more, all of these bytes are discarded, and the
-/// connection closes after the stream.
+/// pipelined request. Includes the bytes after the request that hyper has read. If the client sends
+/// more, all of these bytes are discarded, and the connection closes after the stream.
 const MAX_UNREAD: usize = 16 * 1024;
 /// The maximum number of reads from the client in one poll of an event stream. After these reads,
 /// other tasks run, even if the client sends all the time.
@@ -95,14 +95,15 @@ impl From<io::Error> for Disconnected {
 
 impl<B> EventStream<B> {
     /// Creates the event stream of a connection that this server has taken over from hyper. `offer`
-    /// contains the body of the response and its framing. `unread` contains bytes that the client
-    /// has sent after its request.
-    pub(super) fn new(offer: Offer<B>, unread: BytesMut) -> Self {
-        let unread = Some(unread).filter(|unread| !unread.is_empty()).map(Box::new);
+    /// contains the body of the response and its framing. `unread` contains the bytes that the
+    /// client has sent after its request, in two parts.
+    pub(super) fn new(offer: Offer<B>, unread: [&[u8]; 2]) -> Self {
+        let mut input = Input { unread: None, keep_alive: offer.keep_alive };
+        unread.into_iter().for_each(|bytes| input.keep(bytes));
         Self {
             body: Some(offer.body),
             output: Output { unsent: None, is_dirty: false, framing: offer.framing, phase: Phase::Open },
-            input: Input { unread, keep_alive: offer.keep_alive },
+            input,
         }
     }
 }
@@ -257,10 +258,10 @@ impl Input {
     }
 
     /// Keeps bytes of the next request, up to 16 KiB. Over this limit, all of them are discarded,
-    /// and the connection closes after the stream. The server continues to read, because only a
-    /// read shows that the client has disconnected.
+    /// and the connection closes after the stream. If the connection closes anyway, keeps nothing.
+    /// The server continues to read, because only a read shows that the client has disconnected.
     fn keep(&mut self, bytes: &[u8]) {
-        if !self.keep_alive {
+        if bytes.is_empty() || !self.keep_alive {
             return;
         }
         let unread = self.unread.get_or_insert_default();
@@ -270,5 +271,31 @@ impl Input {
         } else {
             unread.extend_from_slice(bytes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(keep_alive: bool, unread: [&[u8]; 2]) -> Input {
+        EventStream::new(Offer { body: (), framing: Framing::Chunked, keep_alive }, unread).input
+    }
+
+    #[test]
+    fn limit_applies_to_bytes_that_hyper_has_read() {
+        let (half, more) = (&[b'x'; MAX_UNREAD / 2][..], &[b'x'; MAX_UNREAD / 2 + 1][..]);
+        for (unread, kept) in [([half, half], Some(MAX_UNREAD)), ([half, more], None), ([&[], &[]], None)] {
+            let input = input(true, unread);
+            assert_eq!(input.unread.map(|unread| unread.len()), kept);
+            assert_eq!(input.keep_alive, unread[1].len() <= half.len());
+        }
+    }
+
+    #[test]
+    fn closing_connection_keeps_no_unread_bytes() {
+        let mut input = input(false, [b"junk", b"more"]);
+        input.keep(b"even more");
+        assert!(input.unread.is_none());
     }
 }

@@ -8,7 +8,7 @@ use super::{
     server::{HeaderDeadline, Peer, Server},
     service::{Address, App, Http1Service},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::server::conn::http1::UpgradeableConnection;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -88,9 +88,8 @@ where
         };
         let Rewound { io, front, .. } = parts.io.into_inner().io;
         let Http1Service { service, address, .. } = parts.service;
-        let mut unread = BytesMut::from(&*parts.read_buf);
-        unread.extend_from_slice(&front);
-        Poll::Ready(Next::EventStream(Peer { io, service, address }, EventStream::new(offer, unread)))
+        let stream = EventStream::new(offer, [&parts.read_buf, &front]);
+        Poll::Ready(Next::EventStream(Peer { io, service, address }, stream))
     }
 
     /// Takes the connection from hyper, so that this server closes it: at a shutdown, or

@@ -54,13 +54,14 @@
 //!
 //! - the body of the request is not read to its end when the handler responds;
 //! - the request has the method `CONNECT`, or an `Upgrade` or `Transfer-Encoding` header;
-//! - the response has a known length, or a `Trailer` or `Transfer-Encoding` header.
+//! - the response has a known length, a `Trailer` header, or a `Transfer-Encoding` header other
+//!   than `chunked`.
 //!
 //! | limit | value | beyond it |
 //! |---|---|---|
 //! | bytes in one write | 256 KiB and one frame, or 256 frames | the next write, after other tasks |
 //! | bytes that wait for a slow client | one write | the body is not polled |
-//! | bytes that the client sends during a stream | 16 KiB | they are discarded, and the connection closes after the stream |
+//! | bytes that the client sends after its request, until the stream ends | 16 KiB | they are discarded, and the connection closes after the stream |
 //!
 //! A client that closes only its own direction counts as disconnected, as in hyper. If a body
 //! fails, the frames before the error are sent, and the connection closes without the last chunk. A

@@ -126,27 +126,30 @@ impl Facts {
     /// for any other response.
     ///
     /// This server does not take over a connection whose request hyper has not read completely. Nor
-    /// does it take over a response with a framing of its own: a known length, trailers or other
-    /// transfer codings.
+    /// does it take over a response with a framing of its own: a known length, trailers or transfer
+    /// codings. The coding `chunked` is the framing that this server writes. hyper's client leaves
+    /// it in the response of an upstream server.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,
             RequestProgress::Tracked(is_complete) => is_complete.load(Ordering::Relaxed),
         };
-        let headers = response.headers();
         let is_free = self.is_plain
             && is_request_read
             && layer::is_event_stream(response, false)
             && !layer::has_known_length(response)
-            && !headers.contains_key(TRANSFER_ENCODING)
-            && !headers.contains_key(TRAILER);
-        match (self.version, response.version()) {
-            _ if !is_free => None,
-            (Version::HTTP_11, Version::HTTP_11 | Version::HTTP_2) => Some(Framing::Chunked),
+            && !response.headers().contains_key(TRAILER);
+        let framing = match (self.version, response.version()) {
+            (Version::HTTP_11, Version::HTTP_11 | Version::HTTP_2) => Framing::Chunked,
             (Version::HTTP_10, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2)
-            | (Version::HTTP_11, Version::HTTP_10) => Some(Framing::UntilClose),
-            _ => None,
-        }
+            | (Version::HTTP_11, Version::HTTP_10) => Framing::UntilClose,
+            _ => return None,
+        };
+        let mut codings = response.headers().get_all(TRANSFER_ENCODING).into_iter();
+        let is_writable = codings
+            .next()
+            .is_none_or(|coding| framing == Framing::Chunked && coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        (is_free && is_writable && codings.next().is_none()).then_some(framing)
     }
 }
 

@@ -6,7 +6,10 @@ use std::{sync::atomic::Ordering, task::Poll, time::Duration};
 use support::{script::Step, whatwg};
 use tokio::time::advance;
 use tokio_util::sync::CancellationToken;
-use tower_sse::{CloseReason, Event, SseLayer, SseStream};
+use tower_sse::{
+    CloseReason, Event, EventId, SseLayer, SseStream,
+    hub::{Hub, Start},
+};
 
 #[tokio::test]
 async fn idle_stream_ends_with_event_and_reconnect_delay() {
@@ -127,6 +130,56 @@ async fn stream_after_shutdown_ends_unpolled() {
     token.cancel();
     assert_eq!(ours(silent(), &[&quiet]).rest(), "retry: 1000\n");
     assert_eq!(upstream([Step::Hang], &[&quiet]).rest(), "retry: 1000\n");
+}
+
+#[tokio::test]
+async fn shutdown_event_does_not_erase_id_of_returning_client() {
+    let hub = Hub::builder().build();
+    let topic = hub.topic("a");
+    let id = topic.publish(Event::new("1")).await.unwrap();
+    let shutdown_layer = || {
+        let (token, layer) = shutdown_layer();
+        (token, layer.shutdown_event(Event::new("bye")))
+    };
+    let quiet = async || topic.subscribe(id.clone()).await.unwrap().without_control_events();
+    let lost = async || topic.subscribe(EventId::from("lost")).await.unwrap();
+    let earlier = async || topic.subscribe(Start::Earliest).await.unwrap();
+    let (token, layer) = shutdown_layer();
+    token.cancel();
+    for stream in [
+        lost().await.boxed(),
+        lost().await.begin_with(Event::new("state")).boxed(),
+        quiet().await.boxed(),
+        // Subscriptions with different cursors have no common cursor.
+        tokio_stream::StreamExt::merge(earlier().await, quiet().await).boxed(),
+    ] {
+        let rest = ours(SseStream::new(stream), &[&layer]).rest();
+        assert_eq!(rest, "retry: 1000\n");
+        assert_eq!(whatwg::parse_after("lost", rest.as_bytes()).last_event_id, "lost");
+    }
+    // A client that gets an id, or has none to lose, gets the event.
+    let resumed = ours(SseStream::new(topic.subscribe(id.clone()).await.unwrap()), &[&layer]).rest();
+    assert_eq!(resumed, format!("event: hub-cursor\nid: {id}\ndata: \n\nretry: 1000\ndata: bye\n\n"));
+    let new = topic.subscribe(Start::Latest).await.unwrap().without_control_events();
+    assert_eq!(ours(SseStream::new(new), &[&layer]).rest(), "retry: 1000\ndata: bye\n\n");
+    // The last event of the handler is sent.
+    let ended = SseStream::new(lost().await).end_when(async { Some(Event::new("expired")) });
+    assert_eq!(ours(ended, &[]).rest(), "data: expired\n\n");
+
+    for stream in [quiet().await.boxed(), stream::select(quiet().await, stream::pending()).boxed()] {
+        let (token, layer) = shutdown_layer();
+        let mut body = ours(SseStream::new(stream), &[&layer]);
+        body.assert_pending();
+        token.cancel();
+        assert_eq!(body.rest(), "retry: 1000\n");
+    }
+    let (token, layer) = shutdown_layer();
+    let mut body = ours(SseStream::new(quiet().await), &[&layer]);
+    body.assert_pending();
+    let next = topic.publish(Event::new("2")).await.unwrap();
+    body.assert_data(format!("id: {next}\ndata: 2\n\n"));
+    token.cancel();
+    assert_eq!(body.rest(), "retry: 1000\ndata: bye\n\n");
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! The ends of connections: by the client, by an error of the body, and by a panic.
 
 use crate::common::{Driver, Running, driven, event_stream};
-use axum::{Router, extract::Path, response::Response, routing::get};
+use axum::{Router, extract::Path, middleware::map_response, response::Response, routing::get};
 use futures_util::stream;
+use http::{HeaderValue, header::TRANSFER_ENCODING};
 use std::sync::{Arc, Mutex};
 use support::{
     client::{Answer, Http2, Protocol, within},
@@ -62,6 +63,29 @@ async fn silent_stream_is_dropped_when_client_has_sent_more_bytes() {
         drop(socket);
         driver.body_dropped().await;
     }
+}
+
+/// hyper's client leaves `Transfer-Encoding: chunked` in the response that a gateway passes on.
+/// hyper's server would not notice the disconnection.
+#[tokio::test]
+async fn chunked_stream_of_gateway_is_dropped_when_client_disconnects() {
+    let (mut drivers, app) = streams();
+    let chunked = async |mut response: Response| {
+        response.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("Chunked"));
+        response
+    };
+    let server = Running::new(app.layer(map_response(chunked))).await;
+    let (mut socket, head) = open_stream(server.address).await;
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    assert_eq!(head.matches("chunked").count(), 1, "{head}");
+    let driver = drivers.recv().await.unwrap();
+    driver.send("data: one\n\n");
+    let mut chunk = [0; 16];
+    within("an event", socket.read_exact(&mut chunk)).await.unwrap();
+    assert_eq!(chunk, *b"B\r\ndata: one\n\n\r\n");
+    within("the server to read", socket.write_all(b"more")).await.unwrap();
+    drop(socket);
+    driver.body_dropped().await;
 }
 
 /// A client that shuts down its own direction has disconnected, like in hyper.

@@ -22,6 +22,7 @@ fn two_events() -> Script {
 fn app() -> Router {
     Router::new()
         .route("/two", any(async || event_stream(two_events())))
+        .route("/chunked", any(async || ([(header::TRANSFER_ENCODING, "chunked")], event_stream(two_events()))))
         .route("/empty", get(async || event_stream(Script::new([Step::chunk("")]))))
         .route("/plain", get(async || "plain"))
 }
@@ -31,7 +32,12 @@ async fn http_1_1_stream_is_chunked_and_keeps_connection() {
     let server = Running::new(app()).await;
     let mut connection = Http1::connect(server.address).await;
     for _ in 0..3 {
-        for (path, body) in [("/two", "data: one\n\ndata: two\n\n"), ("/plain", "plain"), ("/empty", "")] {
+        for (path, body) in [
+            ("/two", "data: one\n\ndata: two\n\n"),
+            ("/chunked", "data: one\n\ndata: two\n\n"),
+            ("/plain", "plain"),
+            ("/empty", ""),
+        ] {
             let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
             let answer = connection.request(request).await;
             assert_eq!((answer.version, answer.status), (Version::HTTP_11, StatusCode::OK));
@@ -47,8 +53,8 @@ async fn http_1_1_stream_is_chunked_and_keeps_connection() {
 #[tokio::test]
 async fn http_1_0_stream_ends_with_connection() {
     let server = Running::new(app()).await;
-    for field in ["", "Connection: keep-alive\r\n"] {
-        let request = format!("GET /two HTTP/1.0\r\n{field}\r\n");
+    for (path, field) in [("/two", ""), ("/two", "Connection: keep-alive\r\n"), ("/chunked", "")] {
+        let request = format!("GET {path} HTTP/1.0\r\n{field}\r\n");
         let answer = Http1::connect(server.address).await.request(request).await;
         assert_eq!(answer.version, Version::HTTP_10);
         assert!(!answer.headers.contains_key(header::TRANSFER_ENCODING));
@@ -73,7 +79,12 @@ async fn response_of_version_1_0_ends_with_connection() {
 async fn connection_closes_after_stream_if_either_side_asks() {
     let closing = async || ([(header::CONNECTION, "close")], event_stream(two_events())).into_response();
     let server = Running::new(app().route("/closing", get(closing))).await;
-    for (path, fields) in [("/two", &[("Connection", "close")][..]), ("/closing", &[])] {
+    for (path, fields) in [
+        ("/two", &[("Connection", "close")][..]),
+        ("/two", &[("Connection", "x\", close")]),
+        ("/two", &[("Connection", "keep-alive"), ("Connection", "x, Close")]),
+        ("/closing", &[]),
+    ] {
         let answer = Protocol::Http1.get(server.address, path, fields).await;
         assert_eq!(answer.headers[header::CONNECTION], "close");
         let answer = answer.complete().await;
