@@ -174,8 +174,8 @@ impl Core {
     /// `through`. The last record of the topic that the read has returned finishes the topic, and
     /// has the position `end`.
     ///
-    /// Has no effect if this process has not read the log up to `end`, or knows of an event of the
-    /// topic after `through`.
+    /// Has no effect if this process has not read the log up to `end`, knows of an event of the
+    /// topic after `through`, or knows that the topic was removed after `end`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();
@@ -183,7 +183,9 @@ impl Core {
         // If this is `false`, this process has not read all events before the finish record yet.
         let was_read = registry.last >= end;
         let mut contents = topic.lock();
-        if is_current && was_read && contents.finished.is_none() && contents.log.ends_at(through) {
+        let is_removed = self.backend.as_ref().is_some_and(|backend| backend.is_removed_after(&topic.name, end));
+        let is_open = contents.finished.is_none() && !is_removed;
+        if is_current && was_read && is_open && contents.log.ends_at(through) {
             contents.finished = Some(now);
             self.commit(registry, topic, contents, now);
         }

@@ -57,11 +57,19 @@ pub(super) struct Reader {
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
-    /// The position of the record that finished the topic, if no later event has reopened the
-    /// topic. Only a replay from the backend uses this field. The value is boxed because few
-    /// readers have it.
-    pub(super) finished_at: Option<Box<Position>>,
+    /// The end of the topic, if a replay from the backend has found it. The value is boxed because
+    /// few readers have it.
+    pub(super) replayed_end: Option<Box<ReplayedEnd>>,
     pub(super) ticket: Option<Ticket>,
+}
+
+/// The end of a topic in the log of the backend: the log has no record of the topic after the record
+/// that finishes the topic, as far as the pages of a replay show.
+pub(super) struct ReplayedEnd {
+    /// The position of the record that finishes the topic.
+    pub(super) at: Position,
+    /// The end of the newest of these pages. The topic may have later records.
+    pub(super) through: Position,
 }
 
 /// The state of a subscription to a single topic while it waits for the next change of the topic.
@@ -83,7 +91,7 @@ impl Reader {
             delivered_through: Position::START,
             next: None,
             is_finished: false,
-            finished_at: None,
+            replayed_end: None,
             ticket: None,
         }
     }

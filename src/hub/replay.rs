@@ -9,6 +9,7 @@ use super::{
     id::Epoch,
     item::{self, Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
+    reader::ReplayedEnd,
     resume::ResumePoint,
     subscription::{Beginning, Origin, Subscription},
 };
@@ -336,6 +337,8 @@ impl Subscription {
 
         let (events, runs, first) = self.undelivered(&page);
         let has_missed_removed = self.has_missed_removed(&page);
+        // The page has all records from here to its end.
+        let begin = self.cursor.max(page.evicted_through);
         if page.evicted_through > self.cursor {
             self.cursor = ResumePoint::of(first, page.through).cursor.max(page.evicted_through);
         }
@@ -344,11 +347,15 @@ impl Subscription {
                 page.removals.get(&reader.topic.name).map_or(Position::START, |it| it.evicted_through);
             let evicted_through = page.evicted_through.max(removed_through);
             reader.gap_reported_through = reader.gap_reported_through.max(evicted_through);
-            if let Some(finished_at) = page.topics.get(&reader.topic.name) {
-                reader.finished_at = finished_at.map(Box::new);
-            }
-            if let Some(end) = &reader.finished_at {
-                self.core.note_end(&reader.topic, **end, page.through);
+            reader.replayed_end = match page.topics.get(&reader.topic.name) {
+                Some(end) => end.map(|at| Box::new(ReplayedEnd { at, through: page.through })),
+                // If no replay has read the records before this page, one of them may have reopened
+                // the topic.
+                None => reader.replayed_end.take().filter(|end| end.through >= begin),
+            };
+            if let Some(end) = &mut reader.replayed_end {
+                end.through = page.through;
+                self.core.note_end(&reader.topic, end.at, end.through);
             }
         }
         self.reset_readers();

@@ -19,6 +19,7 @@ mod registry_model;
 mod registry_order;
 mod remove;
 mod replaced;
+mod replay;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

@@ -252,6 +252,12 @@ impl BackendClient {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
+    /// Returns `true` if the local node knows that the topic was removed after the position
+    /// `position`.
+    pub(in crate::hub) fn is_removed_after(&self, topic: &str, position: Position) -> bool {
+        self.state().removals.get(topic).is_some_and(|removal| removal.at > position)
+    }
+
     /// Returns the position after which a read of these topics can begin. This is usually `after`.
     /// If each of the topics was removed at a position after `after`, it is the earliest of the
     /// positions of their removals, because the records before a removal are hidden.
