@@ -63,8 +63,8 @@ pub(super) struct Reader {
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The end of a topic in the log of the backend: the log has no record of the topic after the record
-/// that finishes the topic, as far as the pages of a replay show.
+/// The end of a topic in the log of the backend. As far as the pages of a replay show, the log has
+/// no record of the topic after the record that finishes it.
 pub(super) struct ReplayedEnd {
     /// The position of the record that finishes the topic.
     pub(super) at: Position,
@@ -121,6 +121,22 @@ impl Reader {
     /// position of the topic.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
+    }
+
+    /// Returns the event of a `latest_only` topic and its position, if the client does not have
+    /// this event, and if its position is not after `through`. In such a topic, each event replaces
+    /// the previous one.
+    pub(super) fn undelivered_state(&self, cursor: Position, through: Position) -> Option<(Position, EncodedEvents)> {
+        let mut contents = self.topic.lock();
+        if !contents.latest_only {
+            return None;
+        }
+        // A gap does not report the state as missing, so its position does not matter here.
+        let evicted_through = contents.log.evicted_through();
+        match contents.log.read(cursor.max(self.delivered_through), evicted_through, through) {
+            Read::Events(state, position) => Some((position, state)),
+            Read::Nothing | Read::Evicted => None,
+        }
     }
 
     /// Registers `waker`, which the next change of the topic wakes. Returns `true` if all

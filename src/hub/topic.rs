@@ -77,8 +77,10 @@ impl Topic {
     ///
     /// With a backend, each node applies this rule to its own memory and its own subscribers. The
     /// backend removes the event after the retention of the backend, even if a node has
-    /// subscribers. Nodes that start after this removal do not have the event. To keep the state on
-    /// all nodes, publish the event again within the retention of the backend.
+    /// subscribers. A node that still retains the event delivers it, before the events that it
+    /// reads from the backend for other topics. Nodes that start after this removal do not have the
+    /// event. To keep the state on all nodes, publish the event again within the retention of the
+    /// backend.
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
