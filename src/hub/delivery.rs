@@ -110,7 +110,6 @@ impl Core {
                 continue;
             }
             registry.last = *position;
-            contents.latest_only |= record.kind == RecordKind::State;
             if record.kind == RecordKind::Finish {
                 contents.finished = Some(now);
                 contents.is_removed = false;
@@ -125,6 +124,7 @@ impl Core {
             // Another program may have written a record that is not an event. Such a record is
             // skipped.
             let Some(event) = Event::from_wire(&record.event) else { continue };
+            contents.latest_only |= record.kind == RecordKind::State;
             // An event follows the finish record. Its publisher did not know yet that the topic was
             // finished, and the event was acknowledged. The log decides, so the topic continues on
             // all nodes.
@@ -132,11 +132,15 @@ impl Core {
             contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
+        // Without a valid event, a new topic is not needed.
+        let is_idle = contents.is_idle(now);
         self.commit(registry, &topic, contents, now);
-        if is_removed {
+        if is_removed || is_idle {
             let mut registry = self.registry.lock();
             registry.forget_if_idle(&topic, now);
-            self.note_removed_with_members(&mut registry, name);
+            if is_removed {
+                self.note_removed_with_members(&mut registry, name);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod cursors_model;
 mod eviction;
 mod exists;
 mod faulty;
+mod foreign;
 mod model;
 mod opening;
 mod presence;

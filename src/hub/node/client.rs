@@ -566,6 +566,18 @@ impl EncodedPage {
             if removals.get(&record.topic).is_some_and(|removal| position <= removal.at) {
                 continue;
             }
+            let event = match record.kind {
+                // A removal takes effect when the follower reads it.
+                RecordKind::Finish | RecordKind::Remove => None,
+                // Records are visited from the newest to the oldest. A newer state replaces the
+                // earlier states of its topic.
+                RecordKind::State if states.contains(&record.topic) => continue,
+                RecordKind::Event | RecordKind::State => match Event::from_wire(&record.event) {
+                    Some(event) => Some(event),
+                    // Another program has written a record that is not an event. It has no effect.
+                    None => continue,
+                },
+            };
             let end = (record.kind == RecordKind::Finish).then_some(position);
             let mut is_last = false;
             topics.entry(record.topic.clone()).or_insert_with(|| {
@@ -575,15 +587,10 @@ impl EncodedPage {
             if is_last && record.kind == RecordKind::Remove {
                 removed.insert(record.topic.clone());
             }
-            match record.kind {
-                // A removal takes effect when the follower reads it.
-                RecordKind::Finish | RecordKind::Remove => continue,
-                // Records are visited from the newest to the oldest. A newer state replaces the
-                // earlier states of its topic.
-                RecordKind::State if !states.insert(record.topic.clone()) => continue,
-                _ => {}
+            let Some(event) = event else { continue };
+            if record.kind == RecordKind::State {
+                states.insert(record.topic.clone());
             }
-            let Some(event) = Event::from_wire(&record.event) else { continue };
             events.push((record.topic, event.id(epoch.id(position))));
             first = Some(position);
             last = last.or(first);
