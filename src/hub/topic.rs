@@ -494,6 +494,10 @@ impl Topic {
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
+    /// A handle with limits of its own ([`retention`](Self::retention)) creates the topic when it
+    /// begins to publish or to record. If no event arrives, for example because the append has
+    /// failed, the result is then `true` for up to 60 seconds.
+    ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
     /// method before you subscribe.
     ///
