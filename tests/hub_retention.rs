@@ -175,9 +175,23 @@ async fn topic_whose_event_never_comes_is_dropped() {
         let limits = age.map_or_else(Retention::new, |age| Retention::new().max_age(age));
         let error = hub.topic("a").retention(limits).publish_now(Event::new("")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NeedsAwait);
+        assert!(hub.topic("a").exists(), "its limits wait for an event");
         sleep(2 * MINUTE).await;
         assert_eq!(hub.stats().topics, 0, "{age:?}");
     }
+}
+
+/// A subscriber with shorter limits, and then the last subscriber leave.
+#[tokio::test(start_paused = true)]
+async fn state_expires_under_limits_set_while_it_has_subscribers() {
+    let hub = Hub::builder().max_age(60 * MINUTE).build();
+    let subscriber = subscribe(&hub.topic("a"), Start::Latest).await;
+    hub.topic("a").latest_only().publish(Event::new("state")).await.unwrap();
+    let limits = Retention::new().max_age(SECOND);
+    drop((subscribe(&hub.topic("a").retention(limits), Start::Latest).await, subscriber));
+    assert_eq!(hub.stats().events, 1);
+    sleep(2 * SECOND).await;
+    assert_eq!((hub.stats().topics, hub.stats().events), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -460,8 +460,10 @@ impl Core {
         }
         let is_empty = contents.log.retained().events == 0;
         // The event of a `latest_only` topic begins to age now. If a check of the topic is already
-        // scheduled (`due`), that check is enough.
-        let needs_check = is_last && (is_empty || (contents.latest_only && contents.due.is_none()));
+        // scheduled (`due`) before the event expires, that check is enough.
+        let expiry = contents.retention.expiry(now).filter(|_| contents.latest_only);
+        let is_late = expiry.is_some_and(|expiry| contents.due.is_none_or(|due| due > expiry));
+        let needs_check = is_last && (is_empty || is_late);
         drop(contents);
         drop(waiter);
         count_wakers.wake();

@@ -110,7 +110,6 @@ impl Core {
                 continue;
             }
             registry.last = *position;
-            contents.latest_only |= record.kind == RecordKind::State;
             if record.kind == RecordKind::Finish {
                 contents.finished = Some(now);
                 contents.is_removed = false;
@@ -125,6 +124,7 @@ impl Core {
             // Another program may have written a record that is not an event. Such a record is
             // skipped.
             let Some(event) = Event::from_wire(&record.event) else { continue };
+            contents.latest_only |= record.kind == RecordKind::State;
             // An event follows the finish record. Its publisher did not know yet that the topic was
             // finished, and the event was acknowledged. The log decides, so the topic continues on
             // all nodes.
@@ -132,11 +132,15 @@ impl Core {
             contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
+        // Without a valid event, a new topic is not needed.
+        let is_idle = contents.is_idle(now);
         self.commit(registry, &topic, contents, now);
-        if is_removed {
+        if is_removed || is_idle {
             let mut registry = self.registry.lock();
             registry.forget_if_idle(&topic, now);
-            self.note_removed_with_members(&mut registry, name);
+            if is_removed {
+                self.note_removed_with_members(&mut registry, name);
+            }
         }
     }
 
@@ -174,8 +178,8 @@ impl Core {
     /// `through`. The last record of the topic that the read has returned finishes the topic, and
     /// has the position `end`.
     ///
-    /// Has no effect if this process has not read the log up to `end`, or knows of an event of the
-    /// topic after `through`.
+    /// Has no effect if this process has not read the log up to `end`, knows of an event of the
+    /// topic after `through`, or knows that the topic was removed after `end`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();
@@ -183,7 +187,9 @@ impl Core {
         // If this is `false`, this process has not read all events before the finish record yet.
         let was_read = registry.last >= end;
         let mut contents = topic.lock();
-        if is_current && was_read && contents.finished.is_none() && contents.log.ends_at(through) {
+        let is_removed = self.backend.as_ref().is_some_and(|backend| backend.is_removed_after(&topic.name, end));
+        let is_open = contents.finished.is_none() && !is_removed;
+        if is_current && was_read && is_open && contents.log.ends_at(through) {
             contents.finished = Some(now);
             self.commit(registry, topic, contents, now);
         }

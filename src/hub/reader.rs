@@ -59,11 +59,19 @@ pub(super) struct Reader {
     pub(super) is_finished: bool,
     /// Set if the subscription does not make the topic [exist](Contents::exists).
     pub(super) is_lookup: bool,
-    /// The position of the record that finished the topic, if no later event has reopened the
-    /// topic. Only a replay from the backend uses this field. The value is boxed because few
-    /// readers have it.
-    pub(super) finished_at: Option<Box<Position>>,
+    /// The end of the topic, if a replay from the backend has found it. The value is boxed because
+    /// few readers have it.
+    pub(super) replayed_end: Option<Box<ReplayedEnd>>,
     pub(super) ticket: Option<Ticket>,
+}
+
+/// The end of a topic in the log of the backend. As far as the pages of a replay show, the log has
+/// no record of the topic after the record that finishes it.
+pub(super) struct ReplayedEnd {
+    /// The position of the record that finishes the topic.
+    pub(super) at: Position,
+    /// The end of the newest of these pages. The topic may have later records.
+    pub(super) through: Position,
 }
 
 /// The state of a subscription to a single topic while it waits for the next change of the topic.
@@ -86,7 +94,7 @@ impl Reader {
             next: None,
             is_finished: false,
             is_lookup: false,
-            finished_at: None,
+            replayed_end: None,
             ticket: None,
         }
     }
@@ -116,6 +124,22 @@ impl Reader {
     /// position of the topic.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
+    }
+
+    /// Returns the event of a `latest_only` topic and its position, if the client does not have
+    /// this event, and if its position is not after `through`. In such a topic, each event replaces
+    /// the previous one.
+    pub(super) fn undelivered_state(&self, cursor: Position, through: Position) -> Option<(Position, EncodedEvents)> {
+        let mut contents = self.topic.lock();
+        if !contents.latest_only {
+            return None;
+        }
+        // A gap does not report the state as missing, so its position does not matter here.
+        let evicted_through = contents.log.evicted_through();
+        match contents.log.read(cursor.max(self.delivered_through), evicted_through, through) {
+            Read::Events(state, position) => Some((position, state)),
+            Read::Nothing | Read::Evicted => None,
+        }
     }
 
     /// Registers `waker`, which the next change of the topic wakes. Returns `true` if all

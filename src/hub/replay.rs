@@ -9,12 +9,14 @@ use super::{
     id::Epoch,
     item::{self, Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
+    reader::ReplayedEnd,
     resume::ResumePoint,
     subscription::{Beginning, Origin, Subscription},
 };
 use crate::{EncodedEvents, Event, EventId, random};
 use bytes::BytesMut;
 use std::{
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -63,10 +65,38 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// The replay has read a page, which is a part of the backend's log. Its next poll returns the
-    /// events of the page that have to be delivered, with their topics. The cursor of the
-    /// subscription then moves to the end of the page.
-    Yields(EncodedEvents, Runs, Arc<EncodedPage>),
+    /// The replay has read a page, which is a part of the backend's log. Its next poll returns
+    /// these events. The cursor of the subscription then moves to the end of the page.
+    Yields(Undelivered, Arc<EncodedPage>),
+}
+
+/// The events that a replay delivers from one page of the log, and the states before the page that
+/// only this node retains.
+#[derive(Clone)]
+struct Undelivered {
+    events: EncodedEvents,
+    /// The topics of the events.
+    runs: Runs,
+    /// The position of the first event. `None` if there is no event.
+    first: Option<Position>,
+    /// The position of the last event. `None` if there is no event.
+    last: Option<Position>,
+}
+
+/// The newest event of a `latest_only` topic, its position, and the name of the topic.
+type RetainedState = (Position, Arc<str>, EncodedEvents);
+
+impl Undelivered {
+    /// Inserts states that precede all of these events.
+    fn insert_states(&mut self, mut states: Vec<RetainedState>) {
+        states.sort_unstable_by_key(|(position, ..)| *position);
+        let (Some((first, ..)), Some((last, ..))) = (states.first(), states.last()) else { return };
+        self.first = Some(*first);
+        self.last = self.last.or(Some(*last));
+        let topics = states.iter().map(|(_, topic, _)| topic).chain(item::topics(&self.runs));
+        self.runs = item::runs(topics.cloned());
+        self.events = states.into_iter().map(|(.., state)| state).chain([mem::take(&mut self.events)]).collect();
+    }
 }
 
 /// The future of a read from the backend. The mutex is never locked: it makes the subscription
@@ -188,16 +218,15 @@ impl Subscription {
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut replay.state {
-                State::Yields(events, runs, page) => {
-                    let (events, runs, page) = (events.clone(), runs.clone(), page.clone());
+                State::Yields(undelivered, page) => {
+                    let (Undelivered { events, runs, last, .. }, page) = (undelivered.clone(), page.clone());
                     self.replay = None;
                     if self.is_removed_since(&page) {
                         // Reading the topics then reports the removed events as a gap, like a lag.
                         return Poll::Ready(None);
                     }
                     self.cursor = self.cursor.max(page.through);
-                    let is_last_sent = page.last == Some(self.cursor) && events.count() == page.events.count();
-                    self.has_unsent_cursor = !is_last_sent;
+                    self.has_unsent_cursor = last != Some(self.cursor);
                     return Poll::Ready(Some(Ok(Item { events, topics: Topics::Runs(runs) })));
                 }
                 State::Idle => match self.request_page() {
@@ -229,15 +258,16 @@ impl Subscription {
         }
     }
 
-    /// Returns the events of `page`, a part of the backend's log, that have to be delivered, their
-    /// topics, and the position of the first of these events. If the subscription has a separate
-    /// start position for a topic, the topic's events before this position are left out.
-    fn undelivered(&self, page: &EncodedPage) -> (EncodedEvents, Runs, Option<Position>) {
+    /// Returns the events of `page`, a part of the backend's log, that have to be delivered. If the
+    /// subscription has a separate start position for a topic, the topic's events before this
+    /// position are left out.
+    fn undelivered(&self, page: &EncodedPage) -> Undelivered {
+        let EncodedPage { first, last, .. } = *page;
         if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
-            return (page.events.clone(), page.runs.clone(), page.first);
+            return Undelivered { events: page.events.clone(), runs: page.runs.clone(), first, last };
         }
         let mut rest = page.events.clone().into_bytes();
-        let (mut bytes, mut kept, mut first) = (BytesMut::new(), Vec::new(), None);
+        let (mut bytes, mut kept, mut first, mut last) = (BytesMut::new(), Vec::new(), None, None);
         for topic in item::topics(&page.runs) {
             let before = rest.clone();
             let Some((id, _)) = item::split_first(&mut rest) else { break };
@@ -248,9 +278,11 @@ impl Subscription {
                 bytes.extend_from_slice(&before[..before.len() - rest.len()]);
                 kept.push(topic.clone());
                 first = first.or(Some(position));
+                last = Some(position);
             }
         }
-        (EncodedEvents::from_parts(bytes.freeze(), kept.len()), item::runs(kept), first)
+        let events = EncodedEvents::from_parts(bytes.freeze(), kept.len());
+        Undelivered { events, runs: item::runs(kept), first, last }
     }
 
     fn set_state(&mut self, state: State) {
@@ -334,34 +366,50 @@ impl Subscription {
             return None;
         }
 
-        let (events, runs, first) = self.undelivered(&page);
+        let mut undelivered = self.undelivered(&page);
         let has_missed_removed = self.has_missed_removed(&page);
-        if page.evicted_through > self.cursor {
-            self.cursor = ResumePoint::of(first, page.through).cursor.max(page.evicted_through);
-        }
+        // The page has all records from here to its end.
+        let begin = self.cursor.max(page.evicted_through);
+        // This node can retain states that the backend has evicted. They precede the page.
+        let has_evicted = page.evicted_through > self.cursor;
+        let states_through = page.first.map_or(begin, |first| first.previous().min(begin));
+        let mut states = Vec::new();
         for reader in &mut *self.readers {
             let removed_through =
                 page.removals.get(&reader.topic.name).map_or(Position::START, |it| it.evicted_through);
             let evicted_through = page.evicted_through.max(removed_through);
-            reader.gap_reported_through = reader.gap_reported_through.max(evicted_through);
-            if let Some(finished_at) = page.topics.get(&reader.topic.name) {
-                reader.finished_at = finished_at.map(Box::new);
+            let state = has_evicted.then(|| reader.undelivered_state(self.cursor, states_through)).flatten();
+            match state {
+                Some((position, state)) => states.push((position, reader.topic.name.clone(), state)),
+                None => reader.gap_reported_through = reader.gap_reported_through.max(evicted_through),
             }
-            if let Some(end) = &reader.finished_at {
-                self.core.note_end(&reader.topic, **end, page.through);
+            reader.replayed_end = match page.topics.get(&reader.topic.name) {
+                Some(end) => end.map(|at| Box::new(ReplayedEnd { at, through: page.through })),
+                // If no replay has read the records before this page, one of them may have reopened
+                // the topic.
+                None => reader.replayed_end.take().filter(|end| end.through >= begin),
+            };
+            if let Some(end) = &mut reader.replayed_end {
+                end.through = page.through;
+                self.core.note_end(&reader.topic, end.at, end.through);
             }
+        }
+        undelivered.insert_states(states);
+        let first = undelivered.first;
+        if has_evicted {
+            self.cursor = ResumePoint::of(first, begin.max(page.through)).cursor;
         }
         self.reset_readers();
 
-        let is_at_end = events.is_empty() && self.has_all_after(page.through);
+        let is_empty = undelivered.events.is_empty();
+        let is_at_end = is_empty && self.has_all_after(page.through);
         let replay = self.replay.as_mut()?;
         let mut pending_gap = replay.pending_gap.take();
         if let Some(pending_gap) = &mut pending_gap {
             pending_gap.is_confirmed |= page.evicted_through > pending_gap.after || has_missed_removed;
         }
-        let is_empty = events.is_empty();
         let through = page.through;
-        replay.state = State::Yields(events, runs, page);
+        replay.state = State::Yields(undelivered, page);
         if is_empty {
             self.cursor = self.cursor.max(through);
             // If the topics have evicted the following events in the meantime, a new replay begins,

@@ -91,8 +91,10 @@ impl Topic {
     ///
     /// With a backend, each node applies this rule to its own memory and its own subscribers. The
     /// backend removes the event after the retention of the backend, even if a node has
-    /// subscribers. Nodes that start after this removal do not have the event. To keep the state on
-    /// all nodes, publish the event again within the retention of the backend.
+    /// subscribers. A node that still retains the event delivers it, before the events that it
+    /// reads from the backend for other topics. Nodes that start after this removal do not have the
+    /// event. To keep the state on all nodes, publish the event again within the retention of the
+    /// backend.
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
@@ -606,6 +608,10 @@ impl Topic {
     }
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
+    ///
+    /// A handle with limits of its own ([`retention`](Self::retention)) creates the topic when it
+    /// begins to publish or to record. If no event arrives, for example because the append has
+    /// failed, the result is then `true` for up to 60 seconds.
     ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
     /// method before you subscribe. A request in the Durable Streams protocol for a topic that does

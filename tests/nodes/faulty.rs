@@ -126,7 +126,7 @@ impl Shared {
         self.0.lock().unwrap().clone()
     }
 
-    fn append(&self, records: Vec<Record>) -> Appended {
+    pub(crate) fn append(&self, records: Vec<Record>) -> Appended {
         self.0.lock().unwrap().last_mut().unwrap().append(records)
     }
 

@@ -6,6 +6,7 @@ mod cursors_model;
 mod eviction;
 mod exists;
 mod faulty;
+mod foreign;
 mod model;
 mod opening;
 mod presence;
@@ -19,6 +20,7 @@ mod registry_model;
 mod registry_order;
 mod remove;
 mod replaced;
+mod replay;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

@@ -78,7 +78,8 @@ use std::sync::Arc;
 ///    the implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip
 ///    such a record, and [`Page::through`] reaches or passes its position. They return no error
 ///    for it, do not panic, and do not return the same position again and again. The hub in turn
-///    skips a record whose [`event`](Record::event) is not exactly one event.
+///    skips an [`Event`](RecordKind::Event) or a [`State`](RecordKind::State) whose
+///    [`event`](Record::event) is not exactly one event. Such a record has no effect on its topic.
 /// 7. **Cancel safety.** Dropping a future of `read` or `follow` loses no record: another call with
 ///    the same position returns the same records. An append whose future is dropped may or may not
 ///    have happened.

@@ -255,6 +255,12 @@ impl BackendClient {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
+    /// Returns `true` if the local node knows that the topic was removed after the position
+    /// `position`.
+    pub(in crate::hub) fn is_removed_after(&self, topic: &str, position: Position) -> bool {
+        self.state().removals.get(topic).is_some_and(|removal| removal.at > position)
+    }
+
     /// Returns the position after which a read of these topics can begin. This is usually `after`.
     /// If each of the topics was removed at a position after `after`, it is the earliest of the
     /// positions of their removals, because the records before a removal are hidden.
@@ -575,6 +581,18 @@ impl EncodedPage {
             if removals.get(&record.topic).is_some_and(|removal| position <= removal.at) {
                 continue;
             }
+            let event = match record.kind {
+                // A removal takes effect when the follower reads it.
+                RecordKind::Finish | RecordKind::Remove => None,
+                // Records are visited from the newest to the oldest. A newer state replaces the
+                // earlier states of its topic.
+                RecordKind::State if states.contains(&record.topic) => continue,
+                RecordKind::Event | RecordKind::State => match Event::from_wire(&record.event) {
+                    Some(event) => Some(event),
+                    // Another program has written a record that is not an event. It has no effect.
+                    None => continue,
+                },
+            };
             let end = (record.kind == RecordKind::Finish).then_some(position);
             let mut is_last = false;
             topics.entry(record.topic.clone()).or_insert_with(|| {
@@ -584,15 +602,10 @@ impl EncodedPage {
             if is_last && record.kind == RecordKind::Remove {
                 removed.insert(record.topic.clone());
             }
-            match record.kind {
-                // A removal takes effect when the follower reads it.
-                RecordKind::Finish | RecordKind::Remove => continue,
-                // Records are visited from the newest to the oldest. A newer state replaces the
-                // earlier states of its topic.
-                RecordKind::State if !states.insert(record.topic.clone()) => continue,
-                _ => {}
+            let Some(event) = event else { continue };
+            if record.kind == RecordKind::State {
+                states.insert(record.topic.clone());
             }
-            let Some(event) = Event::from_wire(&record.event) else { continue };
             events.push((record.topic, event.id(epoch.id(position))));
             first = Some(position);
             last = last.or(first);
