@@ -63,8 +63,8 @@
 //!   event.
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
-//! - A topic that has no event yet [does not exist](DurableStreams::existing). A request for a topic
-//!   that does not exist does not make it exist for other requests, also while it waits.
+//! - A topic that has no event yet [does not exist](DurableStreams::existing). A request for a
+//!   topic that does not exist does not make it exist for other requests, also while it waits.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
 //!   such a topic can still wait for its next event, unless the topic was finished or removed.
