@@ -27,7 +27,8 @@ struct Topics {
     /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
     /// only one entry, the entry applies to all topics.
     starts: Vec<Start>,
-    /// Set if the subscription does not make its topics [exist](super::topic_state::Contents::exists).
+    /// Set if the subscription does not make its topics
+    /// [exist](super::topic_state::Contents::exists).
     is_lookup: bool,
 }
 
@@ -155,7 +156,8 @@ impl Core {
         self.subscribe_to(Topics::new(topics, start)).await
     }
 
-    /// Subscribes to a topic without making the topic [exist](super::topic_state::Contents::exists).
+    /// Subscribes to a topic without making the topic
+    /// [exist](super::topic_state::Contents::exists).
     #[cfg(feature = "durable-streams")]
     pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
         self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await

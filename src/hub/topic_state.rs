@@ -292,9 +292,9 @@ impl Contents {
             || self.awaited_until.is_some()
     }
 
-    /// Returns `true` if this process knows whether the topic is finished. Returns `false` if it has
-    /// forgotten the topic, or may have done so, and the topic has had no event since it was created
-    /// again. The backend may then retain a record that finishes the topic.
+    /// Returns `true` if this process knows whether the topic is finished. Returns `false` if it
+    /// has forgotten the topic, or may have done so, and the topic has had no event since it was
+    /// created again. The backend may then retain a record that finishes the topic.
     #[cfg(feature = "durable-streams")]
     pub(super) fn knows_end(&self) -> bool {
         self.finished.is_some() || self.log.last() > Position::START || self.log.evicted_through() == Position::START

@@ -136,8 +136,8 @@ pub(super) struct Reading {
 impl Reading {
     /// Prepares the reading of a topic for one request. `is_declared` is `true` if the topic exists
     /// even without an event, because the application has
-    /// [declared](super::DurableStreams::existing) that. `is_live` is `true` if the request may wait
-    /// for new events.
+    /// [declared](super::DurableStreams::existing) that. `is_live` is `true` if the request may
+    /// wait for new events.
     ///
     /// A live reading of a topic that exists is a subscriber like any other. Other readings are
     /// lookups, which do not make the topic exist for concurrent requests.
