@@ -5,7 +5,7 @@ use futures_util::{Stream, StreamExt};
 use http::Request;
 use std::{
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll, Wake},
     time::Duration,
 };
@@ -280,6 +280,42 @@ async fn shutdown_of_hub_sends_no_cursor_past_unread_event() {
         assert_eq!(client.read(), [""; 0]);
         assert_eq!(client.id(), first);
     }
+}
+
+/// A client that lingers reads its events through a merge, also from a single topic.
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_hub_sends_no_cursor_past_rest_of_backlog() {
+    let ending = hub(Shared::new(PLENTY).connect()).await;
+    let subscription = ending.topic("quiet").subscribe(Start::Latest).await.unwrap();
+    let mut client = Client::of(subscription.linger(Duration::from_millis(1)));
+    assert_eq!(client.read(), ["hub-cursor"]);
+    for _ in 0..2 {
+        publish(&ending, "quiet", "x".repeat(5_000)).await;
+    }
+    settle().await;
+    assert_eq!(client.messages(1).len(), 1, "the second event needs a frame of its own");
+    ending.shutdown();
+    assert_eq!(client.read(), [""; 0]);
+}
+
+/// The hub shuts down its topics in the order of their names. The client is polled after the first
+/// of its topics, and before the second.
+#[tokio::test(start_paused = true)]
+async fn shutdown_between_topics_sends_no_cursor_past_unread_event() {
+    let ending = hub(Shared::new(PLENTY).connect()).await;
+    let mut client = Client::of(ending.subscribe(["a", "z"], Start::Latest).await.unwrap());
+    client.read();
+    for _ in 0..2 {
+        publish(&ending, "a", "x".repeat(5_000)).await;
+    }
+    settle().await;
+    assert_eq!(client.messages(1).len(), 1, "the second event needs a frame of its own");
+    let mut between = ending.topic("m").subscribe(Start::Latest).await.unwrap();
+    let (client, (sender, mut received)) = (Mutex::new(client), mpsc::unbounded_channel());
+    let waker = Arc::new(AtWake(move || sender.send(client.lock().unwrap().read()).unwrap())).into();
+    assert!(Pin::new(&mut between).poll_next(&mut Context::from_waker(&waker)).is_pending());
+    ending.shutdown();
+    assert_eq!(received.try_recv().unwrap(), [""; 0]);
 }
 
 /// Calls a function when it is woken.
