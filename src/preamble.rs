@@ -12,7 +12,8 @@
 //! - All adapters forward `poll_next`. A subscription detects [why the response polls
 //!   it](purpose_of_poll). In the first poll, a subscription whose `size_hint` was not called yields
 //!   the first bytes as its first item. At a heartbeat and before an early end, a subscription that
-//!   has delivered all of its events yields its newest cursor.
+//!   has delivered all of its events yields its newest cursor. This includes the end at a shutdown of
+//!   the hub, which only the subscription notices.
 //!
 //! The cursor at a heartbeat or at an end must be an item of `poll_next`. An adapter can hold back
 //! events that the subscription has yielded, and the cursor has to follow them.
@@ -56,6 +57,9 @@ enum Call {
 pub(crate) enum Purpose {
     /// The next items. Also the purpose of a call by other code than a response.
     Items,
+    /// The next items of a stream that contains exactly one subscription. If the hub is shut down,
+    /// the subscription yields its newest cursor before it ends.
+    ItemsOfOne,
     /// The next items, for the first time: the response begins.
     FirstItems,
     /// The next items, because a heartbeat is due. A subscription without an item yields its newest
@@ -66,7 +70,8 @@ pub(crate) enum Purpose {
 }
 
 /// The subscriptions that a response has reached when it polled its stream: none, one, or several.
-/// Several subscriptions have no common cursor.
+/// Several subscriptions have no common cursor: the newest cursor of one subscription can be after
+/// an undelivered event of another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reached(usize);
 

@@ -132,7 +132,7 @@ pin_project! {
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
         // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
-        // there is exactly one, the body asks it for its cursor at heartbeats and before an early
+        // there is exactly one, the body gets its newest cursor at heartbeats and before an early
         // end.
         reached: Reached,
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
@@ -258,7 +258,11 @@ where
 
         self.apply_end(&mut frame, cx);
         let was_open = self.stream.is_some();
-        let purpose = if is_first { Purpose::FirstItems } else { Purpose::Items };
+        let purpose = match is_first {
+            true => Purpose::FirstItems,
+            false if self.has_cursor() => Purpose::ItemsOfOne,
+            false => Purpose::Items,
+        };
         let mut filled = self.fill_for(purpose, &mut frame, cx);
 
         let (mut due, mut is_cursor) = (None, false);

@@ -62,8 +62,9 @@ use tokio_stream::Stream;
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
 ///   [`begin_with_cursor`](Self::begin_with_cursor). The same condition applies to the cursors at
-///   heartbeats and at an early end. An adapter over several subscriptions or listeners gets no such
-///   cursors. An adapter must keep the order of its items, because a cursor means that the client
+///   heartbeats and at an early end, also at a [shutdown](super::Hub::shutdown) of the hub. An
+///   adapter over several subscriptions or listeners gets no such cursors, because the cursor of one
+///   subscription can be after an undelivered event of another. An adapter must keep the order of its items, because a cursor means that the client
 ///   has every earlier event.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
@@ -94,7 +95,8 @@ use tokio_stream::Stream;
 /// ends earlier with a [`SubscriptionError`] in these cases:
 ///
 /// - The hub is shut down, or another log replaces its log. Before the error of a shutdown, the
-///   stream may yield the newest cursor as an event of type `hub-cursor`.
+///   stream may yield the newest cursor as an event of type `hub-cursor`, but only if a response
+///   polls it.
 /// - Events for a slow client were evicted, and the client gets no gap event: with
 ///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
@@ -650,7 +652,14 @@ impl Subscription {
     /// they belong to. [`poll_next`](Stream::poll_next) can begin with the event that contains only
     /// the cursor. This method begins with that event only if the application has called
     /// [`begin_with_cursor`](Self::begin_with_cursor).
-    pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
+    ///
+    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a `purpose`
+    /// with which a response polls a single subscription.
+    pub(super) fn poll_item(
+        &mut self,
+        purpose: Purpose,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
             let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
             return Poll::Ready(Some(Ok(Item::of_hub(item))));
@@ -699,11 +708,15 @@ impl Subscription {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown => Poll::Ready(Some(match self.newer_cursor() {
-                    // The next poll returns the error, because the cursor is then the newest one.
-                    Some(cursor) => Ok(Item::of_hub(cursor)),
-                    None => Err(self.fail(SubscriptionError::Shutdown)),
-                })),
+                Step::Shutdown => {
+                    let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
+                    let cursor = if is_alone { self.newer_cursor() } else { None };
+                    Poll::Ready(Some(match cursor {
+                        // The next poll returns the error, because the cursor is then the newest one.
+                        Some(cursor) => Ok(Item::of_hub(cursor)),
+                        None => Err(self.fail(SubscriptionError::Shutdown)),
+                    }))
+                }
                 Step::Finished => {
                     self.leave();
                     Poll::Ready(None)
@@ -749,7 +762,7 @@ impl Stream for Subscription {
             Purpose::End => return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor)))),
             _ => {}
         }
-        let item = this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)));
+        let item = this.poll_item(purpose, cx).map(|item| item.map(|item| item.map(|item| item.events)));
         if purpose == Purpose::Heartbeat && item.is_pending() {
             if let Some(cursor) = this.newer_cursor() {
                 return Poll::Ready(Some(Ok(cursor)));
