@@ -375,8 +375,7 @@ impl Core {
             let mut contents = topic.lock();
             self.remove_contents(&mut registry, &topic, &mut contents);
             registry.note_removed(name, contents.log.evicted_through());
-            drop(contents);
-            registry.forget_if_idle(&topic, now);
+            registry.forget_if_idle(&topic, &mut contents, now);
         } else {
             registry.note_removed(name, Position::START);
         }
