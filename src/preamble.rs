@@ -12,7 +12,8 @@
 //! - All adapters forward `poll_next`. If `size_hint` has reached no subscription, the
 //!   subscriptions that [the first poll](Preamble::of_first_poll) reaches offer their preambles. At
 //!   a heartbeat and before an early end, a subscription detects [why the response polls
-//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor.
+//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor. This
+//!   includes the end at a shutdown of the hub, which only the subscription notices.
 //!
 //! The first bytes are never an item. An application may use a subscription as a signal, for
 //! example in the future of `take_until`, and would take an item for the signal.
@@ -68,6 +69,9 @@ enum Call {
 pub(crate) enum Purpose {
     /// The next items. Also the purpose of a call by other code than a response.
     Items,
+    /// The next items of a stream that contains exactly one subscription. If the hub is shut down,
+    /// the subscription yields its newest cursor before it ends.
+    ItemsOfOne,
     /// The next items, because a heartbeat is due. A subscription without an item yields its newest
     /// cursor instead.
     Heartbeat,
@@ -76,7 +80,8 @@ pub(crate) enum Purpose {
 }
 
 /// The subscriptions that a response has reached when it polled its stream: none, one, or several.
-/// Several subscriptions have no common cursor.
+/// Several subscriptions have no common cursor: the newest cursor of one subscription can be after
+/// an undelivered event of another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reached(usize);
 

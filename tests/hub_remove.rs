@@ -100,6 +100,19 @@ fn finished_topic_ends_its_subscriptions_and_is_forgotten() {
 }
 
 #[test]
+fn topic_that_is_finished_again_after_removal_stays_finished() {
+    let topic = Hub::new().topic("a");
+    let subscriber = subscribe(&topic, Start::Latest);
+    for _ in 0..2 {
+        now(topic.finish()).unwrap();
+        now(topic.remove()).unwrap();
+    }
+    now(topic.finish()).unwrap();
+    drop(subscriber);
+    assert_eq!(topic.publish_now(Event::new("late")).unwrap_err().kind(), ErrorKind::Finished);
+}
+
+#[test]
 fn removed_state_is_an_ordinary_topic_again() {
     let topic = Hub::new().topic("a");
     let old = topic.clone().latest_only().publish_now(Event::new("1")).unwrap();

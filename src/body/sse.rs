@@ -138,7 +138,7 @@ pin_project! {
         // stream contains a subscription to a hub, whose first event has an id.
         has_id_to_keep: bool,
         // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
-        // there is exactly one, the body asks it for its cursor at heartbeats and before an early
+        // there is exactly one, the body gets its newest cursor at heartbeats and before an early
         // end.
         reached: Reached,
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
@@ -537,7 +537,8 @@ where
             return self.fill(frame, cx);
         }
         let mut reached = *self.reached;
-        let filled = poll_for(Purpose::Items, &mut reached, || self.fill(frame, cx));
+        let purpose = if self.has_cursor() { Purpose::ItemsOfOne } else { Purpose::Items };
+        let filled = poll_for(purpose, &mut reached, || self.fill(frame, cx));
         *self.reached = reached;
         filled
     }

@@ -7,7 +7,7 @@
 //! lock is held.
 
 use super::{
-    backend::{Appended, IdFormat, Position, Record, RecordKind},
+    backend::{Appended, IdFormat, Position, RecordKind},
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
     error::Error,
@@ -28,7 +28,6 @@ use super::{
     wake_queue::WakeQueue,
 };
 use crate::{Event, EventId, metrics};
-use bytes::Bytes;
 use std::{mem, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, Semaphore},
@@ -284,6 +283,8 @@ impl Core {
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
+            // The log has a removal after the finish record, so it needs a new finish record.
+            Err(error) if error.is_finished() && self.is_removed(name) => {}
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
         }
@@ -309,10 +310,11 @@ impl Core {
         let mut registry = self.registry.lock();
         let topic = registry.current_topic(name, &self.config, now)?;
         let mut contents = topic.lock();
-        if contents.finished.is_some() {
+        if contents.finished.is_some() && !contents.is_removed {
             return Ok(());
         }
         contents.finished = Some(now);
+        contents.is_removed = false;
         // A subscriber that is woken can remove the topic and start a new recording of it. So the
         // recordings that end are found before the commit.
         let recordings = self.recordings.note_finished(name);
@@ -335,6 +337,12 @@ impl Core {
         registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
     }
 
+    /// Returns `true` if the topic was finished and then removed, and still has subscribers. When
+    /// the last of them leaves, the local node forgets that the topic is finished.
+    fn is_removed(&self, name: &str) -> bool {
+        self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().is_removed)
+    }
+
     /// Removes a topic. With a backend, waits until the local node has read the record of the
     /// removal in the log, for at most 10 seconds.
     pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
@@ -346,8 +354,7 @@ impl Core {
         if self.is_shut_down() {
             return Err(Error::shut_down());
         }
-        let remove = Record { topic: name.clone(), kind: RecordKind::Remove, event: Bytes::new() };
-        let Appended { epoch, position } = backend.append_record(remove).await?;
+        let Appended { epoch, position } = backend.remove(name).await?;
         let has_read = || self.committed() >= position || backend.epoch_bits() != epoch || self.is_shut_down();
         let _elapsed = timeout(REMOVE_TIMEOUT, self.recordings.progressed(has_read)).await;
         Ok(())
@@ -364,8 +371,7 @@ impl Core {
             let mut contents = topic.lock();
             self.remove_contents(&mut registry, &topic, &mut contents);
             registry.note_removed(name, contents.log.evicted_through());
-            drop(contents);
-            registry.forget_if_idle(&topic, now);
+            registry.forget_if_idle(&topic, &mut contents, now);
         } else {
             registry.note_removed(name, Position::START);
         }

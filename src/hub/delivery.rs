@@ -132,16 +132,18 @@ impl Core {
             contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
-        // Without a valid event, a new topic is not needed.
-        let is_idle = contents.is_idle(now);
-        self.commit(registry, &topic, contents, now);
-        if is_removed || is_idle {
-            let mut registry = self.registry.lock();
-            registry.forget_if_idle(&topic, now);
-            if is_removed {
-                self.note_removed_with_members(&mut registry, name);
-            }
+        // The commit announces a removal to its caller, so the topic is dropped before. Without a
+        // valid event, a new topic is not needed.
+        let is_unused = is_removed || contents.is_idle(now);
+        let is_dropped = is_unused && registry.forget_if_idle(&topic, &mut contents, now);
+        if is_removed {
+            self.note_removed_with_members(&mut registry, name);
         }
+        if is_dropped {
+            // No reader waits for a commit of this run.
+            return;
+        }
+        self.commit(registry, &topic, contents, now);
     }
 
     /// Records that a topic was removed. When old records are read from the backend again, the
@@ -193,5 +195,39 @@ impl Core {
             contents.finished = Some(now);
             self.commit(registry, topic, contents, now);
         }
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+    use crate::hub::backend::MemoryBackend;
+    use std::{hint, thread};
+
+    #[tokio::test]
+    async fn committed_removal_has_dropped_its_topic() {
+        const ROUNDS: u64 = 300;
+        let backend = MemoryBackend::new(1);
+        let core = Core::connected(HubConfig::DEFAULT, Arc::new(backend)).await.unwrap();
+        let epoch = core.backend.as_ref().unwrap().epoch_bits();
+        let page = |position: u64, kind| {
+            let position = Position::new(position);
+            let record = Record { topic: "a".into(), kind, event: Event::new("").encode() };
+            Page { epoch, evicted_through: Position::START, records: vec![(position, record)], through: position }
+        };
+        let mut late = 0;
+        for n in 0..ROUNDS {
+            core.deliver(page(2 * n + 1, RecordKind::Event));
+            let topic = core.registry.lock().topics["a"].clone();
+            thread::scope(|scope| {
+                scope.spawn(|| core.deliver(page(2 * n + 2, RecordKind::Remove)));
+                while core.committed().get() < 2 * n + 2 {
+                    hint::spin_loop();
+                }
+                // Waiting for the lock of the registry would hide most of the late drops.
+                late += u64::from(Arc::strong_count(&topic) > 1);
+            });
+        }
+        assert_eq!(late, 0, "rounds of {ROUNDS} in which the hub had the topic after the commit");
     }
 }

@@ -5,7 +5,10 @@ use super::{
     item::{Item, Topics, decode_first},
     subscription::Subscription,
 };
-use crate::{Event, EventId, preamble};
+use crate::{
+    Event, EventId,
+    preamble::{self, Purpose},
+};
 use bytes::Bytes;
 use std::{
     collections::VecDeque,
@@ -210,7 +213,7 @@ impl Stream for Listener {
                 return Poll::Ready(Some(Ok(published)));
             }
             let before = this.subscription.cursor;
-            let item = this.subscription.poll_item(cx);
+            let item = this.subscription.poll_item(Purpose::Items, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
             }

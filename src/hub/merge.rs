@@ -215,8 +215,16 @@ impl Merge {
         self.last_turn = index;
         let reader = &mut readers[index as usize];
         let was_finished = reader.is_finished;
-        let step =
-            reader.take_turn(position, cursor, through.max(position), || Waiter::Merged(self.ready.clone(), index));
+        let waiter = || Waiter::Merged(self.ready.clone(), index);
+        let step = match reader.take_turn(position, cursor, through.max(position), waiter) {
+            Ok(step) => step,
+            // The reader has an undelivered event and waits for nothing. In none of the lists, it
+            // would count as caught up.
+            Err(step) => {
+                self.unchecked.push(index);
+                return Some(step);
+            }
+        };
         self.note(index, reader, was_finished);
         self.delivered_through = self.delivered_through.max(reader.delivered_through);
         step

@@ -247,18 +247,22 @@ impl Reader {
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
+    ///
+    /// After an error, `next` is `None` and no waiter is registered. The error is
+    /// [`Step::Shutdown`] if the hub is shut down, and [`Step::Evicted`] if events after `cursor`
+    /// were evicted.
     pub(super) fn take_turn(
         &mut self,
         position: Position,
         cursor: Position,
         through: Position,
         waiter: impl FnOnce() -> Waiter,
-    ) -> Option<Step> {
+    ) -> Result<Option<Step>, Step> {
         self.next = None;
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
-            return Some(Step::Shutdown);
+            return Err(Step::Shutdown);
         }
         let mut read = contents.log.read(from, from, through);
         let is_replaced = matches!(read, Read::Nothing);
@@ -271,7 +275,7 @@ impl Reader {
                 (last, Some(Step::Replacement(events, position.max(cursor))))
             }
             Read::Events(events, last) => (last, Some(Step::Events(events, last))),
-            Read::Evicted => return Some(Step::Evicted),
+            Read::Evicted => return Err(Step::Evicted),
             Read::Nothing => (from, None),
         };
         let replaced;
@@ -279,7 +283,7 @@ impl Reader {
         self.is_finished = self.next.is_none() && contents.finished.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
-        step
+        Ok(step)
     }
 }
 

@@ -294,8 +294,7 @@ impl Registry {
             let not_before = contents.retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
         }
-        drop(contents);
-        self.forget_if_idle(topic, now);
+        self.forget_if_idle(topic, &mut contents, now);
     }
 
     /// Handles a topic after its last subscriber has left. If the topic has events, schedules their
@@ -308,19 +307,20 @@ impl Registry {
             let due = contents.retention.expiry(now);
             self.schedule(topic, &mut contents, due);
         }
-        drop(contents);
-        self.forget_if_idle(topic, now);
+        self.forget_if_idle(topic, &mut contents, now);
     }
 
-    pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, now: Instant) {
-        let mut contents = topic.lock();
+    /// Drops the topic if it [is idle](Contents::is_idle). Returns `true` if it has dropped the
+    /// topic, which then has no reader.
+    pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, now: Instant) -> bool {
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if !is_current {
-            return;
+            return false;
         }
-        if contents.is_idle(now) {
+        let is_idle = contents.is_idle(now);
+        if is_idle {
             self.topics.remove(&topic.name);
-            self.unschedule(topic, &mut contents);
+            self.unschedule(topic, contents);
             // The log of the backend has the finish record after the topic's last event. The higher
             // watermark makes a returning client read it from the backend.
             let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
@@ -328,8 +328,9 @@ impl Registry {
             let is_ended = contents.finished.is_some();
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through, is_ended);
         } else if let Some(until) = contents.awaited_until.filter(|until| *until > now) {
-            self.schedule(topic, &mut contents, Some(until));
+            self.schedule(topic, contents, Some(until));
         }
+        is_idle
     }
 }
 

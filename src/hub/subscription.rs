@@ -62,10 +62,12 @@ use tokio_stream::Stream;
 ///   separate task polls the subscription and forwards the events, call
 ///   [`begin_with_cursor`](Self::begin_with_cursor). The adapter does not get this first cursor as
 ///   an item. Several subscriptions with different cursors have no common cursor to begin with.
-/// - The response asks for its cursors at heartbeats and at an early end under the same condition.
-///   The adapter gets such a cursor as an item whose [`count`](EncodedEvents::count) is 0. It must
-///   keep the order of its items, because a cursor means that the client has every earlier event.
-///   An adapter over several subscriptions or listeners gets no such cursors.
+/// - The response asks for its cursors at heartbeats and at an early end under the same condition,
+///   also at a [shutdown](super::Hub::shutdown) of the hub. The adapter gets such a cursor as an
+///   item whose [`count`](EncodedEvents::count) is 0. It must keep the order of its items, because
+///   a cursor means that the client has every earlier event. An adapter over several subscriptions
+///   or listeners gets no such cursors, because the cursor of one subscription can be after an
+///   undelivered event of another.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
@@ -102,7 +104,8 @@ use tokio_stream::Stream;
 /// ends earlier with a [`SubscriptionError`] in these cases:
 ///
 /// - The hub is shut down, or another log replaces its log. Before the error of a shutdown, the
-///   stream may yield the newest cursor as an event of type `hub-cursor`.
+///   stream may yield the newest cursor as an event of type `hub-cursor`, but only if a response
+///   polls it.
 /// - Events for a slow client were evicted, and the client gets no gap event: with
 ///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
@@ -778,7 +781,14 @@ impl Subscription {
 
     /// Polls for the next events of the subscription. Returns them together with the topics that
     /// they belong to.
-    pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
+    ///
+    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a `purpose`
+    /// with which a response polls a single subscription.
+    pub(super) fn poll_item(
+        &mut self,
+        purpose: Purpose,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
             let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
             return Poll::Ready(Some(Ok(Item::of_hub(item))));
@@ -827,11 +837,15 @@ impl Subscription {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown => Poll::Ready(Some(match self.newer_cursor() {
-                    // The next poll returns the error, because the cursor is then the newest one.
-                    Some(cursor) => Ok(Item::of_hub(cursor)),
-                    None => Err(self.fail(SubscriptionError::Shutdown)),
-                })),
+                Step::Shutdown => {
+                    let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
+                    let cursor = if is_alone { self.newer_cursor() } else { None };
+                    Poll::Ready(Some(match cursor {
+                        // The next poll returns the error, because the cursor is then the newest one.
+                        Some(cursor) => Ok(Item::of_hub(cursor)),
+                        None => Err(self.fail(SubscriptionError::Shutdown)),
+                    }))
+                }
                 Step::Finished => {
                     self.leave();
                     Poll::Ready(None)
@@ -869,7 +883,7 @@ impl Stream for Subscription {
         if purpose == Purpose::End {
             return this.newer_cursor().map_or(Poll::Pending, |cursor| Poll::Ready(Some(Ok(cursor))));
         }
-        let item = this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)));
+        let item = this.poll_item(purpose, cx).map(|item| item.map(|item| item.map(|item| item.events)));
         if purpose == Purpose::Heartbeat && item.is_pending() {
             if let Some(cursor) = this.newer_cursor() {
                 return Poll::Ready(Some(Ok(cursor)));

@@ -400,7 +400,7 @@ impl Topic {
     ///
     /// The subscriptions to the topic end after its last event. An `EventSource` then reconnects,
     /// and gets `204 No Content`, after which it does not reconnect again. Finishing a topic again
-    /// has no effect.
+    /// has no effect, unless the topic was [removed](Self::remove) meanwhile.
     ///
     /// The hub remembers for [`max_age`](super::Builder::max_age) that the topic is finished, and
     /// longer while the topic has subscribers. During this time, publishing to the topic returns an

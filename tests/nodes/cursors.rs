@@ -5,7 +5,7 @@ use futures_util::{Stream, StreamExt};
 use http::Request;
 use std::{
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll, Wake},
     time::Duration,
 };
@@ -282,6 +282,42 @@ async fn shutdown_of_hub_sends_no_cursor_past_unread_event() {
     }
 }
 
+/// A client that lingers reads its events through a merge, also from a single topic.
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_hub_sends_no_cursor_past_rest_of_backlog() {
+    let ending = hub(Shared::new(PLENTY).connect()).await;
+    let subscription = ending.topic("quiet").subscribe(Start::Latest).await.unwrap();
+    let mut client = Client::of(subscription.linger(Duration::from_millis(1)));
+    assert_eq!(client.read(), ["hub-cursor"]);
+    for _ in 0..2 {
+        publish(&ending, "quiet", "x".repeat(5_000)).await;
+    }
+    settle().await;
+    assert_eq!(client.messages(1).len(), 1, "the second event needs a frame of its own");
+    ending.shutdown();
+    assert_eq!(client.read(), [""; 0]);
+}
+
+/// The hub shuts down its topics in the order of their names. The client is polled after the first
+/// of its topics, and before the second.
+#[tokio::test(start_paused = true)]
+async fn shutdown_between_topics_sends_no_cursor_past_unread_event() {
+    let ending = hub(Shared::new(PLENTY).connect()).await;
+    let mut client = Client::of(ending.subscribe(["a", "z"], Start::Latest).await.unwrap());
+    client.read();
+    for _ in 0..2 {
+        publish(&ending, "a", "x".repeat(5_000)).await;
+    }
+    settle().await;
+    assert_eq!(client.messages(1).len(), 1, "the second event needs a frame of its own");
+    let mut between = ending.topic("m").subscribe(Start::Latest).await.unwrap();
+    let (client, (sender, mut received)) = (Mutex::new(client), mpsc::unbounded_channel());
+    let waker = Arc::new(AtWake(move || sender.send(client.lock().unwrap().read()).unwrap())).into();
+    assert!(Pin::new(&mut between).poll_next(&mut Context::from_waker(&waker)).is_pending());
+    ending.shutdown();
+    assert_eq!(received.try_recv().unwrap(), [""; 0]);
+}
+
 /// Calls a function when it is woken.
 struct AtWake<F>(F);
 
@@ -495,20 +531,28 @@ async fn merged_subscriptions_get_no_common_cursor() {
     assert_eq!(client.bytes(), ":\n");
 }
 
-/// The first subscription fills the first frame, so the body has not polled the second source yet.
+type Events = futures_util::stream::BoxStream<'static, Result<EncodedEvents, SubscriptionError>>;
+
+async fn source(hub: &Hub, topic: &str, is_listener: bool) -> Events {
+    if is_listener {
+        let listener = hub.listen([topic], Start::Latest).await.unwrap();
+        listener.map(|event| event.map(|event| EncodedEvents::from(event.event.id(event.id)))).boxed()
+    } else {
+        hub.topic(topic).subscribe(Start::Latest).await.unwrap().boxed()
+    }
+}
+
+/// A source with a snapshot that fills the first frame, so that the body polls no other source.
+async fn large(hub: &Hub) -> Events {
+    let large = hub.topic("a").subscribe(Start::Latest).await.unwrap();
+    large.begin_with([Event::new("x".repeat(5_000))]).boxed()
+}
+
 #[tokio::test(start_paused = true)]
 async fn early_end_skips_no_event_of_another_source() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
     for is_listener in [false, true] {
-        let large = hub.topic("a").subscribe(Start::Latest).await.unwrap();
-        let large = large.begin_with([Event::new("x".repeat(5_000))]);
-        let other = match is_listener {
-            false => hub.topic("b").subscribe(Start::Latest).await.unwrap().boxed(),
-            true => {
-                let listener = hub.listen(["b"], Start::Latest).await.unwrap();
-                listener.map(|event| event.map(|event| EncodedEvents::from(event.event.id(event.id)))).boxed()
-            }
-        };
+        let (large, other) = (large(&hub).await, source(&hub, "b", is_listener).await);
         let stop = CancellationToken::new();
         let response = SseStream::new(tokio_stream::StreamExt::merge(large, other)).into_http_response();
         let layer = SseLayer::new().shutdown(stop.clone());
@@ -522,13 +566,55 @@ async fn early_end_skips_no_event_of_another_source() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_hub_skips_no_event_of_another_source() {
+    for (is_listener, is_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let hub = hub(Shared::new(PLENTY).connect()).await;
+        let quiet = source(&hub, "a", false).await;
+        let other = source(&hub, "b", is_listener).await;
+        let (one, two) = if is_first { (other, quiet) } else { (quiet, other) };
+        let mut client = Client::of(tokio_stream::StreamExt::merge(one, two));
+        client.read();
+        publish(&hub, "b", "undelivered").await;
+        settle().await;
+        hub.shutdown();
+        assert_eq!(client.read(), [""; 0], "listener: {is_listener}, first: {is_first}");
+        assert!(client.has_ended);
+    }
+}
+
+/// The adapter polls the second source only if the first one is pending.
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_hub_skips_no_event_of_unpolled_source() {
+    for is_listener in [false, true] {
+        let hub = hub(Shared::new(PLENTY).connect()).await;
+        let (large, other) = (large(&hub).await, source(&hub, "b", is_listener).await);
+        let first_only = |_: &mut ()| futures_util::stream::PollNext::Left;
+        let mut client = Client::of(futures_util::stream::select_with_strategy(large, other, first_only));
+        assert!(client.messages(1).iter().any(|message| message.data.len() == 5_000), "the snapshot");
+        publish(&hub, "b", "undelivered").await;
+        settle().await;
+        hub.shutdown();
+        assert_eq!(client.read(), [""; 0], "listener: {is_listener}");
+        assert!(client.has_ended);
+    }
+}
+
+/// A task can forward the events of several subscriptions to one client.
+#[tokio::test(start_paused = true)]
+async fn subscription_outside_a_response_ends_without_cursor() {
+    let hub = hub(Shared::new(PLENTY).connect()).await;
+    let mut quiet = hub.topic("quiet").subscribe(Start::Latest).await.unwrap();
+    fill(&hub, 1).await;
+    hub.shutdown();
+    assert!(matches!(quiet.next().await, Some(Err(SubscriptionError::Shutdown))));
+}
+
 /// The body polls both sources before the first heartbeat.
 #[tokio::test(start_paused = true)]
 async fn heartbeat_is_no_cursor_beside_a_listener() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
-    let listener = hub.listen(["b"], Start::Latest).await.unwrap();
-    let listener = listener.map(|event| event.map(|event| EncodedEvents::from(event.event.id(event.id))));
-    let events = hub.topic("a").subscribe(Start::Latest).await.unwrap();
+    let (events, listener) = (source(&hub, "a", false).await, source(&hub, "b", true).await);
     let mut client = Client::of(tokio_stream::StreamExt::merge(events, listener));
     client.read();
     fill(&hub, 1).await;
@@ -538,8 +624,7 @@ async fn heartbeat_is_no_cursor_beside_a_listener() {
 
 #[tokio::test(start_paused = true)]
 async fn cursor_passes_through_adapters() {
-    type Item = Result<EncodedEvents, SubscriptionError>;
-    type Adapt = fn(Subscription) -> futures_util::stream::BoxStream<'static, Item>;
+    type Adapt = fn(Subscription) -> Events;
     let adapters: [Adapt; 4] = [
         |events| events.boxed(),
         |events| tokio_stream::StreamExt::merge(events, futures_util::stream::pending()).boxed(),

@@ -137,20 +137,41 @@ async fn page_that_waits_for_client_is_not_delivered_after_removal() {
 /// A node with a subscriber and a node without one agree that the topic is finished.
 #[tokio::test(start_paused = true)]
 async fn topic_that_is_finished_again_after_removal_stays_finished() {
-    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
-    publish(&hubs[0], "a", 0).await;
-    settle().await;
-    let subscriber = subscribe(&hubs[0], "a", Start::Latest).await;
+    for node in [0, 1] {
+        let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+        publish(&hubs[0], "a", 0).await;
+        settle().await;
+        let subscriber = subscribe(&hubs[0], "a", Start::Latest).await;
+        let topic = hubs[node].topic("a");
+        topic.finish().await.unwrap();
+        topic.remove().await.unwrap();
+        topic.finish().await.unwrap();
+        settle().await;
+        drop(subscriber);
+        assert_is_finished(&hubs).await;
+    }
+}
+
+async fn assert_is_finished(hubs: &[Hub; 2]) {
+    for hub in hubs {
+        let error = hub.topic("a").publish(Event::new("late")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Finished);
+    }
+}
+
+/// The node has appended three records that it has not read yet.
+#[tokio::test(start_paused = true)]
+async fn topic_that_node_behind_finishes_again_stays_finished() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    connections[1].set(Mode::Lags);
     let topic = hubs[1].topic("a");
     topic.finish().await.unwrap();
     topic.remove().await.unwrap();
     topic.finish().await.unwrap();
+    topic.finish().await.unwrap();
+    connections[1].set(Mode::Works);
     settle().await;
-    drop(subscriber);
-    for hub in &hubs {
-        let error = hub.topic("a").publish(Event::new("late")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Finished);
-    }
+    assert_is_finished(&hubs).await;
 }
 
 /// The topic that needs a replay comes before the removed topic, and after it.

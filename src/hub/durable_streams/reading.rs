@@ -14,7 +14,7 @@ use super::{
     },
     content::{Content, NotBase64, Page},
 };
-use crate::Event;
+use crate::{Event, preamble::Purpose};
 use bytes::Bytes;
 use std::{
     future::poll_fn,
@@ -292,7 +292,7 @@ impl Reading {
             if let Some(failure) = self.failure {
                 return Poll::Ready(Err(failure.into()));
             }
-            match std::task::ready!(self.subscription.poll_item(cx)) {
+            match std::task::ready!(self.subscription.poll_item(Purpose::Items, cx)) {
                 None => return Poll::Ready(Ok(false)),
                 // Events of the hub itself are not part of the stream.
                 Some(Ok(item)) if matches!(item.topics, Topics::Hub) => {}

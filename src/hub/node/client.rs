@@ -502,6 +502,18 @@ impl BackendClient {
         Ok(())
     }
 
+    /// Appends the record that removes the topic. The topic then does not count as finished any
+    /// more, even if the follower has not read the finish record yet.
+    pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
+        let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
+        let appended = self.append_record(remove).await?;
+        let mut state = self.state();
+        if state.epoch == appended.epoch && state.finished.get(topic).is_some_and(|end| *end < appended.position) {
+            state.finished.remove(topic);
+        }
+        Ok(appended)
+    }
+
     /// Returns `true` if the local node has appended the record that finishes the topic, with or
     /// without a condition, and its follower has not read this record yet. The follower is the task
     /// that reads the log.
