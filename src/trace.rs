@@ -2,19 +2,19 @@
 //! functions are empty.
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
+pub(crate) use off::{Entered, Parent, Request, Span, callback_panicked, end_hidden, failed, refused};
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
+pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, end_hidden, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
 pub(crate) use off::{
-    backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
-    recording_taken_over, recordings_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, reads_accepted, reads_rejected, recording_taken_over,
+    recordings_taken_over,
 };
 #[cfg(all(feature = "hub", feature = "tracing"))]
 pub(crate) use on::{
-    backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
-    recording_taken_over, recordings_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, reads_accepted, reads_rejected, recording_taken_over,
+    recordings_taken_over,
 };
 
 #[cfg(all(feature = "serve", not(feature = "tracing")))]
@@ -121,7 +121,6 @@ mod on {
     /// Content`, so an `EventSource` reconnects without end. The cause is an adapter around the
     /// subscription that does not forward `size_hint`: the response calls it to learn that the
     /// subscription is finished.
-    #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
@@ -278,7 +277,6 @@ mod off {
     #[cfg(feature = "hub")]
     pub(crate) fn backend_opens_slowly(_: std::time::Duration) {}
 
-    #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {}
 
     #[cfg(all(feature = "hub", feature = "json"))]

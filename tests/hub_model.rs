@@ -136,6 +136,8 @@ enum Finished {
     Remembered,
     /// Expired, but a subscriber was still connected.
     Expired,
+    /// Removed, but a subscriber was still connected.
+    Removed,
 }
 
 impl Model {
@@ -450,7 +452,7 @@ impl World {
         self.model.log.values_mut().filter(|event| event.topic == topic).for_each(|event| event.is_held = false);
         self.model.limits[topic] = None;
         if let Some(finished) = &mut self.model.finished[topic] {
-            *finished = Finished::Expired;
+            *finished = Finished::Removed;
         }
         self.forget_topics();
     }
@@ -464,7 +466,8 @@ impl World {
         for (topic, name) in TOPICS.into_iter().enumerate() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
             let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
-            if self.model.finished[topic] == Some(Finished::Expired) && !is_held && !is_heard {
+            let is_remembered = self.model.finished[topic] == Some(Finished::Remembered);
+            if !is_remembered && !is_held && !is_heard {
                 self.model.finished[topic] = None;
             }
             if !self.hub.topic(name).exists() {
@@ -492,7 +495,8 @@ impl World {
         }
         self.model.now += 8;
         self.model.expire();
-        self.model.finished.iter_mut().flatten().for_each(|finished| *finished = Finished::Expired);
+        let finished = self.model.finished.iter_mut().flatten();
+        finished.filter(|finished| **finished == Finished::Remembered).for_each(|it| *it = Finished::Expired);
         self.forget_topics();
         let is_held = self.model.log.values().any(|event| event.is_held);
         assert!(is_held == (self.hub.stats().events > 0) && (!is_held || self.model.is_shown));
@@ -529,7 +533,10 @@ async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: Lag
             }
             Step::Finish { topic } => {
                 world.hub.topic(TOPICS[topic]).finish().now_or_never().unwrap().unwrap();
-                world.model.finished[topic].get_or_insert(Finished::Remembered);
+                let finished = &mut world.model.finished[topic];
+                if *finished != Some(Finished::Expired) {
+                    *finished = Some(Finished::Remembered);
+                }
             }
             Step::Remove { topic } => world.remove(topic),
             Step::Wait => world.wait().await,

@@ -782,8 +782,8 @@ impl Subscription {
     /// Polls for the next events of the subscription. Returns them together with the topics that
     /// they belong to.
     ///
-    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a `purpose`
-    /// with which a response polls a single subscription.
+    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a
+    /// `purpose` with which a response polls a single subscription.
     pub(super) fn poll_item(
         &mut self,
         purpose: Purpose,
