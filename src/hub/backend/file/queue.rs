@@ -5,7 +5,7 @@ use crate::hub::backend::{Position, Record};
 use std::{
     mem,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// An append that waits for its commit.
@@ -23,8 +23,47 @@ pub(super) struct Unchanged {
     pub(super) since: Position,
 }
 
-/// The maximum size of the events in one commit, in bytes. A larger append has a commit of its own.
+impl Append {
+    /// Returns the size of the records in bytes.
+    fn size(&self) -> usize {
+        self.records.iter().map(|record| record.event.len() + record.topic.len()).sum()
+    }
+}
+
+/// The appends of one commit.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) appends: Vec<Append>,
+    /// The size of the records in bytes.
+    size: usize,
+}
+
+/// The maximum size of the records in one commit, in bytes. A larger append has a commit of its
+/// own.
 const MAX_BATCH: usize = 8 << 20;
+
+/// If at most this number of appends is missing in a commit, the writer waits until all of them
+/// have arrived. Otherwise, it waits for half of them.
+const FEW: usize = 8;
+
+impl Batch {
+    /// Moves appends from the front of the queue to the batch: those that `is_suitable` accepts, up
+    /// to the maximum size of a batch.
+    fn fill(&mut self, waiting: &mut Waiting, is_suitable: impl Fn(&Append) -> bool) {
+        let mut size = self.size;
+        let fits = |append: &&Append| {
+            let is_first = size == 0;
+            size += append.size();
+            (is_first || size <= MAX_BATCH) && is_suitable(append)
+        };
+        let count = waiting.appends.iter().take_while(fits).count();
+        let rest = waiting.appends.split_off(count);
+        waiting.cleaned = waiting.cleaned.min(rest.len());
+        let taken = mem::replace(&mut waiting.appends, rest);
+        self.size += taken.iter().map(Append::size).sum::<usize>();
+        self.appends.extend(taken);
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Queue {
@@ -52,7 +91,7 @@ const MANY: usize = 4096;
 
 /// The next work of the writer, the thread that stores appends.
 pub(super) enum Work {
-    Appends(Vec<Append>),
+    Appends(Batch),
     /// No append has arrived before the deadline. The writer only applies the retention.
     Idle,
     /// A reader could not use the database because of this error. The writer may have to open the
@@ -97,14 +136,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits at most `window` until the queue has `expected` appends, which can share a commit.
-    /// Then waits for the first append until the deadline. Returns the appends of the next commit,
-    /// or other work for the writer, such as the report of a failed read.
-    pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
-        let mut waiting = self.lock();
-        if waiting.appends.len() < expected && !window.is_zero() {
-            waiting = self.wait(waiting, expected, Some(Instant::now() + window));
-        }
+    /// Waits until `window`, or until the queue has half of the `expected` appends, which can share
+    /// a commit. If the queue is empty, waits for the first append until the deadline. Returns the
+    /// first appends of the next commit, or other work for the writer, such as the report of a
+    /// failed read.
+    pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
+        let waiting = self.wait(self.lock(), awaited(expected), Some(window));
         let mut waiting = self.wait(waiting, 1, deadline);
         if let Some(error) = waiting.failure.take() {
             return Work::Failure(error);
@@ -112,16 +149,22 @@ impl Queue {
         if waiting.appends.is_empty() {
             return if waiting.is_closed { Work::Close } else { Work::Idle };
         }
-        let mut bytes = 0;
-        let fits = |append: &Append| {
-            let is_first = bytes == 0;
-            bytes += append.records.iter().map(|record| record.event.len() + record.topic.len()).sum::<usize>();
-            is_first || bytes <= MAX_BATCH
-        };
-        let count = waiting.appends.iter().map(fits).take_while(|fits| *fits).count();
-        let rest = waiting.appends.split_off(count);
-        waiting.cleaned = waiting.cleaned.min(rest.len());
-        Work::Appends(mem::replace(&mut waiting.appends, rest))
+        let mut batch = Batch::default();
+        batch.fill(&mut waiting, |_| true);
+        Work::Appends(batch)
+    }
+
+    /// Adds further appends without a condition to the batch. Before, waits until half of the
+    /// missing ones have arrived, but at most until `window`. Returns `false` if the batch has the
+    /// `expected` appends, or if none was added.
+    pub(super) fn take_more(&self, batch: &mut Batch, expected: usize, window: Instant) -> bool {
+        let before = batch.appends.len();
+        if before >= expected {
+            return false;
+        }
+        let mut waiting = self.wait(self.lock(), awaited(expected - before), Some(window));
+        batch.fill(&mut waiting, |append| append.condition.is_none());
+        batch.appends.len() > before
     }
 
     /// Waits until the queue has `count` appends, a reader has reported a failure, or the log is
@@ -150,9 +193,91 @@ impl Queue {
     }
 }
 
+/// Returns the number of appends that the writer waits for if this number is missing in a commit.
+fn awaited(missing: usize) -> usize {
+    if missing > FEW { missing / 2 } else { missing }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::replies::ReplyTasks, *};
+    use crate::hub::backend::RecordKind;
+    use std::{thread, time::Duration};
+
+    const LATER: Duration = Duration::from_secs(60);
+
+    fn append(tasks: &ReplyTasks, condition: Option<Unchanged>) -> Append {
+        Append { records: Vec::new(), condition, publisher: tasks.publisher().0 }
+    }
+
+    fn take(queue: &Queue, expected: usize, window: Instant) -> Batch {
+        match queue.take(Some(Instant::now()), expected, window) {
+            Work::Appends(batch) => batch,
+            _ => panic!("the queue has appends"),
+        }
+    }
+
+    /// The writer begins with half of the appends, and adds the others before the window ends.
+    #[test]
+    fn batch_grows_while_appends_arrive() {
+        let (queue, tasks) = (Queue::default(), ReplyTasks::default());
+        let window = Instant::now() + LATER;
+        thread::scope(|scope| {
+            scope.spawn(|| (0..32).for_each(|_| queue.push(append(&tasks, None))));
+            let mut batch = take(&queue, 64, window);
+            assert_eq!(batch.appends.len(), 32);
+            scope.spawn(|| (0..40).for_each(|_| queue.push(append(&tasks, None))));
+            while queue.take_more(&mut batch, 64, window) {}
+            assert!(batch.appends.len() >= 64, "{}", batch.appends.len());
+        });
+        assert!(Instant::now() < window);
+    }
+
+    #[test]
+    fn missing_appends_delay_a_batch_until_the_window_ends() {
+        let (queue, tasks) = (Queue::default(), ReplyTasks::default());
+        queue.push(append(&tasks, None));
+        let window = Instant::now() + Duration::from_millis(20);
+        let mut batch = take(&queue, 64, window);
+        assert!(Instant::now() >= window);
+        assert!(!queue.take_more(&mut batch, 64, window));
+        assert_eq!(batch.appends.len(), 1);
+    }
+
+    /// Conditions are checked before the transaction begins.
+    #[test]
+    fn append_with_condition_is_not_added_to_a_batch() {
+        let (queue, tasks) = (Queue::default(), ReplyTasks::default());
+        let condition = Some(Unchanged { epoch: 1, since: Position::START });
+        [None, condition].into_iter().for_each(|condition| queue.push(append(&tasks, condition)));
+        let mut batch = take(&queue, 4, Instant::now());
+        assert_eq!(batch.appends.len(), 2);
+        [None, condition, None].into_iter().for_each(|condition| queue.push(append(&tasks, condition)));
+        assert!(queue.take_more(&mut batch, 5, Instant::now()));
+        assert!(!queue.take_more(&mut batch, 5, Instant::now()));
+        assert_eq!(batch.appends.len(), 3);
+        assert_eq!(take(&queue, 2, Instant::now()).appends.len(), 2);
+    }
+
+    /// Also if the appends of a batch arrive one after the other.
+    #[test]
+    fn size_of_a_batch_is_limited() {
+        let (queue, tasks) = (Queue::default(), ReplyTasks::default());
+        let push = |size: usize| {
+            let record = Record { topic: "t".into(), kind: RecordKind::Event, event: vec![0; size].into() };
+            queue.push(Append { records: vec![record], ..append(&tasks, None) });
+        };
+        push(MAX_BATCH / 2);
+        let mut batch = take(&queue, 3, Instant::now());
+        push(MAX_BATCH / 4);
+        push(MAX_BATCH / 2);
+        assert!(queue.take_more(&mut batch, 3, Instant::now()));
+        assert!(!queue.take_more(&mut batch, 3, Instant::now()));
+        assert_eq!(batch.appends.len(), 2);
+        push(2 * MAX_BATCH);
+        assert_eq!(take(&queue, 1, Instant::now()).appends.len(), 1);
+        assert_eq!(take(&queue, 1, Instant::now()).appends.len(), 1, "a larger append has a commit of its own");
+    }
 
     #[test]
     fn appends_without_publisher_take_no_memory() {

@@ -4,7 +4,7 @@ use super::{
     Durability, Log, Shared,
     error::{FileError, Kind, file_error, guarded},
     mark::{FileId, Mark, beside, milliseconds},
-    queue::{Append, Unchanged, Work},
+    queue::{Append, Batch, Unchanged, Work},
     record::{self, Value},
     replies,
     retention::Retention,
@@ -94,13 +94,14 @@ struct Stored {
 impl Writer {
     pub(super) fn run(mut self) {
         loop {
-            let (appends, time) = self.last_commit;
-            // Publishers that wait for this commit will probably publish again. Without this pause,
-            // the first of them would have a commit of its own.
-            let window = if appends > 1 { (time / 4).min(MAX_WINDOW) } else { Duration::ZERO };
-            match self.shared.queue.take(self.deadline(), appends, window) {
-                Work::Appends(appends) => self.append(appends),
-                Work::Idle => self.append(Vec::new()),
+            let (expected, time) = self.last_commit;
+            // Publishers that waited for the last commit will probably publish again. Without this
+            // pause, the first of them would have a commit of its own.
+            let pause = if expected > 1 { (time / 2).min(MAX_WINDOW) } else { Duration::ZERO };
+            let window = Instant::now() + pause;
+            match self.shared.queue.take(self.deadline(), expected, window) {
+                Work::Appends(batch) => self.append(batch, window),
+                Work::Idle => self.append(Batch::default(), Instant::now()),
                 // Several readers may have reported the same failure.
                 Work::Failure(error) if !self.is_paused() => self.reopen(&error),
                 Work::Failure(_) => {}
@@ -154,18 +155,19 @@ impl Writer {
         Some(if self.refusal.is_some() { due.max(self.pause_end) } else { due })
     }
 
-    /// Stores appends in the log with one commit, and applies the retention. If `appends` is empty,
-    /// only applies the retention.
-    fn append(&mut self, mut appends: Vec<Append>) {
+    /// Stores appends in the log with one commit, and applies the retention. Adds appends that
+    /// arrive until `window`. If the batch is empty, only applies the retention.
+    fn append(&mut self, mut batch: Batch, window: Instant) {
         // The futures of some appends may have been dropped while they waited.
-        appends.retain(|append| !append.publisher.has_left());
+        batch.appends.retain(|append| !append.publisher.has_left());
         if let Some(error) = self.refused() {
-            return refuse(appends, &error);
+            return refuse(batch.appends, &error);
         }
-        let begin = Instant::now();
-        match self.store(&appends) {
-            Ok(stored) => {
-                self.last_commit = (appends.len(), begin.elapsed());
+        let stored = self.store(&mut batch, window);
+        let mut appends = batch.appends;
+        match stored {
+            Ok((stored, time)) => {
+                self.last_commit = (appends.len(), time);
                 let before = mem::replace(&mut self.tail, stored.tail);
                 self.oldest = stored.oldest;
                 let stored_appends =
@@ -197,29 +199,30 @@ impl Writer {
         self.shared.recent().add(self.tail.epoch, before.last, positions.zip(records).collect(), bytes);
     }
 
-    /// Stores appends and applies the retention in one transaction. A transaction that changes
-    /// nothing is not committed.
-    fn store(&mut self, appends: &[Append]) -> Result<Stored, FileError> {
-        let stored = {
+    /// Stores appends and applies the retention in one transaction, and returns the time that its
+    /// commit took. A transaction that changes nothing is not committed.
+    fn store(&mut self, batch: &mut Batch, window: Instant) -> Result<(Stored, Duration), FileError> {
+        let (stored, time) = {
             let store = self.shared.store();
             let store = store.as_ref().map_err(FileError::clone)?;
             let is_unchanged = |append: &Append| self.is_unchanged(store, append);
-            let unchanged: Vec<_> = appends.iter().map(is_unchanged).collect::<Result<_, _>>()?;
+            let unchanged: Vec<_> = batch.appends.iter().map(is_unchanged).collect::<Result<_, _>>()?;
             guarded(|| {
                 let transaction = store.database.begin_write()?;
-                let stored = self.change(&transaction, appends, &unchanged)?;
+                let stored = self.change(&transaction, batch, &unchanged, window)?;
+                let begin = Instant::now();
                 if stored.tail == self.tail {
                     transaction.abort()?
                 } else {
                     transaction.commit()?
                 }
-                Ok(stored)
+                Ok((stored, begin.elapsed()))
             })?
         };
         if stored.tail.last != self.tail.last {
             self.mark.advance(stored.tail.last)?;
         }
-        Ok(stored)
+        Ok((stored, time))
     }
 
     /// Returns `true` if the append has no condition, or if the log in the database fulfils it.
@@ -246,42 +249,54 @@ impl Writer {
 
     /// Makes the changes of one transaction: appends records, and evicts the oldest records if the
     /// retention requires it. `unchanged` has one value for each append: `true` if the log in the
-    /// database fulfils the condition of the append.
+    /// database fulfils the condition of the append. Adds appends that arrive until `window`, so
+    /// that their publishers and this thread work at the same time.
     fn change(
         &self,
         transaction: &WriteTransaction,
-        appends: &[Append],
+        batch: &mut Batch,
         unchanged: &[bool],
+        window: Instant,
     ) -> Result<Stored, FileError> {
         let mut records = transaction.open_table(RECORDS)?;
         let (mut tail, mut oldest) = (self.tail, self.oldest);
         let now = milliseconds(SystemTime::now());
-        let mut positions = Vec::with_capacity(appends.len());
+        let mut positions = Vec::with_capacity(batch.appends.len().max(self.last_commit.0));
         let mut buffer = Vec::new();
+        // Later appends of the batch have no condition.
+        let has_conditions = batch.appends.iter().any(|append| append.condition.is_some());
         let mut changed_topics = HashSet::new();
-        for (append, is_unchanged) in appends.iter().zip(unchanged) {
-            let mut topics = append.records.iter().map(|record| &*record.topic);
-            if append.condition.is_some() && !(*is_unchanged && topics.all(|topic| !changed_topics.contains(topic))) {
-                positions.push(None);
-                continue;
-            }
-            changed_topics.extend(append.records.iter().map(|record| &*record.topic));
-            for record in &append.records {
-                tail.last = tail.last.next();
-                tail.total_bytes += record::size(&record.topic, &record.event) as u64;
-                let value = Value {
-                    time: now,
-                    total: tail.total_bytes,
-                    kind: Some(record.kind),
-                    topic: &record.topic,
-                    event: &record.event,
-                };
-                record::encode(&mut buffer, tail.last, &value);
-                for (part, bytes) in record::parts(&buffer) {
-                    records.insert((tail.last.get(), part), bytes)?;
+        loop {
+            for (n, append) in batch.appends.iter().enumerate().skip(positions.len()) {
+                if has_conditions {
+                    let mut topics = append.records.iter().map(|record| &record.topic);
+                    let mut is_unchanged = || unchanged[n] && topics.all(|topic| !changed_topics.contains(topic));
+                    if append.condition.is_some() && !is_unchanged() {
+                        positions.push(None);
+                        continue;
+                    }
+                    changed_topics.extend(append.records.iter().map(|record| Arc::clone(&record.topic)));
                 }
+                for record in &append.records {
+                    tail.last = tail.last.next();
+                    tail.total_bytes += record::size(&record.topic, &record.event) as u64;
+                    let value = Value {
+                        time: now,
+                        total: tail.total_bytes,
+                        kind: Some(record.kind),
+                        topic: &record.topic,
+                        event: &record.event,
+                    };
+                    record::encode(&mut buffer, tail.last, &value);
+                    for (part, bytes) in record::parts(&buffer) {
+                        records.insert((tail.last.get(), part), bytes)?;
+                    }
+                }
+                positions.push(Some(tail.last));
             }
-            positions.push(Some(tail.last));
+            if !self.shared.queue.take_more(batch, self.last_commit.0, window) {
+                break;
+            }
         }
         let appended = tail.last.get() - self.tail.last.get();
         let limit = EVICTIONS + appended;
