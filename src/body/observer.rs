@@ -206,12 +206,6 @@ impl Observation {
         }
     }
 
-    /// Returns the number of events in the frames that the body has returned, or 0 if the stream has
-    /// no observer.
-    pub(super) fn events(&self) -> u64 {
-        self.observer.as_ref().map_or(0, |observer| observer.events)
-    }
-
     /// Adds one to the heartbeat count of the stream. The frame that the current poll returns
     /// contains the heartbeat.
     pub(super) fn record_heartbeat(&mut self) {

@@ -485,7 +485,7 @@ where
         if let Poll::Ready(mut final_bytes) = self.observation.poll_end(retry, cx) {
             self.add_last_cursor(frame, cx);
             self.stream.set(None);
-            if *self.has_id_to_keep && frame.events == 0 && self.observation.events() == 0 {
+            if *self.has_id_to_keep {
                 final_bytes.remove_shutdown_event();
             }
             let events = u64::from(!final_bytes.event.is_empty());
@@ -505,7 +505,10 @@ where
         let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
         let Poll::Ready(Some(item)) = polled else { return };
         match item.into_events() {
-            Ok(cursor) if cursor.count() == 0 => self.add(frame, cursor.into_bytes(), 0),
+            Ok(cursor) if cursor.count() == 0 => {
+                *self.has_id_to_keep = false;
+                self.add(frame, cursor.into_bytes(), 0);
+            }
             _ => {}
         }
     }
@@ -547,13 +550,15 @@ where
     /// [`fill`](Self::fill). Also returns the first bytes that the subscriptions in the stream
     /// offer, which belong before these items.
     fn fill_first(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, Bytes) {
+        // An item of this poll clears the field.
+        *self.has_id_to_keep = true;
         let mut reached = *self.reached;
         let (filled, preamble) = Preamble::of_first_poll(&mut reached, || self.fill(frame, cx));
         *self.reached = reached;
         if preamble.is_over {
             trace::end_hidden();
         }
-        *self.has_id_to_keep = preamble.has_id_to_keep();
+        *self.has_id_to_keep &= preamble.has_id_to_keep();
         (filled, preamble.bytes)
     }
 
@@ -580,6 +585,7 @@ where
         match item.map(SseItem::into_events) {
             Some(Ok(events)) => {
                 let count = events.count() as u64;
+                *self.has_id_to_keep &= events.is_empty();
                 self.add(frame, events.into_bytes(), count);
             }
             Some(Err(error)) => self.fail(frame, error),

@@ -76,7 +76,7 @@ impl Hub {
 
     /// Returns a handle to the topic with this name. The handle alone does not create the topic.
     /// The name can be any text that does not begin with `tower-sse/`. This crate uses such topics
-    /// itself, and the methods of their handles return the error
+    /// itself. Publishing to them, subscribing to them, and joining them return the error
     /// [`ReservedTopic`](super::ErrorKind::ReservedTopic).
     ///
     /// If a part of the name comes from a client, put a prefix of the application before it, such
@@ -143,7 +143,7 @@ impl Hub {
     ///   [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription).
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more than
     ///   `max_topics` topics. No topic is then created.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     ///
@@ -244,8 +244,13 @@ impl Hub {
     /// If this process has [recordings](Topic::record), await
     /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have
     /// sent the last events. After this method, recordings are
-    /// [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished. Without
-    /// recordings, call this method at the beginning of the graceful shutdown.
+    /// [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished.
+    ///
+    /// Without recordings, this method can be the first step of a graceful shutdown, as in the
+    /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
+    /// no shutdown event. To avoid this, first cancel the token of
+    /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
+    /// have ended.
     ///
     /// # Examples
     ///
@@ -282,6 +287,7 @@ impl Hub {
     /// # use tower_sse::hub::Hub;
     /// # async fn stop(hub: Hub) {
     /// let interrupted = hub.drain_recordings(Duration::from_secs(20)).await;
+    /// // Here, wait until the open streams have sent the last events.
     /// hub.shutdown();
     /// # }
     /// ```

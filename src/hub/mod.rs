@@ -177,9 +177,8 @@
 //!   or the handler ends its stream early. So the id of a connected client stays within the
 //!   backend's retention, and the client moves to another node without a gap. The retention must be
 //!   longer than the interval of heartbeats. A stream without heartbeats gets the event only at its
-//!   early end. A response with several subscriptions or with a [listener](Hub::listen) gets it
-//!   neither at heartbeats nor when a layer or the handler ends it. Clients [without control
-//!   events](Subscription::without_control_events) never get it.
+//!   early end. A response with several subscriptions or with a [listener](Hub::listen), and
+//!   clients [without control events](Subscription::without_control_events), never get it.
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
 //!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`). The ids of Redis
 //!   contain no epoch. So with Redis, subscriptions stay open, and their clients get a gap

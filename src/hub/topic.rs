@@ -199,7 +199,7 @@ impl Topic {
     ///   already has `max_topics` topics.
     /// - [`ReservedName`](super::ErrorKind::ReservedName) if the event is named `gap` or
     ///   `hub-cursor`.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the event.
     ///
@@ -345,7 +345,7 @@ impl Topic {
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     ///
@@ -415,7 +415,7 @@ impl Topic {
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the finish
     ///   record.
@@ -582,7 +582,7 @@ impl Topic {
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the record.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was
     ///   [shut down](super::Hub::shutdown).
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     ///
     /// # Cancel safety
     ///

@@ -180,6 +180,15 @@ async fn shutdown_event_does_not_erase_id_of_returning_client() {
     body.assert_data(format!("id: {next}\ndata: 2\n\n"));
     token.cancel();
     assert_eq!(body.rest(), "retry: 1000\ndata: bye\n\n");
+
+    // A cursor is an id, but no event.
+    let (token, layer) = shutdown_layer();
+    let cursor = topic.subscribe(next.clone()).await.unwrap().begin_with_cursor().take(1);
+    let quiet = topic.subscribe(next.clone()).await.unwrap().without_control_events();
+    let mut body = ours(SseStream::new(cursor.chain(quiet)), &[&layer]);
+    body.assert_data(format!("event: hub-cursor\nid: {next}\ndata: \n\n"));
+    token.cancel();
+    assert_eq!(body.rest(), "retry: 1000\ndata: bye\n\n");
 }
 
 #[tokio::test]

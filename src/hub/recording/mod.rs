@@ -298,7 +298,7 @@ impl Recording {
     /// - [`Finished`](super::ErrorKind::Finished) if the recording has ended without a sign of
     ///   life, for example because its topic was finished before.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
     ///
     /// The method has no time limit while this node still reads the log after its start.
     ///

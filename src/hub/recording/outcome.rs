@@ -48,6 +48,6 @@ pub enum Outcome {
     ///   renew its [`lease`](super::Recorder::lease) in time. The other node or this node then
     ///   finishes the topic.
     /// - The backend did not accept the record that finishes the topic.
-    /// - The name of its topic has more than 16 KiB, or is reserved for the hub.
+    /// - The name of its topic has more than 16 KiB, or begins with `tower-sse/`.
     Interrupted,
 }
