@@ -206,7 +206,7 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
         Call::Polls { purpose, reached } => {
             reached.add(address);
-            *purpose
+            if *purpose == Purpose::ItemsOfOne && !reached.is_one() { Purpose::Items } else { *purpose }
         }
         Call::Begins(_, reached) => {
             reached.add(address);

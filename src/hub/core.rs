@@ -279,12 +279,12 @@ impl Core {
         Ok(())
     }
 
-    /// Finishes a topic. Has no effect if the topic is already finished.
+    /// Finishes a topic. Has no effect if the topic is already finished, and was not removed since.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
             // The log has a removal after the finish record, so it needs a new finish record.
-            Err(error) if error.is_finished() && self.is_removed(name) => {}
+            Err(error) if error.is_finished() && (self.is_removed(name) || backend.has_unread_removal(name)) => {}
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
         }
@@ -292,8 +292,8 @@ impl Core {
     }
 
     /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
-    /// and the hub already has `max_topics` topics, if the name of the topic is reserved, or if the
-    /// local node knows that the topic is finished.
+    /// and the hub already has `max_topics` topics, or if the local node knows that the topic is
+    /// finished. The caller has checked the name.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let mut registry = self.registry.lock();
         if registry.is_shut_down {

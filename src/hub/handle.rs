@@ -101,6 +101,12 @@ impl Hub {
         Topic::new(self.core.clone(), name.as_ref().into())
     }
 
+    /// Returns `true` if the log of the hub is in a backend, and not in the memory of the process.
+    #[cfg(feature = "json")]
+    pub(crate) fn has_backend(&self) -> bool {
+        self.core.backend.is_some()
+    }
+
     /// Returns a handle to a topic that the crate itself uses.
     #[cfg(feature = "json")]
     pub(crate) fn topic_of_crate(&self, name: &str) -> Topic {

@@ -134,7 +134,8 @@ impl Reader {
         if !contents.latest_only {
             return None;
         }
-        // A gap does not report the state as missing, so its position does not matter here.
+        // Earlier events of the topic that were evicted do not matter, because the state replaces
+        // them. So this read never returns `Evicted`.
         let evicted_through = contents.log.evicted_through();
         match contents.log.read(cursor.max(self.delivered_through), evicted_through, through) {
             Read::Events(state, position) => Some((position, state)),

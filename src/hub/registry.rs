@@ -62,7 +62,7 @@ pub(super) struct Registry {
 impl Registry {
     /// Returns the topic with this name, and creates the topic if it does not exist. Returns an
     /// error if the hub is shut down. Also returns an error for a new topic if there are already
-    /// `max_topics` topics, or if its name is reserved.
+    /// `max_topics` topics.
     pub(super) fn topic(&mut self, name: &Arc<str>, config: &HubConfig) -> Result<Arc<TopicState>, Error> {
         if self.is_shut_down {
             return Err(Error::shut_down());

@@ -368,9 +368,9 @@ impl Subscription {
 
         let mut undelivered = self.undelivered(&page);
         let has_missed_removed = self.has_missed_removed(&page);
-        // The page has all records from here to its end.
+        // The page has all records of the topics after this position, up to `page.through`.
         let begin = self.cursor.max(page.evicted_through);
-        // This node can retain states that the backend has evicted. They precede the page.
+        // States up to `begin` may be retained only by this node. They are delivered before the page.
         let has_evicted = page.evicted_through > self.cursor;
         let states_through = page.first.map_or(begin, |first| first.previous().min(begin));
         let mut states = Vec::new();

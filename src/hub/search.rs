@@ -35,10 +35,12 @@ impl Core {
     fn known(&self, backend: &BackendClient, topic: &Arc<str>) -> Known {
         // The epoch and the positions change together while the registry is locked.
         let registry = self.registry.lock();
+        // A topic that does not exist can have had events while a lookup keeps it in memory.
+        let last = registry.topics.get(topic).map_or(Position::START, |topic| topic.lock().newest());
         Known {
             epoch: backend.epoch_bits(),
             is_known: registry.exists(topic),
-            last_of_topic: registry.topic_dropped_through(topic),
+            last_of_topic: registry.topic_dropped_through(topic).max(last),
             read_through: self.committed(),
         }
     }

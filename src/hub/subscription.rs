@@ -67,7 +67,8 @@ use tokio_stream::Stream;
 ///   item whose [`count`](EncodedEvents::count) is 0. It must keep the order of its items, because
 ///   a cursor means that the client has every earlier event. An adapter over several subscriptions
 ///   or listeners gets no such cursors, because the cursor of one subscription can be after an
-///   undelivered event of another.
+///   undelivered event of another. It must poll all of them from the beginning: the response does
+///   not know of a subscription that was never polled, such as the second one of a `chain`.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).

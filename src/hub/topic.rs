@@ -610,8 +610,8 @@ impl Topic {
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
     /// A handle with limits of its own ([`retention`](Self::retention)) creates the topic when it
-    /// begins to publish or to record. If no event arrives, for example because the append has
-    /// failed, the result is then `true` for up to 60 seconds.
+    /// begins to publish, to record or to subscribe. If this fails, for example because the backend
+    /// does not respond, the result is then `true` for about a minute.
     ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
     /// method before you subscribe. A request in the Durable Streams protocol for a topic that does
@@ -764,9 +764,10 @@ impl Topic {
     ///
     /// With a backend, this method asks the other nodes through the log, and takes one second. The
     /// question is one record in the log, and each node that has the topic writes one record. The
-    /// subscriptions on a node that does not respond in this time are not counted. To show a number
-    /// that is updated each time a client comes or leaves, count the [members](Self::members)
-    /// instead. In memory, this method returns the same number as
+    /// subscriptions on a node that does not respond in this time are not counted. Neither are
+    /// readers in the Durable Streams protocol that wait on another node for the first event of a
+    /// topic. To show a number that is updated each time a client comes or leaves, count the
+    /// [members](Self::members) instead. In memory, this method returns the same number as
     /// [`subscribers`](Self::subscribers).
     ///
     /// # Errors

@@ -292,6 +292,11 @@ impl Contents {
             || self.awaited_until.is_some()
     }
 
+    /// Returns the position of the newest event that the topic has had in this process.
+    pub(super) fn newest(&self) -> Position {
+        self.log.last().max(self.log.evicted_through())
+    }
+
     /// Returns `true` if this process knows whether the topic is finished. Returns `false` if it
     /// has forgotten the topic, or may have done so, and the topic has had no event since it was
     /// created again. The backend may then retain a record that finishes the topic.

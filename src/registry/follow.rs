@@ -164,7 +164,8 @@ where
     /// # Ok(()) }
     /// ```
     pub async fn follow_as(&self, hub: &Hub, name: &str) -> Result<(), Error> {
-        let silence = *lock(&self.shared.following.fail_closed_after);
+        // A node without a backend cannot be cut off.
+        let silence = lock(&self.shared.following.fail_closed_after).filter(|_| hub.has_backend());
         let inbox = Arc::new(Inbox {
             node: format!("{:016x}", random::bits()),
             name: name.into(),
@@ -203,7 +204,7 @@ where
     /// Each node publishes a sign of life three times in this time, so that there is something to
     /// read. A stream of a node that is cut off ends at the latest after this time plus the timeout
     /// of the backend. Less than one second counts as one second. Call this method before
-    /// [`follow`](Self::follow).
+    /// [`follow`](Self::follow). It has no effect with a hub in memory.
     ///
     /// # Examples
     ///
@@ -509,7 +510,7 @@ where
 {
     /// Closes the streams of this node that another node announces as closed.
     fn apply(&self, registry: &Shared<K>, announcement: &Event) {
-        // Anything that is no announcement comes from an application, and is skipped.
+        // Anything that is no announcement comes from another program, and is skipped.
         let Some(data) = announcement.event_data() else { return };
         let Ok(mut announcement) = serde_json::from_str::<Value>(&data) else { return };
         if announcement["node"].as_str().is_none_or(|node| node == self.node) {
@@ -521,7 +522,7 @@ where
         if announcement["registry"] != *self.name {
             return;
         }
-        // Only a whole event reaches clients, whatever an application has written.
+        // Only a whole event reaches clients, whatever another program has written.
         let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
         let event = event.map(Event::encode).unwrap_or_default();
         if let Ok(key) = serde_json::from_value::<K>(key) {
@@ -569,14 +570,14 @@ impl<K> Follower<K> {
     async fn run(self, mut subscription: Subscription) {
         loop {
             match until(self.inbox.deadline(), next(&mut subscription)).await {
-                // The hub has already passed the events to the inbox.
+                // With a backend, the hub has already passed the events to the inbox.
                 Some(Some(Ok(_))) => continue,
                 None => {
                     self.inbox.check_silence();
                     continue;
                 }
                 Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
-                // The subscription has lagged, another log has replaced the log, or an application
+                // The subscription has lagged, another log has replaced the log, or another program
                 // has finished the topic.
                 Some(Some(Err(_)) | None) => {}
             }

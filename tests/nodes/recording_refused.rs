@@ -59,6 +59,23 @@ async fn events_refused_together_are_published_in_order() {
     assert!(connections[0].asked.refusals.load(Relaxed) > 0);
 }
 
+/// The backend accepts parts of the batch, so the recording completes it first.
+#[tokio::test(start_paused = true)]
+async fn stop_drops_no_event_of_a_batch_in_parts() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[0].max_bytes.store(55, Relaxed);
+    // More events would be a second batch.
+    let recording = record_all(&hubs[0], "a", numbered(30)).start();
+    while log(&shared, "a").is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    recording.stop();
+    assert_eq!(timeout(SECOND * 30, recording.outcome()).await, Ok(Outcome::Stopped));
+    let expected: Vec<_> = (0..30).map(|n| format!("{n:03}")).chain([".".to_owned()]).collect();
+    assert_eq!(log(&shared, "a"), expected);
+}
+
 #[tokio::test(start_paused = true)]
 async fn large_item_is_published_alone() {
     let shared = Shared::new(PLENTY);

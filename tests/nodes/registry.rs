@@ -392,9 +392,20 @@ async fn failure_of_one_hub_does_not_keep_a_close_from_another() {
 
 #[tokio::test(start_paused = true)]
 async fn longest_time_is_no_limit() {
-    let hub = Hub::new();
+    let hub = hub(Shared::new(PLENTY).connect()).await;
     let registry = Registry::new().fail_closed_after(Duration::MAX);
     registry.follow(&hub).await.unwrap();
+    stays_open(&mut open(&registry, ALICE)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_without_backend_is_never_cut_off() {
+    let hub = Hub::new();
+    let registry = Registry::new().fail_closed_after(LIMIT);
+    registry.follow(&hub).await.unwrap();
+    let mut body = open(&registry, ALICE);
+    sleep(10 * LIMIT).await;
+    stays_open(&mut body).await;
     stays_open(&mut open(&registry, ALICE)).await;
 }
 

@@ -174,6 +174,20 @@ async fn topic_that_node_behind_finishes_again_stays_finished() {
     assert_is_finished(&hubs).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn topic_whose_removal_is_not_read_yet_stays_finished() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let topic = hubs[1].topic("a");
+    topic.finish().await.unwrap();
+    settle().await;
+    connections[1].set(Mode::Lags);
+    topic.remove().await.unwrap();
+    topic.finish().await.unwrap();
+    connections[1].set(Mode::Works);
+    settle().await;
+    assert_is_finished(&hubs).await;
+}
+
 /// The topic that needs a replay comes before the removed topic, and after it.
 #[tokio::test(start_paused = true)]
 async fn gap_of_removed_topic_is_reported_next_to_a_replay() {

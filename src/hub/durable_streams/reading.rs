@@ -65,7 +65,6 @@ pub(super) enum ReadError {
 impl From<Error> for ReadError {
     fn from(error: Error) -> Self {
         match error.kind() {
-            ErrorKind::ReservedTopic => Self::NotFound,
             ErrorKind::Shutdown => Self::Shutdown,
             _ => Self::Subscribe(error),
         }

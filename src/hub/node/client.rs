@@ -107,9 +107,12 @@ struct LogState {
     /// finishes the topic. An entry is removed when the follower, the task that reads the log, has
     /// read this record: from then on, the topic itself stores that it is finished.
     finished: HashMap<Arc<str>, Position>,
+    /// The topics that this node has removed, each with the position of the record that removes the
+    /// topic. An entry is removed when the follower has read this record.
+    unread_removals: HashMap<Arc<str>, Position>,
     /// The follower has read the log and has updated the topics up to this position. A later
-    /// response to an append up to this position adds no entry to `finished`.
-    delivered_through: Position,
+    /// response to an append up to this position adds no entry to `finished` or `unread_removals`.
+    followed_through: Position,
     removals: Removals,
     /// The epochs of the last logs that the local node has followed before this log.
     left: VecDeque<u64>,
@@ -508,10 +511,19 @@ impl BackendClient {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
         let appended = self.append_record(remove).await?;
         let mut state = self.state();
-        if state.epoch == appended.epoch && state.finished.get(topic).is_some_and(|end| *end < appended.position) {
-            state.finished.remove(topic);
+        if state.epoch == appended.epoch && appended.position > state.followed_through {
+            if state.finished.get(topic).is_some_and(|end| *end < appended.position) {
+                state.finished.remove(topic);
+            }
+            state.unread_removals.insert(topic.clone(), appended.position);
         }
         Ok(appended)
+    }
+
+    /// Returns `true` if the local node has appended a record that removes the topic, and its
+    /// follower has not read this record yet.
+    pub(in crate::hub) fn has_unread_removal(&self, topic: &str) -> bool {
+        self.state().unread_removals.contains_key(topic)
     }
 
     /// Returns `true` if the local node has appended the record that finishes the topic, with or
@@ -526,9 +538,12 @@ impl BackendClient {
     /// the log up to this position, and must have marked the topics of these records as finished.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
-        state.delivered_through = state.delivered_through.max(through);
+        state.followed_through = state.followed_through.max(through);
         if !state.finished.is_empty() {
             state.finished.retain(|_, position| *position > through);
+        }
+        if !state.unread_removals.is_empty() {
+            state.unread_removals.retain(|_, position| *position > through);
         }
     }
 
@@ -554,7 +569,8 @@ impl BackendClient {
         }
         state.last = state.last.max(appended.position);
         // The follower may have read the record before the response has arrived.
-        if let Some(topic) = finished.filter(|_| appended.position > state.delivered_through) {
+        if let Some(topic) = finished.filter(|_| appended.position > state.followed_through) {
+            state.unread_removals.remove(&topic);
             state.finished.insert(topic, appended.position);
         }
     }

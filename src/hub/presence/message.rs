@@ -231,8 +231,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic in a message about members. Returns `None` for the topic
-/// `tower-sse/nodes`, which cannot have members, and for a name that is too long.
+/// Parses the name of a topic in a message about members. Returns `None` for a
+/// reserved name, because such a topic cannot have members, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

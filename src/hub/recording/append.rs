@@ -168,6 +168,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 *attempted > 0
             });
             (failures, refused_since) = (0, None);
+            local.note_progress();
             continue;
         }
         match fence.append(backend, records[..count].to_vec()).await {
@@ -182,6 +183,11 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 unsure.clear();
                 max = count * 2;
                 (failures, refused_since) = (0, None);
+                local.note_progress();
+                if !records.is_empty() {
+                    // The next fence must be after these records.
+                    caught_up(core, appended.position, Instant::now() + FOLLOWER).await;
+                }
             }
             Ok(None) => {
                 local.note_retry();
@@ -190,19 +196,23 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
             Err(error) => {
                 // A recording has no caller that gets the error.
                 local.appends.failed(&error);
-                local.note_retry();
                 unsure.push(count);
                 unsure.dedup();
                 failures += 1;
                 sleep(retry_pause(failures)).await;
                 if backend.newest().await.is_none() {
                     refused_since = None;
+                    local.note_retry();
                     continue;
                 }
                 let since = *refused_since.get_or_insert_with(Instant::now);
                 if count > 1 {
+                    // The backend may accept a part, so this is no reason to give up the records.
                     max = count / 2;
-                } else if since.elapsed() >= REFUSED {
+                    continue;
+                }
+                local.note_retry();
+                if since.elapsed() >= REFUSED {
                     return Err(Failure::Refused(error));
                 }
             }

@@ -175,9 +175,9 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set while the recording repeats an append to the log that was rejected or had no response.
-    /// The recording can then end without waiting for the append, because the backend may never
-    /// accept it.
+    /// Set while the recording repeats an append of one record that was rejected, or an append
+    /// without a response. The recording can then end without waiting for the append, because the
+    /// backend may never accept it.
     is_retrying: bool,
     /// The end of the log when this recording was started. A request to stop the recordings of the
     /// topic is ignored if its position is not after `started_at`, because it was meant for an
@@ -686,6 +686,11 @@ impl Local {
 
     pub(super) fn note_retry(&self) {
         self.lock().is_retrying = true;
+    }
+
+    /// Notes that the log has a part of the current append.
+    pub(super) fn note_progress(&self) {
+        self.lock().is_retrying = false;
     }
 
     fn note(&self, position: Position, record: &Record) {
