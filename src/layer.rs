@@ -204,16 +204,17 @@ impl SseLayer {
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise the shutdown event can arrive before the first id of a stream. A client that has
-    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6). A stream
-    /// that begins after the shutdown is not polled, so its checkpoint is not sent. Such a response
-    /// has only the shutdown event, unless it contains a subscription to a hub.
+    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
+    ///
+    /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent. Such a
+    /// response has only the shutdown event, unless it contains a subscription to a hub.
     ///
     /// Most streams of a hub begin with an id. Those that begin with a gap event or a snapshot, and
     /// those [without control events](crate::hub::Subscription::without_control_events), have no id
     /// before their first event. If such a stream ends before its first event, a client that may
     /// have an id gets the reconnect delay without the shutdown event. This needs an adapter that
-    /// forwards `size_hint`, or a stream that was polled before the shutdown. It does not apply to a
-    /// [listener](crate::hub::Hub::listen). The last events of
+    /// forwards `size_hint`, or a stream that was polled before the shutdown. It does not apply to
+    /// a [listener](crate::hub::Hub::listen). The last events of
     /// [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are always sent.
     ///
     /// # Examples

@@ -215,3 +215,18 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
         Call::None | Call::Asks(_) => Purpose::Items,
     })
 }
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+
+    /// The cursor of the second subscription could be after an undelivered event of the first one.
+    #[test]
+    fn second_subscription_of_a_poll_is_not_the_only_one() {
+        let mut reached = Reached::default();
+        for (address, purpose) in [(8, Purpose::ItemsOfOne), (16, Purpose::Items), (8, Purpose::Items)] {
+            poll_for(Purpose::ItemsOfOne, &mut reached, || assert_eq!(purpose_of_poll(address), purpose));
+        }
+        assert!(!reached.is_one());
+    }
+}

@@ -36,7 +36,7 @@ fn read_all(address: SocketAddr) {
     while let Ok(1..) = socket.read(&mut buffer) {}
 }
 
-/// Waits until each other task that is ready has run. `yield_now` of tokio lets them run many times.
+/// Waits until each other ready task has run once. tokio's `yield_now` waits longer.
 async fn next_turn() {
     let mut has_waited = false;
     poll_fn(|cx| {

@@ -132,8 +132,9 @@ impl Core {
             contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
-        // A topic that is idle now is dropped before the commit: a removed topic, because the commit
-        // lets `remove` return, and a topic that was created for records without an effect.
+        // A topic that is idle now is dropped before the commit. It can be a removed topic, because
+        // the commit lets `remove` return, or a topic that was created for records without an
+        // effect.
         let is_unused = is_removed || contents.is_idle(now);
         let is_dropped = is_unused && registry.forget_if_idle(&topic, &mut contents, now);
         if is_removed {

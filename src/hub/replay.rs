@@ -370,7 +370,8 @@ impl Subscription {
         let has_missed_removed = self.has_missed_removed(&page);
         // The page has all records of the topics after this position, up to `page.through`.
         let begin = self.cursor.max(page.evicted_through);
-        // States up to `begin` may be retained only by this node. They are delivered before the page.
+        // States up to `begin` may be retained only by this node. They are delivered before the
+        // page.
         let has_evicted = page.evicted_through > self.cursor;
         let states_through = page.first.map_or(begin, |first| first.previous().min(begin));
         let mut states = Vec::new();
@@ -385,8 +386,8 @@ impl Subscription {
             }
             reader.replayed_end = match page.topics.get(&reader.topic.name) {
                 Some(end) => end.map(|at| Box::new(ReplayedEnd { at, through: page.through })),
-                // If no replay has read the records before this page, one of them may have reopened
-                // the topic.
+                // If no replay has read the records before this page, they may contain an event
+                // that has reopened the topic.
                 None => reader.replayed_end.take().filter(|end| end.through >= begin),
             };
             if let Some(end) = &mut reader.replayed_end {

@@ -783,8 +783,8 @@ impl Subscription {
     /// Polls for the next events of the subscription. Returns them together with the topics that
     /// they belong to.
     ///
-    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a
-    /// `purpose` with which a response polls a single subscription.
+    /// At a shutdown of the hub, yields the newest cursor before the error, but only if `purpose`
+    /// shows that a response polls a single subscription.
     pub(super) fn poll_item(
         &mut self,
         purpose: Purpose,
@@ -841,8 +841,9 @@ impl Subscription {
                 Step::Shutdown => {
                     let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
                     let cursor = if is_alone { self.newer_cursor() } else { None };
+                    // After a cursor, the next poll returns the error, because there is no newer
+                    // cursor.
                     Poll::Ready(Some(match cursor {
-                        // The next poll returns the error, because the cursor is then the newest one.
                         Some(cursor) => Ok(Item::of_hub(cursor)),
                         None => Err(self.fail(SubscriptionError::Shutdown)),
                     }))

@@ -66,8 +66,8 @@ where
     /// is one. It is published as JSON in the topic `tower-sse/closed-streams` of the hub, and the
     /// retention of the hub applies to it. The name of this topic is reserved. So a client that
     /// chooses a topic can neither read the keys, such as session ids, nor close the streams of
-    /// others. If another program finishes the topic in the log, announcements reach the other nodes
-    /// only when the topic accepts events again.
+    /// others. If another program finishes the topic in the log, announcements reach the other
+    /// nodes only when the topic accepts events again.
     ///
     /// If several registries follow one log, for example those of users and of tenants, give each
     /// of them a name with [`follow_as`](Self::follow_as).

@@ -181,6 +181,28 @@ async fn concurrent_searches_do_not_find_missing_topic() {
     assert_eq!(hub.stats().topics, 0);
 }
 
+/// A request that waits keeps the topic in the memory of the node, but does not make it exist.
+#[tokio::test(start_paused = true)]
+async fn event_that_expires_during_a_lookup_is_found_in_log() {
+    let shared = Shared::new(5);
+    let first = hub(shared.connect(), Hub::builder()).await;
+    publish(&first.topic("t"), "1").await;
+    let uri = format!("/t?offset={}&live=long-poll", head(&all(&first), "/t").await.next_offset());
+    // The backend evicts the event before the next node starts.
+    publish_all(&first.topic("other"), 0..5).await;
+    let hub = hub(shared.connect(), Hub::builder().max_age(Duration::from_secs(10))).await;
+    let (streams, topic) = (all(&hub), hub.topic("t"));
+    let mut waiting = task::spawn(get(&streams, &uri));
+    while topic.subscribers() == 0 {
+        assert_pending!(waiting.poll());
+        yield_now().await;
+    }
+    publish(&topic, "2").await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((topic.subscribers(), topic.exists()), (1, false));
+    assert!(topic.exists_in_log().await.unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn lookup_does_not_drop_the_retention_of_a_subscriber() {
     let shared = Shared::new(1_000_000);

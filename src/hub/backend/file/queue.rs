@@ -47,8 +47,8 @@ const MAX_BATCH: usize = 8 << 20;
 const FEW: usize = 8;
 
 impl Batch {
-    /// Moves appends from the front of the queue to the batch: those that `is_suitable` accepts, up
-    /// to the maximum size of a batch.
+    /// Moves appends from the front of the queue to the batch, until the batch has its maximum size
+    /// or `is_suitable` rejects an append.
     fn fill(&mut self, waiting: &mut Waiting, is_suitable: impl Fn(&Append) -> bool) {
         let mut size = self.size;
         let fits = |append: &&Append| {

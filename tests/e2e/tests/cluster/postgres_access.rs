@@ -75,7 +75,7 @@ async fn pool_in_transaction_mode_serves_all_requests_but_the_follower() {
     // The notification arrives on the connection that does not use the pool.
     let mut delays = Vec::new();
     while delays.last().is_none_or(|delay| *delay >= Duration::from_millis(900)) {
-        // A busy machine may delay one of them.
+        // A busy machine may delay a record.
         assert!(delays.len() < 5, "the follower waits for its interval: {delays:?}");
         let last = nodes[1].bounds().await.expect("the pool runs").last;
         delays.push(delay_of_follower(&nodes[1], &nodes[2], last).await);

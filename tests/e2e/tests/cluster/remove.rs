@@ -33,8 +33,8 @@ async fn publish(hub: &Hub, topic: &str, data: &str) -> EventId {
 /// The reason of the gap that a client gets, and the data of its events.
 type Read = (Option<GapReason>, Vec<String>);
 
-/// Subscribes to a topic, and waits until the client has the events of `expected`. Then asserts that
-/// it gets exactly these.
+/// Subscribes to a topic, and waits until the client has the events of `expected`. Then asserts
+/// that it gets exactly these.
 async fn assert_read(hub: &Hub, topic: &str, start: impl Into<Start>, expected: Read) {
     let mut subscription = hub.topic(topic).subscribe(start).await.expect("a subscription");
     let gap = subscription.gap().map(|gap| gap.reason());
