@@ -58,11 +58,12 @@ pub(crate) async fn read<B: Backend>(log: &B, topic: &str) -> Vec<String> {
     read_with_positions(log, topic).await.into_iter().map(|(_, data)| data).collect()
 }
 
+/// Repeats requests that fail: the timeout of a log under test can be short for a busy machine.
 async fn read_with_positions<B: Backend>(log: &B, topic: &str) -> Vec<(Position, String)> {
     let mut after = Position::START;
     let mut records = Vec::new();
-    while after < log.bounds().await.expect("the server responds").last {
-        let page = log.read(&[topic.into()], after).await.expect("a page");
+    while after < eventually(SOON, "the server responds", async || log.bounds().await).await.last {
+        let page = eventually(SOON, "a page", async || log.read(&[topic.into()], after).await).await;
         records.extend(page.records.into_iter().map(|(position, record)| {
             let event = String::from_utf8_lossy(&record.event).into_owned();
             (position, event.trim().trim_start_matches("data: ").to_owned())
