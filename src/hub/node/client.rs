@@ -56,11 +56,12 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// The number of earlier logs whose epochs a node remembers. Clients with their ids do not wait for
-/// another log.
+/// The number of earlier logs whose epochs a node remembers. A client with an id of such a log gets
+/// its gap at once, and does not wait for the node to switch to another log.
 const MAX_LEFT: usize = 16;
 
-/// The time limit of a subscription that waits for its node to switch to the log of its id.
+/// The maximum time that a new subscription waits until the local node switches to the log that has
+/// issued the client's id.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
@@ -103,19 +104,25 @@ struct LogState {
     /// The backend may have evicted (removed by retention) the records up to and including this
     /// position.
     evicted_through: Position,
-    /// The topics that the local node has finished, each with the position of the record that
-    /// finishes the topic. An entry is removed when the follower, the task that reads the log, has
-    /// read this record: from then on, the topic itself stores that it is finished.
-    finished: HashMap<Arc<str>, Position>,
-    /// The topics that this node has removed, each with the position of the record that removes the
-    /// topic. An entry is removed when the follower has read this record.
-    unread_removals: HashMap<Arc<str>, Position>,
-    /// The follower has read the log and has updated the topics up to this position. A later
-    /// response to an append up to this position adds no entry to `finished` or `unread_removals`.
+    /// The newest record that finishes or removes a topic, by topic. Contains only records that the
+    /// local node has appended and that its follower, the task that reads the log, has not read
+    /// yet. After the follower has read the record, the topic itself stores that it is finished.
+    unread_ends: HashMap<Arc<str>, UnreadEnd>,
+    /// The follower has read the log up to this position, and has updated the topics. If the
+    /// response to an append arrives only after the follower has read the appended record, the
+    /// response adds no entry to `unread_ends`.
     followed_through: Position,
     removals: Removals,
     /// The epochs of the last logs that the local node has followed before this log.
     left: VecDeque<u64>,
+}
+
+/// A record that finishes or removes a topic, and that the follower of the local node has not read
+/// yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct UnreadEnd {
+    position: Position,
+    is_removal: bool,
 }
 
 /// The key under which identical history reads are shared: the topics, and the position after which
@@ -143,8 +150,8 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
     /// The topics whose last record in this page of the log removes the topic.
     removed: HashSet<Arc<str>>,
-    /// For each requested topic that an application has removed: its newest removal that the local
-    /// node has read in the log. The page contains no event of the topic with a position before
+    /// The newest removal of each requested topic that an application has removed, as far as the
+    /// local node has read the log. The page contains no event of the topic with a position before
     /// this removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
@@ -265,17 +272,17 @@ impl BackendClient {
     }
 
     /// Returns the position after which a read of these topics can begin. This is usually `after`.
-    /// If each of the topics was removed at a position after `after`, it is the earliest of the
-    /// positions of their removals, because the records before a removal are hidden.
+    /// If all of the topics were removed after `after`, the result is the position of the earliest
+    /// of these removals, because the records of a topic before its removal are hidden.
     pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
         let state = self.state();
         let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets the removals of topics whose removal records the log has evicted. The log has then
-    /// also evicted all earlier records of these topics, so the eviction watermark of the log
-    /// covers the earlier records.
+    /// Forgets a removal of a topic if the log has evicted its record, that is, if the position of
+    /// the record is not after `evicted_through`. The log has then also evicted all earlier records
+    /// of the topic, so no record is left that the removal has to hide.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -308,10 +315,11 @@ impl BackendClient {
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
-    /// Waits until the local node follows the log of a client's id, if that log has replaced the
-    /// log of the node. The client has the id from a node that has switched earlier. Without this
-    /// wait, the client would get a gap, and then all events of the new log again.
-    /// `has_issued(epoch)` returns `true` if the id can be from the log with this epoch.
+    /// Waits until the local node follows the log that has issued a client's id, if that is a new
+    /// log and the local node has not switched to it yet. The client has the id from another node,
+    /// which has switched earlier. Without this wait, the client would get a gap, and then all
+    /// events of the new log again. `has_issued(epoch)` returns `true` if the id can be from the
+    /// log with this epoch.
     ///
     /// Returns at once if the id is from the current log of the node, or from an earlier log of the
     /// node. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub shuts down.
@@ -342,8 +350,8 @@ impl BackendClient {
         let _the_client_gets_a_gap = wait.await;
     }
 
-    /// Returns the requests to the follower, the task that reads the log, to check whether another
-    /// log has replaced the log.
+    /// Returns the [`Notify`] that asks the follower, the task that reads the log, to check whether
+    /// another log has replaced the log.
     pub(super) fn checks(&self) -> Arc<Notify> {
         Arc::clone(&self.check)
     }
@@ -415,8 +423,8 @@ impl BackendClient {
         }
     }
 
-    /// Called after each history read that was not rejected. If the queue of reads was overloaded,
-    /// and at least half of it is free now, logs the end of the overload. If it were enough that
+    /// Logs the end of an overload of the queue of history reads, if at least half of the queue is
+    /// free now. Called after each read that was not rejected. If the end were logged as soon as
     /// the queue is not full, a queue near its limit would log at every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
@@ -425,8 +433,9 @@ impl BackendClient {
         }
     }
 
-    /// Appends events of one kind to one topic, and returns the id of the last event. The result is
-    /// always `Some`: it is an `Option` because publishing in a hub without a backend has the same
+    /// Appends events to one topic, and returns the id of the last event. `kind` is the kind of
+    /// their records: events, or states, which replace the previous event of the topic. The id is
+    /// always `Some`. It is an `Option` because publishing in a hub without a backend has the same
     /// return type.
     pub(in crate::hub) async fn publish(
         &self,
@@ -510,40 +519,31 @@ impl BackendClient {
     pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
         let appended = self.append_record(remove).await?;
-        let mut state = self.state();
-        if state.epoch == appended.epoch && appended.position > state.followed_through {
-            if state.finished.get(topic).is_some_and(|end| *end < appended.position) {
-                state.finished.remove(topic);
-            }
-            state.unread_removals.insert(topic.clone(), appended.position);
-        }
+        self.state().note_end(topic, appended, true);
         Ok(appended)
     }
 
     /// Returns `true` if the local node has appended a record that removes the topic, and its
     /// follower has not read this record yet.
     pub(in crate::hub) fn has_unread_removal(&self, topic: &str) -> bool {
-        self.state().unread_removals.contains_key(topic)
+        self.state().unread_ends.get(topic).is_some_and(|end| end.is_removal)
     }
 
-    /// Returns `true` if the local node has appended the record that finishes the topic, with or
-    /// without a condition, and its follower has not read this record yet. The follower is the task
-    /// that reads the log.
+    /// Returns `true` if the local node has appended the record that finishes the topic, and its
+    /// follower has not read this record yet. The follower is the task that reads the log. Records
+    /// from [`append_if_unchanged`](Self::append_if_unchanged) count, too.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
-        self.state().finished.contains_key(topic)
+        self.state().unread_ends.get(topic).is_some_and(|end| !end.is_removal)
     }
 
-    /// Forgets the finish records up to and including the position `through` that the local node
-    /// has appended. A finish record is a record that finishes a topic. The caller must have read
-    /// the log up to this position, and must have marked the topics of these records as finished.
+    /// Forgets the records up to and including the position `through` with which the local node has
+    /// finished or removed topics. The caller must have read the log up to this position, and must
+    /// have updated the topics of these records.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         state.followed_through = state.followed_through.max(through);
-        if !state.finished.is_empty() {
-            state.finished.retain(|_, position| *position > through);
-        }
-        if !state.unread_removals.is_empty() {
-            state.unread_removals.retain(|_, position| *position > through);
+        if !state.unread_ends.is_empty() {
+            state.unread_ends.retain(|_, end| end.position > through);
         }
     }
 
@@ -560,25 +560,36 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Notes the end of an append. `finished` is the topic that the appended record finishes. From
-    /// then on, the topic counts as finished on the local node.
+    /// Updates the known end of the log after an append. `finished` is the topic that the append
+    /// has finished, or `None`. This topic counts as finished on the local node from now on. Has no
+    /// effect if the local node follows a log with another epoch.
     fn note_appended(&self, appended: Appended, finished: Option<Arc<str>>) {
         let mut state = self.state();
         if state.epoch != appended.epoch {
             return;
         }
         state.last = state.last.max(appended.position);
-        // The follower may have read the record before the response has arrived.
-        if let Some(topic) = finished.filter(|_| appended.position > state.followed_through) {
-            state.unread_removals.remove(&topic);
-            state.finished.insert(topic, appended.position);
+        if let Some(topic) = finished {
+            state.note_end(&topic, appended, false);
         }
     }
 }
 
 impl LogState {
-    /// Returns the newest removal of each of these topics, as far as the local node has read the
-    /// log. A topic that was never removed is not in the result.
+    /// Records that the local node has appended a record that finishes or removes the topic. Has no
+    /// effect if the record is in another log, or if the follower has read it before the response
+    /// has arrived. Responses to concurrent appends may arrive in another order than that of their
+    /// records, so an older record does not replace a newer one.
+    fn note_end(&mut self, topic: &Arc<str>, appended: Appended, is_removal: bool) {
+        let Appended { epoch, position, .. } = appended;
+        let is_newest = self.unread_ends.get(topic).is_none_or(|known| known.position < position);
+        if epoch == self.epoch && position > self.followed_through && is_newest {
+            self.unread_ends.insert(topic.clone(), UnreadEnd { position, is_removal });
+        }
+    }
+
+    /// Returns the newest removal of each of these topics, by topic, as far as the local node has
+    /// read the log. A topic that was never removed is not in the result.
     fn removals_of(&self, topics: &[Arc<str>]) -> HashMap<Arc<str>, Removal> {
         if self.removals.is_empty() {
             return HashMap::new();
@@ -587,7 +598,8 @@ impl LogState {
     }
 }
 
-/// Returns the topic that these records finish. All records have the same topic and kind.
+/// Returns the topic that these records finish, or `None` if they are of another kind. All records
+/// have the same topic and kind.
 fn finished_topic(records: &[Record]) -> Option<Arc<str>> {
     let finish = records.first().filter(|record| record.kind == RecordKind::Finish);
     finish.map(|record| record.topic.clone())
@@ -655,4 +667,28 @@ impl EncodedPage {
 /// [`REQUEST_TIMEOUT`].
 pub(super) async fn in_time<T>(response: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     timeout(REQUEST_TIMEOUT, response).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_response_does_not_replace_newer_end() {
+        let topic: Arc<str> = "a".into();
+        let at = |epoch, position| Appended { epoch, position: Position::new(position) };
+        for (newer, is_removal) in [(true, false), (false, true)] {
+            let mut state = LogState { epoch: 1, followed_through: Position::new(5), ..LogState::default() };
+            for read_or_of_another_log in [at(1, 5), at(2, 9)] {
+                state.note_end(&topic, read_or_of_another_log, true);
+                assert_eq!(state.unread_ends.get(&topic), None);
+            }
+            state.note_end(&topic, at(1, 8), newer);
+            state.note_end(&topic, at(1, 7), is_removal);
+            let expected = UnreadEnd { position: Position::new(8), is_removal: newer };
+            assert_eq!(state.unread_ends.get(&topic), Some(&expected));
+            state.note_end(&topic, at(1, 9), is_removal);
+            assert_eq!(state.unread_ends.get(&topic).map(|end| end.is_removal), Some(is_removal));
+        }
+    }
 }
