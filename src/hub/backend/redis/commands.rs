@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of the current shared connection to Redis: the count of shared connections that
-    /// were opened so far.
+    /// The number that identifies the current shared connection to Redis, so that the failure of an
+    /// earlier connection does not close it. It is the count of shared connections opened so far.
     number: u64,
     /// The time and the error of the last failed attempt to connect to Redis. A caller that has
     /// waited for this attempt returns the same error.

@@ -35,14 +35,14 @@ use tokio::{
 /// requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The regions of all Redis servers. The region of a server is the sequence number that this crate
-/// gives to the first entry of each millisecond on this server. (An entry id consists of a time in
-/// milliseconds and a sequence number.) Each server has its own region, so two masters of a split
-/// brain hardly ever issue the same id.
+/// The range of the regions of all Redis servers. The region of a server is a sequence number: this
+/// crate gives it to the first entry of each millisecond on this server. (An entry id consists of a
+/// time in milliseconds and a sequence number.) Each server has its own region, so two masters of a
+/// split brain hardly ever issue the same id.
 ///
-/// The first entry of a new stream is an exception: its number is smaller than all regions
-/// (`BEGINNINGS` in `log.lua`). Above the greatest region, at least 65,535 numbers remain for
-/// further entries of the same millisecond.
+/// The first entry of a new stream is an exception: its sequence number is smaller than all regions
+/// (`BEGINNINGS` in `log.lua`). Above the region of each server, at least 65,535 sequence numbers
+/// remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The maximum time for a connection attempt to a sentinel, and for its response. If a sentinel

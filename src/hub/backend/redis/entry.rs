@@ -34,19 +34,19 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. A hub writes this position into each entry, except if
-    /// it is directly before the entry's own position. This field is set in both cases. `None` if
-    /// other software than a hub has added this entry, or if this entry was deleted during the
-    /// read.
+    /// The position of the preceding entry. A hub writes this position into the entry, unless it is
+    /// directly before the entry's own position. In this case, the decoder computes it. `None` if
+    /// other software than a hub has added this entry without a position. Also `None` if this entry
+    /// was deleted during the read, because Redis then returns no contents of it.
     pub(super) previous: Option<Position>,
-    /// A position if this entry reports that entries before it were lost, otherwise `None`. A
+    /// The position through which this entry reports lost entries. `None` if it reports no loss. A
     /// reader has missed lost entries if it has read the log only up to a smaller position, and
-    /// gets this entry next. Usually, the position is that of the last lost entry. For a mark, an
-    /// entry that only reports a loss, it is the position directly before the mark, so that each
-    /// reader reports a gap.
+    /// gets this entry next. In an entry with a record, this is the position of the newest lost
+    /// entry. In a mark, an entry that only reports a loss, it is the position directly before the
+    /// mark, so that each reader reports a gap.
     lost_for_readers_before: Option<Position>,
-    /// The position of the newest lost entry that this entry reports. `None` if this entry reports
-    /// no loss.
+    /// The position of the newest lost entry that this entry reports. It differs from
+    /// `lost_for_readers_before` only in a mark. `None` if this entry reports no loss.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
@@ -153,7 +153,8 @@ pub(super) struct DecodedBatch {
     /// the entry that the reader has read last.
     pub(super) through: Position,
     /// `true` if the predecessor of the first entry of the batch is unknown: other software than a
-    /// hub has added this first entry, or this first entry was deleted during the read.
+    /// hub has added this first entry, or Redis has returned it without its contents, because it
+    /// was deleted during the read.
     pub(super) begins_with_foreign_entry: bool,
     /// The position of the predecessor of the first entry of the batch. `None` if it is unknown
     /// (see `begins_with_foreign_entry`).
@@ -178,9 +179,10 @@ pub(super) struct DecodedBatch {
 /// log up to the position `after`. Calls `topic` with the topic name of each entry. `topic` returns
 /// the name as a shared string, or `None` if the records of the topic are not wanted.
 ///
-/// The position of the predecessor of an entry is known for every entry of a hub. If this
-/// predecessor is missing, the batch ends before the entry. So a missing entry is always reported
-/// at the start of a batch. Entries of other software have no record.
+/// For every entry of a hub, the position of its predecessor is known. If the batch does not
+/// contain this predecessor directly before the entry, or if the entry reports a loss, the batch
+/// ends before the entry. So a missing entry is always reported at the start of a batch. Entries of
+/// other software add no record to the batch.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,

@@ -88,6 +88,7 @@ impl RedisBackend {
         let (newest, now) = self.newest().await?;
         let Some(newest) = newest else { return Ok(None) };
         if newest > after {
+            self.losses().replace_regressed_to(None);
             // If retained entries have arrived since, the caller reads them next.
             let (evicted_through, newest, _) = self.ends().await?;
             let is_empty = evicted_through >= newest && newest > after;

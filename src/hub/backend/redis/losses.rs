@@ -15,14 +15,15 @@ const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
 /// The maximum number of ranges of positions that this process has read and remembers. If there are
 /// more, the oldest range is forgotten. One range usually contains all entries of one millisecond,
-/// so 4,096 ranges cover at least 4 seconds. This is longer than an append waits for its response.
+/// so 4,096 ranges cover at least 4 seconds. This is longer than the 2 seconds that an append waits
+/// for its response by default.
 const MAX_RUNS: usize = 4096;
 
-/// The number of attempts to report a loss in the log, after which the report does not depend on a
-/// search any more. A process that detects a loss adds a mark, an entry that reports the loss.
-/// Before that, it searches the log for the mark of another process that reports the same loss. If
-/// there are too many entries to search, it adds no mark, and tries again later. After this number
-/// of attempts, it adds the mark in spite of an incomplete search.
+/// The number of failed attempts to report a loss, after which a process reports the loss without a
+/// complete search of the log. A process that detects a loss adds a mark, an entry that reports the
+/// loss. Before that, it searches the log for the mark of another process that reports the same
+/// loss. If there are too many entries to search, it adds no mark, and tries again later. After
+/// this number of attempts, it adds the mark in spite of an incomplete search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Detects lost entries: compares the positions that this process has published or read with the
@@ -43,17 +44,16 @@ pub(super) struct Losses {
     /// The positions of entries that this process has added and the server has acknowledged, but
     /// that this process has not read from the log yet.
     acknowledged: BTreeSet<Position>,
-    /// The position of the newest lost entry whose loss no mark reports yet, as far as this process
-    /// has read. A mark is an entry that reports the loss of other entries. `None` if there is no
-    /// such lost entry.
+    /// The position of the newest lost entry whose loss is not reported yet: no entry that this
+    /// process has read reports it. `None` if there is no such lost entry.
     lost: Option<Position>,
-    /// The position of the mark that reports the loss of the entry `lost`. `None` if there is no
-    /// mark, or if the log has lost the mark, too. [`attempt`](Self::attempt) forgets a mark that
-    /// this process has read past.
+    /// The position of the mark, an entry that reports the loss of the entry `lost`. `None` if
+    /// there is no mark, or if the log has lost the mark, too. [`attempt`](Self::attempt) forgets a
+    /// mark after this process has read past its position without finding it.
     marked: Option<Position>,
     attempts: u32,
-    /// The end of the log at the last check if the log ended before the position up to which this
-    /// process had read, and otherwise `None`.
+    /// The end of the log at the last check, if it was before the last position that this process
+    /// had read. `None` if the log did not end before that position.
     regressed_to: Option<Position>,
 }
 
@@ -64,6 +64,7 @@ impl Losses {
         if after != self.through {
             (self.from, self.through) = (after, after);
             self.runs.clear();
+            self.regressed_to = None;
         }
     }
 
@@ -109,6 +110,8 @@ impl Losses {
             self.from = self.runs.pop_front().map_or(self.from, |(_, last)| last);
         }
         self.through = batch.through;
+        // The log has continued after the cursor since the last check.
+        self.regressed_to = None;
         while let Some(position) = self.acknowledged.first().copied().filter(|first| *first <= batch.through) {
             self.acknowledged.pop_first();
             if position > self.from && !self.has_read(position) {
@@ -163,13 +166,13 @@ impl Losses {
 
     /// Returns the position of the newest lost entry whose loss the log does not report yet, and
     /// counts an attempt to report it. The caller then adds a mark, an entry that reports the loss,
-    /// unless the log already has an equal mark. The `bool` is `true` after four attempts
+    /// unless the log already has a mark that reports it. The `bool` is `true` after four attempts
     /// ([`MAX_ATTEMPTS`]): the caller then adds the mark even if the log has too many entries to
-    /// search for an equal mark.
+    /// search for such a mark.
     ///
     /// Returns `None` if no loss has to be reported, or if a mark was added and this process has
-    /// not read up to it yet. If this process has read past the mark and the loss is still not
-    /// reported, the log has lost the mark, so a new attempt begins.
+    /// not read up to it yet. If this process has read past the position of the mark and the loss
+    /// is still not reported, the log has lost the mark. This call is then a new attempt.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.marked = self.unread_mark();
@@ -180,10 +183,10 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores `regressed_to` for the next call, and returns the value that the previous call has
-    /// stored. The value is the end of the log if the log ends before the position up to which this
-    /// process has read, and otherwise `None`. If the new end is later than the returned one, other
-    /// processes append at positions that this process has already passed.
+    /// Stores `regressed_to` for the next check, and returns the value of the previous check. The
+    /// value is the end of the log if it is before the last position that this process has read,
+    /// and otherwise `None`. If the end has moved forward between two such checks, other processes
+    /// append at positions that this process has already passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -313,6 +316,19 @@ mod tests {
         losses.reset(at(4));
         losses.note_missing(at(2));
         assert_eq!(losses.attempt(), Some((at(2), false)));
+    }
+
+    /// The end of the log is compared with its end at the previous check. A check before the last
+    /// read says nothing about later checks: the log may have lost entries twice.
+    #[test]
+    fn end_of_the_log_before_a_read_is_forgotten() {
+        let mut losses = losses();
+        assert_eq!(losses.replace_regressed_to(Some(at(1))), None);
+        assert_eq!(losses.replace_regressed_to(Some(at(2))), Some(at(1)));
+        losses.note_read(&batch(2, &[4]), at(3), None);
+        assert_eq!(losses.replace_regressed_to(Some(at(3))), None);
+        losses.begin(at(1));
+        assert_eq!(losses.replace_regressed_to(None), None);
     }
 
     #[test]

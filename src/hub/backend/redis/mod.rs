@@ -28,8 +28,9 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or
-/// later, or of Valkey.
+/// A log, the ordered list of the events of all topics, in one
+/// [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of
+/// Valkey.
 ///
 /// # What it guarantees
 ///
@@ -66,9 +67,9 @@ use tokio::sync::Mutex;
 ///   hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
-///   events detects this within 3 seconds. If the stream is deleted again in the first two
-///   milliseconds of its life, every client gets a gap. The id in
-///   [`Gap::resumed`](crate::hub::Gap::resumed) may then be too small.
+///   events detects this within 3 seconds. If the new stream is deleted, too, within two
+///   milliseconds after its creation, every client gets a gap. The first id after this gap,
+///   [`Gap::resumed`](crate::hub::Gap::resumed), may then be too small.
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A process that has
 ///   read or published a lost event detects the loss after it has reconnected. It then adds a mark,
@@ -106,8 +107,9 @@ use tokio::sync::Mutex;
 ///   at most eight pages of about 64 KiB for clients that reconnect.
 /// - Permissions of a Redis user: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
 ///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` is optional: it identifies the
-///   server, and without it each connection takes a random number instead. `CLIENT SETNAME` is
-///   optional too. `ROLE` is needed only with sentinels.
+///   server. Without `INFO`, each connection begins its milliseconds with a random sequence number,
+///   instead of one derived from the identity of the server. `CLIENT SETNAME` is optional too.
+///   `ROLE` is needed only with sentinels.
 ///
 /// The log is one key, so one node of a Redis Cluster has it. The backend follows the redirects
 /// (`MOVED`) of the cluster to that node.
@@ -115,8 +117,8 @@ use tokio::sync::Mutex;
 /// Entries that other software has added to the stream are skipped. If the id of such an entry has
 /// a time after the year 2527, hubs still read the stream. Publishing then returns an error until
 /// the stream is deleted. After the deletion, a new log begins with ids of the current time, and
-/// clients with a greater id get a gap. The same happens after the deletion of any stream that has
-/// an id more than a day ahead of the server's clock.
+/// clients with a greater id get a gap. The new log begins in the same way if the deleted stream
+/// had any id more than a day ahead of the server's clock.
 ///
 /// # Examples
 ///
@@ -290,8 +292,8 @@ impl RedisBackend {
     /// Sets the approximate maximum age of records in the Redis stream. Older records are removed.
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
     ///
-    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
-    /// hub knows that a topic is finished.
+    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
+    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = if age.is_zero() { Duration::MAX } else { age };
@@ -308,8 +310,9 @@ impl RedisBackend {
     }
 
     /// Returns the epoch, the number that identifies the log: a hash of the name of the Redis
-    /// stream. A stream that is deleted and created again keeps the epoch. Positions contain times,
-    /// so the positions of the new stream are greater.
+    /// stream. A stream that is deleted and created again keeps the epoch. It needs no new epoch:
+    /// positions contain times, so the positions of the new stream are greater than those of the
+    /// old one.
     fn epoch(&self) -> u64 {
         fnv(&self.stream)
     }
@@ -368,10 +371,10 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns the eviction watermark for a reader: it may have missed entries up to this position,
-    /// because they were evicted or lost. `after` is the last position that the reader has read,
-    /// and `batch` contains the entries that it gets next. The reader has missed no entry if the
-    /// result is `None`, or not greater than `after`.
+    /// Returns the eviction watermark for a reader: the reader may have missed entries up to this
+    /// position, because they were evicted or lost. `after` is the last position that the reader
+    /// has read, and `batch` contains the entries that it gets next. If the result is `None`, or at
+    /// most `after`, the reader has missed no entry.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -403,7 +406,8 @@ impl RedisBackend {
 
     /// Runs a script that appends records, and returns the id of the last new entry. With `since`,
     /// the script first checks that the topic of the records has no record after this position. If
-    /// the topic may have such a record, the script appends nothing, and the returned id is empty.
+    /// there is such a record, or if the script cannot exclude it, the script appends nothing, and
+    /// the returned id is empty.
     async fn run_append(
         &self,
         script: &Script,
@@ -438,8 +442,8 @@ impl RedisBackend {
     }
 
     /// Removes entries that are older than the maximum age from the Redis stream. Called after an
-    /// append has failed because the server has no memory. A successful append removes such entries
-    /// in its script.
+    /// append has failed because the server has no memory. Other appends need no such call, because
+    /// the script of a successful append removes old entries itself.
     async fn trim(&self) {
         let age = self.max_age_ms();
         let newest = entry_id::ms(self.high_watermark());
