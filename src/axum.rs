@@ -56,8 +56,8 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// Returns a response with the events of this hub subscription. The response is the same as that of
-/// [`SseStream::new`] with default settings.
+/// Returns a response with the events of this hub subscription: the response of an [`SseStream`]
+/// that contains this subscription and has default settings.
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {

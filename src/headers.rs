@@ -100,7 +100,8 @@ pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
 /// response (RFC 9112, §9.6).
 ///
 /// Splits at every comma, as hyper does, because a `Connection` header contains only tokens (RFC
-/// 9110, §7.6.1). If hyper announces that the connection closes, it must close.
+/// 9110, §7.6.1). If hyper announces that the connection closes, the server has to close the
+/// connection.
 pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONNECTION).into_iter();
     values.any(|value| {
@@ -109,9 +110,9 @@ pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Returns whether the body has a `Content-Encoding`, so that additional bytes would corrupt it.
-/// The values `identity` and `none` do not count as encodings. `none` is not registered, but is
-/// widely used to disable compressors.
+/// Returns whether the body of the response has a `Content-Encoding`, so that additional bytes
+/// would corrupt the body. The values `identity` and `none` do not count as encodings. `none` is
+/// not registered, but is widely used to disable compressors.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     items(headers, CONTENT_ENCODING).any(|coding| {
         let is_identity = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
@@ -146,9 +147,9 @@ fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     })
 }
 
-/// Returns a `Cache-Control` value with the directives in `headers`, followed by `no-transform`.
-/// All directives are in one value, because some middleware reads only the first value of a header.
-/// Returns `None` if `headers` contain no directive.
+/// Returns a `Cache-Control` value with the directives of all `Cache-Control` values in `headers`,
+/// followed by `no-transform`. All directives are in one value, because some middleware reads only
+/// the first value of a header. Returns `None` if `headers` contain no such directive.
 fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut value = Vec::new();
     for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {

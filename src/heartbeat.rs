@@ -16,8 +16,9 @@ use std::{sync::Arc, time::Duration};
 /// only when it writes to the connection: the client has lost its network, or it had sent more
 /// bytes after its request on an HTTP/1 connection, such as a second request.
 ///
-/// A client of a hub with a backend gets its newest cursor with a heartbeat, if the cursor has
-/// moved. The cursor takes the place of a comment, and precedes an event.
+/// If a hub has a backend, a heartbeat also delivers the newest cursor of the subscription, the id
+/// after which the client resumes, if the cursor has moved. An event with the cursor is sent
+/// instead of a heartbeat that is a comment, or before a heartbeat that is an event.
 ///
 /// # Examples
 ///

@@ -71,10 +71,10 @@ impl Event {
     /// `#[serde(rename_all = "…")]` renames the events. A struct with `#[serde(tag = "…")]` counts
     /// as a variant, and so does a struct whose first field is a flattened internally tagged enum.
     ///
-    /// Derive `Serialize`. A `Serialize` that is written by hand cannot be distinguished from an
-    /// internally tagged enum if the first field of its struct or map is a `str`. The text of that
-    /// field would then be the name of the event. A derived `Serialize` of a struct whose first
-    /// field is of the unsized type `str` is the only other such case.
+    /// Derive `Serialize`. A `Serialize` that is written by hand looks like an internally tagged
+    /// enum if it passes a `str` as the first field of a struct or map. The text of this field then
+    /// becomes the name of the event. A derived `Serialize` has this effect only for a struct whose
+    /// first field is of the unsized type `str`.
     ///
     /// [representations]: https://serde.rs/enum-representations.html
     ///

@@ -143,9 +143,10 @@ impl SseLayer {
     /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
-    /// clients only when a write fails, and keeps their silent streams until then. The first kind
-    /// has lost its network. The second kind had sent further bytes after its request on an HTTP/1
-    /// connection: hyper does not notice that a connection closes while such bytes wait.
+    /// clients only when a write to them fails. Their streams stay open while there is nothing to
+    /// write. The first kind has lost its network. The second kind has sent further bytes after its
+    /// request on an HTTP/1 connection: while such bytes wait, hyper does not notice that the
+    /// connection closes.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -212,10 +213,11 @@ impl SseLayer {
     /// Most streams of a hub begin with an id. Those that begin with a gap event or a snapshot, and
     /// those [without control events](crate::hub::Subscription::without_control_events), have no id
     /// before their first event. If such a stream ends before its first event, a client that may
-    /// have an id gets the reconnect delay without the shutdown event. This needs an adapter that
-    /// forwards `size_hint`, or a stream that was polled before the shutdown. It does not apply to
-    /// a [listener](crate::hub::Hub::listen). The last events of
-    /// [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are always sent.
+    /// have an id gets the reconnect delay without the shutdown event. The event is left out only
+    /// if each adapter around the subscription forwards `size_hint`, or if the stream was polled
+    /// before the shutdown. It is never left out for a [listener](crate::hub::Hub::listen). The
+    /// last events of [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are
+    /// always sent.
     ///
     /// # Examples
     ///
@@ -386,8 +388,9 @@ impl SseLayer {
     /// is 0 in the callback of the last stream. A response that is not an event stream is removed
     /// from the registry when the inner service returns the response.
     ///
-    /// If several layers register a stream under the same key, each of these layers counts the
-    /// request until its response has passed the layers. After that, the stream counts once.
+    /// If several layers register a stream under the same key, the registry counts the request once
+    /// for each of these layers, until the response has passed them. After that, the stream counts
+    /// once.
     ///
     /// # Examples
     ///

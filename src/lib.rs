@@ -36,7 +36,8 @@
 //!   one frame, and sends a [`Heartbeat`] in silence.
 //! - [`SseLayer`] is the middleware, also for other frameworks' responders and for upstream streams
 //!   behind a proxy. It adds missing headers, keeps compressors away, and puts heartbeats between
-//!   the lines. An [`SseStream`] inside the layer applies the settings of the layer itself.
+//!   the lines. An [`SseStream`] inside the layer takes the settings of the layer, and applies them
+//!   in its own body.
 //! - [`LastEventId`] is the id that a client sends when it reconnects.
 //!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
@@ -75,16 +76,17 @@
 //!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, or
 //!    has [limits](SseLayer::max_streams_per) for several keys, allocates for the keys of a
 //!    request.
-//! 5. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported
-//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`). With
-//!    a backend, there are a few [exceptions](hub#guarantees), which each backend documents.
+//! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
+//!    missing events are reported as a gap (`hub_model`, `hub_cursors`, `hub_stress`,
+//!    `interleavings`; with several nodes `nodes`). With a backend, there are a few
+//!    [exceptions](hub#guarantees), which each backend documents.
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
-//! 7. A shutdown ends every open stream within one poll, with a complete event and a reconnect
-//!    delay (`lifecycle`, `lifecycle_on_the_wire`). There are three exceptions. An upstream stream
-//!    in the middle of an event has 250 milliseconds to complete it, and is then cut off. A stream
-//!    with a `Content-Encoding` ends immediately and without a delay. A
-//!    [finite](SseStream::finite) stream may continue for the
+//! 7. A shutdown ends every open stream within one poll. The stream ends after a complete event,
+//!    and with a reconnect delay (`lifecycle`, `lifecycle_on_the_wire`). There are three
+//!    exceptions. An upstream stream in the middle of an event has 250 milliseconds to complete it,
+//!    and is then cut off. A stream with a `Content-Encoding` ends immediately and without a delay.
+//!    A [finite](SseStream::finite) stream may continue for the
 //!    [drain timeout](SseLayer::drain_timeout).
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
 //!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
@@ -135,7 +137,7 @@
 //! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, including heartbeats |
 //! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, and the comment that begins a stream without a ready event |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | gaps reported by a [`hub`], by [reason](hub::GapReason::as_str) |
-//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` and `bounds` for clients, `follow` for the follower |
+//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` (old events for clients), `bounds` (the first and last position of the log) and `follow` (new records for the follower, the task that reads the log) |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were running or waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
@@ -171,11 +173,12 @@
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
-//! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of
-//! clients, and `follow` for the task that reads the log. The next successful request of the same
-//! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
-//! The operation `recording` is for the appends of all [recordings](hub::Topic::record) of the node,
-//! which wait during the outage. It ends when an append succeeds and no recording waits any more.
+//! (`INFO`), with `operation`. The operation is `read` for old events that clients need, `bounds`
+//! for the first and last position of the log, and `follow` for the task that reads the log. The
+//! next successful request of the same operation ends the outage. An error of `publish` is returned
+//! to the publisher and is not logged. The operation `recording` is for the appends of all
+//! [recordings](hub::Topic::record) of the node, which wait during the outage. Such an outage ends
+//! when an append succeeds and no recording waits any more.
 //!
 //! A hub that rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)

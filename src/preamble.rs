@@ -1,22 +1,25 @@
-//! Calls by which a response gets the cursor of the subscription inside its stream: in the preamble,
-//! at heartbeats and before an early end.
+//! Calls by which a response gets the cursor of the subscription inside its stream: the id after
+//! which a client that reconnects continues. A response needs the cursor in its preamble, at
+//! heartbeats and before an early end.
 //!
-//! The preamble is the first bytes of a response, or its status 204. A stream determines them before
-//! its first item.
+//! The preamble is the first bytes of a response, or its status 204. A stream determines them
+//! before its first item.
 //!
-//! A response cannot ask a subscription directly, because adapters such as `map` or `merge` hide the
-//! subscription inside them. But adapters forward two calls, on the same thread as the response:
+//! A response cannot ask a subscription directly, because adapters such as `map` or `merge` hide
+//! the subscription inside them. But adapters forward two calls, on the same thread as the
+//! response:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
 //!   stream can [offer](Preamble::offer) its preamble.
 //! - All adapters forward `poll_next`. If `size_hint` has reached no subscription, the
 //!   subscriptions that [the first poll](Preamble::of_first_poll) reaches offer their preambles. At
 //!   a heartbeat and before an early end, a subscription detects [why the response polls
-//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor. This
-//!   includes the end at a shutdown of the hub, which only the subscription notices.
+//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor. At a
+//!   shutdown of the hub, which only the subscription notices, it does the same.
 //!
-//! The first bytes are never an item. An application may use a subscription as a signal, for
-//! example in the future of `take_until`, and would take an item for the signal.
+//! The first bytes are never an item of the stream. An application may use a subscription as a
+//! signal that an event was published, for example in the future of `take_until`. The application
+//! would take such an item for the signal.
 //!
 //! The cursor at a heartbeat or at an end must be an item of `poll_next`. An adapter can hold back
 //! events that the subscription has yielded, and the cursor has to follow them.
@@ -67,10 +70,11 @@ enum Call {
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The next items. Also the purpose of a call by other code than a response.
+    /// The next items. A call by other code than a response counts as a call for this purpose, too.
     Items,
     /// The next items of a stream that contains exactly one subscription. If the hub is shut down,
-    /// the subscription yields its newest cursor before it ends.
+    /// the subscription yields its newest cursor before it ends. Several subscriptions must not do
+    /// so, because they have no common cursor.
     ItemsOfOne,
     /// The next items, because a heartbeat is due. A subscription without an item yields its newest
     /// cursor instead.
@@ -87,7 +91,8 @@ pub(crate) struct Reached(usize);
 
 impl Reached {
     const NONE: usize = 0;
-    /// Not the address of a subscription, which is aligned.
+    /// Several subscriptions. The value 1 cannot be the address of a subscription, because such an
+    /// address is aligned.
     pub(crate) const SEVERAL: Self = Self(1);
 
     /// Returns `true` if the response has reached exactly one subscription.
@@ -148,7 +153,8 @@ impl Preamble {
         (polled, Self::of_all(&offers))
     }
 
-    /// Returns whether the client may have an id, and the first bytes of the response have none.
+    /// Returns `true` if the client may have an id of an earlier stream, and the first bytes of the
+    /// response contain no new id. An event without an id would then make the client forget its id.
     pub(crate) fn has_id_to_keep(&self) -> bool {
         self.is_returning && self.bytes.is_empty()
     }
@@ -186,8 +192,8 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, which polls the stream of a response for this purpose. Adds the subscriptions that
-/// the call reaches to `reached`.
+/// Calls `poll`, which polls the stream of a response. The subscriptions that the call reaches get
+/// `purpose` from `purpose_of_poll`, and are added to `reached`.
 pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::Polls { purpose, reached: *reached });
     let polled = poll();
@@ -200,7 +206,8 @@ pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl Fn
 }
 
 /// Returns the purpose for which a response is currently polling its stream on this thread. A
-/// subscription calls this function each time it is polled, with its address in memory.
+/// subscription or listener calls this function each time it is polled. `address` is its address in
+/// memory, which distinguishes it from others in the same stream.
 #[cfg(feature = "hub")]
 pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
@@ -220,7 +227,8 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
 mod tests {
     use super::*;
 
-    /// The cursor of the second subscription could be after an undelivered event of the first one.
+    /// If a poll reaches a second subscription, the purpose is no longer `ItemsOfOne`: the cursor
+    /// of the second subscription could be after an undelivered event of the first one.
     #[test]
     fn second_subscription_of_a_poll_is_not_the_only_one() {
         let mut reached = Reached::default();

@@ -16,8 +16,8 @@ use http::{
 use http_body::Body;
 
 /// A response extension that marks the rejection of a request over a limit of open streams. Outer
-/// layers do not handle the rejection as an event stream. They only apply their settings, such as
-/// the reconnect delay, where the layer that has rejected the request has no value.
+/// layers do not handle the rejection as an event stream. They only supply the settings, such as
+/// the reconnect delay, that the rejecting layer leaves unset.
 #[derive(Clone)]
 pub(crate) struct Rejected {
     pub(crate) limit: LimitReached,
@@ -25,8 +25,8 @@ pub(crate) struct Rejected {
 }
 
 /// Replaces the response of the handler by the rejection of a request over a limit of open streams.
-/// The layer checks the limit after the handler has responded, because only event streams count.
-/// The body of the handler is never polled.
+/// The layer checks the limit after the handler has responded, because only responses that are
+/// event streams count towards the limit. The body of the handler is never polled.
 ///
 /// The headers of the handler are kept, such as its CORS headers, except for the headers that
 /// describe its body. Without the CORS headers, an `EventSource` of another origin would not
@@ -66,7 +66,8 @@ pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Resp
 
 /// Applies the settings of an outer layer, `outer`, to the response of an inner layer that has
 /// rejected a request over its limit. Values that are unset in the inner layer are taken from
-/// `outer`, and the response is created again. If no value is taken, the response is not changed.
+/// `outer`, and the status, headers and body of the rejection are replaced accordingly. If no value
+/// is taken, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,

@@ -32,11 +32,11 @@ pub(crate) struct Settings {
 pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + Sync>;
 
 impl Settings {
-    /// The default reconnect delay of a client whose stream ends at a shutdown, or whose request is
-    /// over a limit.
+    /// The default reconnect delay, one second, of a client whose stream ends at a shutdown, or
+    /// whose request is over a limit.
     const RETRY: Duration = Duration::from_secs(1);
-    /// The default jitter: the maximum of the random time that is added to the reconnect delay of a
-    /// client whose stream ends at a shutdown, or whose request is over a limit.
+    /// The default jitter, 5 seconds: the maximum of the random time that is added to the reconnect
+    /// delay of a client whose stream ends at a shutdown, or whose request is over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
     /// Returns whether a layer with these settings needs the head of every request. The layer reads
@@ -133,14 +133,15 @@ pub(crate) struct FinalBytes {
     /// The last event of the stream, such as the shutdown event, or the event with which a registry
     /// closes the stream.
     pub(crate) event: Bytes,
-    /// The `retry` line with the reconnect delay. It may also be sent between two lines of an
-    /// incomplete event.
+    /// The `retry` line with the reconnect delay. If the stream ends in the middle of an event,
+    /// between two lines, this line is sent without `event`: a client accepts it there.
     pub(crate) retry: Bytes,
 }
 
 impl FinalBytes {
-    /// Removes the event if the stream ends at a shutdown. Keeps the last event of a registry or of
-    /// the handler: only a shutdown has a reconnect delay.
+    /// Removes the event if it is the shutdown event, and keeps the last event of a registry or of
+    /// the handler. A reconnect delay shows that the stream ends at a shutdown, because the other
+    /// ends have none.
     pub(crate) fn remove_shutdown_event(&mut self) {
         if !self.retry.is_empty() {
             self.event = Bytes::new();

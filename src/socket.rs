@@ -74,21 +74,23 @@ use std::{io, time::Duration};
 /// | option | applies to a connection | value |
 /// |---|---|---|
 /// | `TCP_USER_TIMEOUT` | with unacknowledged data, or with a zero window | the timeout, in milliseconds |
-/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, in whole seconds: for 30 seconds, 3 probes after 15, 20 and 25 seconds of silence |
+/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, rounded up to whole seconds: for 30 seconds, 3 probes after 15, 20 and 25 seconds of silence |
 /// | `TCP_NOTSENT_LOWAT` | with data that the client does not read | 128 KiB |
 /// | `TCP_NODELAY` | of any kind | on: an event does not wait for the acknowledgement of the previous one |
 ///
 /// - *A stalled client*, such as a page that hangs or a stopped program, still acknowledges what
 ///   its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1) keeps the
-///   connection open during that time. [RFC 6429][stuck] says that an application may close it
-///   nevertheless. The timeout begins with the first probe, one retransmission timeout (200
-///   milliseconds or more) after the window was full. The kernel's timers are up to an eighth late.
+///   connection open as long as the client acknowledges probes of the window. [RFC 6429][stuck]
+///   says that an application may close it nevertheless. The timeout begins with the first probe,
+///   one retransmission timeout (200 milliseconds or more) after the window was full. The kernel's
+///   timers are up to an eighth late.
 /// - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until the
 ///   timeout. If nothing is sent, keep-alive detects it. With a [`Heartbeat`](crate::Heartbeat),
 ///   something is always sent, and the timeout counts from the first lost heartbeat.
 /// - *A slow client* stays connected as long as there is progress within the timeout. The kernel of
-///   the client reports progress when its receive buffer has room for one more packet. A Linux
-///   client reports it when a sixteenth of the buffer is free.
+///   the client reports progress with a larger window: it opens a zero window again when its
+///   receive buffer has room for one more packet. A Linux client waits until a sixteenth of the
+///   buffer is free.
 /// - *A client that closes its connection*, or whose process ends, is noticed at once without these
 ///   options. There is one exception: hyper does not notice the close of an HTTP/1 connection on
 ///   which the client has sent more bytes, such as a second request, until it writes.

@@ -162,8 +162,9 @@ impl<S> SseStream<S> {
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
     /// clients only when a write fails, and keeps their silent streams until then. The first kind
-    /// has lost its network. The second kind had sent more than its request on an HTTP/1 connection
-    /// before it closed the connection.
+    /// has lost its network. The second kind has sent more bytes after its request on an HTTP/1
+    /// connection, and then closed the connection. The server of the feature `serve` usually
+    /// notices the second kind at once.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }

@@ -37,8 +37,9 @@ pub struct StreamSummary {
     /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
     /// The number of heartbeats of this stream that were handed to the transport. A stream begins
-    /// with a comment if no event is ready. This comment also counts. A `hub-cursor` event that a
-    /// hub sends at a heartbeat counts as the heartbeat.
+    /// with a comment if no event is ready. This comment also counts. If a hub subscription sends a
+    /// `hub-cursor` event when a heartbeat is due, this event and the heartbeat count as one
+    /// heartbeat.
     pub heartbeats: u64,
 }
 

@@ -48,8 +48,8 @@ mod on {
     }
 
     /// The method and the path of a request, for the span of its stream, and for the log if a limit
-    /// rejects the request. They are cloned from the request without copying their text. The field
-    /// is `None` if no `tracing` subscriber records the span.
+    /// rejects the request. They are cloned from the request without copying their text. Contains
+    /// `None` if no `tracing` subscriber records the span.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -95,23 +95,25 @@ mod on {
     }
 
     /// Logs the beginning of an outage of a hub's backend, when the first request fails.
-    /// `operation` is the kind of the request: `follow`, `read`, `bounds` or `recording`. During the
-    /// outage, subscriptions and recordings wait, and their clients see no error. Failures of
-    /// `publish` are not logged, because the publisher gets the error.
+    /// `operation` is the kind of the request: `follow` (for new events), `read` (for past events),
+    /// `bounds` (for the ends of the log) or `recording` (an append of a recording, a task that
+    /// publishes a stream into a topic). During the outage, subscriptions and recordings wait, and
+    /// their clients see no error. Failures of `publish` are not logged, because the publisher gets
+    /// the error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");
     }
 
     /// Logs the end of an outage of a hub's backend. `operation` is the kind of the request that
-    /// succeeds again: `follow`, `read`, `bounds` or `recording`.
+    /// succeeds again, as in `backend_failed`: `follow`, `read`, `bounds` or `recording`.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");
     }
 
-    /// Logs a warning: the backend of a hub needs longer than `time` to open its log, and the call
-    /// that connects the hub waits for it.
+    /// Logs a warning: the backend of a hub needs longer than `time` to open its log of events, and
+    /// the call that connects the hub waits for it.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_opens_slowly(time: std::time::Duration) {
         warn!(target: TARGET, seconds = time.as_secs(), "backend is still opening its log");
@@ -162,7 +164,8 @@ mod on {
         debug!(target: TARGET, topic, "recording of a dead node finished");
     }
 
-    /// Logs the number of recordings that the local node has finished in place of one other node.
+    /// Logs the number of recordings (tasks that publish streams into topics) that the local node
+    /// has finished in place of one other node, which has died or has stopped its hub.
     #[cfg(feature = "hub")]
     pub(crate) fn recordings_taken_over(recordings: usize) {
         warn!(target: TARGET, recordings, "recordings of a dead node finished");
@@ -179,7 +182,8 @@ mod on {
 
         /// Creates the span of a stream, with `parent` as its parent. `requests` contains one entry
         /// for each layer, from the innermost layer to the outermost: the request that the layer
-        /// has received. The span shows the request of the outermost layer that recorded it.
+        /// has received. The span shows the outermost of these requests that contains a method and
+        /// a path.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());

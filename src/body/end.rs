@@ -111,10 +111,10 @@ impl Registrations {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: `retry`, which the handler has
-    /// set, or else the delay of the layer. If the handler has declared that the stream ends by
-    /// itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout.
-    /// Without a drain timeout, it ends the stream at once.
+    /// end. At a shutdown, these bytes contain a reconnect delay: `retry` if the handler has set a
+    /// delay, or else the delay of the layer. If the handler has declared that the stream ends by
+    /// itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout. If
+    /// the layer has no drain timeout, the shutdown ends the stream at once.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

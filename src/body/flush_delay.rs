@@ -10,9 +10,9 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The pause before a body returns its error. In this time, a client that reads can receive what
-/// hyper has buffered, which is at most about 400 KiB. A longer pause would only delay the end of
-/// the response.
+/// The pause before a body returns its error. In this time, a client that keeps reading can receive
+/// what hyper has buffered, which is at most about 400 KiB. For such a client, a longer pause would
+/// only delay the end of the response.
 const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
 /// A pause before a body returns its error, so that hyper can write its buffered frames first.

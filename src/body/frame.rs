@@ -6,15 +6,16 @@ use bytes::Bytes;
 /// no more events.
 const FULL_FRAME: usize = 16 * 1024;
 
-/// A chunk of at least this size, in bytes, becomes a frame of its own. Copying such a chunk into a
-/// frame with other chunks would cost more than a separate frame.
+/// A chunk of at least this size, in bytes, is not joined with other chunks: it makes an empty
+/// frame full, and a frame with other chunks does not accept it. Copying such a chunk would cost
+/// more than a separate frame.
 const LARGE_CHUNK: usize = 4 * 1024;
 
 /// The initial capacity in bytes of the buffer that joins chunks. The buffer grows when it is full.
 const FIRST_CAPACITY: usize = 2 * 1024;
 
-/// The bytes of the frame that is being built. A single chunk is kept as it is. From the second
-/// chunk on, all chunks of the frame are copied into one buffer.
+/// The bytes of the frame that is being built. The first chunk is stored without a copy. When a
+/// second chunk is added, all chunks of the frame are copied into one buffer.
 pub(super) struct FrameBuffer {
     alone: Bytes,
     joined: Vec<u8>,
@@ -33,9 +34,10 @@ impl FrameBuffer {
         self.joined.len() >= FULL_FRAME || self.alone.len() >= LARGE_CHUNK
     }
 
-    /// Adds a chunk, such as the bytes of an event, to the frame. An empty frame accepts any chunk.
-    /// Once the frame has bytes, it does not accept a chunk of 4 KiB or more: such a chunk is
-    /// returned as `Err`, and the caller begins the next frame with it.
+    /// Adds a chunk, such as the bytes of an event, to the frame. An empty frame accepts any chunk,
+    /// and is full after a chunk of 4 KiB or more. A frame that already has bytes does not accept a
+    /// chunk of this size. The chunk is then returned as `Err`, and the caller begins the next
+    /// frame with it.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;

@@ -36,11 +36,12 @@ impl LineTracker {
 }
 
 /// Counts the complete events of an upstream stream, and tracks whether the current event is
-/// incomplete. An upstream stream is a body of an inner service that a layer forwards.
+/// incomplete. An upstream stream is made by an inner service without `SseStream`, and a layer
+/// forwards it.
 ///
-/// The tracker reads every line, which takes time. So it is used only for streams that have an
-/// observer, which counts events for metrics, spans, limits or callbacks, and for streams whose
-/// heartbeat is an event.
+/// The tracker reads every line, which takes time. So it is used only for streams whose heartbeat
+/// is an event, and for streams that have an observer. An observer records a stream for metrics,
+/// spans, limits or callbacks, and can end it.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes at the beginning of the stream that match a byte order mark (EF BB BF).
@@ -140,9 +141,9 @@ impl EventTracker {
     }
 
     /// Compares the start of `chunk` with the bytes of a byte order mark that are still missing at
-    /// the beginning of the stream. Returns the number of bytes that match, or 0 if no byte of a
-    /// mark is expected any more. If other bytes follow an incomplete mark, the bytes of the
-    /// incomplete mark become the beginning of the first line.
+    /// the beginning of the stream. Returns the number of bytes of `chunk` that match, or 0 if no
+    /// byte of a mark is missing any more. If other bytes follow an incomplete mark, this method
+    /// adds the bytes of the incomplete mark to the first line.
     fn record_mark(&mut self, chunk: &[u8]) -> usize {
         let missing = &ByteOrderMark::BYTES[self.mark..];
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
@@ -198,9 +199,9 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Returns `chunk` without the byte order mark, if a mark is expected. If the chunk is only a
-    /// part of the mark, the part is held back, and the result is empty. If the chunk does not
-    /// continue the mark, the held-back bytes are returned in front of the chunk.
+    /// Returns `chunk` without the byte order mark, if a mark has to be removed (`Expected`). If
+    /// the chunk is only a part of the mark, the part is held back, and the result is empty. If the
+    /// stream does not begin with a mark, the held-back bytes are returned in front of the chunk.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);

@@ -25,8 +25,9 @@ pub(crate) struct AppliedLayer {
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
     /// The time when the response passed this layer. `None` if the layer has no `on_close`
-    /// callback. The stream duration that `on_close` callbacks get is measured from this time,
-    /// unless the handler or an inner layer has such a callback, too.
+    /// callback. All `on_close` callbacks of a stream get the same stream duration. It is measured
+    /// from the time of the handler's callback, or else from this time of the innermost layer with
+    /// a callback.
     pub(super) at: Option<Instant>,
 }
 
@@ -71,9 +72,9 @@ pub(crate) struct LinkState {
     layers: AppliedLayers,
 }
 
-/// The body's end of a link through which the layers around the body attach their settings. If
-/// several layers set a value that a stream has only once, such as the heartbeat, the innermost
-/// layer wins.
+/// The body's end of a link through which the layers around the body attach their settings. A
+/// stream has only one value of some settings, such as the heartbeat. For these settings, the value
+/// of the innermost layer is used. Shutdowns, lifetimes and callbacks of all layers apply.
 pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to this state, which
     /// they share with the body.
@@ -133,9 +134,10 @@ impl LayerLink {
     }
 }
 
-/// A handle with which the layers outside of a body hand their settings to it, stored in the
-/// extensions of the response. The reference to the state that it shares with the body is weak,
-/// because a middleware may drop the body and keep the extensions.
+/// A handle for the layers outside of a body, which attach their settings to the body. The handle
+/// is stored in the extensions of the response. A middleware may drop the body and keep the
+/// extensions. So the handle has only a weak reference to the state that it shares with the body,
+/// and the state is dropped with the body.
 #[derive(Clone)]
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
@@ -145,9 +147,9 @@ impl LayerHandle {
     ///
     /// A layer counts once, even if it is applied to a router and again to a route of that router.
     /// If several layers register the stream under the same key of the same stream registry, only
-    /// the registration of the outermost layer stays. It is the earliest registration, because a
-    /// request passes the outermost layer first. So a call that closes the streams of this key
-    /// after the request has arrived is not missed.
+    /// the registration of the outermost layer stays. A request passes the outermost layer first,
+    /// so this registration is the earliest. A later registration would miss a call that closes the
+    /// streams of the key between the two registrations.
     pub(crate) fn attach(&self, mut layer: AppliedLayer) {
         let Some(state) = self.0.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,9 +3,9 @@
 //!
 //! There are two kinds of bodies: the body of an `SseStream`, and the body of a response that
 //! passed a layer. [`poll_observed`] runs each poll of both, and both contain an [`Observation`],
-//! which stores the observer of the stream. The observer counts the bytes of the frames itself. The
-//! body reports to the observer what the frames do not show: the number of events and heartbeats,
-//! and the reason of its end.
+//! which stores the observer of the stream. The observer counts the bytes of the frames itself. A
+//! frame does not show how many events and heartbeats it contains, or why the stream ends. The body
+//! reports these to the observer.
 
 use super::{
     end::{EndFuture, EndSignal, Lifetime, Registrations},
@@ -231,9 +231,9 @@ impl Observation {
     }
 }
 
-/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. Has no
-/// effect in the body of an `SseStream`, whose own `drop` has already run the callbacks of the
-/// layers and of the handler.
+/// Runs the `on_close` callbacks of the layers when a body is dropped before its first poll. The
+/// body of an `SseStream` has then already run these callbacks and that of the handler, in its own
+/// `drop`. There, this `drop` has no effect.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));

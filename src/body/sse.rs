@@ -33,8 +33,9 @@ type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
-    /// The handler's settings for its stream, except the heartbeat. They are allocated separately,
-    /// because many handlers set only the heartbeat.
+    /// The handler's settings for its stream, except the heartbeat. Many handlers set only the
+    /// heartbeat, so the other settings are allocated separately, when the handler first sets one
+    /// of them.
     rare: Option<Box<RareOptions>>,
 }
 
@@ -81,8 +82,8 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
 
 /// A chunk or an error of the stream that the body keeps until it has returned the current frame.
 enum Held {
-    /// The first bytes of the next frame: a chunk that did not fit into the current frame, or lines
-    /// that the response has to begin with.
+    /// The first bytes of the next frame: a chunk that did not fit into the current frame, or,
+    /// before the first frame, the bytes that the response has to begin with.
     Chunk(Bytes),
     /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
     /// which the transport can flush these frames.
@@ -179,8 +180,8 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Makes the body send the first bytes of `preamble` before the first item of the stream, for
-    /// example an event with the cursor of a hub subscription.
+    /// Sets the bytes that the body sends before the first item of the stream to those of
+    /// `preamble`, for example an event with the cursor of a hub subscription.
     pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
         self.has_preamble = preamble.has_subscription;
         self.has_id_to_keep = preamble.has_id_to_keep();
@@ -416,15 +417,16 @@ impl<S> Projection<'_, S> {
         self.options.as_ref()?.rare.as_ref()?.retry
     }
 
-    /// Returns ready if a heartbeat is due, and `None` if heartbeats are disabled.
+    /// Returns `Some(Poll::Ready(()))` if a heartbeat is due, `Some(Poll::Pending)` if no heartbeat
+    /// is due yet, and `None` if heartbeats are disabled.
     fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Option<Poll<()>> {
         let heartbeat = heartbeat(self.options, self.observation)?;
         Some(self.idle_timer.poll_due(heartbeat, cx))
     }
 
-    /// Completes a frame that contains only the cursor of a hub subscription, and that is sent in
-    /// place of a heartbeat. If heartbeats are events, adds the heartbeat, because a page waits for
-    /// it.
+    /// Completes a frame that contains only the cursor of a hub subscription, sent because a
+    /// heartbeat is due. The cursor replaces a heartbeat that is a comment. A heartbeat that is an
+    /// event is added after the cursor, because a page waits for this event.
     #[cold]
     fn add_heartbeat_to_cursor(&mut self, frame: &mut FrameBuilder) {
         self.idle_timer.reset();
@@ -472,8 +474,8 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// If a layer or the handler ends the stream now, adds the final bytes to the frame and drops
-    /// the stream.
+    /// Ends the stream if a layer or the handler requests this now: adds the final bytes, such as a
+    /// reconnect delay and a last event, to the frame, and drops the stream.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if self.observation.is_on() && self.stream.is_some() {
             self.end(frame, cx);
@@ -493,9 +495,10 @@ where
         }
     }
 
-    /// Adds the newest cursor of a hub subscription to the last frame. A client that reconnects to
-    /// another node then has an id that the log still retains. Other items of the stream are
-    /// discarded, because the stream has ended.
+    /// Adds the newest cursor of a hub subscription to the last frame of a stream that ends early.
+    /// A client that reconnects to another node then has an id that the log still retains. If the
+    /// stream returns another item than a cursor, the item is discarded, because the stream has
+    /// ended.
     #[cold]
     fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.has_cursor() {
@@ -513,9 +516,10 @@ where
         }
     }
 
-    /// Asks a hub subscription for its newest cursor, because a heartbeat is due and the stream is
-    /// pending. The frame is empty. Returns the new state of the stream, and whether the frame now
-    /// contains only the cursor.
+    /// Polls the stream again for the newest cursor of its hub subscription, because a heartbeat is
+    /// due and the stream was pending. The caller must pass an empty frame. Returns whether the
+    /// stream is now ready or pending, and whether the frame contains only a cursor. (The stream
+    /// may have returned an event instead.)
     #[cold]
     fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
@@ -532,8 +536,9 @@ where
         *self.was_pending && self.reached.is_one()
     }
 
-    /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Notes the
-    /// subscriptions that the poll reaches, as long as it matters whether there are several.
+    /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Also records which
+    /// hub subscriptions the poll reaches, because only the cursor of a single subscription can be
+    /// sent. No longer records them if the stream was pending once and has none or several.
     #[inline]
     fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.was_pending && !self.reached.is_one() {
@@ -547,8 +552,8 @@ where
     }
 
     /// Polls the stream for the first time, and adds its ready items to the frame, like
-    /// [`fill`](Self::fill). Also returns the first bytes that the subscriptions in the stream
-    /// offer, which belong before these items.
+    /// [`fill`](Self::fill). Also returns the bytes that the hub subscriptions in the stream offer
+    /// for the beginning of the response. The caller inserts these bytes before the items.
     fn fill_first(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, Bytes) {
         // An item of this poll clears the field.
         *self.has_id_to_keep = true;

@@ -70,7 +70,7 @@ impl<B: Body> ResponseBody<B> {
 
     /// Wraps the body of an event stream with a `Content-Encoding`. Layers can end and observe the
     /// stream through `link`, but cannot add bytes. If `link` is closed, no layer can end the
-    /// stream, so the size hint of `body` stays correct and is returned.
+    /// stream, so the new body has the size hint of `body`.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }

@@ -26,7 +26,7 @@ pub(super) const COMMENT: &[u8; 2] = b": ";
 const ROOM_FOR_FIELDS: usize = 64;
 
 /// The minimum number of bytes that are reserved when an id, a name or `retry` is set before the
-/// data. This field, further fields and the data share these bytes. Longer data enlarges the
+/// data. All fields of the event, including the data, share these bytes. Longer data enlarges the
 /// buffer.
 const ROOM_FOR_DATA: usize = 256;
 
@@ -159,7 +159,8 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
 /// Returns a `retry` line with this reconnect delay, without a blank line after it.
 ///
 /// At a blank line, a client sets its last event id to the last id in the current response (HTML
-/// standard, §9.2.6). So a blank line would make a client that has just reconnected lose its id.
+/// standard, §9.2.6). A client that has just reconnected has received no id in the current
+/// response. So a blank line would make it lose the id of the earlier response.
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);

@@ -60,8 +60,8 @@ use std::{fmt, time::Duration};
 /// An event is stored as its wire bytes, in one allocation. [`encode`](Self::encode) allocates
 /// nothing more. There are further allocations in these cases:
 ///
-/// - The fields in front of the data are longer than 64 bytes together.
-/// - More than about 200 bytes of data are set after another field.
+/// - Data or a comment is set first, and all that is set later needs more than 64 bytes.
+/// - Another field is set first, and then data of more than about 200 bytes.
 /// - A field is set twice.
 /// - [`display`](Self::display) or [`json`](Self::json) writes more than 64 KiB.
 ///
@@ -70,8 +70,8 @@ use std::{fmt, time::Duration};
 #[must_use = "an event does nothing until a stream yields it"]
 pub struct Event {
     wire: Wire,
-    /// The fields of this event that are set, as a union of the `HAS_…` flags. The type is `usize`
-    /// so that the compiler keeps the event in registers.
+    /// The fields of this event that are set, as a union of the `HAS_…` flags. The type has the
+    /// size of a register (`usize`), because the compiler then keeps the event in registers.
     fields: usize,
 }
 
@@ -119,8 +119,8 @@ impl Event {
     /// By the standard (§9.2.6), an `id` alone is enough. Chromium implements that. WebKit applies
     /// the id with the next event that has data, and Firefox ignores the id. For all browsers, add
     /// an event name: `Event::checkpoint(id).event("cursor")`. The event is then sent with an empty
-    /// `data` line, so that browsers apply its id. The page does not notice this event if it has no
-    /// listener for the name.
+    /// `data` line, so that browsers apply its id. A page without a listener for this name does not
+    /// notice the event.
     ///
     /// # Examples
     ///

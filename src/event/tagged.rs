@@ -1,7 +1,7 @@
 //! Splits a variant of an enum into the name of an event, and the JSON that is the data of the
 //! event.
 //!
-//! The variant serializes in one pass, directly into the JSON of its content. No
+//! The variant serializes in one pass: its content is written directly as JSON, and no
 //! `serde_json::Value` is created. For a variant `V` of an enum `E`, the code that `serde_derive`
 //! generates calls these methods of the `Serializer`:
 //!
@@ -12,8 +12,9 @@
 //! | internal | `serialize_struct` or `serialize_map`, then a field or an entry with the `str` `"V"`, then the content as more fields |
 //!
 //! A struct whose first field is a text serializes with the same calls as an internally tagged
-//! variant. There is one difference: the derived code passes a tag as a value of the unsized type
-//! `str`, and a field as a value of a sized type, such as `String` or `&str` (see [`Literal`]).
+//! variant. There is one difference, the type of the value that the derived code passes to
+//! `serialize_field` or `serialize_entry`. For a tag, this type is the unsized type `str`. For a
+//! field, it is a sized type, such as `String` or `&str` (see [`Literal`]).
 
 use super::{EventName, FieldError};
 use serde_core::{
@@ -234,8 +235,8 @@ struct TaggedFields<'a, 'b> {
     state: State<'a, 'b>,
 }
 
-/// Shows what the next field of the struct, or the next entry of the map, has to be: the tag of a
-/// variant, or a part of its content.
+/// The progress in receiving a variant. It determines whether the next field of the struct, or the
+/// next entry of the map, has to be the tag of the variant or a part of its content.
 enum State<'a, 'b> {
     /// The next field or entry has to be the tag, which contains the name of the variant.
     Tag(&'a mut Json<'b>),
@@ -330,8 +331,8 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
 }
 
 /// The address and the size of a value that is being serialized, if its type is unsized, such as
-/// `str`. They show whether a serialized text is the tag of a variant, or only the first field of a
-/// struct.
+/// `str`. If the serialized text has the same address and size, the value is a `str`, and the text
+/// is the tag of a variant. Otherwise, the text is only the first field of a struct.
 ///
 /// Derived code passes a tag as a string literal, so the type of the value is `str`. Derived code
 /// passes a field as a value of the type of the field, which is sized, such as `String`. So a text
@@ -350,8 +351,9 @@ impl Literal {
         (!has_size).then(|| Self { start: std::ptr::from_ref(value).cast(), size: size_of_val(value) })
     }
 
-    /// Returns `true` if the value is a `str`, and `text` is this `str` itself. Returns `false` if
-    /// the value is another unsized value that serializes as `text`, such as a `dyn Serialize`.
+    /// Returns `true` if the value is a `str` and `text` is this `str`, with the same address and
+    /// size. Returns `false` if the value is another unsized value that serializes as `text`, such
+    /// as a `dyn Serialize`.
     fn is(&self, text: &str) -> bool {
         self.start == text.as_ptr() && self.size == text.len()
     }

@@ -63,8 +63,9 @@ impl Builder {
         self
     }
 
-    /// Sets how long events are retained, and how long the hub remembers that a topic is finished.
-    /// Default: one hour. [`Duration::MAX`] and zero disable expiry.
+    /// Sets how long events are retained, and how long the hub remembers that a topic is
+    /// [finished](super::Topic::finish). Default: one hour. [`Duration::MAX`] and zero disable
+    /// expiry.
     ///
     /// A topic without subscribers is dropped when its last event has expired. The event of a
     /// [`latest_only`](super::Topic::latest_only) topic does not expire while the topic has
@@ -72,11 +73,13 @@ impl Builder {
     /// receives an expired event that was not removed yet. Expired events are removed within
     /// `max_age / 16` after their expiry.
     ///
-    /// With a backend, set the time within which clients may return, even if the log retains events
-    /// for longer. When this time is over, the hub does not know any more that a topic is finished
-    /// or [exists](super::Topic::exists). A client that returns to a finished topic then waits
-    /// instead of getting 204. To save memory, set a smaller [`max_events`](Self::max_events)
-    /// or [`max_bytes`](Self::max_bytes) instead: the backend provides older events.
+    /// With a backend, set the longest time after which clients may return, even if the log retains
+    /// events for longer. When this time has passed since the last event or the finish of a topic
+    /// without subscribers, the hub does not know any more that the topic
+    /// [exists](super::Topic::exists) or is finished. A client that returns to a finished topic
+    /// then waits instead of getting 204. To save memory, set a smaller
+    /// [`max_events`](Self::max_events) or [`max_bytes`](Self::max_bytes) instead: the backend
+    /// provides older events.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
@@ -156,27 +159,26 @@ impl Builder {
     /// If the node that has caused a change dies before it has published the event, another node
     /// publishes it. While the backend is down, events wait. An event is lost in three cases only:
     ///
-    /// - Every node that knows of the change dies, or is cut off from the backend for too long:
-    ///   until another node has published a later change of the same member, or until the log has
-    ///   evicted the records of the change.
+    /// - Every node that knows of the change dies, or stays cut off from the backend until one of
+    ///   two things has happened: another node has published a later change of the same member, or
+    ///   the log has evicted the records of the change.
     /// - The backend works, but refuses the event for a minute. If it then refuses the next event
     ///   of the topic, too, all waiting events of the topic are lost.
     /// - The node that has caused a leave dies before it has published the event, and the topic has
     ///   neither events nor subscribers.
     ///
-    /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
-    /// so return `None` for such topics.
+    /// A [`latest_only`](super::Topic::latest_only) topic retains only its newest event, its state.
+    /// The event of a join or a leave would replace this state, so return `None` for such topics.
     ///
     /// Joins and leaves are not published to a finished topic. If the topic is then removed, and an
     /// event or a subscription creates it again, its later joins and leaves are published.
     ///
-    /// The event of a join or a leave can create a topic that does not
-    /// [exist](super::Topic::exists), because it had neither retained events nor subscribers. So a
-    /// client that returns to the topic gets the events of the leaves that it has missed. The topic
-    /// exists until these events expire. The exception is a topic that the application has
-    /// [removed](super::Topic::remove) while it had members and no subscribers. A leave does not
-    /// create such a topic again, but a published event, a join or a subscription does. The hub
-    /// remembers up to 10,000 such topics.
+    /// A topic without retained events and subscribers does not [exist](super::Topic::exists). The
+    /// event of a join or a leave creates such a topic, which then exists until these events
+    /// expire. So a client that returns to the topic gets the events of the leaves that it has
+    /// missed. The exception is a topic that the application has [removed](super::Topic::remove)
+    /// while it had members and no subscribers. A leave does not create such a topic again. A
+    /// published event, a join or a subscription does. The hub remembers up to 10,000 such topics.
     ///
     /// An event whose name is reserved for the hub is not published. With a backend, neither is an
     /// event of more than 256 KiB. If the function panics, the change has no event.
@@ -344,9 +346,9 @@ impl Builder {
         self.of(PostgresBackend::new(url), PostgresBackend::max_age)
     }
 
-    /// Creates a [`Connector`], the settings of a hub with a backend. If `backend` is an `Err`,
-    /// [`Connector::connect`] returns this error later. `with_max_age` passes the `max_age` of the
-    /// hub to the backend when the hub connects.
+    /// Creates a [`Connector`] with these settings and this backend. If `backend` is an `Err`,
+    /// [`Connector::connect`] returns this error later. `connect` calls `with_max_age` to set the
+    /// `max_age` of the hub on the backend, so that `max_age` can also be set after this call.
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }

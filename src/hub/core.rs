@@ -1,10 +1,11 @@
 //! The state that all handles of a hub share: its topics, and the order of its events.
 //!
-//! There are two kinds of locks. Publishing, subscribing and finishing lock the registry first and
-//! then one topic. Reading locks only the topic. An event gets its position and enters its topic
-//! while both locks are held. So positions increase in each topic, and every event up to the
-//! [committed](Core::committed) position can be read. No waker is woken, cloned or dropped while a
-//! lock is held.
+//! There are two kinds of locks: the lock of the registry, the table of all topics, and the lock of
+//! each topic. Publishing, subscribing and finishing lock the registry first and then one topic.
+//! Reading locks only the topic. An event gets its position and enters its topic while both locks
+//! are held. So positions increase in each topic, and an event is in its topic before the
+//! [committed](Core::committed) position reaches the event. No waker is woken, cloned or dropped
+//! while a lock is held.
 
 use super::{
     backend::{Appended, IdFormat, Position, RecordKind},
@@ -44,19 +45,21 @@ pub(super) const SLICE: usize = 1_000;
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time limit for the append of the last record of the local node, after a
-/// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes.
-/// Without it, the members of the local node leave only after its lease: the time without a sign of
-/// life after which a node counts as dead.
+/// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes, so
+/// that the members that have joined topics through the local node leave soon. Without the record,
+/// they leave only after the lease of the local node: the time without a sign of life after which a
+/// node counts as dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
 /// The time that the hub keeps the retention limits that were set for a topic, while the topic has
-/// neither events nor subscribers. A publisher sets the limits before it appends its event to the
-/// log of the backend. So this time is longer than the default timeout of a request to a backend.
+/// neither events nor subscribers. A publisher sets the limits, and then appends its event to the
+/// log of the backend. The limits must still be there when this event arrives. So this time is
+/// longer than the default timeout of a request to a backend.
 const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
-    /// The client of the backend, or `None` for a hub in memory.
+    /// Sends the requests of this hub to its backend. `None` for a hub in memory.
     pub(super) backend: Option<Arc<BackendClient>>,
     /// The current epoch, a number that identifies one lifetime of the log. It changes only when
     /// another log has replaced the log of the backend. The lock of the `registry` is held during
@@ -71,7 +74,8 @@ pub(super) struct Core {
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
     pub(super) stream_registries: Arc<StreamRegistries>,
-    /// A permit for each [search](Core::is_in_log) of the log that may read at the same time.
+    /// The permits for [searches](Core::is_in_log) of the backend's log. A search holds a permit
+    /// while it reads, which limits the number of concurrent searches.
     pub(super) searches: Semaphore,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
@@ -109,14 +113,16 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Returns the position that a client with the cursor `cursor` should get as its new cursor: the
-    /// committed position, if it is after the cursor. `topic` is any topic of the client's
-    /// subscription. With `is_unsent`, the client has an older id than `cursor`, and gets at least
-    /// `cursor`.
+    /// Returns the position that a subscription should send to its client as the new cursor: the
+    /// committed position, if this position is after `cursor`, the current cursor of the
+    /// subscription. `topic` is any topic of the subscription. `is_unsent` is `true` if the client
+    /// may have an older id than `cursor`. The result is then at least `cursor`.
     ///
-    /// Returns `None` if the client has the newest position, or if another log has replaced the log.
-    /// In memory, each topic has an eviction watermark of its own, so an old cursor stays valid. The
-    /// exception are dropped topics. Beyond 10,000 of them, one watermark applies to all topics.
+    /// Returns `None` if the client already has the newest position, or if another log has replaced
+    /// the log. In memory, also returns `None` while `cursor` is valid: each topic has an eviction
+    /// watermark of its own, so other topics do not make a cursor invalid. If more than 10,000
+    /// topics were dropped, one watermark applies to all topics, and an older cursor gets a new
+    /// position.
     pub(super) fn newer_position(
         &self,
         topic: &Arc<TopicState>,
@@ -136,9 +142,10 @@ impl Core {
         (is_current && ages && (position > cursor || is_unsent)).then_some(position)
     }
 
-    /// Switches to another log, which is identified by the number `epoch`. The first event of that
-    /// log comes after the position `after`. The caller must hold the lock of the registry, the
-    /// table of all topics.
+    /// Switches this hub to another log, which is identified by the number `epoch`. The committed
+    /// position becomes `after`: the retained events of that log follow this position, and none of
+    /// them can be read yet. The caller must hold the lock of the registry, the table of all
+    /// topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
@@ -279,7 +286,8 @@ impl Core {
         Ok(())
     }
 
-    /// Finishes a topic. Has no effect if the topic is already finished, and was not removed since.
+    /// Finishes a topic. Has no effect on a finished topic, unless the topic was removed after it
+    /// was finished.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
@@ -293,7 +301,7 @@ impl Core {
 
     /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
     /// and the hub already has `max_topics` topics, or if the local node knows that the topic is
-    /// finished. The caller has checked the name.
+    /// finished. The caller has checked that the name of the topic is not reserved.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let mut registry = self.registry.lock();
         if registry.is_shut_down {
@@ -337,8 +345,9 @@ impl Core {
         registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Returns `true` if the topic was finished and then removed, and still has subscribers. When
-    /// the last of them leaves, the local node forgets that the topic is finished.
+    /// Returns `true` if the topic was finished and then removed, and still has subscribers. Such a
+    /// topic counts as finished until its last subscriber leaves. The local node then forgets that
+    /// the topic is finished.
     fn is_removed(&self, name: &str) -> bool {
         self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().is_removed)
     }
@@ -378,10 +387,10 @@ impl Core {
         self.note_removed_with_members(&mut registry, name);
     }
 
-    /// Marks a topic as removed while it had members. Has an effect only if the hub publishes joins
-    /// and leaves as events, and the topic has members or unpublished join and leave events.
-    /// Without the mark, the next such event, for example when a member leaves later, would create
-    /// the topic again.
+    /// Remembers that a removed topic still has members or unpublished join and leave events. Leave
+    /// events are then not published to this topic, because they would create the topic again. Has
+    /// no effect if the hub does not publish joins and leaves as events, or still has the topic
+    /// because of its subscribers.
     pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
         if self.presence.has_events_to_come(name) {
             registry.note_removed_with_members(name);
@@ -452,7 +461,8 @@ impl Core {
 
     /// Removes a subscription from one of its topics. `ticket` identifies the entry of the
     /// subscription in the topic's queue of waiting readers, if the subscription waits. `is_lookup`
-    /// is the value with which the subscription has joined the topic.
+    /// is `true` if the subscription has joined the topic as a lookup, which does not make the
+    /// topic exist.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>, is_lookup: bool) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
@@ -497,8 +507,8 @@ impl Core {
         self.registry.lock().exists(name)
     }
 
-    /// Returns `true` if the local node has the topic, and [knows](Contents::knows_end) whether it
-    /// is finished.
+    /// Returns `true` if the topic is in the memory of the local node, and the node
+    /// [knows](Contents::knows_end) whether the topic is finished.
     #[cfg(feature = "durable-streams")]
     pub(super) fn knows_end(&self, name: &str) -> bool {
         self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().knows_end())

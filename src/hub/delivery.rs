@@ -15,9 +15,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Core {
-    /// Creates a hub with this backend. First reads the newest events from the backend, as many as
-    /// the retention in `config` allows, for at most five seconds. Returns an error if the backend
-    /// cannot be reached.
+    /// Creates a hub with this backend. First reads the retained log of the backend into the topics
+    /// of the hub, for at most five seconds. After this time, a background task reads the rest.
+    /// Returns an error if the backend cannot be reached, or outside of a tokio runtime.
     pub(super) async fn connected(config: HubConfig, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
         let core = Arc::new(Self::new(config, Some(BackendClient::new(backend))));
         if let Some(backend) = &core.backend {
@@ -147,10 +147,10 @@ impl Core {
         self.commit(registry, &topic, contents, now);
     }
 
-    /// Records that a topic was removed. When old records are read from the backend again, the
-    /// events of the topic before the removal are then left out. `at` is the position of the
-    /// removal record. A client that has not received all events of the topic up to
-    /// `evicted_through` gets a gap.
+    /// Records that a topic was removed. From now on, reads of old records from the backend leave
+    /// out the events of the topic before the removal. `at` is the position of the removal record.
+    /// `evicted_through` becomes the eviction watermark of the topic: a client that has not
+    /// received all events of the topic up to this position gets a gap.
     fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
         if let Some(backend) = &self.backend {
             backend.note_removal(topic, Removal { at, evicted_through });
@@ -160,10 +160,11 @@ impl Core {
     /// Removes all events up to and including `through` from this process, because the backend has
     /// evicted them.
     ///
-    /// The events are removed from one topic after the other, and the registry, the table of all
-    /// topics, is unlocked in between. The newest position of the registry is raised only after the
-    /// last topic. Otherwise, a client that reconnects in between could get a cursor after the
-    /// evicted events, although its topic does not report them as evicted yet.
+    /// Handles one topic after the other, and unlocks the registry, the table of all topics, in
+    /// between. A client can reconnect in between, while its topic does not report the evicted
+    /// events yet. The client must not get a cursor after these events, because it would then miss
+    /// them without a gap. New cursors come from the last position of the registry. So this
+    /// position is raised to `through` only after the last topic.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
         let topics = registry.truncate_through(through);
@@ -177,9 +178,9 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Marks a topic as finished, after a read of old records from the backend up to the position
-    /// `through`. The last record of the topic that the read has returned finishes the topic, and
-    /// has the position `end`.
+    /// Marks a topic as finished, because a read of old records from the backend has found the
+    /// record that finishes the topic. `end` is the position of this record. The read has covered
+    /// the log up to the position `through`, and has found no later record of the topic.
     ///
     /// Has no effect if this process has not read the log up to `end`, knows of an event of the
     /// topic after `through`, or knows that the topic was removed after `end`.

@@ -76,9 +76,9 @@ pub enum ErrorKind {
     /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
     /// Server Error.
     RegistryNameTooLong,
-    /// A [stream registry](crate::StreamRegistry) of this process already follows the hub under the
-    /// same name, even if it is the same registry. A registry that follows a hub closes streams on
-    /// all nodes of the hub. 500 Internal Server Error.
+    /// A [stream registry](crate::StreamRegistry) cannot follow the hub under this name, because a
+    /// registry of this process already does so. That can be the same registry. A registry that
+    /// follows a hub closes streams on all nodes of the hub. 500 Internal Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
@@ -183,7 +183,8 @@ impl Error {
         Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
     }
 
-    /// Returns the cause of this error, such as the error of a backend, or the error itself.
+    /// Returns the cause of this error, such as the error of a backend. Without a cause, returns
+    /// this error.
     pub(super) fn into_source(mut self) -> BoxError {
         self.source.take().unwrap_or_else(|| self.into())
     }
@@ -221,11 +222,12 @@ impl Error {
     }
 
     /// Converts this error into an [`http::Response`], for tower and hyper: its
-    /// [`status`](Self::status), and its message as plain text. In an axum handler, return the error
-    /// itself.
+    /// [`status`](Self::status), and its message as plain text. In an axum handler, return the
+    /// error itself.
     ///
-    /// Caches must not store the response: 410 Gone, the status of a finished topic, is cacheable
-    /// by default (RFC 9110, §15.1), and the same request can succeed later.
+    /// The response has `Cache-Control: no-store`. Without it, a cache could store the status of a
+    /// finished topic, because 410 Gone is cacheable by default (RFC 9110, §15.1). But the same
+    /// request can succeed later.
     ///
     /// # Examples
     ///

@@ -33,8 +33,8 @@ impl Hub {
 
     /// Reserves a name for a stream registry, a table of open streams that can be closed. When the
     /// registry closes streams, the registries with the same name on the other nodes of this hub
-    /// close their streams, too. `announcements` is the part of the registry that receives what the
-    /// other nodes announce. Dropping the result releases the name.
+    /// close their streams, too. `announcements` is the part of the registry that the hub calls
+    /// when another node has announced closed streams. Dropping the result releases the name.
     #[cfg(feature = "json")]
     pub(crate) fn reserve_registry_name(
         &self,
@@ -129,7 +129,7 @@ impl Hub {
     /// A pair of a topic and a [`Start`] gives the topic a start of its own, for clients without an
     /// id. If the argument `start` is a [`Start::After`], all topics begin after its id, and their
     /// own starts are ignored. Otherwise, a topic without a start of its own begins at `start`. If
-    /// a topic is listed twice, the first start in its pairs applies.
+    /// a topic is listed several times, the first of its own starts applies.
     ///
     /// One cursor, the last id of the client, covers all topics. A client can lose its connection
     /// before its cursor has reached the latest of the starts. After it reconnects, it also
@@ -137,9 +137,9 @@ impl Hub {
     ///
     /// The id of each [`Start::After`] is checked for its topic. If a later event of this topic is
     /// missing, the client gets one gap for all topics together. During an outage of the backend,
-    /// the local node cannot check an id that is newer than all events that it has read. If the
-    /// topics have different starts, a gap is reported for such an id, although perhaps no event is
-    /// missing.
+    /// the local node cannot check an id that is newer than all events that it has read. If all
+    /// topics have the same start, the client waits until the node can check the id. If their
+    /// starts differ, the client gets a gap at once, although perhaps no event is missing.
     ///
     /// # Errors
     ///
@@ -234,10 +234,10 @@ impl Hub {
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
     /// subscription ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
-    /// Each open response ends cleanly, with a delay for the reconnect, as in a [shutdown of its
-    /// layer](crate::SseLayer::shutdown). The [last event](crate::SseStream::end_with) of the
-    /// stream is not sent, and undelivered events are dropped. Clients reconnect with the last id
-    /// that they received.
+    /// Each open response ends cleanly, with a delay for the reconnect, like the responses of an
+    /// [`SseLayer`](crate::SseLayer::shutdown) that is shut down. The [last
+    /// event](crate::SseStream::end_with) of the stream is not sent, and undelivered events are
+    /// dropped. Clients reconnect with the last id that they received.
     ///
     /// A client that reaches this process again gets a short response with status 200, and
     /// reconnects later. (Any other status would stop an `EventSource` for good.) Calling this
@@ -249,12 +249,12 @@ impl Hub {
     ///
     /// If this process has [recordings](Topic::record), await
     /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have
-    /// sent the last events. After this method, recordings are
-    /// [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished.
+    /// sent the last events of the recordings. Recordings that still run when this method is called
+    /// are [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished.
     ///
     /// Without recordings, this method can be the first step of a graceful shutdown, as in the
     /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
-    /// no shutdown event. To avoid this, first cancel the token of
+    /// no shutdown event. To deliver these events and the shutdown event, first cancel the token of
     /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
     /// have ended.
     ///

@@ -110,8 +110,8 @@ impl Epoch {
     }
 }
 
-/// Parses a decimal number without a sign and without leading zeros. Returns `Ok(None)` if the
-/// number exceeds `u64`, and an error if the text is not such a number.
+/// Parses a decimal number. Returns `Ok(None)` if the number exceeds `u64`. Returns an error if the
+/// text contains anything but digits, such as a sign, has leading zeros, or is empty.
 fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     let is_canonical =
         matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());

@@ -125,11 +125,12 @@ pub struct Listener {
     /// The topics of the events in `pending`, in order. Each topic is stored with the number of its
     /// events that directly follow one another.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the last yielded event, if events that were read together with it are still in
-    /// `pending`. The [`cursor`](Self::cursor) of the listener is then this id. Otherwise `None`.
+    /// The id of the last yielded event, if later events of the same read are still in `pending`.
+    /// The [`cursor`](Self::cursor) of the listener is then this id. `None` if `pending` is empty.
     last: Option<EventId>,
-    /// The position of the listener's cursor immediately before an error has ended the listener.
-    /// `None` if no error has ended it.
+    /// The cursor of the subscription immediately before the error that has ended the listener.
+    /// [`cursor`](Self::cursor) then returns this position, so that a new listener begins there and
+    /// reports the missing events. `None` without an error.
     failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,

@@ -24,9 +24,10 @@ const SEGMENT: usize = 16 * 1024;
 /// bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The tolerance for unused bytes in the open segment, the block of memory that takes new events.
-/// Evicted events leave unused bytes at its beginning. If these exceed the retained bytes by more
-/// than this number, the retained events are moved to the beginning.
+/// The limit for unused bytes in the open segment, the block of memory that takes new events.
+/// Evicted events leave unused bytes at the beginning of this block. The limit is the size of the
+/// retained events plus this number of bytes. Above the limit, the retained events are moved to the
+/// beginning.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
@@ -102,7 +103,7 @@ pub(super) struct Log {
 #[derive(Debug)]
 struct CachedRead {
     /// Readers with a cursor from `after` up to, but not including, `first` can share the cached
-    /// events: their next event has the position `first`.
+    /// events, because the next event after each such cursor is the event at `first`.
     after: Position,
     first: Position,
     last: Position,

@@ -39,19 +39,18 @@ pub(super) struct Merge {
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
-    /// The greatest position up to which any single topic of the subscription was delivered. It can
-    /// be after the cursor, the position up to which all topics were delivered. There are two
-    /// possible reasons: the subscription began later in one topic than in others, or a
-    /// `latest_only` topic has delivered its newest event in place of an older one. When no topic
-    /// has a further event, the cursor moves to this position, but not past the last visible event
-    /// of the hub.
+    /// The greatest position that the delivery of any single topic of the subscription has reached.
+    /// It can be after the cursor, the position that the delivery of all topics has reached, for
+    /// two reasons. The subscription began later in one topic than in others, or a `latest_only`
+    /// topic has delivered its newest event in place of an older one. When no topic has a further
+    /// event, the cursor moves to this position, but not past the last visible event of the hub.
     delivered_through: Position,
     /// The number of the first entry of the hub's wake queue that this merge has not seen yet. The
     /// wake queue has an entry for each topic that has changed and has not notified all of its
     /// waiting readers yet.
     looked_at: u64,
-    /// The index of the reader, and so the topic, whose events the last call of
-    /// [`step`](Self::step) has returned.
+    /// The index of the reader whose events [`step`](Self::step) has returned last. A reader reads
+    /// one topic, so the index also identifies the topic of these events.
     pub(super) last_turn: u32,
 }
 
@@ -173,11 +172,13 @@ impl Merge {
     }
 
     /// Returns `true` if the client has received every event of its topics up to the committed
-    /// position, which the caller has read before this call. A topic without an event after
-    /// `cursor` that has ended since the last step counts as undelivered.
+    /// position, which the caller has read before this call. Also returns `false` if a topic was
+    /// finished since the last step, even if the topic has no undelivered event: the end of the
+    /// topic is not handled yet.
     ///
     /// Looks only at the topics that have changed since the last [`step`](Self::step). So the cost
-    /// does not depend on the number of topics, except after a shutdown of the hub.
+    /// does not depend on the number of topics. The exception is a shutdown of the hub, which
+    /// changes all topics.
     pub(super) fn is_caught_up(&mut self, readers: &[Reader], wake_queue: &WakeQueue, cursor: Position) -> bool {
         // The next step looks at the collected topics again. It follows soon, because a topic that
         // is in one of the two lists wakes the subscription.
@@ -208,7 +209,8 @@ impl Merge {
     /// `latest_only` (each event replaces the previous one) and these events were replaced, returns
     /// the newest event of the topic instead.
     ///
-    /// Returns `None` if the topic has no undelivered event any more.
+    /// Returns `None` if no next event is known, or if the found topic has no undelivered event any
+    /// more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((position, index)) = self.turns.pop()?;
         let through = self.next_position().map_or(through, |second| through.min(second.previous()));

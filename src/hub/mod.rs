@@ -48,23 +48,25 @@
 //! | anything else, such as `7` or `yesterday` | a gap (`malformed`), then all retained events |
 //! | the id of the last event of a finished topic, or a newer id | `204 No Content`, which stops an `EventSource` |
 //! | no id, for a finished topic and with [`Start::Latest`] | `204 No Content` |
-//! | another id of a finished topic | the same as for any topic, and then the end |
-//! | an id of a topic whose events have all expired and that was created again | the events after the id, after a gap (`evicted`) if later events have expired |
+//! | any other id, for a finished topic | the same as for an unfinished topic; the stream ends after the last event |
+//! | any valid id, for a topic that was created again after all of its events had expired | the events after the id, after a gap (`evicted`) if events after the id have expired |
 //!
-//! The hub remembers up to 10,000 expired topics. Beyond this number, it may report the gap of the
-//! last row although no event is missing.
+//! The hub remembers up to 10,000 expired topics. Beyond this number, the hub may report the gap of
+//! the last row although no event is missing.
 //!
-//! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
-//! with empty data. So the client has an id before the first event. (An id without an event is not
+//! The stream of each client begins with the client's cursor, as an event of type `hub-cursor` with
+//! empty data. So the client has an id before the first event. (An id without an event is not
 //! enough. Firefox ignores it, and WebKit applies it with the next event that has data.) See
 //! [`begin_with_cursor`](Subscription::begin_with_cursor) and
 //! [`without_control_events`](Subscription::without_control_events). In a hub with a backend, a
 //! client whose topics are quiet gets [further `hub-cursor` events](#several-nodes). In a hub
-//! without a backend, it gets them only after more than 10,000 topics have expired.
+//! without a backend, clients get further `hub-cursor` events only after more than 10,000 topics
+//! have expired.
 //!
-//! With several topics, each row applies to each topic, and one gap is reported for all topics
-//! together. For clients without an id, each topic can have [its own start](Hub::subscribe). An id
-//! grants no access: a client receives the topics that the handler chooses.
+//! In a subscription to several topics, the table applies to each topic separately, but one gap is
+//! reported for all topics together. For clients without an id, each topic can have [its own
+//! start](Hub::subscribe). An id grants no access: a client receives the topics that the handler
+//! chooses.
 //!
 //! # Gaps
 //!
@@ -72,8 +74,8 @@
 //! as an event of type `gap` before the events that follow. With a backend, there are a few
 //! [exceptions](#guarantees). A client that falls behind the retention of its topics gets a gap as
 //! well, or is [disconnected](LagPolicy::Disconnect). A client that loses its connection before it
-//! has caught up may get a gap twice. The names `gap` and `hub-cursor` are reserved: publishing
-//! them is an [error](ErrorKind::ReservedName).
+//! has caught up may get the same gap twice. The names `gap` and `hub-cursor` are reserved:
+//! publishing them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
 //! replaced event is not a gap. A client that is slower than the updates of several such topics
@@ -113,9 +115,9 @@
 //! Each topic retains its newest events within [`max_events`](Builder::max_events),
 //! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). [`Topic::retention`] sets
 //! other limits for one topic. One task per hub frees expired events and drops expired topics. It
-//! runs on the tokio runtime of the first publisher. If that runtime has no timers, the task panics
-//! once. In that case, and outside of any runtime, publishers and subscribers remove expired events
-//! instead. [`Topic::remove`] frees a topic immediately.
+//! runs on the tokio runtime of the first publisher. If that runtime has no timers, tokio panics in
+//! this task once, and the task ends. In that case, and outside of any runtime, publishers and
+//! subscribers remove expired events instead. [`Topic::remove`] frees a topic immediately.
 //!
 //! # Costs
 //!
@@ -151,8 +153,9 @@
 //! The documentation of each backend has its further guarantees, above all which events a failover
 //! can lose.
 //!
-//! `FileBackend` (feature `file`) is for one process. Its log is in a file, so that clients
-//! resume after a restart without a gap. The following points apply to it, too.
+//! `FileBackend` (feature `file`) is for one process. Its log is in a file, so that clients resume
+//! after a restart without a gap. The following points apply to all backends, also to
+//! `FileBackend`.
 //!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
 //!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
@@ -162,9 +165,10 @@
 //!   reads at a time, and up to 1,024 different reads run or wait. If a subscription needs a
 //!   further read, subscribing returns an [error](ErrorKind::Overloaded). A waiting read is not
 //!   sent if all of its clients have left.
-//! - **A node can be behind** the log, and so behind another node. A client that reconnects to the
-//!   slower node with a newer id resumes after that id, and receives no event twice. If the node
-//!   knows that the log has evicted events after that id, the client gets the gap at once.
+//! - **A node can be behind** the log, and so behind another node. A client can reconnect to the
+//!   slower node with an id that this node has not read yet. The client then resumes after this id,
+//!   and receives no event twice. If the node knows that the log has evicted events after the id,
+//!   the client gets the gap at once.
 //! - **A topic** becomes [finished](Topic::finish), a [state](Topic::latest_only) or
 //!   [existing](Topic::exists) on a node when the node reads the record of this change in the log.
 //!   [`Topic::exists_in_log`] also finds topics that the node has not read, or has forgotten.
@@ -201,13 +205,15 @@
 //! reported. The backends document these exceptions:
 //!
 //! - [`RedisBackend`](backend::RedisBackend#what-it-reports-as-a-gap): a loss in a failover,
-//!   restart or restore, if no running process that knows the lost events can report it. After a
-//!   failover, a client can also get later events before it gets the gap.
-//! - [`NatsBackend`](backend::NatsBackend#what-it-guarantees): a loss while no node runs that knows
-//!   the lost messages.
-//! - [`PostgresBackend`](backend::PostgresBackend#what-it-reports-as-a-gap): while no node runs, an
-//!   older copy that replaces the data, or a crash that loses commits (`synchronous_commit = off`).
-//!   Also a failover that loses commits, if nodes cannot call the functions that show a failover.
+//!   restart or restore, if all processes that have read or published the lost events have ended,
+//!   or have no permission to write to the server. After a failover, a client can also get later
+//!   events before it gets the gap.
+//! - [`NatsBackend`](backend::NatsBackend#what-it-guarantees): a loss of messages, if all nodes
+//!   that have read or published them have stopped before.
+//! - [`PostgresBackend`](backend::PostgresBackend#what-it-reports-as-a-gap): a loss while no node
+//!   runs, because an older copy replaces the data, or because a crash loses commits
+//!   (`synchronous_commit = off`). Also a failover that loses commits, if nodes cannot call
+//!   `pg_control_system` and `pg_walfile_name`, which show the failover.
 //! - [`FileBackend`](backend::FileBackend#restarts-backups-and-epochs): a restored snapshot of the
 //!   whole file system, and copies that keep the old times of the files.
 

@@ -43,8 +43,8 @@ pub(super) struct Reader {
     /// the cursor of the subscription. There are two possible reasons:
     ///
     /// - The subscription has a separate start position for this topic.
-    /// - The topic is `latest_only`, which means that each event replaces the previous one. Its
-    ///   newest event was then delivered early, in place of an older event.
+    /// - The newest event of a `latest_only` topic was delivered early, in place of an older event.
+    ///   In such a topic, each event replaces the previous one.
     pub(super) delivered_through: Position,
     /// The position of this topic's first event after the cursor of the subscription, if it is
     /// known. The topic with the smallest such position is delivered first. Only a subscription to
@@ -57,20 +57,22 @@ pub(super) struct Reader {
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
-    /// Set if the subscription does not make the topic [exist](Contents::exists).
+    /// Set if the subscription only looks up the topic: this subscription alone does not make the
+    /// topic [exist](Contents::exists).
     pub(super) is_lookup: bool,
-    /// The end of the topic, if a replay from the backend has found it. The value is boxed because
-    /// few readers have it.
+    /// The end of the topic, if a replay, which reads old records from the backend, has found it.
+    /// The value is boxed because few readers have it.
     pub(super) replayed_end: Option<Box<ReplayedEnd>>,
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The end of a topic in the log of the backend. As far as the pages of a replay show, the log has
-/// no record of the topic after the record that finishes it.
+/// The end of a finished topic, as a replay has found it in the log of the backend. A replay reads
+/// old records page by page. Its pages contain no record of the topic after the record that
+/// finishes it.
 pub(super) struct ReplayedEnd {
     /// The position of the record that finishes the topic.
     pub(super) at: Position,
-    /// The end of the newest of these pages. The topic may have later records.
+    /// The end of the part of the log that the replay has read. The topic may have later records.
     pub(super) through: Position,
 }
 
@@ -105,16 +107,16 @@ impl Reader {
         self.next = None;
     }
 
-    /// Prepares the reader of one topic to continue after a gap: sets or forgets the position of
-    /// the next event to deliver, the next position.
+    /// Prepares the reader of one topic to continue after a gap: sets `next`, the position of the
+    /// next event to deliver.
     ///
     /// In a `latest_only` topic, each event replaces the previous one. For such a topic, `state` is
-    /// the position of the retained event. If the reader has a next position from before the gap,
-    /// it keeps this position, so that its topic keeps its place in the order of delivery.
-    /// Otherwise `state` becomes the next position.
+    /// the position of the retained event. If `next` was known before the gap, it stays the same,
+    /// so that the topic keeps its place in the order of delivery. Otherwise `next` becomes
+    /// `state`.
     ///
-    /// For other topics, or if no event follows the gap, `state` is `None`. The reader then forgets
-    /// its next position, and looks for the next event of its topic again.
+    /// For other topics, or if no event follows the gap, `state` is `None`. Then `next` also
+    /// becomes `None`, and the next poll looks for the next event of the topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
@@ -203,10 +205,10 @@ impl Reader {
         }
     }
 
-    /// Returns `true` if the client has received every event of this topic, and knows of every event
-    /// that was evicted. Returns `false` if the topic is finished and the subscription has not
-    /// noticed that yet. The position that the client gets would be after the record that finishes
-    /// the topic, and another node might not find that record.
+    /// Returns `true` if the client has received every event of this topic, and knows of every
+    /// event that was evicted. Returns `false` if the topic is finished and the subscription has
+    /// not noticed that yet. Otherwise the client would get a cursor after the record that finishes
+    /// the topic. If the client then resumes on another node, that node might not find the record.
     pub(super) fn is_caught_up(&self, cursor: Position) -> bool {
         let contents = self.topic.lock();
         contents.log.ends_at(self.resumes_after(cursor)) && (contents.finished.is_none() || self.is_finished)
@@ -244,7 +246,7 @@ impl Reader {
     /// In a `latest_only` topic, each event replaces the previous one, so the events up to
     /// `through` may no longer exist. `position` is the position of the next event to deliver. If
     /// this event was replaced, returns the newest event of the topic in its place. The cursor of
-    /// the subscription then moves to `position`, or stays if it is already after `position`.
+    /// the subscription then moves only to `position`, and never backwards.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.

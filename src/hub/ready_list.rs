@@ -8,8 +8,8 @@ use std::{mem, task::Waker};
 /// subscription. A topic is listed as the index of its reader. A reader reads one topic.
 ///
 /// When a topic changes, it is usually added to the list before any subscriber can read the change.
-/// If the topic has many waiting readers, it is added to the lists of some subscriptions later.
-/// Until then, the topic is in the [wake queue](super::wake_queue).
+/// If more than 32 readers wait for the topic, only the lists of the first 32 readers get it then.
+/// The other lists get it later. Until then, the topic is in the [wake queue](super::wake_queue).
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     state: Mutex<State>,
@@ -31,8 +31,8 @@ struct State {
 
 impl ReadyList {
     /// Adds a changed topic of the subscription to this list. `reader` is the index of the reader
-    /// that reads the topic. If the subscription waits for events, returns its waker. The caller
-    /// wakes the waker after it has released all locks.
+    /// that reads the topic. If the subscription waits for events, and does not pause after a
+    /// write, returns its waker. The caller wakes the waker after it has released all locks.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);

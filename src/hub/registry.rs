@@ -38,8 +38,9 @@ pub(super) struct Registry {
     /// separately. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that the application has removed while they had members. A
-    /// topic that was created again is not included.
+    /// The hashes of the names of topics that the application has removed while they had members,
+    /// the names that are present in a topic. When these members leave, no event is published,
+    /// because it would create the topic again. A topic that was created again is not included.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
@@ -82,7 +83,8 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Returns `true` if the hub has the topic, and the topic [exists](Contents::exists).
+    /// Returns `true` if the hub has the topic in memory, and the topic [exists](Contents::exists)
+    /// for the application. A topic that is in memory only because of a search does not exist.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.topics.get(name).is_some_and(|topic| topic.lock().exists())
     }
@@ -170,7 +172,8 @@ impl Registry {
         self.tombstones.note(hash, position, false);
     }
 
-    /// Returns the eviction watermark that applies to every topic that is created from now on.
+    /// Returns the eviction watermark that applies to every topic that is created from now on:
+    /// events of such a topic up to and including this position may be missing.
     pub(super) fn dropped_through(&self) -> Position {
         self.tombstones.others
     }
@@ -183,8 +186,8 @@ impl Registry {
         self.tombstones.note(topic, through, true);
     }
 
-    /// Returns the greatest position that a record of the topic can have, if the hub has read the
-    /// record and does not have the topic any more.
+    /// Returns an upper bound for the positions of the topic's records that the hub has read, if
+    /// the hub has dropped the topic since.
     pub(super) fn topic_dropped_through(&self, name: &Arc<str>) -> Position {
         self.tombstones.evicted_through(self.topics.hasher().hash_one(name))
     }
@@ -235,7 +238,9 @@ impl Registry {
     }
 
     /// Returns the topic, and creates it if it does not exist, like [`topic`](Self::topic). If the
-    /// topic was finished, but the hub need not remember this any more, the topic is open again.
+    /// topic is finished and [idle](Contents::is_idle), returns a new, open topic instead. A
+    /// finished topic is idle when the hub need not remember its finish, usually after the maximum
+    /// age of its events.
     pub(super) fn current_topic(
         &mut self,
         name: &Arc<str>,
@@ -247,8 +252,9 @@ impl Registry {
         if is_finished { self.renew(&topic, config, now) } else { Ok(topic) }
     }
 
-    /// Returns the topic to use in place of a finished topic. If the hub need not remember any more
-    /// that the topic is finished, returns a new topic. Otherwise returns the same topic.
+    /// Returns the topic to use in place of a finished topic. If the finished topic [is
+    /// idle](Contents::is_idle), the hub need not remember its finish: returns a new, open topic.
+    /// Otherwise returns the same topic.
     pub(super) fn renew(
         &mut self,
         finished: &Arc<TopicState>,
@@ -259,9 +265,10 @@ impl Registry {
         self.topic(&finished.name, config)
     }
 
-    /// Removes the expired events of one topic now, and drops the topic if it is not needed any
-    /// more. The janitor, the task that usually does so, may not run. So the caller calls this
-    /// method before it reports that a topic is finished.
+    /// Removes the expired events of one topic now, and drops the topic if it [is
+    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished. The
+    /// janitor, the task that usually drops such a topic, may not run. The topic would then count
+    /// as finished for too long.
     pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
         self.unschedule(topic, &mut topic.lock());
         self.expire(topic, now);
@@ -310,8 +317,8 @@ impl Registry {
         self.forget_if_idle(topic, &mut contents, now);
     }
 
-    /// Drops the topic if it [is idle](Contents::is_idle). Returns `true` if it has dropped the
-    /// topic, which then has no reader.
+    /// Drops the topic if it [is idle](Contents::is_idle). Returns `true` if the topic was dropped.
+    /// A dropped topic has no reader, because a topic with subscribers is not idle.
     pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, now: Instant) -> bool {
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if !is_current {

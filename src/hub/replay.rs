@@ -70,8 +70,9 @@ enum State {
     Yields(Undelivered, Arc<EncodedPage>),
 }
 
-/// The events that a replay delivers from one page of the log, and the states before the page that
-/// only this node retains.
+/// The events that a replay delivers with one page of the log: the events of the page, and before
+/// them the states that only this node retains. A state is the newest event of a `latest_only`
+/// topic.
 #[derive(Clone)]
 struct Undelivered {
     events: EncodedEvents,
@@ -87,7 +88,8 @@ struct Undelivered {
 type RetainedState = (Position, Arc<str>, EncodedEvents);
 
 impl Undelivered {
-    /// Inserts states that precede all of these events.
+    /// Inserts states, the newest events of `latest_only` topics, before these events. The position
+    /// of each state must be before the first of these events.
     fn insert_states(&mut self, mut states: Vec<RetainedState>) {
         states.sort_unstable_by_key(|(position, ..)| *position);
         let (Some((first, ..)), Some((last, ..))) = (states.first(), states.last()) else { return };
@@ -432,10 +434,12 @@ impl Subscription {
 }
 
 impl Core {
-    /// Waits until this node has read the log of this epoch up to the position `through`, if a stream
-    /// registry follows the hub. A page of old records may be ahead of the follower, the task that
-    /// reads the log. Then it may contain events that were published after another node has closed
-    /// the stream of this client, and this node does not know of that close yet.
+    /// Waits until this node has read the log with this epoch up to the position `through`, or
+    /// until another log has replaced that log. Returns immediately if no stream registry, a table
+    /// that closes streams on all nodes, follows the hub. A page of old records may be ahead of the
+    /// follower, the task that reads the log. Then it may contain events that were published after
+    /// another node has closed the stream of this client, and this node does not know of that close
+    /// yet.
     async fn close_streams_through(&self, epoch: Epoch, through: Position) {
         let has_read = || self.committed() >= through || self.epoch() != epoch;
         if !self.stream_registries.is_empty() {

@@ -17,8 +17,8 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// a topic, and their searches must not delay the replays of others.
 pub(super) const MAX_SEARCHES: usize = 2;
 
-/// The pause before a read is repeated whose server was behind the end of the log, for example a
-/// replica that lags.
+/// The pause before a read is repeated because its server has not reached the end of the log, for
+/// example because the server is a replica that lags.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The part of the log that the local node has read, as far as it concerns one topic.

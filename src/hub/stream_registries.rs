@@ -1,5 +1,6 @@
-//! The stream registries that follow a hub. A stream registry that follows a hub closes streams on
-//! all nodes of the hub.
+//! The stream registries that follow a hub. A stream registry is a table of open streams, by keys
+//! such as users. If the registry follows a hub, closing the streams of a key closes them on all
+//! nodes of the hub.
 
 use super::backend::{Page, Position, RecordKind};
 #[cfg(feature = "json")]
@@ -10,7 +11,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-/// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
+/// The topic for closed streams. Each node of a hub announces there which streams it has closed, by
+/// their keys (such as users).
 pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 
 /// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
@@ -20,9 +22,10 @@ const MAX_NAME_BYTES: usize = 256;
 
 /// The part of a stream registry that receives the announcements of closed streams from a hub.
 ///
-/// The hub calls it without a lock, in the order of the log, and before any subscription can read
-/// an event that follows the announcement. So it closes the announced streams before the calls
-/// return. It runs code of the application, and must not let a panic of that code pass.
+/// The hub calls the methods without holding a lock, in the order of the log, and before any
+/// subscription can read an event that follows the announcement. So each method must close the
+/// streams before it returns. The methods run code of the application, and must not let a panic of
+/// that code pass to the hub.
 pub(crate) trait Announcements: Send + Sync {
     /// Closes the streams that `announcement` names. The event is any event in the topic
     /// [`CLOSED_STREAMS`], and may not be an announcement.
@@ -66,7 +69,8 @@ impl StreamRegistries {
     }
 
     /// Passes the announcements of a page of the backend's log to the registries. `committed` is
-    /// the last position that this node has read and delivered.
+    /// the last position that this node has read and delivered. Records up to this position are
+    /// skipped. If later records were evicted, the registries close all of their streams.
     ///
     /// The caller delivers the page after this call. So a closed stream gets no event that follows
     /// the close. It may also miss earlier events of the page, as it does after a local close.
@@ -93,8 +97,8 @@ impl StreamRegistries {
         }
     }
 
-    /// Returns the registries that follow the hub. They are called after the names are unlocked,
-    /// because a registry that is dropped meanwhile releases its name.
+    /// Returns the registries that follow the hub. They are called after the names are unlocked: a
+    /// registry that is dropped meanwhile locks the names to release its own.
     fn following(&self) -> Vec<Arc<dyn Announcements>> {
         self.by_name().values().filter_map(Weak::upgrade).collect()
     }

@@ -27,8 +27,8 @@ struct Topics {
     /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
     /// only one entry, the entry applies to all topics.
     starts: Vec<Start>,
-    /// Set if the subscription does not make its topics
-    /// [exist](super::topic_state::Contents::exists).
+    /// Set if the subscription is a lookup: unlike other subscriptions, it does not make its topics
+    /// [exist](super::topic_state::Contents::exists) for the application.
     is_lookup: bool,
 }
 
@@ -70,8 +70,8 @@ impl Topics {
         })
     }
 
-    /// Returns `true` if an id of the subscription can be from the log with this epoch. An invalid
-    /// id can be from any log.
+    /// Returns `true` if at least one id of the subscription may have been issued by the log with
+    /// this epoch. An invalid id may have been issued by any log.
     fn have_id_of(&self, epoch: Epoch) -> bool {
         self.ids().any(|id| !matches!(epoch.position(id), Err(GapReason::OtherEpoch)))
     }
@@ -156,8 +156,8 @@ impl Core {
         self.subscribe_to(Topics::new(topics, start)).await
     }
 
-    /// Subscribes to a topic without making the topic
-    /// [exist](super::topic_state::Contents::exists).
+    /// Subscribes to a topic for a lookup. Unlike other subscriptions, a lookup does not make the
+    /// topic [exist](super::topic_state::Contents::exists) for the application.
     #[cfg(feature = "durable-streams")]
     pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
         self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await

@@ -62,13 +62,14 @@ use tokio_stream::Stream;
 ///   separate task polls the subscription and forwards the events, call
 ///   [`begin_with_cursor`](Self::begin_with_cursor). The adapter does not get this first cursor as
 ///   an item. Several subscriptions with different cursors have no common cursor to begin with.
-/// - The response asks for its cursors at heartbeats and at an early end under the same condition,
-///   also at a [shutdown](super::Hub::shutdown) of the hub. The adapter gets such a cursor as an
-///   item whose [`count`](EncodedEvents::count) is 0. It must keep the order of its items, because
-///   a cursor means that the client has every earlier event. An adapter over several subscriptions
-///   or listeners gets no such cursors, because the cursor of one subscription can be after an
-///   undelivered event of another. It must poll all of them from the beginning: the response does
-///   not know of a subscription that was never polled, such as the second one of a `chain`.
+/// - Under the same condition, the response asks the subscription for its newest cursor at
+///   heartbeats and at an early end, also at a [shutdown](super::Hub::shutdown) of the hub. The
+///   adapter gets such a cursor as an item whose [`count`](EncodedEvents::count) is 0. The adapter
+///   must keep the order of its items, because a cursor means that the client has every earlier
+///   event. An adapter over several subscriptions or listeners gets no such cursors, because the
+///   cursor of one subscription can be after an undelivered event of another. Such an adapter must
+///   poll all of them from the beginning: the response does not know of a subscription that was
+///   never polled, such as the second one of a `chain`.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
@@ -79,8 +80,8 @@ use tokio_stream::Stream;
 /// `take_until`. Set this subscription to [`without_control_events`](Self::without_control_events),
 /// or use [`Hub::listen`](super::Hub::listen). Both yield only published events and errors.
 /// Otherwise a gap event would count as the signal, and with several nodes also a cursor after a
-/// replay, at a heartbeat or at a shutdown. The response begins with the cursor of the signal only
-/// if its `size_hint` reaches no other subscription.
+/// replay, at a heartbeat or at a shutdown. The response could also begin with the cursor of the
+/// signal, but only if the `size_hint` of the whole stream reaches no other subscription.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -146,11 +147,13 @@ pub struct Subscription {
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set if the subscription has no preamble to offer any more: a response has already asked for
-    /// it, or the subscription was polled.
+    /// Set if the subscription has offered its preamble (the first bytes of a response, or the
+    /// status 204) to a response that called `size_hint`, or if it was polled. Further polls then
+    /// offer no preamble.
     has_preamble: AtomicBool,
-    /// Set if the client may have an older id than the cursor. A page of old records from the backend
-    /// moves the cursor to the end of the page, and the client gets the ids of the events in it.
+    /// Set if the client may have an older id than the cursor. A page of old records from the
+    /// backend moves the cursor to the end of the page, but the client gets only the ids of its
+    /// events in the page. The next heartbeat then sends the cursor.
     pub(super) has_unsent_cursor: bool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
@@ -637,7 +640,8 @@ impl Subscription {
         }
     }
 
-    /// Returns the preamble for the response. `is_over` is set if the subscription is finished.
+    /// Returns the preamble for the response: the bytes that it sends first, or the status 204.
+    /// `is_over` is `true` if the subscription is finished, which leads to the 204.
     fn preamble(&self, is_over: bool) -> Preamble {
         let is_returning = self.origin != Origin::Live;
         Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
@@ -695,9 +699,10 @@ impl Subscription {
     }
 
     /// Replaces the id of `event` by the cursor. Used for the newest event of a `latest_only` topic
-    /// (each event replaces the previous event) that is delivered early, in place of an event that
-    /// it has replaced. The own id of the newest event can be greater than the ids of undelivered
-    /// events of other topics. A client that reconnects with it would miss these events.
+    /// (each event replaces the previous event). This event is delivered early, at the place of an
+    /// older event that it has replaced. Its own id can be greater than the ids of undelivered
+    /// events of other topics. A client that reconnects with this greater id would miss these
+    /// events.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -783,8 +788,8 @@ impl Subscription {
     /// Polls for the next events of the subscription. Returns them together with the topics that
     /// they belong to.
     ///
-    /// At a shutdown of the hub, yields the newest cursor before the error, but only if `purpose`
-    /// shows that a response polls a single subscription.
+    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a response
+    /// whose stream contains no other subscription. `purpose`, the reason for the poll, shows this.
     pub(super) fn poll_item(
         &mut self,
         purpose: Purpose,

@@ -37,7 +37,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 pub(super) struct TurnMutex<T> {
     mutex: Mutex<T>,
-    /// `waiting` is the number of threads that wait for the lock. `turns` counts how often a
+    /// The number of threads that wait for the lock. The next field, `turns`, counts how often a
     /// waiting thread got the lock. Both are atomics of `std` in loom tests, too, because no other
     /// memory access depends on their order.
     waiting: StdAtomicUsize,

@@ -17,8 +17,8 @@ use tokio_stream::Stream;
 ///
 /// Handles are cheap to create, to clone and to drop. A handle alone does not create the topic, but
 /// publishing, subscribing and finishing do. A topic without subscribers is dropped when its last
-/// event has expired. If the topic is created again, a returning client still gets a gap for the
-/// events that it has missed.
+/// event has expired. If the topic is created again, a returning client that has missed events
+/// still gets a [gap](super::Gap), which reports that events are missing.
 ///
 /// # Examples
 ///
@@ -77,8 +77,8 @@ impl Topic {
     /// Use it for data without a history, such as presence or the progress of a job.
     ///
     /// The topic retains only its newest event. A client that reconnects, or that begins with
-    /// retained events, receives this event unless the client has it already. Replaced events are
-    /// not reported as a gap.
+    /// retained events, receives this event unless the client has it already. Replaced events do
+    /// not count as missing, so they cause no [gap](super::Gap).
     ///
     /// The setting takes effect when an event is published with this handle. From then on, each
     /// event of the topic replaces the previous events, even if it is published with another
@@ -91,10 +91,10 @@ impl Topic {
     ///
     /// With a backend, each node applies this rule to its own memory and its own subscribers. The
     /// backend removes the event after the retention of the backend, even if a node has
-    /// subscribers. A node that still retains the event delivers it, before the events that it
-    /// reads from the backend for other topics. Nodes that start after this removal do not have the
-    /// event. To keep the state on all nodes, publish the event again within the retention of the
-    /// backend.
+    /// subscribers. A node that still retains the event delivers it to its subscribers. In a
+    /// subscription to several topics, the event then precedes the events that the node reads from
+    /// the backend for the other topics. Nodes that start after this removal do not have the event.
+    /// To keep the state on all nodes, publish the event again within the retention of the backend.
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
@@ -146,9 +146,10 @@ impl Topic {
     /// # With a backend
     ///
     /// The limits apply only to the memory of the nodes where a handle with these limits is used.
-    /// The retention of the log is that of the backend, for all topics together. So a client gets
-    /// an event that exceeds the limits from the backend, and no gap. A limit greater than the
-    /// retention of the backend has no effect.
+    /// The retention of the log is that of the backend, for all topics together. So an event that a
+    /// node has evicted because of these limits may still be in the backend. A client then gets the
+    /// event from there, and no gap. A limit greater than the retention of the backend has no
+    /// effect.
     ///
     /// # Examples
     ///
@@ -186,7 +187,7 @@ impl Topic {
     }
 
     /// Publishes an event to the topic. Returns the id of the event as soon as the event is in the
-    /// log.
+    /// log of the hub, which is in memory or in the backend.
     ///
     /// The hub replaces an id that the event has, because ids are positions in the log. The event
     /// is encoded once for all subscribers. Publishing never waits for a subscriber. An event with
@@ -199,7 +200,8 @@ impl Topic {
     ///   already has `max_topics` topics.
     /// - [`ReservedName`](super::ErrorKind::ReservedName) if the event is named `gap` or
     ///   `hub-cursor`.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
+    ///   `tower-sse/`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the event.
     ///
@@ -242,9 +244,10 @@ impl Topic {
     /// [`std::sync::Mutex`] is locked. With such a lock, the application can change its state and
     /// publish the event about this change in one step. The call needs no runtime.
     ///
-    /// The call wakes up to 32 waiting subscribers, or all of them outside of a tokio runtime. The
-    /// caller's own locks are held during these wake-ups. An executor that polls tasks inside of
-    /// `wake` would run the subscribers under these locks. The executors of tokio do not do this.
+    /// In a tokio runtime, the call itself wakes up to 32 waiting subscribers, and a task wakes the
+    /// others. Outside of a runtime, the call wakes all of them. The caller's own locks are held
+    /// while the call wakes subscribers. An executor that polls tasks inside of `wake` would run
+    /// the subscribers under these locks. The executors of tokio do not do this.
     ///
     /// # Errors
     ///
@@ -339,7 +342,8 @@ impl Topic {
     /// `start` decides which retained events the client receives first. The
     /// [table](super#where-a-client-resumes) shows the result for each kind of id. Live events
     /// follow, and no event is lost, repeated or out of order between retained and live events. The
-    /// [guarantees](super#guarantees) list the exceptions, losses in the log of a backend.
+    /// exceptions are losses in the log of a backend, which the [guarantees](super#guarantees)
+    /// list.
     ///
     /// # Errors
     ///
@@ -358,10 +362,10 @@ impl Topic {
     /// Dropping the future has no effect. In memory, the future completes on its first poll.
     ///
     /// With a backend, the future waits at most two seconds for events that this process does not
-    /// retain. If the id is newer than all events that this process has read, the hub first asks
-    /// the backend for the end of the log. This request takes at most 10 seconds. If the id is from
-    /// another log, and that log has just replaced the log that this process follows, the future
-    /// waits at most two seconds until this process follows it.
+    /// retain. If the id in `start` is newer than all events that this process has read, the hub
+    /// first asks the backend for the end of the log. This request takes at most 10 seconds. If the
+    /// id is from a new log, which has just replaced the log that this process follows, the future
+    /// waits at most two seconds until this process follows the new log.
     ///
     /// # Examples
     ///
@@ -469,18 +473,19 @@ impl Topic {
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
     /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
     /// published twice. If the backend refuses a batch but responds to other requests, for example
-    /// because the batch is too large, the recording appends it in smaller parts. A single event
-    /// that the backend refuses for a minute ends the recording as
-    /// [failed](super::Outcome::Failed), after all events before it.
+    /// because the batch is too large, the recording appends it in smaller parts. If the backend
+    /// refuses a single event for a minute, the recording ends as [failed](super::Outcome::Failed).
+    /// The log then contains all events before this event.
     ///
-    /// The recording does not poll its stream during any append either: a file needs one
-    /// `fdatasync` for each batch, and a server one round trip. So a source that drops ticks, such
-    /// as a tokio interval with `MissedTickBehavior::Delay`, becomes slower.
+    /// The recording does not poll its stream while it appends a batch to the log, even without an
+    /// outage. Each append takes one `fdatasync` with a file, and one round trip with a server. So
+    /// a source that drops ticks, such as a tokio interval with `MissedTickBehavior::Delay`,
+    /// becomes slower.
     ///
     /// If the node of the recording dies, another node publishes the
-    /// [`will`](super::Recorder::will), an event that the recording has set for this case, and then
-    /// finishes the topic. If the log is [replaced](super::backend) by another log, the recording
-    /// continues in the other log. If the same log loses records, the recording is
+    /// [`will`](super::Recorder::will), an event that the application has set for this case, and
+    /// then finishes the topic. If the log is [replaced](super::backend) by another log, the
+    /// recording continues in the other log. If the same log loses records, the recording is
     /// [interrupted](super::Outcome::Interrupted).
     ///
     /// # Examples
@@ -565,17 +570,17 @@ impl Topic {
     ///
     /// # With a backend
     ///
-    /// The removal is a record in the log, so all nodes agree on what came before it. Each node
-    /// removes the topic when it reads the record. From then on, none of its clients receives an
-    /// earlier event of the topic. The call returns when the local node has read the record, but
-    /// after 10 seconds at the latest. At this time, another node may not have read the record yet.
-    /// If the backend is down, the local node may not have read it either.
+    /// The removal is a record in the log, so the same events precede the removal on all nodes.
+    /// Each node removes the topic when it reads the record. From then on, none of its clients
+    /// receives an earlier event of the topic. The call returns when the local node has read the
+    /// record, but after 10 seconds at the latest. When the call returns, another node may not have
+    /// read the record yet. If the backend is down, the local node may not have read it either.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
     /// the deletion of the data, also delete them in the server of the backend. Each node remembers
-    /// the newest 100,000 removals in the log, and hides the events from before them. The events
-    /// from before any other removal are not hidden: a client that returns with an id from before
-    /// these events can receive them.
+    /// the newest 100,000 removals in the log, and hides the events that precede them. An older
+    /// removal is forgotten, and no longer hides its events: a client that returns with an id from
+    /// before these events can receive them.
     ///
     /// # Errors
     ///
@@ -676,16 +681,17 @@ impl Topic {
     }
 
     /// Returns `true` if the topic [exists](Self::exists) on the local node, or if the log of the
-    /// backend retains an event or the end of the topic. In memory, this method returns the same as
-    /// [`exists`](Self::exists).
+    /// backend retains an event of the topic, or the record that finishes the topic. In memory,
+    /// this method returns the same as [`exists`](Self::exists).
     ///
     /// If the local node does not know the topic, it asks the backend for the end of the log, and
     /// reads only the parts that can have records of the topic: the part that the node has not read
     /// yet, and the part that it has read and does not retain. Usually this is one read, or none.
     /// The reads share the limits of all [history reads](super::ErrorKind::Overloaded). At most two
-    /// searches read from the backend at the same time, and further searches wait. After the hub
-    /// has dropped 10,000 topics, for example topics that have expired, a search for a topic that
-    /// does not exist reads most of the log. Nothing is written to the log.
+    /// searches read from the backend at the same time, and further searches wait. The node
+    /// remembers the last positions of up to 10,000 topics that it has dropped, for example expired
+    /// topics. After it has dropped more topics, a search for a topic that does not exist reads
+    /// most of the log. Nothing is written to the log.
     ///
     /// A topic that has only subscribers, on another node, is not in the log.
     /// [`exists_anywhere`](Self::exists_anywhere) asks the other nodes, too.

@@ -21,8 +21,8 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
-    /// The number that this topic got when it was last added to the [wake
-    /// queue](super::wake_queue).
+    /// The number of this topic's last addition to the [wake queue](super::wake_queue), the queue
+    /// of changed topics with many waiting readers.
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
@@ -31,8 +31,9 @@ pub(super) struct TopicState {
 /// topics with many waiting readers. The queue numbers its additions from zero. `None` if the topic
 /// is not in the queue.
 ///
-/// The number is read and written only while the queue is locked. So no other memory access depends
-/// on its order, and it is an atomic of `std` in loom tests, too.
+/// The number is read and written only while the queue is locked, so relaxed accesses are enough.
+/// For the same reason, loom need not examine them, and the number is an atomic of `std` in loom
+/// tests, too.
 #[derive(Default)]
 pub(super) struct QueueNumber {
     /// The number of a topic in the wake queue, increased by one, because 0 means that the topic is
@@ -57,8 +58,8 @@ pub(super) struct Contents {
     /// separately.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after each write to their client. `None` if there is no such
-    /// subscription, so that other topics need less memory.
+    /// The subscriptions that pause after each write to their client. The end of the topic ends
+    /// their pauses through this field. `None` without such a subscription, which saves memory.
     lingering: Option<Box<Lingering>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
@@ -265,8 +266,9 @@ impl Contents {
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
     }
 
-    /// Returns the time when the age of the topic's oldest event begins. The caller computes the
-    /// expiry of the event from this time. Returns `None` if the topic has no event.
+    /// Returns the start of the age of the topic's oldest event. The caller adds the maximum age to
+    /// this time, and gets the time when the event expires. Returns `None` if the topic has no
+    /// event.
     ///
     /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
     /// result is then `None`. Without subscribers, the age of this event begins when the last
@@ -349,7 +351,7 @@ impl Contents {
 /// during its pause, but the end of the topic does, through the ready list.
 #[derive(Default)]
 struct Lingering {
-    /// The key is the address of the ready list in memory.
+    /// The ready lists, by their addresses in memory.
     lists: BTreeMap<usize, Arc<ReadyList>>,
     /// Set while pauses of subscriptions still have to end, because the topic is finished or the
     /// hub is shut down. The value is the first key in `lists` whose subscription has not been

@@ -51,7 +51,8 @@ impl WakeQueue {
     /// topic gets in the queue. If the topic is already in the queue, it only gets a new number.
     ///
     /// The caller first calls this method, and then makes the log position of the change visible.
-    /// So a subscription that sees this position also finds the topic in the queue.
+    /// So a subscription to several topics that sees this position finds the changed topic in this
+    /// queue, even if the topic is not in the ready list of the subscription yet.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -64,8 +65,9 @@ impl WakeQueue {
     }
 
     /// Calls `found` for each queued topic that was added, or added again, since the caller's
-    /// previous call. `looked_at` is the number of the first addition that the caller has not seen.
-    /// The caller keeps it between its calls, and this method updates it.
+    /// previous call. The caller is a subscription to several topics that looks for changed topics.
+    /// `looked_at` is the number of the first addition that the caller has not seen. The caller
+    /// keeps it between its calls, and this method updates it.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -82,9 +84,9 @@ impl WakeQueue {
     /// readers, unless the task is running. `number` is the number of the topic in the queue, which
     /// [`add`](Self::add) has returned.
     ///
-    /// Outside of a tokio runtime, this method itself wakes the waiting readers of `topic`, except
-    /// readers whose entry in the queue of waiting readers has the number `through` or a greater
-    /// number.
+    /// Outside of a tokio runtime, this method itself wakes the waiting readers of `topic`. It does
+    /// not wake the readers that began to wait after the change: their entries in the queue of
+    /// waiting readers have the number `through` or a greater number.
     ///
     /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
     /// is short enough. The caller must hold no lock.

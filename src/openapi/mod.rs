@@ -87,8 +87,9 @@ use variants::Variant;
 /// `T` is not a tagged enum, the data of each event is described as JSON of `T`.
 ///
 /// An adjacently tagged enum (`#[serde(tag, content)]`) can have the same schema as an internally
-/// tagged enum (`#[serde(tag)]`) whose variants all have one field, of the same name. In this case,
-/// the description allows the data of both (`anyOf`).
+/// tagged enum (`#[serde(tag)]`). This is the case if each variant of the latter has a single
+/// field, whose name is the same in all variants. The description then allows the data of both
+/// representations (`anyOf`).
 pub struct TaggedEvents<T>(PhantomData<fn() -> T>);
 
 impl<T: ToSchema> IntoResponses for TaggedEvents<T> {
@@ -135,7 +136,8 @@ fn event_without_name(data: Object) -> Object {
 
 /// Returns the schema of a string that contains JSON. `content` is the schema of that JSON. The
 /// schema uses the keywords `contentMediaType` and `contentSchema` of JSON Schema 2020-12. utoipa
-/// has no methods for them, but writes extensions as they are.
+/// has no methods for these keywords, so they are added as extensions, which utoipa writes
+/// unchanged.
 fn json_text(content: Value) -> Object {
     let keywords = [("contentMediaType", "application/json".into()), ("contentSchema", content)];
     ObjectBuilder::new().schema_type(Type::String).extensions(Some(Extensions::from_iter(keywords))).build()

@@ -77,7 +77,8 @@ fn parts(item: &Value) -> impl Iterator<Item = &Map<String, Value>> {
 }
 
 /// Returns the properties that can be the tag of a variant, with their values. These are the
-/// required properties that allow only one string. The last required property comes first.
+/// required properties that allow only one string. The last required property comes first, because
+/// utoipa lists the tag last.
 fn candidates(item: &Value) -> impl Iterator<Item = (&str, &str)> {
     parts(item).flat_map(|part| {
         let required = part.get("required").and_then(Value::as_array).into_iter().flatten().rev();

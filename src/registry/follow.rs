@@ -66,8 +66,8 @@ where
     /// is one. It is published as JSON in the topic `tower-sse/closed-streams` of the hub, and the
     /// retention of the hub applies to it. The name of this topic is reserved. So a client that
     /// chooses a topic can neither read the keys, such as session ids, nor close the streams of
-    /// others. If another program finishes the topic in the log, announcements reach the other
-    /// nodes only when the topic accepts events again.
+    /// others. If another program finishes the topic in the log, announcements cannot be published.
+    /// The nodes try again until the topic accepts events again.
     ///
     /// If several registries follow one log, for example those of users and of tenants, give each
     /// of them a name with [`follow_as`](Self::follow_as).
@@ -76,15 +76,16 @@ where
     /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
     /// session, and not the user, as the key.
     ///
-    /// The task that reads the log of the hub deserializes, hashes and compares the announced keys,
-    /// so this code must not block. If it panics, the node does not know which streams to close, and
-    /// closes all streams of this registry. A key that cannot be deserialized closes no stream. So
-    /// during a deploy that changes the type `K`, old and new nodes must understand the keys of each
-    /// other.
+    /// The task that reads the log of the hub deserializes, hashes and compares the announced keys.
+    /// So these operations of the type `K` must not block. If an operation panics, the node does
+    /// not know which streams to close, and closes all streams of this registry. A key that cannot
+    /// be deserialized closes no stream. So during a deploy that changes the type `K`, old and new
+    /// nodes must understand the keys of each other.
     ///
     /// While a node is behind the log, for example after its start, a client that needs old events
-    /// from the backend waits until the node has read the log. The events may follow the close of
-    /// the client's stream.
+    /// from the backend waits until the node has read the log. Otherwise, the client could get
+    /// events from after the close of its stream, because the node has not read the announcement
+    /// yet.
     ///
     /// Background tasks publish the announcements, and watch the topic. They end when the registry
     /// and all layers with it are dropped. After a shutdown of the hub, the watching task ends by
@@ -197,14 +198,14 @@ where
         Ok(())
     }
 
-    /// Closes all streams of a node that is cut off: it has read nothing from the log of the hub
-    /// for this time. New streams are closed, too, until the node reads the log again. By default,
-    /// the streams of a node that is cut off stay open.
+    /// Sets the time after which a node closes all of its streams if it has read nothing from the
+    /// log of the hub. The node is then cut off. New streams are closed, too, until the node reads
+    /// the log again. By default, the streams of a node that is cut off stay open.
     ///
     /// Each node publishes a sign of life three times in this time, so that there is something to
     /// read. A stream of a node that is cut off ends at the latest after this time plus the timeout
-    /// of the backend. Less than one second counts as one second. Call this method before
-    /// [`follow`](Self::follow). It has no effect with a hub in memory.
+    /// of a request to the backend. Less than one second counts as one second. Call this method
+    /// before [`follow`](Self::follow). It has no effect with a hub in memory.
     ///
     /// # Examples
     ///
@@ -356,7 +357,8 @@ struct Announcer<K> {
     name: RegistryName,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
-    /// Receives the announcements of the other nodes. The hub has only a weak reference to it.
+    /// Receives the announcements of the other nodes. The hub has only a weak reference to this
+    /// inbox, so the field keeps it in memory.
     _inbox: Arc<Inbox<K>>,
 }
 
@@ -469,8 +471,8 @@ impl<K> Inbox<K> {
         lock(&self.state).set_cut_off(registry, false);
     }
 
-    /// If this node has read nothing from the log until its deadline, it is cut off: closes all of
-    /// its streams.
+    /// Closes all streams of this node, and notes that it is cut off, if it has read nothing from
+    /// the log until its [deadline](Self::deadline).
     fn check_silence(&self) {
         let Some(registry) = self.registry.upgrade() else { return };
         let mut state = lock(&self.state);
@@ -492,7 +494,8 @@ impl ReadState {
         self.silent_since.checked_add(silence?)
     }
 
-    /// Sets whether this node is cut off from the log of this hub. The next silence begins now.
+    /// Sets whether this node is cut off from the log of this hub. The time without an event, which
+    /// [`Inbox::silence`] limits, counts from now.
     fn set_cut_off<K>(&mut self, registry: &Shared<K>, is_cut_off: bool) {
         self.silent_since = Instant::now();
         let hubs = &registry.following.cut_off_hubs;
@@ -558,8 +561,8 @@ where
 }
 
 /// The task that notices when this node is cut off from the log. It also keeps a subscription to
-/// the announcements. So the topic exists, and an announcement is not rejected because the hub has
-/// its maximum number of topics.
+/// the announcements, so that their topic exists. Otherwise, announcements would be rejected while
+/// the hub has its maximum number of topics.
 struct Follower<K> {
     topic: Topic,
     inbox: Arc<Inbox<K>>,
@@ -594,9 +597,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// The task of a follower ends when its hub is shut down. The node then no longer counts as cut off
-/// from this hub. Otherwise, the registry would close each new stream, although it may still follow
-/// other hubs.
+/// Notes that the node no longer counts as cut off from this hub. The task of a follower ends when
+/// its hub is shut down. While the node counts as cut off from any hub, the registry closes each
+/// new stream, although it may still follow other hubs.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

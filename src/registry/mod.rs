@@ -25,8 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The unit of the stored ages of registered streams. An age has 32 bits, so it can be up to 497
-/// days.
+/// The unit of the stored times of registration: 10 milliseconds. A time has 32 bits, so the age of
+/// a stream is right for up to 497 days.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The open streams of a server by key: a user, a session, a tenant.
@@ -37,10 +37,10 @@ const TICK: Duration = Duration::from_millis(10);
 ///
 /// # Guarantee
 ///
-/// After [`close`](Self::close) has returned, nothing that is published later reaches the streams
-/// that it has closed. A stream that is in the middle of an event completes this event. The
-/// [reason](crate::CloseReason) of the end is `Ended`. With several nodes, the same holds for the
-/// streams of all nodes after `close_everywhere` has returned `Ok` (features `hub` and `json`).
+/// An event that is published after [`close`](Self::close) has returned never reaches the streams
+/// that this call has closed. A stream that is in the middle of an event completes this event. The
+/// [reason](crate::CloseReason) of the end is `Ended`. With several nodes, the guarantee holds for
+/// the streams of all nodes after `close_everywhere` has returned `Ok` (features `hub` and `json`).
 ///
 /// A request is registered before the inner service sees the request. So `close` also ends a stream
 /// whose response is not ready yet. A client can reconnect at the moment of the logout. Use this
@@ -115,21 +115,22 @@ where
     }
 
     /// Ends all streams that are registered under this key on this node, and returns their number.
-    /// A registry that follows a hub also announces the key in the background, so that the other
-    /// nodes end their streams of this key.
+    /// If the registry is connected with a hub (`follow`), it also announces the key to the other
+    /// nodes in the background, and these nodes end their streams of this key.
     pub fn close(&self, key: &K) -> usize {
         self.close_sending(key, Bytes::new())
     }
 
-    /// Sends this event to all streams that are registered under this key on this node, and then
-    /// ends them. Returns the number of these streams. A registry that follows a hub also announces
-    /// the key and the event in the background, so that the other nodes do the same.
+    /// Sends `event` to all streams that are registered under this key on this node, and then ends
+    /// them. Returns the number of these streams. If the registry is connected with a hub
+    /// (`follow`), it also announces the key and the event in the background, so that the other
+    /// nodes do the same.
     ///
-    /// A page that should not reconnect closes its `EventSource` when it receives the event. The
-    /// event is sent without its id, because no client can resume from this event. A stream that
-    /// the inner service has made without [`SseStream`](crate::SseStream) may be in the middle of
-    /// another event. If it does not complete that event within 250 milliseconds, it ends without
-    /// the event of this call.
+    /// A page that should not reconnect closes its `EventSource` when it receives `event`. The id
+    /// of `event` is not sent, because no client can resume from it. A stream that the inner
+    /// service has made without [`SseStream`](crate::SseStream) may be in the middle of another
+    /// event. If the other event is not complete within 250 milliseconds, the stream ends without
+    /// `event`.
     ///
     /// # Examples
     ///
@@ -255,9 +256,10 @@ where
         snapshots.into_iter()
     }
 
-    /// Registers a stream under `key` until the returned registration is dropped. Closes the stream
-    /// at once if the registry cannot currently receive the closes of other nodes, because a hub
-    /// that it follows has lost its backend. Returns `None` if 4 billion streams are registered.
+    /// Registers a stream under `key` until the returned registration is dropped. Returns `None` if
+    /// 4 billion streams are registered. If this node has been cut off from the log of a hub for
+    /// longer than `fail_closed_after`, it cannot know which streams other nodes have closed. This
+    /// method then closes all streams of the registry, including the new one.
     pub(crate) fn register(&self, key: K) -> Option<Registration> {
         let Self { shared } = self;
         let (hash, now) = (shared.hash_of(&key), shared.now());
@@ -319,8 +321,8 @@ impl<K> Shared<K> {
         closed
     }
 
-    /// Closes all streams of the registry, which are the streams of this node, without a closing
-    /// event.
+    /// Closes all streams of the registry without a closing event. The registry contains only the
+    /// streams of this node.
     fn close_all(&self) {
         let wakers = self.lock().close_all();
         wake(wakers);
@@ -373,8 +375,8 @@ mod not_following {
     use bytes::Bytes;
     use std::marker::PhantomData;
 
-    /// Replaces the type `Following`, which announces closed streams to the other nodes of a hub.
-    /// This type does nothing. It is used unless both features `hub` and `json` are enabled.
+    /// A stand-in that does nothing, for builds without both features `hub` and `json`. With these
+    /// features, another type `Following` announces closed streams to the other nodes of a hub.
     pub(super) struct Following<K>(PhantomData<fn(&K)>);
 
     impl<K> Default for Following<K> {

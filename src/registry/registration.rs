@@ -22,14 +22,15 @@ use std::{
 pub(super) const BLOCK: usize = 32;
 
 /// Identifies a registered stream in its registry until its registration is dropped. Stores the
-/// number of the stream plus one, so that an `Option` of a stream takes no more memory.
+/// number of the stream plus one. This value is never zero, so an `Option<Index>` takes no more
+/// memory than an `Index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Index(NonZeroU32);
 
 impl Index {
-    /// Returns the index of a registered stream: of stream `slot` (0 to 31) in the group of 32
-    /// streams with the number `block`. Returns `None` if the number of the stream is too large.
-    /// The limit is about 4 billion streams.
+    /// Returns the index of the stream in slot `slot` (0 to 31) of the block with the number
+    /// `block`. A block is a group of 32 streams. Returns `None` if the number of the stream
+    /// exceeds the limit of about 4 billion streams.
     pub(super) fn new(block: usize, slot: usize) -> Option<Self> {
         let number = block.checked_mul(BLOCK)?.checked_add(slot)?.checked_add(1)?;
         NonZeroU32::new(u32::try_from(number).ok()?).map(Self)
@@ -186,8 +187,8 @@ impl Registration {
         self.index().map(|index| self.block.registry.closing_event(index))
     }
 
-    /// Sets the number of events and bytes that the stream has sent. Only the stream itself may
-    /// call this.
+    /// Sets the total number of events and bytes that the stream has sent so far. Only the body of
+    /// the stream may call this: concurrent calls would overwrite each other.
     #[inline]
     pub(crate) fn record(&self, events: u64, bytes: u64) {
         let counts = &self.block.counts[self.slot()];

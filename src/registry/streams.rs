@@ -23,8 +23,8 @@ use std::{
 /// the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The indices in `blocks` of the blocks that have fewer than 32 streams. An entry of `blocks`
-    /// that is `None` stands for a block without streams, so `with_room` contains its index, too.
+    /// The indices in `blocks` of the blocks that have fewer than 32 streams. Includes the indices
+    /// of the entries that are `None`, which stand for empty blocks.
     with_room: BTreeSet<usize>,
     /// A hash table with one entry for each key that has open streams: the first stream in the
     /// linked list of the open streams with this key.

@@ -11,11 +11,11 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// A write is full when it has at least this number of gathered bytes. The last frame of a write is
-/// never split, so a write can have more bytes.
+/// The number of gathered bytes that makes a write full, so that it gets no more frames. The last
+/// frame of a write is never split, so a write can have more bytes.
 const MAX_WRITE: usize = 256 * 1024;
-/// A write is full when it has this number of gathered frames. Many small frames take time, too,
-/// even if they have few bytes.
+/// The number of gathered frames that makes a write full, even if they have few bytes. Gathering
+/// many small frames also takes time.
 const MAX_FRAMES: usize = 256;
 /// A frame of at least this size, in bytes, is written as a separate buffer of a vectored write.
 /// Smaller frames are copied into one buffer, which costs less than several buffers. Without
@@ -31,12 +31,12 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 pub(super) struct Gathered {
     framing: Framing,
     /// The bytes that are copied for this write: the chunk sizes, and the small frames. The buffer
-    /// belongs to the thread, which reuses it for its next write: dropping this [`Gathered`] gives
-    /// the buffer back.
+    /// is borrowed from the current thread. Dropping this [`Gathered`] gives the buffer back, and
+    /// the thread reuses it for its next write.
     copied: Vec<u8>,
-    /// The large frames, which are not copied, each with an offset in `copied`. A large frame is
-    /// written after the bytes of `copied` before its offset, and before the other bytes of
-    /// `copied`.
+    /// The large frames, which are not copied, each with an offset in `copied`. The offset is the
+    /// place where the frame belongs: the bytes of `copied` up to the offset are written first,
+    /// then the frame, and then the remaining bytes of `copied`.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,

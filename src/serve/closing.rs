@@ -12,11 +12,12 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// The maximum time that the server waits for bytes of the client, or until the client closes its
-/// side of the connection.
+/// The maximum time that the server waits for a client that sends nothing and does not close its
+/// side of the connection. Bytes of the client begin this time again.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
-/// The maximum time that the server waits for a client that sends bytes. An HTTP/2 client that reads
-/// slowly sends a WINDOW_UPDATE from time to time.
+/// The maximum time that the server waits in total for a client that sends bytes again and again.
+/// For example, an HTTP/2 client that still reads the last bytes sends a WINDOW_UPDATE from time to
+/// time.
 const MAX_TIME: Duration = Duration::from_secs(30);
 /// The maximum number of bytes that the server discards while it waits for the client to close the
 /// connection.
@@ -35,7 +36,8 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
-        /// The time after which bytes of the client do not extend the deadline.
+        /// The latest possible deadline. Each read of bytes moves the deadline, but never beyond
+        /// this time.
         latest: Instant,
     },
 }

@@ -59,7 +59,8 @@ struct Idle {
     /// request is HTTP/1, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// `None` if the connection has already served a request, or has no such limit.
+    /// Completes when the connection must have sent the head of its first request. `None` if the
+    /// connection has already served a request, or if the server has no header timeout.
     header_deadline: Option<HeaderDeadline>,
 }
 

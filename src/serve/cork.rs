@@ -1,10 +1,11 @@
 //! The socket of an HTTP/2 connection. It limits what hyper reads in one poll, and can gather
 //! several writes into one.
 //!
-//! h2 stores the requests that were not accepted yet in a list, and the frames that were not
-//! written yet in another list. The memory of these lists never shrinks. To keep the lists short,
-//! hyper reads few bytes before it accepts requests, and takes the frames of a few streams at a
-//! time out of the list into a buffer. The buffer then leaves in one write.
+//! h2 has a list of the requests that it has read and hyper has not accepted yet, and a list of the
+//! frames that are not written yet. The memory of these lists never shrinks. To keep the first list
+//! short, the socket lets hyper read only few bytes before hyper accepts their requests. To keep
+//! the second list short, hyper is polled after every few streams, and writes their frames into the
+//! buffer of the socket. The buffer then leaves in one write.
 
 use super::{frames::Frames, io::Rewound, scratch};
 use bytes::Bytes;
@@ -28,25 +29,28 @@ const MAX_GATHERED: usize = 64 * 1024;
 /// PING frame with the flag ACK (RFC 9113, §6.7) and the payload of h2, which is always the same.
 const PING_ACK: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
 
-/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, whether writes are
-/// gathered, and whether the server answers its last PING itself. Only the task of the connection
-/// uses it. Its fields are atomic because the task may move to another thread.
+/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, whether writes
+/// are gathered, and whether the server acknowledges h2's last PING in place of the client. Only
+/// the task of the connection uses it. Its fields are atomic because the task may move to another
+/// thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cork(Arc<Turn>);
 
 #[derive(Debug, Default)]
 struct Turn {
     is_corked: AtomicBool,
-    /// The number of bytes that hyper may still read in its current poll of the connection.
+    /// The number of bytes that hyper may still read in its current poll of the connection. At
+    /// zero, hyper's reads are pending until the next poll.
     readable: AtomicUsize,
     /// Set while hyper has read a part of a frame or of a header block from the client, and not its
     /// end.
     is_within_frame: AtomicBool,
     /// Set while bytes wait for a socket that accepts no more.
     is_blocked: AtomicBool,
-    /// Set by each read and write of bytes.
+    /// Set by each read and write of bytes. Cleared by `Cork::take_moved`.
     has_moved: AtomicBool,
-    /// Set if hyper has to read a [`PING_ACK`] before the next frame of the client.
+    /// Set if the socket has to insert a [`PING_ACK`] before the next frame of the client, so that
+    /// hyper reads it like an answer of the client.
     answers_ping: AtomicBool,
     /// Set when hyper has written its last byte and begins to close the connection.
     is_closing: AtomicBool,
@@ -74,9 +78,9 @@ impl Cork {
         self.0.is_corked.load(Ordering::Relaxed)
     }
 
-    /// Makes hyper read the acknowledgement of the PING of its graceful shutdown, in place of a
-    /// client that does not answer. If the client is within a frame or a header block, hyper reads
-    /// the acknowledgement after its end.
+    /// Makes hyper read an acknowledgement of the last PING of the graceful shutdown, in place of a
+    /// client that does not answer. If the client is within a frame or a header block, hyper first
+    /// reads this frame or block to its end.
     pub(super) fn answer_ping(&self) {
         self.0.answers_ping.store(true, Ordering::Relaxed);
     }
@@ -103,7 +107,8 @@ impl Cork {
         self.0.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Records the result of a write to the socket.
+    /// Records from the result of a write whether the socket accepts more bytes, and that bytes
+    /// were written.
     fn record_write(&self, written: &Poll<io::Result<usize>>) {
         self.0.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
@@ -111,20 +116,21 @@ impl Cork {
         }
     }
 
-    /// Records the result of a flush of the socket.
+    /// Records from the result of a flush whether the socket accepts more bytes.
     fn record_flush(&self, flushed: &Poll<io::Result<()>>) {
         self.0.is_blocked.store(flushed.is_pending(), Ordering::Relaxed);
     }
 
-    /// Records a read of bytes, after which the client is at this position.
+    /// Records that bytes were read. `frames` is the position after these bytes: it shows whether
+    /// the client is within a frame.
     fn record_read(&self, frames: &Frames) {
         self.0.is_within_frame.store(frames.is_within_frame(), Ordering::Relaxed);
         self.0.has_moved.store(true, Ordering::Relaxed);
     }
 }
 
-/// The socket of an HTTP/2 connection. While its [`Cork`] is set, the socket gathers in a buffer
-/// what hyper writes. After the cork is cleared, the next flush sends the buffer.
+/// The socket of an HTTP/2 connection. After [`Cork::set(true)`](Cork::set), the socket gathers in
+/// a buffer what hyper writes. After `Cork::set(false)`, the next flush sends the buffer.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,
@@ -168,8 +174,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
     }
 
     /// Returns `true` if the bytes that hyper writes next have to be added to the buffer. This is
-    /// so while the [`Cork`] is set, and while the buffer contains bytes that must be sent first.
-    /// If the buffer contains 64 KiB or more, this method first writes the buffer to the socket.
+    /// so after [`Cork::set(true)`](Cork::set), and also while the buffer contains earlier bytes,
+    /// which the new bytes must not overtake. If the buffer contains 64 KiB or more, this method
+    /// first writes the buffer to the socket.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

@@ -18,8 +18,9 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The maximum number of bytes from the client that are kept while its event stream runs, such as a
-/// pipelined request. Includes the bytes after the request that hyper has read. If the client sends
-/// more, all of these bytes are discarded, and the connection closes after the stream.
+/// pipelined request. Includes the bytes after the request that hyper read before this server took
+/// the connection. If the client sends more, all of these bytes are discarded, and the connection
+/// closes after the stream.
 const MAX_UNREAD: usize = 16 * 1024;
 /// The maximum number of reads from the client in one poll of an event stream. After these reads,
 /// other tasks run, even if the client sends all the time.
@@ -96,7 +97,8 @@ impl From<io::Error> for Disconnected {
 impl<B> EventStream<B> {
     /// Creates the event stream of a connection that this server has taken over from hyper. `offer`
     /// contains the body of the response and its framing. `unread` contains the bytes that the
-    /// client has sent after its request, in two parts.
+    /// client has sent after its request: first the bytes that hyper has read, and then the bytes
+    /// that it has not read yet.
     pub(super) fn new(offer: Offer<B>, unread: [&[u8]; 2]) -> Self {
         let mut input = Input { unread: None, keep_alive: offer.keep_alive };
         unread.into_iter().for_each(|bytes| input.keep(bytes));

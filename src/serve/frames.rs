@@ -1,4 +1,5 @@
-//! The limits between the frames of an HTTP/2 client.
+//! The boundaries between the frames that an HTTP/2 client sends. Only there can the server insert
+//! a frame in place of the client.
 
 /// The length of the connection preface, which the client sends before its first frame (RFC 9113,
 /// §3.4).
@@ -8,7 +9,7 @@ const HEADER_LENGTH: u8 = 9;
 
 /// The types of the frames of a header block: HEADERS and CONTINUATION (RFC 9113, §6.2 and §6.10).
 const BLOCK_TYPES: [u8; 2] = [1, 9];
-/// The flag of the last frame of a header block.
+/// END_HEADERS, the flag of the last frame of a header block (RFC 9113, §6.2).
 const END_HEADERS: u8 = 0x4;
 
 /// A position in the bytes of an HTTP/2 client: within the preface, within a frame, between the
@@ -19,9 +20,11 @@ pub(super) struct Frames {
     missing: u32,
     /// The number of bytes of the next frame's header that were read.
     header: u8,
-    /// The length of the next frame's payload, as far as its header was read.
+    /// The length of the next frame's payload. It is complete after three bytes of the frame's
+    /// header.
     length: u32,
-    /// The type of the next frame, if it was read.
+    /// The type of the next frame, once four bytes of the frame's header were read. Not used
+    /// before.
     kind: u8,
     /// Set from a HEADERS frame without END_HEADERS until the frame with END_HEADERS. Between these
     /// frames, no other frame is allowed (RFC 9113, §4.3).

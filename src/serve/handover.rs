@@ -49,8 +49,8 @@ pub(super) struct Handover<B> {
     is_upgraded: AtomicBool,
 }
 
-/// No event stream is being handed over from hyper to this server, or hyper has not encoded the
-/// head of the event stream's response yet.
+/// hyper has not encoded the head of an event stream: no event stream is offered, or hyper has not
+/// polled its placeholder yet.
 const IDLE: u8 = 0;
 /// hyper has written the head of the event stream into its buffer, which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;

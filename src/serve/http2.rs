@@ -97,8 +97,8 @@ const MAX_READ: usize = 256 * 1024;
 /// streams before other tasks run.
 const ROUNDS: usize = 4;
 
-/// The time without a byte in either direction after which a client without open streams counts as
-/// stopped, during a graceful shutdown.
+/// The maximum time without a byte in either direction that the server waits, in a graceful
+/// shutdown, for a client without open streams to acknowledge the last PING.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -182,28 +182,32 @@ where
     }
 }
 
-/// The PING of a graceful shutdown, which h2 sends after its GOAWAY.
+/// The state of the last PING, which h2 sends after its GOAWAY in a graceful shutdown.
 ///
 /// h2 accepts requests until the client has acknowledged this PING. Then h2 sends a second GOAWAY
 /// with the last request (RFC 9113, §6.8), and closes the connection when all streams are complete.
-/// h2 has no time limit for the acknowledgement. So if the client has no open streams and no byte
-/// has moved in either direction for a second, the server answers in place of the client. h2 then
-/// sends the rest of its responses, as far as the client accepts them, and closes the connection.
+/// h2 has no time limit for the acknowledgement. So if no stream is open and no byte has moved in
+/// either direction for a second, the server acknowledges the PING in place of the client. h2 then
+/// sends the bytes that it still has of ended streams, as far as the client accepts them, and
+/// closes the connection. While the socket is full, the server does not do so: a slow client
+/// acknowledges the PING when it has read it.
 #[derive(Default)]
 enum LastPing {
     /// The connection has open streams, or does not shut down.
     #[default]
     Waiting,
-    /// The connection has no open streams. If no byte moves until this time, the server answers.
+    /// The connection has no open streams. If no byte moves until this time, the server
+    /// acknowledges the PING in place of the client.
     Silent(Pin<Box<Sleep>>),
-    /// The client has answered, or the server has answered in its place.
+    /// The client has acknowledged the PING, or the server has done so in place of the client.
     Answered,
 }
 
 impl LastPing {
-    /// Called during a graceful shutdown only. Returns ready if the connection has to be dropped:
-    /// it has no open streams, and the client has sent a part of a frame or of a header block and
-    /// then nothing more for a second. There is no place for an answer before its end.
+    /// Acknowledges the PING in place of a silent client. Called during a graceful shutdown only.
+    /// Returns ready if the connection has to be dropped: it has no open streams, and the client
+    /// has sent a part of a frame or of a header block and then nothing more for a second. An
+    /// acknowledgement can only follow the end of this frame or block.
     fn poll(&mut self, cork: &Cork, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Answered => return Poll::Pending,
@@ -289,7 +293,8 @@ impl<B> Drop for Http2Call<B> {
 }
 
 pin_project! {
-    /// The body that hyper gets for a response: the body of the application, or no content.
+    /// The body that hyper gets for a response: the body of the application, or no content after a
+    /// `HEAD` request.
     #[project = Http2BodyProjection]
     enum Http2Body<B> {
         Whole { #[pin] body: B },

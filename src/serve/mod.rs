@@ -49,8 +49,8 @@
 //! outermost layer returns, so layers outside of the handler apply. After the last chunk, hyper
 //! serves the connection again.
 //!
-//! An event stream is a response with the status 200 and the content type `text/event-stream`.
-//! hyper also writes the bodies of event streams in these cases:
+//! An event stream is a response with the status 200 and the content type `text/event-stream`. In
+//! the following cases, hyper keeps the connection and writes the body of the event stream itself:
 //!
 //! - the body of the request is not read to its end when the handler responds;
 //! - the request has the method `CONNECT`, or an `Upgrade` or `Transfer-Encoding` header;
@@ -71,9 +71,9 @@
 //!
 //! If the server closes a connection after a response, it first shuts down its own direction. Then
 //! it reads and discards what the client sends, until the client closes the connection, or sends
-//! nothing for one second. It reads for at most 30 seconds and 64 KiB. Otherwise the system would
-//! discard the end of the response if the client has sent more bytes meanwhile (RFC 9112, §9.6).
-//! This needs a runtime with timers.
+//! nothing for one second. It reads for at most 30 seconds and 64 KiB. If the server closed a
+//! connection with unread bytes of the client, the system would discard the end of the response
+//! (RFC 9112, §9.6). The time limits need a runtime with timers.
 //!
 //! # TLS
 //!
@@ -170,8 +170,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// If it has no open streams and does not answer, the server closes the connection after about
     /// one second without a byte in either direction. There are these exceptions:
     ///
-    /// - If a client opens no window for the rest of a response, or sends requests and never
-    ///   acknowledges the `PING`, the server waits for it without a time limit.
+    /// - If a client never enlarges its flow-control window for the rest of a response, or sends
+    ///   requests and never acknowledges the `PING`, the server waits for it without a time limit.
     /// - If a client sends a part of a frame and then nothing for one second, for example because
     ///   the network has lost a packet, the server drops the connection. A response that h2 has not
     ///   sent completely is then incomplete.

@@ -15,8 +15,8 @@ pub(super) struct Server {
     pub(super) max_header_list_size: Option<u32>,
     /// The time from the accept of a connection until the head of its first request is complete.
     header_timeout: Option<Duration>,
-    /// A guard that is dropped together with this state, by the last connection, and then cancels
-    /// its token. At a shutdown, the server waits until this token is cancelled.
+    /// A guard that cancels a token when this state is dropped, at the end of the last connection.
+    /// At a shutdown, the server waits until this token is cancelled.
     _open: DropGuard,
 }
 
@@ -32,8 +32,8 @@ impl Server {
         Self { shutdown, http1: http1::Builder::new(), max_header_list_size, header_timeout, _open: open }
     }
 
-    /// Returns a future that completes when a connection that is accepted now must have sent the
-    /// head of its first request.
+    /// Returns the deadline of a connection that is accepted now: a future that completes after the
+    /// header timeout. Returns `None` if the server has no header timeout.
     pub(super) fn header_deadline(&self) -> Option<HeaderDeadline> {
         self.header_timeout.map(|time| Box::pin(sleep(time)))
     }

@@ -127,8 +127,9 @@ impl Facts {
     ///
     /// This server does not take over a connection whose request hyper has not read completely. Nor
     /// does it take over a response with a framing of its own: a known length, trailers or transfer
-    /// codings. The coding `chunked` is the framing that this server writes. hyper's client leaves
-    /// it in the response of an upstream server.
+    /// codings. The coding `chunked` is allowed, because it is the framing that this server writes.
+    /// A handler that forwards the response of an upstream server has it: hyper's client does not
+    /// remove the header.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,

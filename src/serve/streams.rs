@@ -83,8 +83,8 @@ impl Woken {
     ///
     /// If a wake-up finds `is_queued` still set, it does not queue the stream again. The poll that
     /// follows must then see everything that happened before this wake-up. So this method clears
-    /// `is_queued` with a swap: the read in the swap synchronizes with the wake-up. A plain store
-    /// would not.
+    /// `is_queued` with a swap: its read synchronizes with the write of the wake-up. A plain store
+    /// reads nothing, so it would not.
     fn dequeued(&self) {
         self.is_queued.swap(false, Ordering::AcqRel);
     }

@@ -30,8 +30,9 @@ pub struct EventReader {
     /// The number of events that were returned to the test or ignored so far. It is also the index
     /// of the next event in the list of all events that `interpreter` has parsed.
     read: usize,
-    /// The state of the client before each event that `interpreter` has parsed, with the same
-    /// indices: `interpreter` parses all bytes at once, also events that the test has not read yet.
+    /// The state of the client before each event that `interpreter` has parsed, with the indices of
+    /// these events. It is kept because `interpreter` also parses events that the test has not read
+    /// yet.
     before: Vec<State>,
     /// The state of the client at the last blank line of the stream, or at its beginning.
     at_blank_line: State,
@@ -369,9 +370,9 @@ impl EventReader {
     ///
     /// The id of a later event does not count, even if the event was in the same frame as the last
     /// returned event. So a test that passes this id to [`resume`](super::resume) gets all further
-    /// events. These ids also count if they were received, and no event is before them that still
-    /// has to be returned: the ids of [ignored](Self::ignore) events, and ids without an event,
-    /// such as [`Event::checkpoint`](crate::Event::checkpoint).
+    /// events. The ids of [ignored](Self::ignore) events, and ids without an event, such as
+    /// [`Event::checkpoint`](crate::Event::checkpoint), count, too. Such an id counts once it was
+    /// received, if no event before it remains to be returned.
     ///
     /// # Examples
     ///
@@ -403,8 +404,9 @@ impl EventReader {
         self.before_next().map_or(latest, |state| &state.last_event_id)
     }
 
-    /// Returns the state of the client before the next event that will be returned. Returns `None`
-    /// if no such event was received yet. The state of `interpreter` is then the current one.
+    /// Returns the state of the client before the next event that a method will return. Returns
+    /// `None` if that event was not received yet. In this case, the caller takes the state from
+    /// `interpreter`.
     fn before_next(&self) -> Option<&State> {
         let messages = self.interpreter.source.messages.iter();
         let mut unread = messages.zip(&self.before).skip(self.read);

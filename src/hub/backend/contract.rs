@@ -1,12 +1,12 @@
 //! Checks an implementation of [`Backend`] against the rules of the trait (feature
 //! `backend-contract`). Authors of backends call the checks in their tests.
 //!
-//! The checks run against a real server as well as in memory. They take seconds, and do not delete
-//! the logs that they create. They test a log only through the trait, so two parts of the contract
-//! need tests of their own:
+//! The checks can run against a backend in memory as well as against a real server. They take
+//! seconds, and do not delete the logs that they create. They use a log only through the trait, so
+//! they do not cover two situations, which need tests of their own:
 //!
-//! - a server that is killed, cut off, restored from a backup or replaced;
-//! - records in the log that were written by a program other than a hub.
+//! - The server is killed, cut off, restored from a backup or replaced.
+//! - The log contains records that were written by a program other than a hub.
 //!
 //! ```
 //! use tower_sse::hub::backend::{MemoryBackend, contract};
@@ -41,8 +41,8 @@ const SETTLED: Duration = Duration::from_millis(250);
 /// The pause between two calls of `bounds`, while the check of a backend's retention waits for the
 /// backend to evict records in the background.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// The number of records that the log has to retain in all checks of a backend, except in the check
-/// of the retention. These checks append fewer records, so none of their records is evicted.
+/// The number of records that the log of each check has to retain, except in the check of the
+/// retention. A check appends fewer records, so none of its records is evicted.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
@@ -255,8 +255,9 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     }
 }
 
-/// Checks that `append_if_unchanged` appends only if the log has the given epoch, and no record of
-/// the topic after the given position. Otherwise, `append_if_unchanged` has to append nothing.
+/// Checks that `append_if_unchanged` appends only if the log has the given epoch (the number of one
+/// lifetime of the log), and no record of the topic after the given position. Otherwise,
+/// `append_if_unchanged` has to append nothing.
 async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     let Bounds { epoch, last: begin, .. } = log.bounds().await.expect("bounds");
     // The log without the topics of the records that are not appended.

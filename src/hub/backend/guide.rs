@@ -72,13 +72,14 @@
 //! # How a hub calls a backend
 //!
 //! The follower is the task of a hub that reads the whole log. A node *records* a topic if it
-//! publishes a stream of the application into the topic. If this node dies, another node takes over
-//! the recording.
+//! publishes a stream of the application into the topic. If this node dies, another node takes
+//! over: it publishes the [will](crate::hub::Recorder::will) of the recording, if there is one, and
+//! finishes the topic.
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
-//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and members of topics | at most two | the follower repeats it after at most 400 ms |
+//! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and [members](crate::hub::Topic::members), to learn how far the node has to read the log first, or whether the backend responds | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
 //! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
 //! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |
@@ -205,13 +206,14 @@
 //!
 //! - An append that is retried after a timeout, without an identity that lets the server detect the
 //!   duplicate. The records are then in the log twice.
-//! - A page whose `through` is its last record. The follower then stops before the records of other
-//!   programs.
+//! - A page whose `through` is its last record, although the page has skipped later records of
+//!   other programs. The follower then does not get past those records.
 //! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
 //! - A `follow` that returns an empty page immediately instead of waiting. The follower then never
 //!   sleeps.
-//! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the
-//!   hub ends all subscriptions.
+//! - `bounds` from a replica that lags. After an error, the follower compares `bounds` with its
+//!   position. The log then seems to have lost its newest records, so the hub ends all
+//!   subscriptions.
 //! - A topic name in a key or subject without escaping. Names are any text, also empty, with spaces
 //!   or NUL.
 

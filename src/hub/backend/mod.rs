@@ -1,5 +1,5 @@
-//! Logs that outlive the process or that several processes share, and the trait to write another
-//! one.
+//! Logs that outlive the process or that several processes share: the backends of this crate, and
+//! the trait [`Backend`] for further backends.
 //!
 //! `FileBackend` (feature `file`) keeps the log of one process in a file, and [`MemoryBackend`] is
 //! for tests. All other backends connect several processes. A [`Hub`](super::Hub) without a backend

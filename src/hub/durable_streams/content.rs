@@ -14,7 +14,7 @@ use serde_core::de::IgnoredAny;
 ///
 /// | format | content type | the stream contains |
 /// |---|---|---|
-/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the Durable Streams protocol keeps their boundaries |
+/// | [`json`](Self::json) | `application/json` | one JSON value for each event; each response is an array of these values |
 /// | [`text`](Self::text) | `text/plain; charset=utf-8` | the data of all events without separators, such as the tokens of an answer |
 /// | [`lines`](Self::lines) | `application/x-ndjson` | the data of each event, followed by a line feed |
 /// | [`base64`](Self::base64) | `application/octet-stream` | the bytes that the data of each event encodes |
@@ -85,9 +85,9 @@ impl Content {
     ///
     /// In the mode `live=sse`, the Durable Streams protocol sends streams of the types `text/*` and
     /// `application/json` as text, and all other streams as base64. If a [`base64`](Self::base64)
-    /// stream gets one of these types, each event must be complete UTF-8 without carriage returns:
-    /// in this mode, other bytes are replaced with U+FFFD, and each carriage return becomes a line
-    /// feed.
+    /// stream gets the type `text/*` or `application/json`, each of its events must be complete
+    /// UTF-8 without carriage returns. In the mode `live=sse`, bytes that are not UTF-8 are
+    /// replaced with U+FFFD, and each carriage return becomes a line feed.
     pub fn content_type(mut self, content_type: HeaderValue) -> Self {
         self.content_type = content_type;
         self

@@ -5,16 +5,18 @@
 use crate::random;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The beginning of the first interval that the cursor of the Durable Streams protocol counts:
-/// October 9, 2024, 00:00 UTC, in seconds since 1970.
+/// The time when the cursor of the Durable Streams protocol begins to count intervals of 20
+/// seconds: October 9, 2024, 00:00 UTC, in seconds since 1970.
 const FIRST_INTERVAL: u64 = 1_728_432_000;
 
-/// The length of the intervals that the cursor of the Durable Streams protocol counts, in seconds.
+/// The length in seconds of an interval. The cursor of the Durable Streams protocol is the number
+/// of the current interval.
 const INTERVAL: u64 = 20;
 
 /// The maximum of the random number that is added to a client's cursor of the Durable Streams
-/// protocol, so that the cursor in the response is greater. It is added only if the client's cursor
-/// is in the current interval or later. 180 intervals of 20 seconds are one hour.
+/// protocol. It is added only if the client's cursor is not smaller than the number of the current
+/// interval, so that the cursor in the response is still greater. 180 intervals of 20 seconds are
+/// one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response in the Durable Streams protocol: the number of the current

@@ -27,16 +27,16 @@ pub(super) struct Events {
     /// The cursor that the client has sent: a number of the Durable Streams protocol for caches,
     /// and not a position of the log.
     cursor: Option<String>,
-    /// The timer that ends the event stream. All clients then reconnect, and a cache can again join
-    /// their requests into one.
+    /// The timer that ends this event stream. The client then reconnects, and a cache can join its
+    /// request with equal requests of other clients.
     lifetime: Pin<Box<Sleep>>,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The client may not have all events of the topic so far: no `control` event has been sent
-    /// yet, or the last `control` event has not reported that the client is up to date.
+    /// Events of the topic may be missing at the client: no `control` event has been sent yet, or
+    /// the last `control` event has not reported that the client is up to date.
     Behind,
     /// The last `control` event has notified the client that it has all events of the topic so far.
     UpToDate,

@@ -23,7 +23,8 @@
 //! # Requests
 //!
 //! The path of a request, without its first `/`, is the name of the topic. Percent-encoded bytes
-//! are decoded. `nest_service` removes the prefix of the nest.
+//! are decoded. axum's `nest_service` removes its prefix, such as `/streams`, before the service
+//! gets the path.
 //!
 //! | request | response |
 //! |---|---|
@@ -51,24 +52,25 @@
 //!
 //! The body of an error is a text for developers. A response to `HEAD` has no body.
 //!
-//! A read with the offset of an event never skips a [gap](super::Gap) of the hub: the response is
-//! 410. In a hub without a backend, it is 404 instead if the topic has expired. So no event is lost
-//! silently, with the [exceptions](super#guarantees) of the backends. After either status, a client
-//! loads the state of the application again, or begins at `-1`. The offset `-1` is the oldest
-//! retained event. Earlier events of the topic may be missing there.
+//! If a client reads after the offset of an event, and a later event is missing (a
+//! [gap](super::Gap) of the hub), the response is 410. In a hub without a backend, the response is
+//! 404 instead of 410 if the topic has expired. So no event is lost silently, with the
+//! [exceptions](super#guarantees) of the backends. After either status, a client loads the state of
+//! the application again, or reads from the offset `-1`. This read begins with the oldest retained
+//! event, and does not report earlier events as missing.
 //!
 //! # Limits
 //!
 //! - A stream contains the data of events, but not their names and ids. Put the kind of an event
 //!   into its data, for example with an internally tagged enum.
-//! - A request keeps at most one page in memory: [`page_size`](DurableStreams::page_size) and one
-//!   event.
+//! - A request keeps at most one page in memory. A page has at most
+//!   [`page_size`](DurableStreams::page_size) bytes and one more event.
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic does not exist if it has no events and no [subscribers](super::Topic::subscribers),
 //!   and is not finished. [`existing`](DurableStreams::existing) makes exceptions, for example for
-//!   topics without an event yet. A request for a topic that does not exist does not make it exist
-//!   for other requests, also while it waits.
+//!   topics without an event yet. A request for a topic that does not exist does not make the topic
+//!   exist for other requests, not even while the request waits for an event.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
 //!   such a topic can still wait for its next event, unless the topic was finished or removed.
@@ -88,8 +90,9 @@
 //! request, unless the local node needs more than a second to read these events from the backend. A
 //! read from the beginning of a topic that the node does not know can read the whole log of the
 //! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
-//! has issued. A read with an offset does not check whether such a topic exists: the response is an
-//! empty page, or a 410 if retention has passed the offset.
+//! has issued. A read after the offset of an event does not check whether such an unknown topic
+//! exists. The response is an empty page, or a 410 if events after the offset may have been
+//! evicted.
 //!
 //! In a large log, a search for the next event can take several requests. The response is then an
 //! empty page without `Stream-Up-To-Date`. Its offset is the end of the part of the log that was
@@ -255,7 +258,8 @@ impl DurableStreams {
 
     /// Sets which topics exist although they have no event yet. By default, a topic does not exist
     /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
-    /// 404. Reads that begin while a topic does not exist do not count as its subscribers here.
+    /// 404. Long polls and event streams that began while the topic did not exist do not count as
+    /// its subscribers here.
     ///
     /// Use this filter for topics whose clients can come before the first event, or after the last
     /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in

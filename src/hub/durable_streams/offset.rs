@@ -76,8 +76,8 @@ mod tests {
         });
     }
 
-    /// Makes the id of any position, because a client can send any number in an offset. Parsing the
-    /// id either returns the same position, or rejects the id.
+    /// Tests that any position can be made into an id, because a client can send any number in an
+    /// offset. Parsing the resulting id returns either the same position or an error.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

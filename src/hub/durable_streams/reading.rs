@@ -199,9 +199,9 @@ impl Reading {
         Ok(reading)
     }
 
-    /// Reads all events of a topic, and drops them, so that the client gets only later events. Used
-    /// if the local node does not know whether the topic exists, or whether it is finished. Returns
-    /// an error if the topic does not exist.
+    /// Reads all events of a topic, and drops them, for a request with the offset `now`, which gets
+    /// only later events. Used if the local node does not know whether the topic exists, or whether
+    /// the topic is finished: the read shows both. Returns an error if the topic does not exist.
     async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
@@ -225,8 +225,8 @@ impl Reading {
     }
 
     /// Returns `true` if the topic does not exist: the local node does not know it, and no event of
-    /// it was found in the log. Before the reader has reached the end of the log, `true` only means
-    /// that no event was found yet.
+    /// it was found in the log. The result is final only after the reader has reached the end of
+    /// the log. Before, `true` means that no event was found so far.
     fn is_missing(&self) -> bool {
         self.needs_event && self.position.is_none()
     }
@@ -247,13 +247,13 @@ impl Reading {
     }
 
     /// Moves the position of a client towards the end of the log, while its topic has no new
-    /// events. Otherwise, a client of a quiet topic would keep an old position. After the events of
-    /// other topics up to this position are evicted, another node would report a gap, although the
-    /// client has missed no event.
+    /// events. Otherwise, a client of a quiet topic would keep an old position. When the backend
+    /// evicts events of other topics after this position, another node would report a gap, although
+    /// the client has missed no event.
     ///
-    /// The caller must have read all events of the topic up to `committed`. The position moves in
-    /// fixed steps, see [`step`]. So all waiting clients of the topic send the same offset, and a
-    /// cache can join their requests into one.
+    /// The caller must have read all events of the topic up to `committed`. The new position is a
+    /// multiple of [`step`]. So all waiting clients of the topic get the same position, send it as
+    /// the same offset, and a cache can join their requests into one.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
@@ -386,10 +386,12 @@ impl Reading {
     }
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
-    /// next event. Returns an empty page if no event has arrived by then. Also returns an empty
-    /// page if the hub is shut down during this wait, and no old events are expected from the
-    /// backend. If the backend has not returned old events by the end of `time`, returns an empty
-    /// page or an error, like [`page`](Self::page).
+    /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
+    /// down during this wait.
+    ///
+    /// If the request still waits for old events from the backend when the time is over, returns an
+    /// empty page or an error, like [`page`](Self::page). If the hub is shut down while the request
+    /// waits for old events, returns an error.
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,

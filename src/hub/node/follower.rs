@@ -24,21 +24,21 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// The first and the longest pause of the follower, the task that reads the log, after an error.
-/// Each further error doubles the pause. A random factor shortens it, to between half and all of
-/// its length. The longest pause is 0.4 s, so that a record is delivered within a second after the
-/// end of an outage.
+/// The pause of the follower (the task that reads the log) after its first error, 25 ms, and its
+/// longest pause, 0.4 s. Each further error doubles the pause. A random factor shortens each pause,
+/// to between half and all of its length. The limit of 0.4 s lets a record be delivered within a
+/// second after the end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
-/// The time without new records after which the follower, the task that reads the log, asks the
-/// backend for the last position.
+/// The interval between two requests of the follower, the task that reads the log, for the last
+/// position of the log. The follower sends these requests while no new records arrive.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The number of missed checks after which the follower, the task that reads the log, cancels its
-/// `follow` call to the backend and repeats it. The follower checks the end of the log every two
-/// seconds while the call returns no page. The check is missed if the log has records that the call
-/// has not returned. The limit doubles with each repeated call, because a large page may take
-/// longer. It is 3 again after a page has arrived.
+/// The maximum number of missed checks before the follower, the task that reads the log, cancels
+/// its `follow` call to the backend and repeats it. While the call returns no page, the follower
+/// asks for the last position of the log every two seconds. Such a check is missed if the log has
+/// records that the call has not returned. The limit doubles with each repeated call, because a
+/// large page may take longer. After a page has arrived, the limit is 3 again.
 const MAX_MISSED_PROBES: u32 = 3;
 
 /// The time limit for the initial read of the log in [`connect`]. After the limit, [`connect`]
@@ -52,8 +52,9 @@ const SLOW_OPENING: Duration = Duration::from_secs(5);
 /// Receives the log that the follower reads. The follower is a task that reads the log page by
 /// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log, because it has replaced the current log. `bounds` describes the
-    /// other log. The other log is then delivered from its oldest retained record.
+    /// Switches to another log, which has replaced the current log. `bounds` has the epoch of the
+    /// other log and the positions that it retains. The records of the other log are delivered
+    /// next, from its oldest retained record.
     fn reset(&self, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
@@ -61,8 +62,9 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 }
 
 /// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
-/// new records until the hub is dropped. If reading takes longer than [`CATCH_UP`], the follower
-/// reads the rest, and subscriptions on the local node get events later.
+/// new records until the hub is dropped. If reading takes longer than [`CATCH_UP`], the function
+/// returns, and the follower reads the rest. Until the follower has read the rest, new events reach
+/// the subscriptions on the local node late.
 ///
 /// Reading a million records takes 0.3 s if the backend keeps them in memory. The node then knows
 /// the finished topics and the newest state of each topic, and can resume clients without the
@@ -110,8 +112,9 @@ async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
 
 /// Reads the log page by page from the first record after `after`, and delivers each page to
 /// `node`, until the node is dropped. `epoch` identifies the log. If another log has replaced this
-/// log, resets the node and continues with the other log. `checks` asks for a check of that. After
-/// an error, tries again after a pause.
+/// log, resets the node and continues with the other log. A notification of `checks` makes the
+/// function ask the backend at once whether the log was replaced. After an error, tries again after
+/// a pause.
 async fn follow<N: Node>(
     backend: Arc<dyn DynBackend>,
     checks: Arc<Notify>,
@@ -165,20 +168,22 @@ async fn follow<N: Node>(
     }
 }
 
-/// The result of a wait of the follower, the task that reads the log.
+/// The result of [`next`], the wait of the follower (the task that reads the log) for a page.
 enum Next {
     Page(Page),
     /// Another log, with these bounds, has replaced the log.
     Replaced(Bounds),
 }
 
-/// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, and when `checks` asks for it, the function also asks the
-/// backend for the epoch and the last position of the log. A failed request is counted in `outage`.
+/// Waits for the next page of the log after the position `after`, and returns it. A dead connection
+/// to the backend may cause no error. So every two seconds, and when `checks` is notified, the
+/// function also asks the backend for the epoch and the last position of the log. A failed request
+/// is counted in `outage`.
 ///
-/// Returns [`Next::Replaced`] if the log does not have the epoch `epoch` any more. Returns an
-/// error, and doubles `max_missed`, if the backend returns no page although the last position of
-/// the log differs from `after` in `max_missed` checks in a row.
+/// Returns [`Next::Replaced`] if the epoch of the log is not `epoch` any more. Returns an error,
+/// and doubles `max_missed`, after `max_missed` missed checks. A two-second check is missed if the
+/// last position of the log differs from `after`, but the backend has returned no page. A check
+/// that finds the position `after` sets the count to zero.
 async fn next(
     backend: &dyn DynBackend,
     checks: &Notify,

@@ -1,5 +1,5 @@
-//! The parts of a node, one process of several that share a log: the client of the backend, and the
-//! follower. The follower is the task that reads the log.
+//! The parts of a node, one process of several that share a log. They are the client, which appends
+//! records to the backend and reads old records, and the follower, the task that reads new records.
 //!
 //! This module depends on the [contract of a backend](super::backend), but not on the topics. The
 //! follower delivers records to the topics through the trait [`Node`].

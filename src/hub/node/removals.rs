@@ -13,8 +13,8 @@ pub(in crate::hub) struct Removal {
     /// The position of the removal record in the log. Records of the topic up to this position are
     /// not delivered any more.
     pub(in crate::hub) at: Position,
-    /// Eviction watermark of the topic after its removal: events of the topic up to and including
-    /// this position may be missing.
+    /// The events of the topic up to and including this position count as removed or evicted. A
+    /// client that has not received all of them gets a gap.
     pub(in crate::hub) evicted_through: Position,
 }
 
@@ -24,7 +24,8 @@ pub(in crate::hub) struct Removal {
 /// then forgotten.
 ///
 /// At most 100,000 removals are kept, which limits the memory. Beyond that, the oldest removal is
-/// forgotten, although the log may still retain earlier records of its topic.
+/// forgotten. If the log still retains earlier records of its topic, a replay may deliver them
+/// again.
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,

@@ -60,8 +60,8 @@ struct Call<T> {
     number: u64,
     is_running: bool,
     /// The channel to the requests that wait for the next result of the shared function call.
-    /// Requests subscribe to the channel only under the lock of all calls. So no request can join a
-    /// call that is being removed.
+    /// Requests subscribe to the channel only while the map of all calls is locked. So no request
+    /// can join a call that is being removed.
     callers: Callers<T>,
 }
 
@@ -161,9 +161,9 @@ impl<K: Eq + Hash, T> Calls<K, T> {
     }
 }
 
-/// The result of [`Shared::join`], which adds a request for a key: the request, which waits for the
-/// result, and the shared function call. The call is `None` if an earlier request has created it.
-/// Otherwise the caller has to start it.
+/// The result of [`Shared::join`]. The first part is the added request, which waits for the result
+/// of the shared function call. The second part is the call, which the caller has to start, or
+/// `None` if an earlier request has created the call.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
 /// A request that waits for the result of a shared function call. The fields must be dropped in
@@ -260,8 +260,9 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 }
 
-/// Removes the shared function call from the map if its task panicked or was aborted. The requests
-/// that wait for its result then fail with [`RunError::Failed`].
+/// Dropping an [`InFlight`], the task of a shared function call, removes the call from the map if
+/// the task panicked or was aborted. The requests that wait for its result then fail with
+/// [`RunError::Failed`].
 impl<K: Eq + Hash, T> Drop for InFlight<K, T> {
     fn drop(&mut self) {
         let mut calls = self.shared.calls();

@@ -30,8 +30,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a task about members of topics waits until the local node has read the log
-/// far enough: up to the end of the log, or up to the records that this task has just appended.
+/// The maximum time that a task of this module waits for the local node to read the log. The
+/// announcer needs the log up to its end. The tasks that publish join and leave events need the log
+/// up to the records that they have just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
@@ -214,9 +215,9 @@ async fn announce(core: Weak<Core>) {
 /// answers other nodes, and appends records. During requests to the backend, it holds no reference
 /// to the hub, so that the hub can be dropped.
 ///
-/// The `bool` is `false` if a request to the backend has failed, or if the local node could not
-/// read the log in time. The caller then tries again after a pause. Returns `None` if the hub was
-/// dropped.
+/// Returns the [`Presences`] of the hub, and `true` if all of this was successful. `false` means
+/// that a request to the backend has failed, or that the local node could not read the log in time.
+/// The caller then tries again after a pause. Returns `None` if the hub was dropped.
 async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let core = weak.upgrade()?;
@@ -407,9 +408,10 @@ impl Publishing {
     }
 
     /// Updates the limit of events per append after the backend has refused an append of `count`
-    /// join and leave events of members: the next append has half as many. If the backend refuses
-    /// an append of a single event for a minute, this event is dropped. If the backend then refuses
-    /// the following event, too, all unpublished events of the topic are dropped.
+    /// join and leave events of members: the next append has half as many. If an append of a single
+    /// event is still refused after a minute of refusals, this event is dropped. If the append of
+    /// the following event is refused as well, all unpublished events of the topic are dropped at
+    /// once.
     fn note_refused(&mut self, count: usize) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);

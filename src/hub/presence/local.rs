@@ -33,13 +33,13 @@ struct Local {
     /// is the key of the member in `Locals::leaving`. `None` if the member has a subscription, or
     /// has left.
     leaving: Option<(Instant, u64)>,
-    /// Set if the local node has last announced in the log that this name is a member of the topic,
-    /// and has not announced its leave since. The flag is set before the announcement is appended.
-    /// If that append fails, all members of the local node are announced again.
+    /// Set if the local node has announced in the log that this name is a member of the topic, and
+    /// has announced no leave after that. The flag is set before the announcement is appended. If
+    /// that append fails, all members of the local node are announced again.
     is_announced: bool,
     /// Set if this member was already announced in the log when the local node last missed records
-    /// of the log. The local node then announces all of its members again. For this member, the new
-    /// record is a repetition and not a join.
+    /// of the log. After such a loss, the node announces all of its members again. The new record
+    /// then only repeats the announcement of this member, and does not count as a join.
     was_announced: bool,
     /// Set if this member has joined or left, and the local node has not announced this in the log
     /// yet. The number is the key of the member in `Locals::changed`, which keeps the changes in

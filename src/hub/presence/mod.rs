@@ -1,5 +1,6 @@
-//! Presence: the members of each topic, on all nodes. A member is a name with at least one open
-//! subscription. After its last subscription ends, the name stays a member for the grace time.
+//! Presence: the members of each topic, on all nodes. A name becomes a member when its first
+//! subscription begins. After its last subscription ends, the name stays a member for the grace
+//! time.
 //!
 //! A node counts the subscriptions of each member. It appends a record to the log when the first
 //! subscription begins, and when the grace time ends. Every node computes the members from these
@@ -51,9 +52,9 @@ use tokio::{
 /// The maximum length of the name of a member, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
-/// The maximum length of the name of a topic with members, in bytes. With a longer name, the
-/// records of the local node about members could be too large for the backend. The node could then
-/// announce no member at all.
+/// The maximum length of the name of a topic with members, in bytes. With a longer name, a record
+/// of the local node about its members could be too large for the backend. After a failed append,
+/// the node lists all of its members again, so it could then announce no member at all.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
 /// The maximum number of topics for which the local node appends join and leave events of members
@@ -151,8 +152,9 @@ impl Presences {
     }
 
     /// Calls `is_done` with the current state of the members of topics, and returns its result.
-    /// Also marks this state as seen. So [`until`](Self::until) is notified of each later change,
-    /// even if a value changes and then changes back.
+    /// Also marks this state as seen by the callers that wait in [`until`](Self::until). Later
+    /// states are compared with it, so these callers are notified even of a change back to an
+    /// earlier state.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -260,8 +262,8 @@ impl Presences {
         }
     }
 
-    /// Returns `true` if join or leave events may still be published to this topic. This is so if
-    /// the application wants such events, and the topic has unpublished ones or has members. Each
+    /// Returns `true` if join or leave events can still follow in this topic. This is so if the
+    /// application wants such events, and the topic has unpublished ones or has members. Each
     /// member leaves at some time, which creates a leave event.
     pub(super) fn has_events_to_come(&self, topic: &str) -> bool {
         self.events.is_some() && self.state().has_members_or_events(topic)
@@ -269,7 +271,7 @@ impl Presences {
 
     /// Creates the event of a join or a leave of a member, ready to be published. Returns `None` if
     /// the application has set no function that creates these events. Also returns `None` if the
-    /// function returns `None`, panics, or uses a reserved name.
+    /// function returns `None`, panics, or gives the event a name that is reserved for the hub.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
         let mut event = None;
@@ -332,10 +334,11 @@ impl Presences {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
-    /// Queues a record that declares the death of each node with members that has been silent for
-    /// too long. The limit is the sum of the lease that the silent node has announced, the grace
-    /// time of members, and a random pause. Silence before `contact_since`, the end of the last
-    /// outage of the backend, does not count. The caller must have just read the whole log.
+    /// Queues a record for each node with members that has been silent for too long. The record
+    /// declares that node dead. The limit is the sum of the lease that the silent node has
+    /// announced, the grace time of members, and a random pause. Silence before `contact_since`,
+    /// the end of the last outage of the backend, does not count. The caller must have just read
+    /// the whole log, which may contain newer signs of life.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());

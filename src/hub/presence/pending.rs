@@ -14,7 +14,8 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 /// The maximum number of join and leave events of members that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
 /// The maximum size of a join or leave event of a member, in bytes. A larger event is not
-/// published. One append has at most twice this size.
+/// published. The events of one append have at most twice this size together, so at least two
+/// events fit.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// The minimum pause before the local node publishes a join or leave event if another node has
@@ -161,10 +162,11 @@ impl Pending {
         self.forget_first_while(topic, |event| event.is_leave);
     }
 
-    /// Drops the first unpublished events of a topic's members, as long as they are leave events
-    /// that other nodes have caused and have had the time to publish. Called if the topic does not
-    /// exist on the local node. The node that has caused the leave may know, unlike the local node,
-    /// that the application has removed the topic. Then it does not publish the event.
+    /// Drops unpublished leave events of a topic's members, oldest first, that other nodes have
+    /// caused and have had the time to publish. Stops at the first other event. Called if the topic
+    /// does not exist on the local node. A node that has caused a leave does not publish it if the
+    /// node knows that the application has removed the topic. The local node may not know of the
+    /// removal.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
         self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
     }

@@ -29,9 +29,9 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 /// enough: the other nodes read it during their pauses and then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The first and the longest pause between two requests of the local node for the members of other
-/// nodes. Each further request doubles the pause, because every node answers a request with all of
-/// its members.
+/// The shortest pause, 2 s, and the longest pause, 8 s, between two requests of the local node for
+/// the members of other nodes. Each further request doubles the pause, because every node answers a
+/// request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
 /// The minimum number of remembered finished topics at which a cleanup takes place. Finished topics
@@ -39,9 +39,9 @@ const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)
 /// cleanup forgets finished topics that have no members and no unpublished events.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum length of two queues: the questions of other nodes that wait for answers, and the
-/// messages that wait for the announcer, the task that appends them to the log. If a queue is full,
-/// a further question gets no answer, and a further message is not sent.
+/// The maximum length of each of two queues: the questions of other nodes that wait for answers,
+/// and the messages that wait for the announcer, the task that appends them to the log. If a queue
+/// is full, a further question gets no answer, and a further message is not sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes about members of topics that one append to the log
@@ -95,10 +95,10 @@ pub(super) struct State {
     /// The log then has all of their joins and leaves up to that append, because an append after a
     /// failed append lists all members.
     done: u64,
-    /// The number of the append that lists all members of the local node again. It is needed after
-    /// the local node has missed records or was declared dead: `view`, the members of all nodes as
-    /// read from the log, then does not contain the members of the local node. So calls that ask
-    /// for members wait until this append has succeeded.
+    /// The number of the newest append that had to list all members of the local node again,
+    /// because the node had missed records or was declared dead. Until this append has succeeded,
+    /// `view`, the members of all nodes as read from the log, does not contain the members of the
+    /// local node. So calls that ask for members wait for this append or a later one.
     needed: u64,
     /// The topics that were finished. A topic stays in this set if it is removed afterwards, so
     /// that no join event of a member creates it again.
@@ -120,17 +120,19 @@ pub(super) struct State {
     /// Set if another node has answered a question of the local node about a topic, and the callers
     /// that wait for the answer were not woken yet.
     pub(super) has_answer: bool,
-    /// The values that decide whether a waiting async call about members of topics may return, as
-    /// they were at the last check. The calls are woken if one of the values has changed. They are:
-    /// whether all members are known; whether the log has all joins and leaves of the local node;
-    /// the number of the newest successful append; whether the hub is shut down.
+    /// The values that decide whether an async call that waits for the members of topics can
+    /// return, as they were at the last check. Such calls are woken if one of the values has
+    /// changed. The values are: whether all members are known; whether the log has all joins and
+    /// leaves of the local node; the number of the newest successful append; whether the hub is
+    /// shut down.
     conditions: (bool, bool, u64, bool),
     /// The time when the local node sends the roster, the list of all nodes with members, to the
     /// other nodes, and the position of the newest request for it in the log. `None` if no request
     /// waits for a roster.
     roster: Option<(Instant, Position)>,
-    /// The announcer: the task that appends the records about members, and ends the memberships
-    /// whose grace time is over.
+    /// The handle of the announcer, the task that appends the records about members, and ends the
+    /// memberships whose grace time is over. `None` before its first start, and after it has ended
+    /// because it had nothing more to do.
     pub(super) task: Option<AbortHandle>,
     /// The tokio runtime on which the announcer, the task that ends grace times, runs in a hub
     /// without a backend: the runtime of the last join, leave or other call about members that was
@@ -424,14 +426,14 @@ impl State {
         }
     }
 
-    /// Returns the time when the local node repeats its request for the members of the other nodes.
-    /// `at` is the time of the request. `nodes` is the list of all nodes with members, if another
-    /// node has sent it.
+    /// Returns the time when the local node repeats its request for the members of the other nodes,
+    /// or `None` if it does not repeat the request. `at` is the time of the request. `nodes` is the
+    /// list of all nodes with members, if another node has sent it.
     ///
-    /// Without the list, the local node repeats a request that it has not read in the log. With the
-    /// list, it repeats the request when every listed node should have answered, or should have
-    /// been declared dead. Otherwise it could wait forever: if a listed node dies, and the node
-    /// that would declare it dead dies as well, neither happens.
+    /// Without the list, the local node repeats the request only if it has not read this request in
+    /// the log. With the list, it repeats the request when every listed node should have answered,
+    /// or should have been declared dead. Otherwise it could wait forever: a listed node can die
+    /// before it answers, and so can the node that would declare it dead.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
         let Some(nodes) = nodes else { return (!was_read).then_some(at) };

@@ -110,9 +110,10 @@ impl Watchers {
         }
     }
 
-    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. Called when
-    /// the local node knows the members of all nodes again, after it has missed records of the log
-    /// or has begun to read another log. Also called at a shutdown.
+    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll, and
+    /// collects its waker. Called when the local node knows the members of all nodes again, after
+    /// it has missed records of the log or has begun to read another log. Also called at a
+    /// shutdown, but only to wake the streams.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();
@@ -145,9 +146,9 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Compares the names in `members` with the joins and leaves that this stream has yielded.
-    /// Queues a join for each of these names that has become a member of the topic, and a leave for
-    /// each of them that is not a member any more.
+    /// Checks each name in `members`. Queues a join if the name is a member of the topic in
+    /// `state`, but not according to the joins and leaves that this stream has yielded. Queues a
+    /// leave in the opposite case.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

@@ -1,6 +1,6 @@
 //! A question of the local node to all other nodes about a topic: does the topic exist on them, and
 //! how many subscriptions does it have there? Questions and answers are records in the log. The
-//! search of the log itself is in `search.rs`.
+//! search of the log for records of the topic itself is in `search.rs`.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -34,9 +34,9 @@ impl Survey {
     }
 }
 
-/// A guard for a question about a topic that waits for the answers of other nodes. Dropping the
-/// guard removes the question and its answers. So they are removed even if the future that waits
-/// for the answers is dropped.
+/// A guard for a question about a topic, while the local node waits for the answers of other nodes.
+/// Dropping the guard removes the question and its answers. So they are removed even if the future
+/// that waits for the answers is dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,

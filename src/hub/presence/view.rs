@@ -28,9 +28,10 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The next cleanup takes place when this number of nodes is known, but not below 2,000 nodes.
-    /// A cleanup forgets nodes without members. Then it sets this field to twice the number of the
-    /// remaining nodes, so the cost per record does not grow with the number of nodes.
+    /// The next cleanup takes place when this number of nodes is known. A number below 2,000 counts
+    /// as 2,000. A cleanup forgets nodes without members. Then it sets this field to twice the
+    /// number of the remaining nodes, so the cost per record does not grow with the number of
+    /// nodes.
     cleanup_at: usize,
 }
 
@@ -159,9 +160,9 @@ impl View {
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
 
-    /// Updates what is known about the node that has written a record about its members: the number
-    /// of its newest record, the time, and its lease (the silence after which it counts as dead).
-    /// Returns the node.
+    /// Notes that a record of a node about its members was read. Stores the number of this record,
+    /// the current time as the time when the node was last heard of, and the node's lease (the
+    /// silence after which it counts as dead). Returns the node.
     ///
     /// Returns `None` if the record has arrived late. `is_new` decides this: it gets the number of
     /// the newest record of the node that was read before, and returns `false` if the record is
@@ -196,8 +197,8 @@ impl View {
     }
 
     /// Adds a part of the list of all members of a node. When the last part is added, the whole
-    /// list replaces the known members of the node. Returns the joins and leaves that this causes.
-    /// The other parts cause none.
+    /// list replaces the known members of the node. Returns the joins and leaves that this
+    /// replacement causes, so the result is empty for all other parts.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };

@@ -24,10 +24,11 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 
 /// The maximum time that a recording, a task that publishes a stream into a topic, repeats an
 /// append that the backend refuses, although the backend responds to other requests. After this
-/// time, the recording fails.
+/// time, the recording fails. Takeovers of recordings, and join and leave events, have the same
+/// limit.
 ///
 /// Within this time, a server that has run out of memory may recover, and so may a cluster without
-/// a leader. Other appends are refused forever, such as an event that is too large for the backend.
+/// a leader. Other causes are permanent, such as an event that is too large for the backend.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
 /// A fence: a condition for an append. The backend rejects the append if the log has a record of
@@ -125,8 +126,7 @@ pub(super) enum Failure {
 /// time.
 ///
 /// If the backend refuses several records together while it responds to other requests, the next
-/// attempt has half as many. So the log gets all records before the first record that the backend
-/// refuses.
+/// attempt has half as many. So the log gets every record that precedes the first refused record.
 ///
 /// Returns an error if the recording must publish nothing more, or if the backend refuses the first
 /// of the remaining records for 60 seconds while it responds to other requests.

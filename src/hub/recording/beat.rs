@@ -47,8 +47,9 @@ pub(super) struct Beat {
     /// life of that node for this time, they consider it dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics of recordings of other nodes that have subscribers on the node that sends this
-    /// sign of life. The other nodes then do not end these recordings for lack of subscribers.
+    /// The topics that have subscribers on the node that sends this sign of life, and into which
+    /// other nodes publish recordings. The other nodes then do not end these recordings for lack of
+    /// subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node, so that
     /// readers can ignore a sign of life that arrives late. All parts of one sign of life have the

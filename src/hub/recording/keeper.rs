@@ -29,8 +29,8 @@ use std::{
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The maximum pause between two runs of the keeper, the task that sends the signs of life of this
-/// node. In each run, the keeper finds the topics into which other nodes publish recordings
-/// (streams) and that have subscribers on this node.
+/// node. In each run, the keeper looks for subscribers on this node to topics into which other
+/// nodes publish recordings (streams). So it finds such subscribers within a second.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The pause after a failed request to the backend, before the keeper tries again. The keeper is
@@ -55,9 +55,10 @@ const MIN_GAP: Duration = Duration::from_millis(600);
 /// into topics), and takes over those of dead nodes. It also notices the death of nodes with
 /// members of topics.
 ///
-/// Has no effect without a backend, without a recording or a member on any known node, or if the
+/// Has no effect if the hub has no backend, if no known node has a recording or a member, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
-/// left, or when the hub is dropped or shut down.
+/// left, or when the hub is dropped. After a shutdown of the hub, it ends when the recordings of
+/// this node have ended.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let Some(backend) = &core.backend else { return };
     let has_members = core.presence.is_active();
@@ -87,8 +88,9 @@ struct Keeper {
     /// subscribers, or members of topics. When nothing is left to announce, the node sends one more
     /// sign of life, so that the other nodes need not wait for the end of its lease.
     has_content: bool,
-    /// The appends of signs of life. If they fail, the recordings of this node wait, and the outage
-    /// is logged. `None` before the first append.
+    /// The tracker of the appends of signs of life, which logs each outage once. While these
+    /// appends fail, new recordings of this node wait for their announcement. `None` before the
+    /// first append.
     appends: Option<Appends>,
 }
 
@@ -285,8 +287,9 @@ impl Keeper {
     /// longer. The log may contain some of the records nevertheless. The next beat is then a full
     /// one, which lists all recordings of this node again.
     ///
-    /// `locals` are the recordings in the beat. They wait while the backend refuses it, so the
-    /// failure is logged, once per outage.
+    /// `locals` are the recordings in the beat. New recordings among them wait until a beat has
+    /// announced them. So a failure is logged, once per outage, but only if the beat has
+    /// recordings.
     async fn append(
         &mut self,
         recordings: &Recordings,
@@ -315,9 +318,10 @@ impl Keeper {
         Some(())
     }
 
-    /// Starts one task for each recording of a dead node, and for each recording that its node has
-    /// given up. The task takes over the recording: it publishes the last event and finishes the
-    /// topic. Returns the earliest time when another node, alive now, counts as dead if it gives no
+    /// Starts one task for each recording of a dead node, and for each recording that its node no
+    /// longer lists, although the topic is not finished. The task takes over the recording: it
+    /// publishes the will, the event that was announced for this case, and finishes the topic.
+    /// Returns the earliest time when another node, alive now, counts as dead if it gives no
     /// further sign of life. Returns `None` if no other node is alive.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
@@ -349,12 +353,13 @@ fn note_not_announced(locals: &[Arc<Local>], error: &str) {
 }
 
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
-/// Returns `Some(false)` if the node does not read that far in `time`, and `None` if the backend
-/// does not respond, or if another log has replaced the log.
+/// Returns `Some(true)` if the node reads that far within `time`, and otherwise `Some(false)`.
+/// Returns `None` if the backend does not respond in this time, or if another log has replaced the
+/// log.
 ///
-/// This node has had an outage if the previous call failed, or if the last successful call was more
-/// than `longest_gap` before this call. The other nodes may have had the same outage, so their
-/// silence is then measured from the end of this call.
+/// If this node has had an outage before, the silence of the other nodes is measured from the end
+/// of this call, because they may have had the same outage. An outage means that the previous call
+/// failed, or that the last successful call was more than `longest_gap` before this call.
 async fn probe(
     core: &Weak<Core>,
     recordings: &Recordings,
@@ -485,8 +490,9 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     core.recordings.end_claim(&claim);
 }
 
-/// Returns `true` if the backend accepts a harmless record: a request to stop the recordings of a
-/// topic that cannot have recordings.
+/// Tests whether the backend accepts other records than the refused ones. Appends a harmless
+/// record: a request to stop the recordings of a topic that cannot have recordings. Returns `true`
+/// if the backend accepts this record.
 async fn accepts_records(backend: &BackendClient) -> bool {
     backend.append_record(Message::Stop(beat::TOPIC.into()).record()).await.is_ok()
 }
@@ -494,8 +500,9 @@ async fn accepts_records(backend: &BackendClient) -> bool {
 /// Returns the kind and the event of the next record that this node has to append to take over a
 /// recording of the dead node `node`. The first record is the will, the event that the recording
 /// has announced for this case. The second record finishes the topic. It is the only one if there
-/// is no will, if the will is in the topic already, or if the recording may have ended in a lost
-/// part of the log. `has_published_will` is `true` if this node has published the will.
+/// is no will, if the will is in the topic already, or if the recording may have ended in a part of
+/// the log that this node could not read. `has_published_will` is `true` if this node has published
+/// the will.
 ///
 /// Returns `None` if this node must not take over the recording, for example because the node
 /// `node` is alive.

@@ -157,10 +157,11 @@ impl Recorder {
         self
     }
 
-    /// Sets the last event of the recording for the case that its stream returns an error or
-    /// panics, or that an event cannot be published. The recording is the task that publishes the
-    /// stream into a topic. `f` gets the error and returns the event. If `f` returns `None`, or by
-    /// default, the topic is finished without another event.
+    /// Sets a function that returns the last event if the recording, the task that publishes the
+    /// stream into a topic, [fails](Outcome::Failed). This happens if the stream returns an error
+    /// or panics, or if an event cannot be published. `f` gets the error of the stream or of the
+    /// publication, or an error that reports the panic. By default, or if `f` returns `None`, the
+    /// topic is finished without another event.
     pub fn on_error(mut self, f: impl FnOnce(BoxError) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_error = Some(Box::new(f));
         self
@@ -199,9 +200,10 @@ impl Recorder {
     /// the other nodes can read the will in the log. The will is not published if the log has [lost
     /// records](Outcome::Interrupted) that may include the end of the recording.
     ///
-    /// With a log in a [file](super::Builder::file), there is no other node. The process publishes
-    /// the will after its restart, one lease after its start. To end such a topic earlier, publish
-    /// an event to it and [finish](super::Topic::finish) it. The hub then publishes no will.
+    /// With a log in a [file](super::Builder::file), there is no other node. After a restart, the
+    /// process publishes the will when it has run for one lease. To end such a topic earlier,
+    /// publish a last event of your own in place of the will, and [finish](super::Topic::finish)
+    /// the topic. The hub then publishes no will.
     ///
     /// Each sign of life of this node contains the will, so keep it short. A recording
     /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or
@@ -293,14 +295,17 @@ impl Recording {
     /// # Errors
     ///
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the sign of
-    ///   life. The recording itself tries again until this succeeds. So either
-    ///   [stop](Self::stop) the recording, or call this method again.
+    ///   life in time: within a third of the shortest [`lease`](Recorder::lease) on this node, or
+    ///   half a second if that is longer. The recording itself tries again until this succeeds. So
+    ///   either [stop](Self::stop) the recording, or call this method again.
     /// - [`Finished`](super::ErrorKind::Finished) if the recording has ended without a sign of
     ///   life, for example because its topic was finished before.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
+    ///   `tower-sse/`.
     ///
-    /// The method has no time limit while this node still reads the log after its start.
+    /// While this node has not read the log to its end, for example after the start of the process,
+    /// the method waits without a time limit.
     ///
     /// # Cancel safety
     ///
@@ -343,8 +348,9 @@ impl Recording {
         .await
     }
 
-    /// Returns the reason why the recording has ended without an announcement. `has_outcome` is
-    /// `false` if the runtime of the recording was shut down.
+    /// Returns the error of [`announced`](Self::announced) for a recording that has ended without
+    /// an announcement. `has_outcome` is `false` if the recording has no [`Outcome`], because its
+    /// runtime was shut down.
     fn not_announced(&self, has_outcome: bool) -> Error {
         match check_reserved(self.topic()) {
             Err(error) => error,

@@ -35,8 +35,9 @@ pub(in crate::hub) struct Recordings {
     /// The random number that identifies this node.
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
-    /// Wakes the keeper, the task that sends the signs of life of this node, when a recording of
-    /// this node begins or ends, or when this node has announced members of topics.
+    /// Wakes the keeper, the task that sends the signs of life of this node. This happens when a
+    /// recording of this node begins or ends, when this node has announced members (the names that
+    /// are present in a topic), and when the hub is shut down.
     pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait until this node has read more of the log.
     progressed: Notify,
@@ -44,7 +45,8 @@ pub(in crate::hub) struct Recordings {
     /// ignore a beat with a smaller number than the newest that they have read.
     pub(super) next_beat: AtomicU64,
     pub(super) running: watch::Sender<usize>,
-    /// Logs when the backend begins and ends to refuse the records of this node's recordings.
+    /// Logs outages: one line when the backend begins to refuse the records of this node's
+    /// recordings, and one line when it accepts them again.
     pub(super) outage: Arc<Outage>,
 }
 
@@ -155,7 +157,8 @@ pub(in crate::hub) struct Local {
     pub(super) stop: watch::Sender<Option<Outcome>>,
     /// Whether this node has announced this recording to the other nodes.
     pub(super) announcement: watch::Sender<Announcement>,
-    /// The appends of this recording. Their failures and successes are logged once per outage.
+    /// The tracker of this recording's appends to the log of the backend. It notes which appends
+    /// fail and succeed, so that the beginning and the end of each outage are logged once.
     pub(super) appends: Appends,
     state: Mutex<LocalState>,
 }
@@ -175,8 +178,9 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set while the recording repeats an append of one record that was rejected, or an append
-    /// without a response. The recording can then end without waiting for the append, because the
+    /// Set while the recording repeats an append for one of three reasons: the backend does not
+    /// respond, it refuses a single record, or the log has records of the topic that this node has
+    /// not read yet. A request to end the recording then need not wait for the append, because the
     /// backend may never accept it.
     is_retrying: bool,
     /// The end of the log when this recording was started. A request to stop the recordings of the
@@ -184,8 +188,8 @@ struct LocalState {
     /// earlier recording.
     started_at: Position,
     /// The position of the last record that this recording is known to have appended to the log. A
-    /// record of its topic after that position is either from an append in progress, or from
-    /// another publisher or node.
+    /// later record of its topic is either from an append in progress, or from another publisher or
+    /// node. So only later records are examined: they may be the will, or finish the topic.
     appended: Position,
     /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
     /// publishes nothing more.
@@ -341,9 +345,9 @@ impl Recordings {
     }
 
     /// Returns `true` if the caller must start the keeper, the task that sends the signs of life of
-    /// this node. This is the case if the keeper does not run, and a recording or a member of a
-    /// topic exists. The keeper then counts as running. If its start fails, the caller calls
-    /// [`release_keeper`](Self::release_keeper).
+    /// this node. This is the case if the keeper does not run, and a known node has a recording or
+    /// a member (a name that is present in a topic). The keeper then counts as running. If its
+    /// start fails, the caller calls [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
@@ -357,8 +361,8 @@ impl Recordings {
     }
 
     /// Returns `true` if `record` is a message between nodes about their recordings (tasks that
-    /// publish streams) or their members of topics. The caller then does not add the record to a
-    /// topic.
+    /// publish streams) or about members (the names that are present in topics). The caller then
+    /// does not add the record to a topic.
     pub(in crate::hub) fn is_own(record: &Record) -> bool {
         Message::is_of(record)
     }
@@ -397,9 +401,9 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if this node knows a newer recording of the topic of `announced`. The end of
-    /// the newer recording then finishes the topic. A recording is a task that publishes a stream
-    /// into a topic.
+    /// Returns `true` if the topic of `announced`, a recording on this or another node, has a newer
+    /// recording that this node knows. The end of the newer recording then finishes the topic. A
+    /// recording is a task that publishes a stream into a topic.
     ///
     /// Called if `announced` may have ended in a part of the log that this node could not read.
     /// Another recording of the topic counts as newer if it is on this node and not over, or if
@@ -429,8 +433,8 @@ impl State {
     }
 
     /// Returns `true` if the keeper, the task that sends the signs of life of this node, must end.
-    /// This is the case if no recording, no member of a topic and no other node is left. The keeper
-    /// then counts as ended, so that it can be started again.
+    /// This is the case if no recording, no other node and no member (a name that is present in a
+    /// topic) is left. The keeper then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -452,7 +456,8 @@ impl State {
     /// The loss concerns a recording of this node even if this node was in contact with the backend
     /// until now. In a failover that splits the servers, another node may have taken over the
     /// recording on the new server, while the old server still confirmed the signs of life of this
-    /// node. The will is then at a position that this node does not read any more.
+    /// node. The position of the will is then in a range that this node has already read from the
+    /// old server. So this node does not read the will any more.
     ///
     /// A recording of this node that has started after the lost part continues. Other nodes take it
     /// over only after they have read its announcement, which is also after the lost part.
@@ -473,9 +478,9 @@ impl State {
         }
     }
 
-    /// Returns the topics into which other nodes publish recordings (streams) that end after some
-    /// time without subscribers. This node reports to the other nodes which of these topics have
-    /// subscribers here.
+    /// Returns the topics with a recording on another node that ends after some time without
+    /// subscribers. A recording is a task that publishes a stream into a topic. This node reports
+    /// to the other nodes which of these topics have subscribers here.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
@@ -688,7 +693,8 @@ impl Local {
         self.lock().is_retrying = true;
     }
 
-    /// Notes that the log has a part of the current append.
+    /// Notes that the log now contains further records of the current append, so the recording no
+    /// longer counts as repeating a failed attempt.
     pub(super) fn note_progress(&self) {
         self.lock().is_retrying = false;
     }
@@ -731,9 +737,10 @@ impl Local {
     }
 
     /// Returns `true` if the log already contains `records`, from an earlier attempt of this
-    /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
-    /// `true` if there was such an attempt, and `may_continue` if such an attempt also contained
-    /// the records that follow `records`.
+    /// recording that got no response. Returns `false` if the caller has to append them.
+    /// `is_unsure` is `true` if at least one earlier attempt got no response. `may_continue` is
+    /// `true` if one of these attempts also contained further records, which follow `records` in
+    /// the log if the attempt has succeeded.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
     /// another node has published its will, the event for the death of this node. `None` is also

@@ -10,14 +10,14 @@ use std::{
     },
 };
 
-/// The name of the operation in the log.
+/// The name of the operation in the lines that are logged about outages.
 const OPERATION: &str = "recording";
 
-/// Logs the begin and the end of each outage once, for all recordings of a node.
+/// Logs the beginning and the end of each outage once, for all recordings of a node.
 ///
-/// An outage begins when an append of a recording fails. It ends when an append succeeds and no
-/// other append fails. So an event that the backend refuses, such as a large one, causes one line
-/// in the log, even if other recordings publish in the meantime.
+/// An outage begins when an append of a recording fails. It ends when an append succeeds, unless
+/// the last attempt of another recording has failed. So an event that the backend refuses, such as
+/// a large one, is logged as a single outage, even if other recordings publish in the meantime.
 #[derive(Debug, Default)]
 pub(super) struct Outage(Mutex<State>);
 
@@ -34,7 +34,8 @@ impl Outage {
     }
 }
 
-/// The appends of one task, which come one after the other.
+/// A tracker of the appends of one task, such as a recording. The task makes one append after the
+/// other, and reports each failure and each success to the tracker.
 #[derive(Debug)]
 pub(super) struct Appends {
     outage: Arc<Outage>,

@@ -34,7 +34,8 @@ pub enum Outcome {
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
     /// Something outside of the recording has ended it. After the first two of the following
-    /// causes, its topic is finished. After the other causes, it may be unfinished:
+    /// causes, its topic is finished. After the other causes, the topic may be unfinished when the
+    /// recording ends, even if a node or a newer recording finishes it later:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).

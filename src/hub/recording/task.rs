@@ -57,8 +57,8 @@ type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 /// is erased.
 pub(super) struct Items {
     poll: Box<PollItem>,
-    /// The next item, or the end of the stream, if it was polled but does not belong to the current
-    /// batch.
+    /// The last result of the stream (an item, an error or the end), if it did not fit into the
+    /// current batch. The next batch begins with this result.
     ahead: Option<Item>,
 }
 

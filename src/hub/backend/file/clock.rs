@@ -1,4 +1,5 @@
-//! The paused clock of a test, while the test waits for the writer, the thread that stores appends.
+//! Stops the paused clock of a test while the test waits for the writer, the thread that stores
+//! appends.
 
 #[cfg(feature = "test-util")]
 use std::sync::mpsc;
@@ -7,11 +8,11 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Keeps tokio from advancing the paused clock of a test until this value is dropped.
 ///
-/// Tokio advances a paused clock when all tasks wait. It does not see that the thread of the writer
-/// is busy, so each append would exceed the timeout of its request. Tokio does see its own blocking
-/// threads, and advances no clock while such a thread is busy. So a blocking thread waits as long
-/// as this value exists. Dropping the runtime waits for this thread. Without the feature
-/// `test-util`, this type does nothing.
+/// Tokio advances a paused clock to the next timer when all tasks wait. Tokio does not see that the
+/// thread of the writer is busy, so each append would exceed the timeout of its request. Tokio does
+/// see its own blocking threads, and advances no clock while such a thread is busy. So a blocking
+/// thread waits as long as this value exists. Dropping the runtime waits for this blocking thread.
+/// Without the feature `test-util`, this type does nothing.
 pub(super) struct StoppedClock {
     #[cfg(feature = "test-util")]
     _dropped: Option<mpsc::Sender<()>>,

@@ -28,8 +28,8 @@ impl Device for Unsynced {
     }
 }
 
-/// The maximum number of bytes that a write to a new block of the file also allocates after this
-/// block, by writing zeros.
+/// The maximum number of bytes that a write to an unallocated block of the file also allocates
+/// after this block, by writing zeros.
 const AHEAD: u64 = 1 << 20;
 
 /// A buffer of zeros. A longer part of the file is filled with several writes of this buffer.
@@ -37,18 +37,18 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A database file whose blocks are allocated before the database writes to them.
 ///
-/// A write to a new block changes the metadata of the file system, and `fdatasync` then also writes
-/// this metadata. So that this is rarely needed, such a write also writes zeros to the blocks after
-/// the new block: at most an eighth of the file, and at most [`AHEAD`] bytes. Later writes to these
-/// blocks need no new metadata. If the file already exists when it is opened, only blocks after its
-/// end at that time count as new.
+/// A write to an unallocated block changes the metadata of the file system, and `fdatasync` then
+/// also writes this metadata. To make such writes rare, each of them also writes zeros to the
+/// blocks after its own: at most an eighth of the file, and at most [`AHEAD`] bytes. Later writes
+/// to these blocks need no new metadata. If the file already exists when it is opened, all blocks
+/// before its end at that time count as allocated.
 #[derive(Debug)]
 pub(super) struct Allocated {
     file: FileBackend,
     /// The end of the part of the file that may have been written so far. The rest of the file
-    /// reads as zero. `None` until the database first changes the file. The value then begins with
-    /// the length of the file, which is read only now: the database has locked the file by this
-    /// time, so no other process can change the length.
+    /// reads as zero. `None` until the database first changes the file. The first value is the
+    /// length of the file just before this change. At that time, the database has locked the file,
+    /// so no other process can change the length.
     unwritten: Mutex<Option<u64>>,
 }
 
@@ -111,10 +111,10 @@ impl Device for Allocated {
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The length of the part of the file that the database has never cut off: at first the whole
-    /// file. When the database truncates the file (in memory only), the bytes after the new length
-    /// are cut off, and read as zero from then on. `blocks` contains the blocks that the database
-    /// has written, which are also kept in memory only.
+    /// The length of the part of the file that still counts: at first the whole file. When the
+    /// database truncates the file (in memory only), this length shrinks, and never grows again.
+    /// Later bytes of the file read as zero. `blocks` contains the blocks that the database has
+    /// written (in memory only), which replace the contents of the file.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }

@@ -66,8 +66,8 @@ impl<E: Into<redb::Error>> From<E> for FileError {
 }
 
 /// Calls a function that uses the database, and converts a panic into an error. The database panics
-/// when it interprets some damaged pages. Only a second panic cannot be caught: it can happen in a
-/// commit while the first panic unwinds, and aborts the process.
+/// when it interprets some damaged pages. In a commit, a second panic can happen while the first
+/// one unwinds. The second panic cannot be caught, and aborts the process.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

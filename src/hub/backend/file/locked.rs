@@ -11,8 +11,8 @@ use std::{
 /// The length in bytes of the magic number, which identifies each file of the database `redb` at
 /// its beginning. If the creation of the database was interrupted, these bytes are still zero.
 const MAGIC: usize = 9;
-/// The maximum length in bytes of a database file whose creation was interrupted. A longer file is
-/// not emptied, even if it begins with zeros.
+/// The maximum length in bytes of a database file whose creation was interrupted. Such a file is
+/// emptied before it is opened. A longer file is not emptied, even if it begins with zeros.
 const MAX_NEW: u64 = 8 << 20;
 
 /// A kind of storage for the database. It is based on a [`FileBackend`], and can replace some
@@ -111,8 +111,9 @@ impl<D: Device> StorageBackend for Locked<D> {
     }
 }
 
-/// Empties the file of a database whose creation was interrupted. Returns `false` if the file is
-/// locked: another process may be creating the database.
+/// Empties a database file if its creation was interrupted, and leaves any other file unchanged.
+/// Returns `false` without a change if the file is locked: another process may be creating the
+/// database. Returns `true` otherwise.
 pub(super) fn reset_unfinished(file: &mut File, device: &FileBackend) -> io::Result<bool> {
     let is_locked = match device.try_lock_range(Bound::Unbounded, Bound::Unbounded) {
         Ok(true) => true,

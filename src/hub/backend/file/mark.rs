@@ -19,9 +19,10 @@ const TITLE: &str = "tower-sse mark 1";
 /// of a log) and the modification time of this file. A greater difference shows that an older mark
 /// was copied into the file.
 ///
-/// Each write of a mark also sets the modification time to the time in the mark. If the process is
-/// killed between the two steps, the modification time is the time of the write, which is a little
-/// later than the time in the mark.
+/// A write of a mark has two steps: it writes the current time with the other contents, and then
+/// sets the modification time of the file to this time. If the process is killed between the two
+/// steps, the modification time is the time of the first step, which is a little later than the
+/// time in the mark.
 const MAX_DELAY_MS: u64 = 20;
 
 /// The maximum difference in milliseconds between the time in a mark file and the modification time
@@ -36,7 +37,8 @@ const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 pub(super) struct Contents {
     /// The epoch of the log: the number that identifies one lifetime of the log.
     pub(super) epoch: u64,
-    /// The last position that the log has stored. No acknowledged record has a greater position.
+    /// The last position that the log has stored. The mark is written before the records up to this
+    /// position are acknowledged, so no acknowledged record has a greater position.
     pub(super) last: Position,
     /// The time when this state of the log was written to the mark file, in milliseconds since
     /// 1970.
@@ -135,8 +137,9 @@ impl Contents {
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    /// The handle that holds the lock of the mark file, if this is not `file`: the mark file was
-    /// first opened for reading only, and `file` was opened for writing later.
+    /// The file handle that holds the lock of the mark file. `None` if `file` holds the lock. The
+    /// handles differ if the mark file was first opened for reading only, and `file` was opened for
+    /// writing later.
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
@@ -147,9 +150,9 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Opens and locks the mark file, which contains the state of the log for the next start.
-    /// Creates the file if it does not exist. Returns `None` if the file is already locked, usually
-    /// by another process.
+    /// Opens and locks the mark file of a log, which keeps the state of the log until the log is
+    /// opened again. Creates the file if it does not exist. Returns `None` if the file is already
+    /// locked, usually by another process.
     ///
     /// If the process has no permission to write, an existing mark file is opened for reading.
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
@@ -276,7 +279,8 @@ impl Mark {
     }
 }
 
-/// Returns the path of a log with an additional extension.
+/// Returns the path of a file beside a log: the path of the log with `extension`, such as `.mark`,
+/// appended to it.
 pub(super) fn beside(log: &Path, extension: &str) -> PathBuf {
     let mut path = log.as_os_str().to_owned();
     path.push(extension);

@@ -48,11 +48,12 @@ use tokio::{
 /// - **Acknowledged** events are on the disk, or with the operating system: see
 ///   [`durability`](Self::durability). Publishers that wait at the same time share a commit. No
 ///   kill of the process loses an acknowledged event.
-/// - **Order**: all topics share the order of the commits. One
+/// - **Order**: the records of all topics have one order, the order of the commits. One
 ///   [`publish_all`](crate::hub::Topic::publish_all) is stored as a whole or not at all, with no
 ///   other event between its events.
-/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the records
-///   after the given position. If there are more than 10,000, it appends nothing.
+/// - **Conditional appends**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the
+///   records after the given position. If there are more than 10,000, it appends nothing, and
+///   returns `None`.
 /// - **Retention**: [`max_records`](Self::max_records), [`max_bytes`](Self::max_bytes) and
 ///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most
 ///   1,000 records more than it appends. A client gets a [gap](crate::hub::Gap) for removed events.
@@ -99,7 +100,7 @@ use tokio::{
 /// After a failed commit, the log opens its file again, which verifies the whole file. The
 /// verification takes seconds for some hundred megabytes, and readers wait meanwhile. Then a pause
 /// begins, which is four times as long as the verification, and at least a second. Publishing
-/// returns the same error until the end of the pause. The log tries again only after the pause, so
+/// returns the same error until the end of the pause. The file is not opened again before that, so
 /// readers wait at most a fifth of the time. If the commit has failed because of a damaged page,
 /// the file stays open, and readers do not wait.
 ///
@@ -129,10 +130,10 @@ use tokio::{
 ///
 /// # Resources
 ///
-/// A thread writes, and the blocking threads of tokio read. Each runtime that publishes has one
-/// task for the replies. The database caches up to 16 MiB. Up to 1 MiB of new records stays in
-/// memory for the next `follow`, so a hub need not read them from the file. One commit takes one
-/// `fdatasync`.
+/// A thread writes, and the blocking threads of tokio read. In each runtime that publishes, one
+/// task passes the results of appends to their publishers. The database caches up to 16 MiB. Up to
+/// 1 MiB of new records stays in memory until the hub takes them with [`follow`](Backend::follow),
+/// so the hub need not read them from the file. One commit takes one `fdatasync`.
 ///
 /// # Examples
 ///
@@ -217,8 +218,9 @@ impl FileBackend {
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
     ///
-    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
-    /// hub knows that a topic is finished.
+    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. After that time, the hub
+    /// forgets that a topic is [finished](crate::hub::Topic::finish), and a returning client waits
+    /// for new events of the topic.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };

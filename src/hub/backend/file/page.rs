@@ -15,8 +15,9 @@ const BYTES: usize = 1 << 20;
 
 /// A page of the log that is being read: the records that were read so far.
 ///
-/// A damaged or missing record counts as evicted. A page reports evicted records only at its
-/// beginning. So a page that already has records ends before a damaged record.
+/// A damaged or missing record counts as evicted, as if the retention had removed it. A page can
+/// report evicted records only at its beginning. So if a damaged record follows records that were
+/// already read for the page, the page ends before the damaged record.
 pub(super) struct PageReader {
     /// The topics that the reader of the log has requested. If the reader has requested all topics,
     /// these are the topics of the records that were read so far: records of the same topic share
@@ -118,9 +119,9 @@ impl PageReader {
         self.records.push((position, topic, kind, value.event.len()));
     }
 
-    /// Skips the damaged records up to the position `through`. If the page has read other records
-    /// before them, the page ends before the damaged records. Otherwise it reports the damaged
-    /// records as evicted.
+    /// Skips the next records, up to the position `through`, because they are damaged or missing.
+    /// If records were already read for the page, the page ends before the skipped records.
+    /// Otherwise it reports the skipped records as evicted.
     pub(super) fn skip_through(&mut self, through: Position) {
         if self.examined > 0 {
             self.ends_at_damage = true;

@@ -42,8 +42,8 @@ pub(super) struct Batch {
 /// own.
 const MAX_BATCH: usize = 8 << 20;
 
-/// If at most this number of appends is missing in a commit, the writer waits until all of them
-/// have arrived. Otherwise, it waits for half of them.
+/// If the writer expects at most this number of further appends for a commit, it waits for all of
+/// them. If it expects more, it waits for half of them.
 const FEW: usize = 8;
 
 impl Batch {
@@ -76,8 +76,8 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The writer waits until the queue has this number of appends. [`push`](Queue::push) then
-    /// wakes it. `None` if the writer does not wait. Each wake-up takes a system call.
+    /// The number of queued appends that makes [`push`](Queue::push) wake the writer. Each wake-up
+    /// takes a system call, so earlier appends do not wake it. `None` if the writer does not wait.
     awaited: Option<usize>,
     /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
@@ -92,7 +92,8 @@ const MANY: usize = 4096;
 /// The next work of the writer, the thread that stores appends.
 pub(super) enum Work {
     Appends(Batch),
-    /// No append has arrived before the deadline. The writer only applies the retention.
+    /// No append has arrived before the deadline of [`take`](Queue::take), the time when the writer
+    /// has to apply the retention. The writer only applies the retention.
     Idle,
     /// A reader could not use the database because of this error. The writer may have to open the
     /// database again.
@@ -136,8 +137,9 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits until `window`, or until the queue has half of the `expected` appends, which can share
-    /// a commit. If the queue is empty, waits for the first append until the deadline. Returns the
+    /// Waits until the time `window` for the `expected` appends, which can share a commit. The wait
+    /// ends earlier if half of them are in the queue, or all if they are few ([`FEW`]). If the
+    /// queue is still empty, waits for the first append until the time `deadline`. Returns the
     /// first appends of the next commit, or other work for the writer, such as the report of a
     /// failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
@@ -154,9 +156,10 @@ impl Queue {
         Work::Appends(batch)
     }
 
-    /// Adds further appends without a condition to the batch. Before, waits until half of the
-    /// missing ones have arrived, but at most until `window`. Returns `false` if the batch has the
-    /// `expected` appends, or if none was added.
+    /// Adds further appends without a condition to the batch. Before that, waits, at most until the
+    /// time `window`, for half of the `expected` appends that the batch still lacks, or for all of
+    /// these if they are few ([`FEW`]). Returns `false` if it has added no append, for example
+    /// because the batch lacks none.
     pub(super) fn take_more(&self, batch: &mut Batch, expected: usize, window: Instant) -> bool {
         let before = batch.appends.len();
         if before >= expected {
@@ -193,7 +196,8 @@ impl Queue {
     }
 }
 
-/// Returns the number of appends that the writer waits for if this number is missing in a commit.
+/// Returns the number of appends that the writer waits for if a commit lacks `missing` of the
+/// expected appends: half of them, or all if they are few ([`FEW`]).
 fn awaited(missing: usize) -> usize {
     if missing > FEW { missing / 2 } else { missing }
 }
@@ -217,7 +221,8 @@ mod tests {
         }
     }
 
-    /// The writer begins with half of the appends, and adds the others before the window ends.
+    /// The writer begins a commit with half of the expected appends, and adds the others that
+    /// arrive before the time `window`.
     #[test]
     fn batch_grows_while_appends_arrive() {
         let (queue, tasks) = (Queue::default(), ReplyTasks::default());
@@ -259,7 +264,7 @@ mod tests {
         assert_eq!(take(&queue, 2, Instant::now()).appends.len(), 2);
     }
 
-    /// Also if the appends of a batch arrive one after the other.
+    /// The limit also applies if the appends of a batch arrive one after the other.
     #[test]
     fn size_of_a_batch_is_limited() {
         let (queue, tasks) = (Queue::default(), ReplyTasks::default());

@@ -1,4 +1,5 @@
-//! The newest records of the log in memory: the follower of a hub need not read them from the file.
+//! The newest records of the log in memory, so that the follower of a hub, the task that reads new
+//! records, need not read them from the file.
 
 use crate::hub::backend::{Bounds, Page, Position, Record};
 use std::mem;
@@ -10,8 +11,9 @@ const MAX_RECORDS: usize = 1000;
 /// The maximum size in bytes of the records in memory.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The records of the last commits that no reader has taken yet. The first reader takes them. Other
-/// readers read the file, and so does a reader that is too slow for the limits.
+/// The records of the last commits that no reader has taken yet. The first reader takes them, and
+/// other readers read the file. If the first reader is so slow that the records exceed the limits,
+/// the records are dropped, and it reads the file, too.
 #[derive(Default)]
 pub(super) struct Recent {
     /// Set while records are kept: from the first request of a reader until the records exceed the
@@ -28,9 +30,9 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Adds the records of a commit with their size in bytes. They are all records of the log after
-    /// the position `after`. Forgets the earlier records if some are missing between them and the
-    /// commit, and all records if they exceed the limits.
+    /// Adds the records of a commit, which directly follow the position `after` in the log. `bytes`
+    /// is their size. If the records in memory do not end at `after`, first forgets them. If the
+    /// records exceed the limits, forgets all of them.
     pub(super) fn add(&mut self, epoch: u64, after: Position, commit: Vec<(Position, Record)>, bytes: u64) {
         let Some(through) = commit.last().map(|(position, _)| *position).filter(|_| self.is_followed) else { return };
         let fits = |records: usize, bytes: u64| records <= MAX_RECORDS && bytes <= MAX_BYTES;
@@ -47,9 +49,9 @@ impl Recent {
         }
     }
 
-    /// Removes the records after the position `after`, and returns them as a page. Returns `None`
-    /// if some of these records are not in memory. `bounds` is the range of positions that the log
-    /// has announced to its readers.
+    /// Removes all records from memory, and returns those after the position `after` as a page.
+    /// Returns `None`, and removes nothing, if memory does not have all of these records, or if
+    /// `bounds`, the range that readers may read, excludes some records.
     pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
         self.is_followed = true;
         let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);
@@ -78,7 +80,8 @@ mod tests {
         Bounds { epoch: 7, evicted_through: evicted_through.into(), last: last.into() }
     }
 
-    /// Creates the records of a log with a reader.
+    /// Creates an empty [`Recent`] that a reader has called, so it keeps the records of later
+    /// commits.
     fn followed() -> Recent {
         let mut recent = Recent::default();
         assert_eq!(recent.take(Position::START, &bounds(0, 0)), None);

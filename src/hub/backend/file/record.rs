@@ -1,8 +1,8 @@
 //! Records as values of the database.
 //!
 //! A value is a checksum (8 bytes), the time of the append in milliseconds since 1970 (8), the size
-//! of all values of the log up to this one (8), the kind (1), the length of the topic (4), the
-//! topic, and the event. Numbers are little-endian.
+//! of all values of the log up to this one (8), the kind of the record, such as event or finish
+//! (1), the length of the topic (4), the topic, and the event. Numbers are little-endian.
 //!
 //! A value is stored in parts, because the sizes of pages of the database are powers of two: a
 //! value of 4.1 KiB would take a page of 8 KiB. The key of a part is the position of the record and
@@ -27,8 +27,8 @@ pub(super) struct Value<'a> {
     /// value. The difference between the totals of two values is the size of the values after the
     /// first value, up to and including the second value.
     pub(super) total: u64,
-    /// The kind of the record. `None` if a later version of this crate has written a kind that this
-    /// version does not know.
+    /// The kind of the record, such as an event or the end of its topic. `None` if a later version
+    /// of this crate has written a kind that this version does not know.
     pub(super) kind: Option<RecordKind>,
     pub(super) topic: &'a str,
     pub(super) event: &'a [u8],
@@ -80,8 +80,8 @@ pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*time), u64::from_le_bytes(*total)))
 }
 
-/// Decodes a database value, which contains one record. Returns `None` if the value is damaged, or
-/// belongs to another position.
+/// Decodes a database value, which contains the record at `position`. Returns `None` if the value
+/// is damaged, or was written for another position.
 pub(super) fn decode(position: Position, bytes: &[u8]) -> Option<Value<'_>> {
     let (expected, rest) = bytes.split_first_chunk()?;
     if checksum(position, rest) != u64::from_le_bytes(*expected) {

@@ -17,8 +17,9 @@ pub(super) type Outcome = Result<Option<Appended>, FileError>;
 /// A publisher that waits for the result of its append.
 pub(super) struct Publisher {
     reply: oneshot::Sender<Outcome>,
-    /// Is dropped after the reply, even if the publisher does not poll its future again. Otherwise
-    /// its runtime, which waits for the thread of the stopped clock, could not shut down.
+    /// Stops the paused clock of a test until the reply is sent. The future of the publisher does
+    /// not own this value: such a future may exist for long without being polled. Its runtime,
+    /// which waits for the thread of the stopped clock, could then not shut down.
     clock: StoppedClock,
     /// The task that sends replies in the runtime of the publisher. `None` outside of a runtime.
     task: Option<ReplyTask>,
@@ -56,7 +57,8 @@ impl Drop for Replies {
 pub(super) struct ReplyTasks(Mutex<HashMap<Id, ReplyTask>>);
 
 impl ReplyTasks {
-    /// Creates a publisher in the current runtime, and the receiver of its result.
+    /// Creates a [`Publisher`] for an append from the current runtime, and the receiver of the
+    /// result of this append.
     pub(super) fn publisher(&self) -> (Publisher, oneshot::Receiver<Outcome>) {
         let (reply, response) = oneshot::channel();
         (Publisher { reply, clock: StoppedClock::new(), task: self.of_current_runtime() }, response)
@@ -77,8 +79,9 @@ impl ReplyTasks {
     }
 }
 
-/// Sends results to their publishers. A publisher without others of its runtime gets its result
-/// from this thread.
+/// Sends results to their publishers. Several publishers of one runtime get their results from the
+/// task of the runtime. The only publisher of a runtime, and publishers outside of a runtime, get
+/// their results from this thread.
 pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
     let mut groups: Vec<(Option<ReplyTask>, Replies)> = Vec::new();
     for (Publisher { reply, clock, task }, outcome) in outcomes {

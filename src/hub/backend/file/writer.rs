@@ -140,7 +140,8 @@ impl Writer {
     }
 
     /// Returns the time when the writer, the thread that stores appends, has to apply the
-    /// retention, even if no append arrives. Returns `None` if there is no such time.
+    /// retention, even if no append arrives. Returns `None` if the log is empty or cannot be
+    /// written, or if it is within its limits and records do not expire.
     fn deadline(&self) -> Option<Instant> {
         if !self.is_writable() || self.tail.records() == 0 {
             return None;
@@ -156,7 +157,7 @@ impl Writer {
     }
 
     /// Stores appends in the log with one commit, and applies the retention. Adds appends that
-    /// arrive until `window`. If the batch is empty, only applies the retention.
+    /// arrive until the time `window`. If the batch is empty, only applies the retention.
     fn append(&mut self, mut batch: Batch, window: Instant) {
         // The futures of some appends may have been dropped while they waited.
         batch.appends.retain(|append| !append.publisher.has_left());
@@ -191,8 +192,8 @@ impl Writer {
         }
     }
 
-    /// Keeps the records of a commit in memory for the follower of the hub. `before` is the state
-    /// of the log before the commit.
+    /// Keeps the records of a commit in memory for the follower of the hub, the task that reads new
+    /// records. `before` is the state of the log before the commit.
     fn keep(&self, before: &Tail, records: Vec<Record>) {
         let positions = iter::successors(Some(before.last.next()), |position| Some(position.next()));
         let bytes = self.tail.total_bytes - before.total_bytes;
@@ -249,8 +250,9 @@ impl Writer {
 
     /// Makes the changes of one transaction: appends records, and evicts the oldest records if the
     /// retention requires it. `unchanged` has one value for each append: `true` if the log in the
-    /// database fulfils the condition of the append. Adds appends that arrive until `window`, so
-    /// that their publishers and this thread work at the same time.
+    /// database fulfils the condition of the append. Adds appends that arrive until the time
+    /// `window`, so that this thread already stores the first appends while other publishers
+    /// prepare theirs.
     fn change(
         &self,
         transaction: &WriteTransaction,

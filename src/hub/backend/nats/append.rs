@@ -1,5 +1,6 @@
-//! Appends to a log in a NATS stream: publishes the records as one message, and finds out which log
-//! has stored the message. (Another log can replace the log in the stream at any time.)
+//! Appends to the log in a NATS stream: publishes the records as one message, and finds out the
+//! epoch of the log that has stored the message. (The stream can contain another log at any time,
+//! for example if an operator has created the stream again.)
 
 use super::{
     NatsBackend,
@@ -136,9 +137,10 @@ impl NatsBackend {
     /// if the condition does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 cannot reliably compare the
-    /// sequence of the last message of one topic. The message then also expects the last sequence
-    /// of the whole stream, so these servers also refuse it if another topic has a new message. The
-    /// function then tries again, and returns an error after the request timeout of the backend.
+    /// sequence of the last message of one topic. For such a server, the message also expects the
+    /// last sequence of the whole stream. So the server also refuses the message if another topic
+    /// has a new message. The function tries again after such a refusal, but returns an error if
+    /// the request timeout of the backend has passed.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,
@@ -278,9 +280,9 @@ impl NatsBackend {
 /// successful. Called when the server has refused a later attempt because of the expected sequence:
 /// the server may compare this sequence before it detects that the message is a duplicate.
 ///
-/// `before` is the sequence of the last message of the subject before the first attempt. The
-/// message of the subject that follows it is `new` if the first attempt was successful. Returns
-/// `None` if another message follows, and an error if no message follows.
+/// `before` is the sequence of the last message of the subject before the first attempt. If an
+/// attempt was successful, `new` is the next message of the subject after `before`. Returns `None`
+/// if the next message is another one, and an error if the stream has no next message.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,

@@ -1,8 +1,9 @@
 //! The follower of a log in a NATS stream, which reads its new messages. Usually a consumer
 //! delivers the messages. While the server creates a consumer, the follower requests the messages
 //! one by one. After a consumer has failed, the follower also requests the next messages one by
-//! one: the cause may be a message of another program with headers that end the connection, and
-//! every new consumer would fail at this message again.
+//! one: the cause may be a message of another program whose headers the client library cannot
+//! parse. The library then ends the connection, and would end it again if a new consumer delivered
+//! this message.
 
 use super::{
     confirmation::Confirmations,
@@ -53,8 +54,9 @@ pub(super) struct Follower {
     pub(super) link: Link,
     source: Source,
     losses: Losses,
-    /// A message that the consumer has already delivered, and that begins the next page, because
-    /// the previous page had to end before it.
+    /// A message that the consumer has already delivered, and that begins the next page. The
+    /// previous page ended before it, because a page can report missing messages only at its
+    /// beginning.
     next: Option<Stored>,
     runtime: Handle,
 }

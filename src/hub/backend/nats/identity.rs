@@ -46,8 +46,9 @@ const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
 /// The time that a node waits, after it has connected, before it adds one more mark (a message that
 /// identifies the log). The node adds this mark only if the JetStream stream has a maximum age of
-/// messages, because the server may soon remove the newest mark. It waits at most a quarter of the
-/// maximum age. A message that arrives during this time postpones the mark.
+/// messages, because the newest mark may then soon expire. It waits at most a quarter of the
+/// maximum age. A message that arrives during this time postpones the mark, because the messages of
+/// a hub name the log in a header.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
@@ -60,12 +61,12 @@ const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 /// The maximum length of the id of a log in bytes.
 const MAX_ID_BYTES: usize = 1024;
 
-/// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
-/// log, its first mark has this header with the id of the lost log.
+/// The header with the id of a lost log. If a log replaces a lost log, the first mark of the new
+/// log has this header. A mark is a message in the JetStream stream that identifies the log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// A mark is a message in the JetStream stream that is not an event and identifies the log. This
-/// header of a mark contains the sequence of the last event before the mark.
+/// The header with the sequence of the last event before a mark, a message in the JetStream stream
+/// that is not an event and identifies the log. The first mark of a log does not have this header.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The state of the log in the JetStream stream, as the local node knows it. It includes the
@@ -86,9 +87,9 @@ pub(super) struct KnownLog {
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
     pub(super) newest: u64,
-    /// `true` if the stream has stored a new message at a sequence up to `newest`, the greatest
-    /// sequence that the local node had seen before. So the stream has lost the messages of the log
-    /// from the sequence of the new message on, and the next check begins a new log.
+    /// `true` if the stream is known to have lost the newest messages of the log: it has stored a
+    /// new message at a sequence that the local node had seen before, so a sequence up to `newest`.
+    /// The messages from this sequence on are lost, and the next check begins a new log.
     is_truncated: bool,
     witnesses: Witnesses,
     /// The sequence and the time of the newest message of the JetStream stream at the last complete
@@ -102,7 +103,9 @@ pub(super) struct KnownLog {
     /// twice within this time.
     pub(super) duplicate_window: Duration,
     /// The time when the local node adds one more mark, a message that identifies the log. Without
-    /// it, retention could remove all marks. Each message that arrives earlier postpones this time.
+    /// it, retention could remove all marks. Each message that arrives earlier postpones this time
+    /// to half of `max_age` after its arrival, because the messages of a hub name the log in a
+    /// header.
     renewal: Instant,
 }
 
@@ -137,8 +140,9 @@ impl Witness {
         message.identity() == Some(self.identity)
     }
 
-    /// Returns `true` if the newest message of a JetStream stream in this state has the sequence
-    /// and the time of the witness. This message is then the witness, so a check need not fetch it.
+    /// Returns `true` if the message of the witness is the newest message of the JetStream stream,
+    /// whose state is `state`: both have the same sequence and time. A check then need not fetch
+    /// it.
     fn is_last(&self, state: &State) -> bool {
         self.sequence == state.last && self.time.is_some() && self.time == state.last_time
     }
@@ -199,8 +203,9 @@ impl KnownLog {
         })
     }
 
-    /// Returns `true` if a complete check has already compared the JetStream stream with this end,
-    /// so that its large messages need not be fetched.
+    /// Returns `true` if the newest message of the JetStream stream, according to `state`, is the
+    /// same as at the last complete check. Large messages of the stream then need not be fetched
+    /// again.
     fn has_checked(&self, state: &State) -> bool {
         self.checked_end.is_some() && self.checked_end == state.end()
     }
@@ -214,9 +219,9 @@ impl KnownLog {
     }
 
     /// Handles a mark, a message that identifies the log. The follower, the task that reads new
-    /// messages, has read this mark. If the mark is newer than the known mark and belongs to this
-    /// log, remembers it as the known mark. Returns `false` if the mark is newer and begins another
-    /// log, and otherwise `true`.
+    /// messages, has read this mark. Returns `false` if the mark is newer than the mark in `self`,
+    /// and belongs to another log. Otherwise returns `true`. If the mark is newer and belongs to
+    /// this log, it replaces the mark in `self`.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -579,11 +584,12 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
-/// Returns the newest mark of a JetStream stream in this state, or `None` if the stream has no
-/// mark.
+/// Returns the newest mark of the JetStream stream, a message that identifies the log, or `None` if
+/// the stream has no mark. `state` is the state of the stream.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
-/// stream is still empty, so this function sends no request if `state` says so.
+/// stream is still empty, so this function sends no request if the stream has no message according
+/// to `state`.
 async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }
@@ -612,8 +618,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 }
 
 /// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
-/// the expected sequence of the newest message, or of the newest mark, in the stream. If a newer
-/// one was stored meanwhile, the server refuses the mark, and this function returns `None`.
+/// an expected sequence: that of the newest mark in the stream if `mark` begins a log, and
+/// otherwise that of the newest message. If the stream has another sequence by then, the server
+/// refuses the mark, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -83,8 +83,8 @@ impl Servers {
     }
 
     /// Connects to the first NATS server that responds. Tries each address once. The time limit for
-    /// connecting is `timeout_per_request`, multiplied by the number of addresses. On the
-    /// connection, `timeout_per_request` is the time limit of each request.
+    /// connecting is `timeout_per_request`, multiplied by the number of addresses. Afterwards,
+    /// `timeout_per_request` is the time limit of each request over the connection.
     pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
         let health = Arc::new(Health::default());
         let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
@@ -157,8 +157,9 @@ struct Health {
     /// A pair: the number of times that the connection to NATS was lost, and a `bool` that is
     /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
-    /// The time of the latest of these events: the connection to NATS was lost, the client tried to
-    /// reconnect, or the backend first forced a reconnect. `None` while the connection works.
+    /// The time of the latest sign that the connection to NATS does not work: it was lost, or the
+    /// client tried to reconnect. A reconnect that the backend forces counts only if there was no
+    /// earlier sign. `None` while the connection works.
     trouble: Mutex<Option<Instant>>,
 }
 

@@ -58,8 +58,9 @@ use tokio::{sync::Mutex, time::timeout};
 /// **Loss is reported.** A stream can lose its newest messages: in a power failure, when an old
 /// copy of the stream is restored, or when its only server loses its disk. A stream that is deleted
 /// and created again has lost all messages. The stream then issues the sequences of the lost
-/// messages again. So each log in a stream begins with a *mark*: a message with a random id on the
-/// subject `<stream>._log`, which identifies the log.
+/// messages again, so a sequence alone does not identify an event. Therefore a new log, with new
+/// event ids, begins in the same stream after a loss. Each log begins with a *mark*: a message with
+/// a random id on the subject `<stream>._log`, which identifies the log.
 ///
 /// To detect a loss, each node (each process with a hub) also remembers a recent message that it
 /// has read or published. The node checks that the stream still has this message before it returns
@@ -92,7 +93,8 @@ use tokio::{sync::Mutex, time::timeout};
 /// one step: the server stores the new message only if the topic has no newer message than the
 /// backend has seen. Nothing is appended if messages after the given position are missing, because
 /// they may have been of this topic. Another stream may replace the stream directly after the
-/// backend has checked it. The new stream can then store the message, and the result is an error.
+/// backend has checked it. If the new stream then stores the message, the call nevertheless returns
+/// an error.
 ///
 /// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
 /// compare the whole stream. These servers also refuse the message if another topic has a new
@@ -112,10 +114,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// (`discard: new`), or the disk is full, `publish` returns an error that says so.
 ///
 /// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
-/// client library cannot parse the headers of such a message, it ends the connection, and the node
-/// requests this message alone. The follower of each node, the task that reads new messages, loses
-/// its connection once. If a later read of old events comes to this message, the node that reads
-/// loses its connection again.
+/// client library cannot parse the headers of such a message, the library ends the connection. The
+/// node then requests this message alone. The follower of each node, the task that reads new
+/// messages, loses its connection once. If a later read of old events comes to this message, the
+/// node that reads loses its connection again.
 ///
 /// # Resources and permissions
 ///
@@ -127,14 +129,15 @@ use tokio::{sync::Mutex, time::timeout};
 /// read of several topics reads all topics.
 ///
 /// Publishing takes one request if the process also receives the message from the stream within 5
-/// milliseconds after the acknowledgement. The received message proves that the log has stored it.
-/// Otherwise publishing takes a second request, to check the log. Concurrent publishers share this
-/// request. `append_if_unchanged` takes three more requests before that, and a fourth if messages
-/// were deleted from the middle of the stream.
+/// milliseconds after the acknowledgement. Otherwise publishing takes a second request, to check
+/// the log. Concurrent publishers share this request. The received message, or the check, proves
+/// which log has stored the message. The acknowledgement does not: another log may just have
+/// replaced the log in the stream. `append_if_unchanged` takes three more requests before it
+/// publishes, and a fourth if messages were deleted from the middle of the stream.
 ///
-/// After about three seconds without a byte from the server, the client reconnects, to any of the
-/// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the
-/// topic's name takes three bytes, except letters, digits, `-`, `_` and `/`.
+/// After about three seconds without a byte from the server, the NATS client reconnects, to any of
+/// the servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of
+/// the topic's name takes three bytes, except letters, digits, `-`, `_` and `/`.
 ///
 /// A user with limited permissions needs to publish to `<stream>.>`,
 /// `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
@@ -270,8 +273,8 @@ impl NatsBackend {
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited. Has no
     /// effect on an existing stream.
     ///
-    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
-    /// hub knows that a topic is finished.
+    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
+    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };

@@ -21,17 +21,18 @@ use tokio_stream::StreamExt;
 /// elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// The time after which a page ends whose messages are requested one by one. Over a slow network, a
-/// page of 1,000 messages would take longer than the ten seconds that a hub waits for a page.
+/// The maximum time of a page while its messages are requested one by one. After this time, the
+/// page ends early. Over a slow network, a page of 1,000 messages would take longer than the ten
+/// seconds that a hub waits for a page.
 const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
 /// Reads one page: the messages of a JetStream stream that come after the position `after` and have
 /// one of these `subjects`. If `subjects` is empty, the page contains the messages of all subjects.
-/// If the server cannot create a consumer in time, or the consumer fails before its first message,
-/// the page also contains messages of other subjects.
+/// If the server does not create a consumer within 700 milliseconds ([`CONSUMER_TIMEOUT`]), or the
+/// consumer fails before its first message, the page also contains messages of other subjects.
 ///
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
-/// it ends at the last position in `state`. It ends later if newer messages have arrived since.
+/// it ends at the last position in `state`, or at a newer message that has arrived since.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -96,8 +97,8 @@ async fn next_delivered(
     Ok(delivered)
 }
 
-/// Adds the messages of `subjects` that follow the page, up to the end of the JetStream stream in
-/// `state`. Returns `false` if the page becomes full before it contains all of these messages.
+/// Extends `page` by the next messages of `subjects`, up to the end that the JetStream stream has
+/// in `state`. Returns `false` if the page becomes full before it contains all of these messages.
 ///
 /// The consumer that has delivered the page can run on another server than the leader of the
 /// stream. The server of the consumer may not have the newest messages yet. The leader has them,
@@ -142,9 +143,9 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Requests the messages of the JetStream stream from this sequence on, one by one, and returns
-/// them. Ends after 1,000 messages, about 4 MiB, or about one second ([`ONE_BY_ONE`]). The result
-/// is empty at the end of the stream.
+/// Returns the messages of the JetStream stream from this sequence on, each from a request of its
+/// own. Returns at most 1,000 messages and about 4 MiB, and stops after about one second
+/// ([`ONE_BY_ONE`]). The result is empty at the end of the stream.
 ///
 /// Single requests can also return messages with malformed headers, which a consumer cannot
 /// deliver. The response to a single request contains the headers in Base64. A consumer delivers
@@ -168,9 +169,10 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 /// stream. The page begins after the position `after`. `deleted` contains the sequences of the
 /// deleted messages in rising order.
 ///
-/// If the message directly after `after` was deleted, the page reports a gap: its eviction
-/// watermark becomes the position of the last of the consecutive deleted messages. The page ends
-/// before the next deleted message, so that the next page reports that message as a gap.
+/// If the message directly after `after` was deleted, the page reports a gap at its beginning. Its
+/// eviction watermark, the end of the gap, becomes the last position of this range of deleted
+/// messages. The page ends before the first later deleted message, so that the next page reports
+/// that message as a gap.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -20,7 +20,8 @@ use tokio::time::sleep;
 ///
 /// nats-server, up to version 2.9 at least, confirms a deletion before it has removed the files. It
 /// then also removes the files of a new stream with this name. The new stream stores messages but
-/// does not deliver them. On a busy disk, the removal takes longer than 300 milliseconds.
+/// does not deliver them. On a busy disk, the removal takes longer than 300 milliseconds, so the
+/// wait is one second.
 const DELETION: Duration = Duration::from_secs(1);
 
 /// The JetStream error code of a response that says that the requested message does not exist.
@@ -127,8 +128,8 @@ impl Stream<'_> {
     }
 
     /// Returns the message with this sequence, or `None` if the JetStream stream does not have it.
-    /// Use this function for a message that is known to be large: the request is not sent again
-    /// after 250 milliseconds, but after half of the request timeout.
+    /// Use this function for a message that is known to be large. Without a response, it sends the
+    /// request again only after half of the request timeout, and not after 250 milliseconds.
     pub(super) async fn get_large(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message_with_interval(self.link.large_message_interval(), &json!({ "seq": sequence })).await
     }

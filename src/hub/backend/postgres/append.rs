@@ -34,7 +34,8 @@ impl Log {
     /// if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
     ///
     /// Shares a transaction with the other appends that wait at the same time, like
-    /// [`append`](Self::append). The records of the earlier appends in this transaction count.
+    /// [`append`](Self::append). The condition also covers the records of the earlier appends in
+    /// this transaction.
     pub(super) async fn append_if_unchanged(
         self: &Arc<Self>,
         records: Vec<Record>,
@@ -184,7 +185,7 @@ impl Log {
         Ok(results)
     }
 
-    /// Returns the error of an append without a condition whose response has no position.
+    /// Returns the error for an unconditional append if the server's response contains no position.
     fn has_no_position(&self) -> RequestError {
         RequestError::broken(format!("{}: the response to an append has no position", self.what()))
     }
@@ -192,7 +193,8 @@ impl Log {
 
 /// A call of the SQL function `append`. Consecutive appends without a condition share a call.
 struct Call {
-    /// The range of the records in the transaction, which begins at 0 and excludes `last`.
+    /// The records of the call: those with the indexes `first..last` among all records of the
+    /// transaction, which are counted from 0.
     first: usize,
     last: usize,
     condition: Option<Condition>,
@@ -225,9 +227,9 @@ fn to_index(records: usize) -> i32 {
     i32::try_from(records).unwrap_or(i32::MAX)
 }
 
-/// Decodes the response to appends: for each call of the SQL function `append`, the epoch, the
-/// position and the time of its last record. Contains `None` for a call whose condition did not
-/// hold, so that it has appended nothing.
+/// Decodes the response to a transaction of appends. Returns the epoch, the position and the time
+/// of the last record of each call of the SQL function `append`. The element of a call is `None` if
+/// its condition did not hold, so that the call has appended nothing.
 fn ends(rows: &[Row], calls: usize) -> Result<Vec<Option<Known>>, tokio_postgres::Error> {
     let mut ends = vec![None; calls];
     for row in rows {
@@ -251,7 +253,8 @@ mod tests {
     };
     use tokio::runtime::Builder;
 
-    /// A runtime that shuts down can drop the task of the appends before it polls the task.
+    /// Tests the next append after a runtime has dropped the task that performs the appends. A
+    /// runtime that shuts down can drop this task before it polls the task for the first time.
     #[test]
     fn append_after_a_dropped_task_starts_another() {
         let backend = PostgresBackend::new("postgres://host").unwrap();

@@ -155,8 +155,8 @@ pub(super) struct Connection {
     driver: AbortHandle,
 }
 
-/// Wakes the follower, the task that reads the log, after a Postgres notification and at the end of
-/// the connection.
+/// A signal that wakes the follower, the task that reads the log, after a Postgres notification and
+/// at the end of the connection.
 #[derive(Default)]
 struct Signal {
     /// Wakes the waiting task. A stored permit means that a Postgres notification has arrived since

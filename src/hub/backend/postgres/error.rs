@@ -57,8 +57,8 @@ impl RequestError {
         self.breaks_connection
     }
 
-    /// Returns `true` if the error of several appends in one transaction may concern only one of
-    /// them. The others may succeed without it.
+    /// Returns `true` if the error of a transaction with several appends may concern only one
+    /// append. The other appends may then succeed in a transaction without this append.
     pub(super) fn can_concern_one_append(&self) -> bool {
         !self.breaks_connection && !self.is_locked
     }

@@ -67,11 +67,12 @@ struct Log {
 }
 
 /// Calls the SQL function `append` for each range of the records, in the order of the ranges. The
-/// function is volatile, so each call sees the records of the earlier calls. Each call refers to
-/// its range (`LATERAL`), so the server can only run the calls in a nested loop over the ranges.
+/// function is volatile, so each call sees the records of the earlier calls. `LATERAL` ensures the
+/// order: each call refers to its range, so the server can only run the calls in a nested loop over
+/// the ranges.
 ///
-/// `unnest` with several arguments is special syntax, which never means a function of another
-/// schema.
+/// `unnest` needs no schema name: with several arguments, it is special syntax, which never means a
+/// function of another schema.
 const APPEND: &str = "SELECT call.n, ends.epoch, ends.last, ends.stored_at
     FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS call (first, last, epoch, since, n)
     CROSS JOIN LATERAL {schema}.append(
@@ -227,8 +228,8 @@ impl PostgresBackend {
     /// [`Duration::MAX`] and zero disable the limit. Each node deletes old records about every ten
     /// seconds, or after each quarter of `age` if this is shorter.
     ///
-    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. It decides how long the
-    /// hub knows that a topic is finished.
+    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
+    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };
@@ -295,8 +296,8 @@ impl Log {
     }
 
     /// Returns the bounds of the log: its epoch, and the range of positions that it retains. If
-    /// another log has replaced the log that this process knows, for example after a failover,
-    /// first starts a new epoch: a new number that identifies this lifetime of the log. The ids of
+    /// another log has replaced the log that this process knows, for example after a failover, the
+    /// function first starts a new epoch: another number, which identifies the new log. The ids of
     /// earlier events are then not valid any more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let connection = self.shared_connection().await?;

@@ -59,8 +59,9 @@ pub(super) struct LogPage {
     /// `true` if the log is still the log that this process knows: it is on the Postgres server
     /// that has issued the epoch of this log, and it has the newest record that this process knows.
     pub(super) is_current: bool,
-    /// The number of rows in the page, including records of programs other than a hub that this
-    /// crate cannot decode. The node counts all of these rows as new records for its next eviction.
+    /// The number of rows in the page, including rows that this crate cannot decode, because a
+    /// program other than a hub has inserted them. The node counts all of these rows as new records
+    /// for its next eviction.
     pub(super) count: usize,
 }
 

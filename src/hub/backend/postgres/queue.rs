@@ -30,8 +30,9 @@ pub(super) const MAX_EXAMINED: i64 = 5000;
 /// this process estimates it. Examining them takes about 30 ms.
 const MAX_EXAMINED_TOGETHER: i64 = 50_000;
 
-/// The topics of the hub itself: signs of life, and closes of streams. Other topics of the
-/// application may begin with the same text.
+/// The topics of the hub itself: one for signs of life and other messages between nodes, and one
+/// for announcements of closed streams. Only these exact names count: an application may have a
+/// topic with the name `tower-sse`.
 const HUB_TOPICS: [&str; 2] = [beat::TOPIC, CLOSED_STREAMS];
 
 /// The queue of appends to the log in Postgres. An append waits in the queue until the previous
@@ -44,8 +45,8 @@ struct Queue {
     /// The appends to topics of the hub itself, which come first. Signs of life are among them: if
     /// they waited behind a backlog, other nodes would declare this node dead.
     ///
-    /// The order of two appends that wait at the same time has no meaning if they are to different
-    /// topics: the hub waits for the result of an append before it appends what has to follow.
+    /// The queue may change the order of two waiting appends to different topics. Where this order
+    /// matters, the hub waits for the result of the first append before it starts the second.
     of_hub: VecDeque<Waiting>,
     others: VecDeque<Waiting>,
     is_running: bool,
@@ -85,7 +86,8 @@ pub(super) struct Condition {
     pub(super) since: i64,
 }
 
-/// The size of a transaction that several appends share.
+/// The size of a transaction that several appends share: the numbers that its limits apply to, such
+/// as [`MAX_BYTES`] and [`MAX_RECORDS`].
 #[derive(Default)]
 struct Size {
     bytes: usize,
@@ -95,8 +97,9 @@ struct Size {
 }
 
 impl Size {
-    /// Adds an append to the transaction. `newest` is the position of the newest record in the log
-    /// that this process knows.
+    /// Adds the size of an append to the size of the transaction. `newest` is the position of the
+    /// newest record in the log that this process knows. It serves to estimate how many records a
+    /// conditional append examines: those up to `newest` after the position of its condition.
     fn add(&mut self, append: &Waiting, newest: i64) {
         if let Some(condition) = append.condition {
             // The append also examines the earlier records of the transaction. Other nodes may have
@@ -131,7 +134,8 @@ impl Appends {
     /// no append waits. The calling task, which performs the appends, then has to end, because the
     /// next append starts another task. Appends to topics of the hub itself come first.
     ///
-    /// `newest` is the position of the newest record in the log that this process knows.
+    /// `newest` is the position of the newest record in the log that this process knows. It serves
+    /// to estimate how many records the conditional appends examine.
     pub(super) fn next_group(&self, newest: i64) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut size) = (Vec::new(), Size::default());
@@ -202,8 +206,8 @@ mod tests {
         Record { topic: "t".into(), kind: RecordKind::Event, event: vec![b'x'; bytes].into() }
     }
 
-    /// Creates a queue with these appends: the sizes of their records, and the positions of their
-    /// conditions.
+    /// Creates a queue with these appends. Each pair is one append: the sizes of its records in
+    /// bytes, and the position of its condition, or `None` for an append without a condition.
     fn queue(appends: impl IntoIterator<Item = (Vec<usize>, Option<i64>)>) -> (Appends, Results) {
         let queue = Appends::default();
         let results = appends.into_iter().map(|(sizes, since)| {

@@ -10,18 +10,18 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of old records that one transaction deletes, which takes about 10 ms. If this
-/// node has appended or read more records than this since its previous transaction of this kind,
-/// the next transaction deletes up to that number of records instead.
+/// The maximum number of old records that one batch, a transaction of an eviction, deletes. This
+/// takes about 10 ms. If this node has appended or read more records than this since its previous
+/// batch, the next batch deletes up to that greater number of records.
 const MAX_DELETED: u64 = 1000;
-/// A transaction that deletes old records stops when the deleted records have this size in bytes.
-/// If this node has appended or read more bytes than this since its previous transaction of this
-/// kind, the next transaction stops at the size of those bytes instead.
+/// The size in bytes of deleted records that ends a batch, a transaction of an eviction. If this
+/// node has appended or read more bytes than this since its previous batch, the next batch stops at
+/// that greater size.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
-/// A node starts an eviction, the deletion of the oldest records, after this number of new records.
-/// If the maximum number of records in the log is below 4,000, the node does so after a quarter of
-/// this maximum.
+/// The number of new records after which a node starts an eviction, the deletion of the oldest
+/// records. If the maximum number of records in the log is below 4,000, the node starts an eviction
+/// after a quarter of this maximum.
 const MAX_NEW: u64 = 1000;
 
 /// The maximum interval between two evictions. An eviction deletes the records that are older than

@@ -7,8 +7,8 @@ use tokio_postgres::{Client, error::SqlState, types::Type};
 const VERSION: i32 = 2;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
-/// A node must be able to read an event within the timeout of a request. If it cannot, it can read
-/// neither this event nor any event after it.
+/// Each node must be able to read the event within the timeout of a request. A node that cannot
+/// read the event can read no later event, either.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record,
