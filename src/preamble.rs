@@ -37,8 +37,8 @@ pub(crate) struct Preamble {
     /// Set if the stream has no items and will never have any. The response is then
     /// `204 No Content`.
     pub(crate) is_over: bool,
-    /// Set if the stream contains a subscription that has offered its preamble, even without first
-    /// bytes.
+    /// Set if the stream contains a subscription that has offered its preamble (the first bytes of
+    /// the stream) to the body, even an empty one.
     pub(crate) has_subscription: bool,
     /// Set if the client may have an id of an earlier stream. Before the first id of this stream,
     /// an event without an id would make the client forget it (HTML standard, §9.2.6).

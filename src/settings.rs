@@ -1,5 +1,5 @@
-//! The settings of a layer, their defaults, and the bytes that a stream with these settings sends
-//! before a layer or the handler ends it.
+//! The settings of a layer, and their defaults. Also makes the last bytes of a stream that a layer
+//! or the handler ends: the shutdown event and the reconnect delay.
 
 use crate::{
     Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random,

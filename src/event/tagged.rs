@@ -247,8 +247,8 @@ enum State<'a, 'b> {
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// A field of the struct, or an entry of the map, was rejected or could not be serialized.
-    /// Later fields and entries fail, too.
+    /// The fields or entries do not have the form of a variant, or one of them could not be
+    /// serialized. Later fields and entries fail, too.
     Failed,
 }
 

@@ -31,8 +31,9 @@ pub(crate) trait Announcements: Send + Sync {
     /// [`CLOSED_STREAMS`], and may not be an announcement.
     fn read(&self, announcement: &Event);
 
-    /// Closes all streams of the registry, because the node has missed announcements. They were
-    /// evicted before the node has read them, or another log has replaced the log.
+    /// Closes all streams of the registry, because the node may not know which streams other nodes
+    /// have closed. It has missed their announcements: the log has evicted them too early, or
+    /// another log has replaced the log.
     fn missed(&self);
 }
 
@@ -108,8 +109,8 @@ impl StreamRegistries {
     }
 }
 
-/// The name of a stream registry that follows a hub. Until this value is dropped, no other registry
-/// of this process can follow the hub with the same name.
+/// The name of a stream registry that follows a hub, to close streams on all nodes. Until this
+/// value is dropped, no other registry of this process can follow the hub with the same name.
 #[cfg(feature = "json")]
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,

@@ -89,7 +89,8 @@ impl Topics {
     }
 }
 
-/// The position in the log where a subscription, or one of its topics, begins.
+/// The position in the log from which a subscription delivers the events of all its topics, or of
+/// one topic that has a start of its own.
 struct Beginning {
     /// The position in the log after which the events of the subscription, or of one of its topics,
     /// are delivered.

@@ -159,7 +159,7 @@ pub struct Subscription {
     /// finished.
     has_failed: bool,
     /// The members that [`Topic::join`](super::Topic::join) has added to this subscription, such as
-    /// the user of the client. A member is present in its topic while a subscription for it exists.
+    /// the user of the client. A member is present while a subscription for this member exists.
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
@@ -698,11 +698,11 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of `event` by the cursor. Used for the newest event of a `latest_only` topic
-    /// (each event replaces the previous event). This event is delivered early, at the place of an
-    /// older event that it has replaced. Its own id can be greater than the ids of undelivered
-    /// events of other topics. A client that reconnects with this greater id would miss these
-    /// events.
+    /// Replaces the id of `event` by the cursor, the id from which the client can resume. Used for
+    /// the newest event of a `latest_only` topic (each event replaces the previous event). This
+    /// event is delivered early, at the place of an older event that it has replaced. Its own id
+    /// can be greater than the ids of undelivered events of other topics. A client that reconnects
+    /// with this greater id would miss these events.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();

@@ -597,9 +597,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// Notes that the node no longer counts as cut off from this hub. The task of a follower ends when
-/// its hub is shut down. While the node counts as cut off from any hub, the registry closes each
-/// new stream, although it may still follow other hubs.
+/// When the hub is shut down, its follower is dropped. This notes that the node no longer counts as
+/// cut off from this hub: otherwise the registry, which may also follow other hubs, would close
+/// each new stream.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

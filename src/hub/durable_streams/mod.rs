@@ -69,12 +69,12 @@
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic does not exist if it has no events and no [subscribers](super::Topic::subscribers),
 //!   and is not finished. [`existing`](DurableStreams::existing) makes exceptions, for example for
-//!   topics without an event yet. A request for a topic that does not exist does not make the topic
-//!   exist for other requests, not even while the request waits for an event.
+//!   topics without an event yet. If such an exception lets a request wait for the first event of a
+//!   topic, the topic still does not exist for other requests.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
-//!   The hub remembers the last 10,000 expired topics or fewer. A reader that has all events of
-//!   such a topic can still wait for its next event, unless the topic was finished or removed.
-//!   Other readers get a 404.
+//!   The hub remembers up to 10,000 expired topics. A reader that has all events of such a topic
+//!   can still wait for its next event, unless the topic was finished or removed. Other readers get
+//!   a 404.
 //! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
 //!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
 //!   reserves.

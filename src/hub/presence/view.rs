@@ -56,8 +56,8 @@ struct Node {
     /// effect.
     beat: u64,
     lease: Duration,
-    /// Set if the hub of this node is shut down, and the node has written its last record about
-    /// members.
+    /// Set if the hub of this node is shut down, and the node has written its last record about the
+    /// presence of its members.
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,

@@ -25,10 +25,11 @@ const TITLE: &str = "tower-sse mark 1";
 /// time in the mark.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The maximum difference in milliseconds between the time in a mark file and the modification time
-/// of this file, after a crash of the machine. It is greater than [`MAX_DELAY_MS`], the maximum
-/// without a crash: after a crash, the disk may have the modification time of one write, but the
-/// contents of an earlier write.
+/// The maximum difference in milliseconds between the time in the mark, the small file beside the
+/// database, and the modification time of this file, after a crash of the machine. If they differ
+/// more, the mark counts as copied into the file. The maximum is greater than [`MAX_DELAY_MS`], the
+/// maximum without a crash: after a crash, the disk may have the modification time of one write,
+/// but the contents of an earlier write.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark, the small file beside the database: the state of the log when the mark

@@ -316,10 +316,10 @@ impl Identity {
         }
     }
 
-    /// Records that the log of the local node has a message with the sequence `newest`. `witnesses`
+    /// Notes that the log of the local node has a message with the sequence `newest`. `witnesses`
     /// are recent messages for later checks that the JetStream stream still has this log. Has no
-    /// effect if the log has another epoch than `epoch`. Ignores a sequence or a witness that is
-    /// older than the known one.
+    /// effect if the log has another epoch than `epoch`. A `newest` below the known newest sequence
+    /// is ignored, and so are witnesses that are older than the remembered ones.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witnesses: Witnesses) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };

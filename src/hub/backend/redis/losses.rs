@@ -132,8 +132,8 @@ impl Losses {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Records that this process has read a mark, an entry that reports the loss of entries up to
-    /// this position.
+    /// Notes that this process has read a mark, an entry that reports a loss. `position` is the
+    /// position of the newest lost entry that the mark reports.
     fn note_reported(&mut self, position: Position) {
         if Some(position) >= self.lost {
             self.forget_lost();
