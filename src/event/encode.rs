@@ -33,8 +33,9 @@ const ROOM_FOR_DATA: usize = 256;
 /// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// The reserved space, followed by the wire bytes of the event. An event without any field has
-    /// the wire bytes of a single LF, but its buffer is empty.
+    /// Unused bytes, into which fields can be added in front, and after them the wire bytes of the
+    /// event. For an event without any field, the buffer is empty, although its wire bytes are a
+    /// single LF.
     buffer: Vec<u8>,
     start: usize,
 }

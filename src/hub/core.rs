@@ -69,8 +69,8 @@ pub(super) struct Core {
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
-    /// Wakes the janitor, the task that removes expired events, when a topic expires before the
-    /// time until which the janitor sleeps.
+    /// Wakes the janitor, the task that removes expired events, when it has to sleep less long: a
+    /// topic has got an event that expires before the janitor would wake.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
     pub(super) stream_registries: Arc<StreamRegistries>,

@@ -1,4 +1,5 @@
-//! The items that a subscription yields: encoded events, and the topics that they belong to.
+//! The items that a subscription yields. Each item is a list of encoded events, together with the
+//! name of each event's topic.
 
 use crate::{EncodedEvents, Event, EventId};
 use bytes::Bytes;

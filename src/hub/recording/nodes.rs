@@ -163,8 +163,9 @@ pub(in crate::hub) struct Local {
     state: Mutex<LocalState>,
 }
 
-/// The announcement of a recording of this node: the record in the log with its will, the last
-/// event for the case that this node dies.
+/// The announcement of a recording, a stream that this node publishes into a topic. It is a record
+/// in the log, and contains the will of the recording. If this node dies, another node publishes
+/// the will as the last event of the topic.
 #[derive(Clone, Default)]
 pub(super) struct Announcement {
     /// Set once this node has announced this recording to the other nodes. If this node dies after
@@ -649,7 +650,8 @@ impl Local {
         self.stop(Outcome::Interrupted);
     }
 
-    /// Ends the recording like [`end`](Self::end), because the hub is shut down.
+    /// Ends the recording in the same way as [`end`](Self::end), and remembers that the reason is
+    /// the shutdown of the hub.
     pub(super) fn shut_down(&self) {
         self.lock().is_shut_down = true;
         self.end();

@@ -15,9 +15,9 @@ const MAGIC: usize = 9;
 /// emptied before it is opened. A longer file is not emptied, even if it begins with zeros.
 const MAX_NEW: u64 = 8 << 20;
 
-/// A kind of storage for the database. It is based on a [`FileBackend`], and can replace some
-/// methods of it. The default implementation of each method calls the method of the `FileBackend`
-/// with the same name.
+/// A storage device for the database `redb`. Each implementation contains a [`FileBackend`], which
+/// is the storage of `redb` in a file, and can replace some methods of it. The default
+/// implementation of each method calls the method of the `FileBackend` with the same name.
 pub(super) trait Device: fmt::Debug + Send + Sync + 'static {
     /// Set if the file is open for reading only. The operating system then refuses an exclusive
     /// lock, so the file gets a shared lock.

@@ -12,7 +12,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The first line of a mark file, with the version of its format.
+/// The first line of a mark, the small file with the state of a log. It contains the version of the
+/// format of marks.
 const TITLE: &str = "tower-sse mark 1";
 
 /// The maximum difference in milliseconds between the time in a mark (a small file with the state

@@ -145,8 +145,8 @@ impl Stored {
     }
 }
 
-/// Returns the hash of a NATS message id. The hash distinguishes messages that have the same
-/// sequence in different logs.
+/// Computes a hash from the id that the publisher has given a NATS message. The hash distinguishes
+/// messages that have the same sequence in different logs.
 pub(super) fn identity(id: &str) -> u64 {
     fnv(id)
 }
