@@ -498,11 +498,11 @@ impl BackendClient {
         epoch: u64,
         since: Position,
     ) -> Result<Option<Appended>, BoxError> {
-        let finished = finished_topic(&records);
+        let end = ended_topic(&records);
         let appended = in_time(self.backend.append_if_unchanged(records, epoch, since)).await;
         let appended = appended.inspect_err(|_| metrics::backend_failed("publish"))?;
         if let Some(appended) = appended {
-            self.note_appended(appended, finished);
+            self.note_appended(appended, end);
         }
         Ok(appended)
     }
@@ -518,9 +518,7 @@ impl BackendClient {
     /// more, even if the follower has not read the finish record yet.
     pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
-        let appended = self.append_record(remove).await?;
-        self.state().note_end(topic, appended, true);
-        Ok(appended)
+        self.append_record(remove).await
     }
 
     /// Returns `true` if the local node has appended a record that removes the topic, and its
@@ -536,9 +534,9 @@ impl BackendClient {
         self.state().unread_ends.get(topic).is_some_and(|end| !end.is_removal)
     }
 
-    /// Forgets the records up to and including the position `through` with which the local node has
-    /// finished or removed topics. The caller must have read the log up to this position, and must
-    /// have updated the topics of these records.
+    /// Forgets that the local node has finished or removed topics, if their records are not after
+    /// the position `through`. The caller must have read the log up to this position, and must have
+    /// updated these topics.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         state.followed_through = state.followed_through.max(through);
@@ -550,41 +548,40 @@ impl BackendClient {
     /// Appends records to `topic`, and returns their position together with the epoch of the log
     /// that stored them. This log may be newer than the log that the local node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
-        let finished = finished_topic(&records);
+        let end = ended_topic(&records);
         // The error is counted but not logged, because the publisher gets it.
         let appended = in_time(self.backend.append(records)).await.map_err(|source| {
             metrics::backend_failed("publish");
             Error::backend(topic, source)
         })?;
-        self.note_appended(appended, finished);
+        self.note_appended(appended, end);
         Ok(appended)
     }
 
-    /// Updates the known end of the log after an append. `finished` is the topic that the append
-    /// has finished, or `None`. This topic counts as finished on the local node from now on. Has no
-    /// effect if the local node follows a log with another epoch.
-    fn note_appended(&self, appended: Appended, finished: Option<Arc<str>>) {
+    /// Updates the known end of the log after an append. `end` is the topic that the append has
+    /// finished or removed, and `true` for a removal. This takes effect on the local node at once.
+    /// Has no effect if the local node follows a log with another epoch.
+    fn note_appended(&self, appended: Appended, end: Option<(Arc<str>, bool)>) {
         let mut state = self.state();
         if state.epoch != appended.epoch {
             return;
         }
         state.last = state.last.max(appended.position);
-        if let Some(topic) = finished {
-            state.note_end(&topic, appended, false);
+        if let Some((topic, is_removal)) = end {
+            state.note_end(topic, UnreadEnd { position: appended.position, is_removal });
         }
     }
 }
 
 impl LogState {
     /// Records that the local node has appended a record that finishes or removes the topic. Has no
-    /// effect if the record is in another log, or if the follower has read it before the response
-    /// has arrived. Responses to concurrent appends may arrive in another order than that of their
-    /// records, so an older record does not replace a newer one.
-    fn note_end(&mut self, topic: &Arc<str>, appended: Appended, is_removal: bool) {
-        let Appended { epoch, position, .. } = appended;
-        let is_newest = self.unread_ends.get(topic).is_none_or(|known| known.position < position);
-        if epoch == self.epoch && position > self.followed_through && is_newest {
-            self.unread_ends.insert(topic.clone(), UnreadEnd { position, is_removal });
+    /// effect if the follower has read the record before the response has arrived. Responses to
+    /// concurrent appends may arrive in another order than that of their records, so an older
+    /// record does not replace a newer one.
+    fn note_end(&mut self, topic: Arc<str>, end: UnreadEnd) {
+        let is_newest = self.unread_ends.get(&topic).is_none_or(|known| known.position < end.position);
+        if end.position > self.followed_through && is_newest {
+            self.unread_ends.insert(topic, end);
         }
     }
 
@@ -598,11 +595,12 @@ impl LogState {
     }
 }
 
-/// Returns the topic that these records finish, or `None` if they are of another kind. All records
-/// have the same topic and kind.
-fn finished_topic(records: &[Record]) -> Option<Arc<str>> {
-    let finish = records.first().filter(|record| record.kind == RecordKind::Finish);
-    finish.map(|record| record.topic.clone())
+/// Returns the topic that these records finish or remove, and `true` for a removal. Returns `None`
+/// if the records are of another kind. All records have the same topic and kind.
+fn ended_topic(records: &[Record]) -> Option<(Arc<str>, bool)> {
+    let record = records.first()?;
+    let is_removal = record.kind == RecordKind::Remove;
+    (is_removal || record.kind == RecordKind::Finish).then(|| (record.topic.clone(), is_removal))
 }
 
 fn lock(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
@@ -676,19 +674,17 @@ mod tests {
     #[test]
     fn late_response_does_not_replace_newer_end() {
         let topic: Arc<str> = "a".into();
-        let at = |epoch, position| Appended { epoch, position: Position::new(position) };
-        for (newer, is_removal) in [(true, false), (false, true)] {
-            let mut state = LogState { epoch: 1, followed_through: Position::new(5), ..LogState::default() };
-            for read_or_of_another_log in [at(1, 5), at(2, 9)] {
-                state.note_end(&topic, read_or_of_another_log, true);
-                assert_eq!(state.unread_ends.get(&topic), None);
-            }
-            state.note_end(&topic, at(1, 8), newer);
-            state.note_end(&topic, at(1, 7), is_removal);
-            let expected = UnreadEnd { position: Position::new(8), is_removal: newer };
-            assert_eq!(state.unread_ends.get(&topic), Some(&expected));
-            state.note_end(&topic, at(1, 9), is_removal);
-            assert_eq!(state.unread_ends.get(&topic).map(|end| end.is_removal), Some(is_removal));
+        for is_removal in [false, true] {
+            let mut state = LogState { followed_through: Position::new(5), ..LogState::default() };
+            let mut note = |position, is_removal| {
+                let end = UnreadEnd { position: Position::new(position), is_removal };
+                state.note_end(topic.clone(), end);
+                state.unread_ends.get(&topic).map(|end| (end.position.get(), end.is_removal))
+            };
+            assert_eq!(note(5, is_removal), None, "the follower has read it");
+            assert_eq!(note(8, is_removal), Some((8, is_removal)));
+            assert_eq!(note(7, !is_removal), Some((8, is_removal)));
+            assert_eq!(note(9, !is_removal), Some((9, !is_removal)));
         }
     }
 }
