@@ -87,15 +87,14 @@ impl RedisBackend {
         let high_watermark = self.high_watermark().max(after);
         let (newest, now) = self.newest().await?;
         let Some(newest) = newest else { return Ok(None) };
+        let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
         if newest > after {
-            self.losses().replace_regressed_to(None);
             // If retained entries have arrived since, the caller reads them next.
             let (evicted_through, newest, _) = self.ends().await?;
             let is_empty = evicted_through >= newest && newest > after;
             return Ok(is_empty.then(|| self.loss_page(newest)));
         }
         let is_mistake = entry_id::is_far_ahead(high_watermark, now);
-        let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
         // The log still ends before the cursor, but its end has moved since the previous check. So
         // other nodes append at positions that the follower has already passed, and this process
         // could not mark the loss.
