@@ -1,5 +1,5 @@
-//! Calls by which a response gets the cursor of the subscription inside its stream: the id after
-//! which a client that reconnects continues. A response needs the cursor in its preamble, at
+//! The calls that get the cursor of a subscription for the response around it. The cursor is the id
+//! that a client sends when it reconnects. A response needs the cursor in its preamble, at
 //! heartbeats and before an early end.
 //!
 //! The preamble is the first bytes of a response, or its status 204. A stream determines them

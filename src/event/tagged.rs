@@ -247,7 +247,7 @@ enum State<'a, 'b> {
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// The fields or entries do not have the form of a variant, or one of them could not be
+    /// The fields or entries do not have the form of a variant, or a field or entry could not be
     /// serialized. Later fields and entries fail, too.
     Failed,
 }

@@ -20,8 +20,8 @@ pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 #[cfg(feature = "json")]
 const MAX_NAME_BYTES: usize = 256;
 
-/// The part of a stream registry to which a hub passes the announcements in its log. Each
-/// announcement names streams that all nodes have to close.
+/// The part of a stream registry that gets the announcements in the log of a hub. Each announcement
+/// names streams that all nodes have to close.
 ///
 /// The hub calls the methods without holding a lock, in the order of the hub's log, and before any
 /// subscription can read an event that follows the announcement. So each method must close the

@@ -89,8 +89,8 @@ impl Topics {
     }
 }
 
-/// The position in the log from which a subscription delivers the events of all its topics, or of
-/// one topic that has a start of its own.
+/// The beginning of a subscription in the log: a position, after which it delivers events. It holds
+/// for all topics of the subscription, or for a topic with a start of its own.
 struct Beginning {
     /// The position in the log after which the events of the subscription, or of one of its topics,
     /// are delivered.

@@ -698,7 +698,7 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of `event` by the cursor, the id from which the client can resume. Used for
+    /// Replaces the id of `event` by the cursor, the id that a client sends when it resumes. Used for
     /// the newest event of a `latest_only` topic (each event replaces the previous event). This
     /// event is delivered early, at the place of an older event that it has replaced. Its own id
     /// can be greater than the ids of undelivered events of other topics. A client that reconnects

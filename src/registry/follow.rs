@@ -597,9 +597,8 @@ impl<K> Follower<K> {
     }
 }
 
-/// When the hub is shut down, its follower is dropped. This notes that the node no longer counts as
-/// cut off from this hub: otherwise the registry, which may also follow other hubs, would close
-/// each new stream.
+/// Notes that the node no longer counts as cut off from this hub. Otherwise the registry, which may
+/// also follow other hubs, would close each new stream after a shutdown of this hub.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

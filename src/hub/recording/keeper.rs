@@ -257,8 +257,8 @@ impl Keeper {
 
     /// Announces what is new since the last sign of life of this node: recordings that have begun
     /// on this node, and topics with a recording on another node that now have subscribers on this
-    /// node. Returns `Some(())` if the backend confirms the records of these announcements
-    /// within the time limit of [`beat`](Self::beat), and otherwise `None`.
+    /// node. Returns `Some(())` if the backend confirms the records of these announcements within
+    /// the time limit of [`beat`](Self::beat), and otherwise `None`.
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();

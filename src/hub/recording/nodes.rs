@@ -374,9 +374,10 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Prepares the recordings, the streams that nodes publish into topics, for another log that has
-    /// replaced the log of the backend. The recordings continue in the other log. This node reads
-    /// the other log after the position `after`, and learns the state of the recordings from it.
+    /// Prepares the recordings, the streams that nodes publish into topics, for another log that
+    /// has replaced the log of the backend. The recordings continue in the other log. This node
+    /// reads the other log after the position `after`, and learns the state of the recordings from
+    /// it.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;

@@ -60,7 +60,8 @@ impl Log {
     /// Appends do not wait until the eviction has ended. But appends and evictions use the same
     /// connection, whose requests run one after the other. So an append waits for at most one batch
     /// of the eviction. Each batch is large enough to delete all records and bytes that were
-    /// appended since the batch before it. So the appends of a node cannot outrun its eviction, whatever their size.
+    /// appended since the batch before it. So the appends of a node cannot outrun its eviction,
+    /// whatever their size.
     pub(super) fn note_new(self: &Arc<Self>, records: usize, bytes: usize) {
         self.eviction.since_batch.fetch_add(records as u64, Relaxed);
         self.eviction.bytes_since_batch.fetch_add(bytes as u64, Relaxed);
