@@ -391,7 +391,8 @@ impl Publisher {
             match until(next_attempt, self.queue.recv()).await {
                 Some(Some(announcement)) => {
                     self.pending.push_back(announcement);
-                    next_attempt = Some(Instant::now());
+                    // After a failure, a further announcement does not shorten the pause.
+                    next_attempt.get_or_insert_with(Instant::now);
                 }
                 Some(None) if self.pending.is_empty() => return,
                 // All handles are dropped, so no further announcement can come.

@@ -5,7 +5,7 @@ use super::{Faulty, Mode, PLENTY, Shared, hub, settle, two};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, request::Parts};
-use std::{hash::Hash, task::Poll, time::Duration};
+use std::{hash::Hash, sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
 use support::{polled::Polled, respond::respond};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
@@ -159,6 +159,24 @@ async fn replaced_log_closes_all_streams() {
     let mut there = open(&other, ALICE);
     sleep(Duration::from_secs(5)).await;
     one.close_everywhere(&ALICE.to_owned()).await.unwrap();
+    assert_eq!(ends(&mut there).await, "");
+}
+
+/// Each attempt to publish an announcement is a request to a backend that is already in trouble.
+#[tokio::test(start_paused = true)]
+async fn further_closes_do_not_shorten_the_pause_between_attempts() {
+    const CLOSES: usize = 50;
+    let (_shared, _hubs, connections, [one, other]) = two_registries(PLENTY).await;
+    let mut there = open(&other, ALICE);
+    connections[0].set(Mode::ReadsOnly);
+    for _ in 0..CLOSES {
+        one.close(&ALICE.to_owned());
+        sleep(Duration::from_millis(10)).await;
+    }
+    // There are three pauses in half a second, and an attempt for each announcement after each.
+    let attempts = connections[0].asked.refusals.load(Relaxed);
+    assert!((1..=3 * CLOSES).contains(&attempts), "{attempts} attempts");
+    connections[0].set(Mode::Works);
     assert_eq!(ends(&mut there).await, "");
 }
 
