@@ -379,7 +379,7 @@ impl Publishing {
         };
         // The hub is not kept alive during requests to the backend.
         drop(core);
-        let count = events.len();
+        let (first, count) = (events.first().cloned().unwrap_or_default(), events.len());
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
         let appended = fence.append(&backend, events.into_iter().map(record).collect()).await;
         // The waits below may take a second, so other topics get the permit first.
@@ -398,7 +398,7 @@ impl Publishing {
             Err(_) => {
                 self.failures += 1;
                 if backend.newest().await.is_some() {
-                    self.note_refused(count);
+                    self.note_refused(count, &first);
                 } else {
                     self.refused_since = None;
                 }
@@ -409,10 +409,10 @@ impl Publishing {
 
     /// Updates the limit of events per append after the backend has refused an append of `count`
     /// join and leave events of members: the next append has half as many. If an append of a single
-    /// event is still refused after a minute of refusals, this event is dropped. If the append of
-    /// the following event is refused as well, all unpublished events of the topic are dropped at
-    /// once.
-    fn note_refused(&mut self, count: usize) {
+    /// event, `first`, is still refused after a minute of refusals, this event is dropped. If the
+    /// append of the following event is refused as well, all unpublished events of the topic are
+    /// dropped at once.
+    fn note_refused(&mut self, count: usize, first: &Bytes) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
         if count > 1 || since.elapsed() < REFUSED {
@@ -422,9 +422,8 @@ impl Publishing {
         if self.has_given_up {
             pending.forget(&self.topic);
         } else {
-            pending.forget_first(&self.topic);
+            self.has_given_up = pending.forget_refused(&self.topic, first);
         }
-        self.has_given_up = true;
     }
 }
 

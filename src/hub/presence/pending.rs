@@ -80,6 +80,12 @@ impl OfTopic {
         remove(&mut self.by_member, &member, number);
     }
 
+    /// Removes the first event if `is_void` returns `true` for it. Returns whether it was removed.
+    fn remove_first_if(&mut self, is_void: impl Fn(&PendingEvent) -> bool) -> bool {
+        let first = self.events.first_key_value().filter(|(_, event)| is_void(event)).map(|(number, _)| *number);
+        first.inspect(|number| self.remove(*number)).is_some()
+    }
+
     fn clear(&mut self) {
         self.changed.notify_one();
         let (task, changed) = (self.task.take(), self.changed.clone());
@@ -144,15 +150,14 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Drops the first unpublished join or leave event of a topic's members without publishing it.
-    /// Called if the backend refuses this event, or if it is a leave event and the topic does not
-    /// exist.
-    pub(super) fn forget_first(&mut self, topic: &str) {
-        if let Some(of_topic) = self.topics.get_mut(topic) {
-            let first = of_topic.events.first_key_value().map(|(number, _)| *number);
-            first.into_iter().for_each(|number| of_topic.remove(number));
-        }
+    /// Drops `event`, a join or leave event of a topic's members that the backend refuses, without
+    /// publishing it. Returns `false`, and drops nothing, if it is not the topic's first unpublished
+    /// event any more, for example because another node has published it.
+    pub(super) fn forget_refused(&mut self, topic: &str, event: &Bytes) -> bool {
+        let is_dropped =
+            self.topics.get_mut(topic).is_some_and(|of_topic| of_topic.remove_first_if(|first| first.event == event));
         self.remove_if_done(topic);
+        is_dropped
     }
 
     /// Drops the unpublished leave events of a topic's members that come before the first
@@ -172,10 +177,10 @@ impl Pending {
     }
 
     fn forget_first_while(&mut self, topic: &str, is_void: impl Fn(&PendingEvent) -> bool) {
-        let is_void = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| is_void(event));
-        while self.topics.get(topic).is_some_and(&is_void) {
-            self.forget_first(topic);
+        if let Some(of_topic) = self.topics.get_mut(topic) {
+            while of_topic.remove_first_if(&is_void) {}
         }
+        self.remove_if_done(topic);
     }
 
     /// Drops all join and leave events of members that are not in the log yet, without publishing
@@ -300,6 +305,21 @@ mod tests {
         tokio::time::advance(PAUSE * 2).await;
         pending.forget_leaves_of_others("t", Instant::now());
         assert_eq!(texts(&mut pending), ["b-", "c-"]);
+    }
+
+    /// While a node waits for the response that refuses an event, another node can publish the event.
+    #[tokio::test]
+    async fn refused_event_is_dropped_only_while_it_is_first() {
+        let mut pending = Pending::default();
+        let topic: Arc<str> = "t".into();
+        for event in ["a+", "b+", "c+"] {
+            pending.add(&topic, &change(event), Bytes::from_static(event.as_bytes()), true);
+        }
+        pending.note("t", &"a+".into());
+        assert!(!pending.forget_refused("t", &"a+".into()));
+        assert_eq!(texts(&mut pending), ["b+", "c+"]);
+        assert!(pending.forget_refused("t", &"b+".into()));
+        assert_eq!(texts(&mut pending), ["c+"]);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! [`PresenceStream`], which yields the joins and leaves of the members of a topic, and the state
-//! that it shares with the hub.
+//! [`PresenceStream`], which yields the joins and leaves of members (the names that are present in
+//! a topic), and the state that the stream shares with the hub.
 
 use super::{Presence, announcer, free_if_empty, state::State, view::Transition};
 use crate::hub::core::Core;
@@ -12,8 +12,9 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The maximum number of members with joins or leaves that a stream remembers between two polls. If
-/// there are more, the stream forgets them, and compares all members of its topic at the next poll.
+/// The maximum number of names with joins or leaves that are remembered for one [`PresenceStream`]
+/// between two polls. If there are more, these names are forgotten. At its next poll, the stream
+/// then compares all members of its topic with the members that it has yielded.
 const MAX_CHANGED: usize = 10_000;
 
 /// A stream of the joins and leaves of the members of a topic.
@@ -37,8 +38,9 @@ pub struct PresenceStream {
     core: Arc<Core>,
     topic: Arc<str>,
     key: u64,
-    /// The members that the reader of this stream knows: they have joined and not left, according
-    /// to the joins and leaves that the stream has yielded, or will yield next from `queue`.
+    /// The names that are members of the topic for the reader of this stream: they have joined and
+    /// not left, according to the joins and leaves that the stream has yielded, or will yield next
+    /// from `queue`.
     known: HashSet<Arc<str>>,
     queue: VecDeque<Presence>,
 }
@@ -57,12 +59,13 @@ pub(super) struct Watchers {
 /// seen, and its waker.
 #[derive(Default)]
 struct Watcher {
-    /// The members that may have joined or left since the [`PresenceStream`] was last polled. The
-    /// list is empty if `has_changed_entirely` is set.
+    /// The names that may have joined or left the topic since the [`PresenceStream`] last compared
+    /// its members. The list is empty if `has_changed_entirely` is set.
     changed: Vec<Arc<str>>,
     is_changed: HashSet<Arc<str>>,
-    /// Set if it is not known which members may have joined or left since the last poll of the
-    /// stream. The next poll then compares all members of the topic.
+    /// Set if it is not known which names may have joined or left the topic since the
+    /// [`PresenceStream`] last compared its members. At its next poll, the stream compares all
+    /// members of the topic with those that it has reported to the application.
     has_changed_entirely: bool,
     waker: Option<Waker>,
 }
@@ -81,9 +84,10 @@ impl Watchers {
         self.next_key
     }
 
-    /// Removes a stream of joins and leaves of members, because the stream was dropped. Returns the
-    /// waker of the task that polls it. The caller drops the waker after it has released the lock,
-    /// because dropping a waker can run code of the application.
+    /// Removes a [`PresenceStream`], which yields the joins and leaves of a topic's members,
+    /// because the stream was dropped. Returns the waker of the task that has polled the stream.
+    /// The caller drops the waker after it has released the lock, because dropping a waker can run
+    /// code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
         let watchers = self.topics.get_mut(topic)?;
         let watcher = watchers.remove(&key);
@@ -94,8 +98,9 @@ impl Watchers {
         watcher?.waker
     }
 
-    /// Reports joins and leaves of members to the [`PresenceStream`]s of their topics. The caller
-    /// then wakes these streams: [`take_wakers`](Self::take_wakers) returns their wakers.
+    /// Reports joins and leaves of members, the names that are present in topics, to the
+    /// [`PresenceStream`]s of these topics. The caller then wakes the streams:
+    /// [`take_wakers`](Self::take_wakers) returns their wakers.
     pub(super) fn note(&mut self, transitions: &[Transition]) {
         for Transition { topic, change, .. } in transitions {
             for watcher in self.topics.get_mut(topic).into_iter().flat_map(HashMap::values_mut) {
@@ -110,10 +115,10 @@ impl Watchers {
         }
     }
 
-    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll, and
-    /// collects its waker. Called when the local node knows the members of all nodes again, after
-    /// it has missed records of the log or has begun to read another log. Also called at a
-    /// shutdown, but only to wake the streams.
+    /// Makes each [`PresenceStream`] compare all members of its topic with those that it has
+    /// yielded, at its next poll. Collects the wakers of the streams. Called when the local node
+    /// knows the members of all nodes again, after it has missed records of the log or has begun to
+    /// read another log. Also called at a shutdown, but only to wake the streams.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();
@@ -128,8 +133,8 @@ impl Watchers {
         self.note_loss();
     }
 
-    /// Takes the wakers of the [`PresenceStream`]s that have new joins and leaves of members to
-    /// yield. The caller wakes them after it has released the lock.
+    /// Takes the wakers of the [`PresenceStream`]s to wake, for example because a name has joined
+    /// or left the topic of the stream. The caller wakes them after it has released the lock.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         mem::take(&mut self.to_wake)
     }
@@ -146,9 +151,9 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Checks each name in `members`. Queues a join if the name is a member of the topic in
-    /// `state`, but not according to the joins and leaves that this stream has yielded. Queues a
-    /// leave in the opposite case.
+    /// Compares each name in `members` with `known`, the members that the joins and leaves of this
+    /// stream have reported so far. Queues a join if the name is a member of the topic in `state`,
+    /// but not in `known`. Queues a leave in the opposite case. Updates `known`.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

@@ -1,5 +1,6 @@
-//! The members of topics on all nodes of the hub, as the local node has read them in the log. Every
-//! node computes them from the same records in the same order, so all nodes get the same members.
+//! The members of topics (the names that are present in them) on all nodes of the hub, as the local
+//! node has read them in the log. Every node computes the members from the same records in the same
+//! order, so all nodes get the same members.
 
 use super::{
     Presence, free_if_empty,
@@ -14,9 +15,10 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum number of nodes without members of topics that a cleanup keeps in memory. The
-/// cleanup forgets the nodes that have been silent for longest. A node without members is kept
-/// because the number of its newest record shows which of its records arrive late.
+/// The maximum number of nodes without members (names that are present in topics) that stay in
+/// memory after a cleanup of the list of nodes. The cleanup forgets the nodes that have been silent
+/// for longest. A node without members is kept for the number of its newest record about members. A
+/// record with a smaller number has arrived late, and is ignored.
 const MAX_EMPTY_NODES: usize = 1_000;
 
 /// The maximum of the random pause before the local node declares a silent node dead. The pause
@@ -28,16 +30,16 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The next cleanup takes place when this number of nodes is known. A number below 2,000 counts
-    /// as 2,000. A cleanup forgets nodes without members. Then it sets this field to twice the
-    /// number of the remaining nodes, so the cost per record does not grow with the number of
-    /// nodes.
+    /// The number of known nodes at which the next cleanup takes place. A number below 2,000 counts
+    /// as 2,000. A cleanup forgets nodes without members (names that are present in topics). Then
+    /// it sets this field to twice the number of the remaining nodes. So the average cost of
+    /// handling a record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
-/// A join or a leave of a member of a topic. `author` is the node that has written the record about
-/// it: usually the node of the member. If that node is dead, the author is the node that has
-/// declared it dead.
+/// A join or a leave: a name has become a member of a topic, or is no longer a member. `author` is
+/// the node that has written the record about this change: usually the node where the name is or
+/// was present. If that node is dead, the author is the node that has declared it dead.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -46,14 +48,15 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of this node about its members. Each node numbers its
-    /// records. If the number of a record is not greater, the record has arrived late and is
-    /// ignored. The parts of one long list of members all have the same number, and are not late.
+    /// The number of the newest record of this node about its members, the names that are present
+    /// in topics there. Each node numbers these records. A record with the same number as the
+    /// newest one, or a smaller number, has arrived late and is ignored. Only the parts of one long
+    /// list of members all have the same number, and are not late.
     number: u64,
-    /// The number of the newest sign of life of this node that the local node has read. A record
-    /// that declares this node dead contains the number of the newest sign of life that its author
-    /// had read. If that number is smaller than this field, the record is out of date and has no
-    /// effect.
+    /// The number of the newest sign of life of this [`Node`] that was read from the log. A record
+    /// that declares the node dead contains the number of the newest sign of life that the author
+    /// of the record had read. If that number is smaller than this field, the record is out of date
+    /// and has no effect.
     beat: u64,
     lease: Duration,
     /// Set if the hub of this node is shut down, and the node has written its last record about the
@@ -61,16 +64,19 @@ struct Node {
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
-    /// The new list of all members of this node, while only some of its parts were read. When the
-    /// last part is read, the list replaces `members`. `None` if no list is incomplete.
+    /// A new list of all members of this node (names that are present in topics), while only some
+    /// parts of the list were read. When the last part is read, the list replaces `members`. `None`
+    /// if no list is incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of this node, because a list of all its members was
-    /// read, or a record that declares the node dead. Otherwise the node may have further members,
-    /// from earlier records that the local node has not read.
+    /// Set if `members` are exactly the members of this node, the names that are present in topics
+    /// there. This is known after a list of all its members was read, or a record that declares the
+    /// node dead. Before that, the node may have further members, from earlier records that the
+    /// local node has not read.
     is_exact: bool,
-    /// A random pause, in addition to the lease of this node, before the local node declares this
-    /// node dead. Each node chooses its own pause for the same silent node, so usually only one
-    /// node declares it dead.
+    /// A random time that the local node waits, in addition to the lease of this other node, before
+    /// it declares that node dead. The lease is the silence that the other node has announced as
+    /// its limit. Each node chooses its own time for the same silent node, so usually only one node
+    /// declares the silent node dead.
     jitter: Duration,
     /// The time when the local node last declared this silent node dead. `None` if it has not, or
     /// if a record or a sign of life of the silent node was read after that.
@@ -97,13 +103,14 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when the local node declares this node dead, if it reads no further record
-    /// and no further sign of life of this node. By then, this node has been silent for its
-    /// announced lease, plus the grace time of members (`grace`), plus a random pause. Silence
-    /// before `contact_since`, the end of the last outage of the backend, does not count.
+    /// Returns the time when the local node declares this other node dead, if it reads nothing more
+    /// from the other node: no record and no sign of life. By then, the other node has been silent
+    /// for the lease that it has announced, plus `grace`, plus a random time. `grace` is how long a
+    /// name stays a member of a topic after its last subscription. Silence before `contact_since`,
+    /// the end of the last outage of the backend, does not count.
     ///
-    /// If the local node has already declared this node dead, the next declaration follows after
-    /// one more lease at the earliest.
+    /// If the local node has already declared the other node dead, it repeats this after one more
+    /// lease at the earliest.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -160,9 +167,10 @@ impl View {
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
 
-    /// Notes that a record of a node about its members was read. Stores the number of this record,
-    /// the current time as the time when the node was last heard of, and the node's lease (the
-    /// silence after which it counts as dead). Returns the node.
+    /// Notes that a record of a node about its members (the names that are present in topics) was
+    /// read. Stores the number of this record, the current time as the time when the node was last
+    /// heard of, and the node's lease. The lease is the silence after which the node counts as
+    /// dead. Returns the node.
     ///
     /// Returns `None` if the record has arrived late. `is_new` decides this: it gets the number of
     /// the newest record of the node that was read before, and returns `false` if the record is
@@ -196,9 +204,10 @@ impl View {
         transitions
     }
 
-    /// Adds a part of the list of all members of a node. When the last part is added, the whole
-    /// list replaces the known members of the node. Returns the joins and leaves that this
-    /// replacement causes, so the result is empty for all other parts.
+    /// Adds a part of a list of all members of a node: the names that are present in topics there.
+    /// When the last part is added, the whole list replaces the members of the node that were known
+    /// before. Returns the joins and leaves that this replacement causes. The result is empty for
+    /// all other parts, and for a part that arrives late.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };
@@ -239,12 +248,13 @@ impl View {
         }
     }
 
-    /// Removes all members of the node `node`, because the node `by` has declared it dead. Returns
-    /// the leaves of these members. `number` and `beat` are the numbers of the newest record about
-    /// members and of the newest sign of life of `node` that `by` had read.
+    /// Removes all members of the node `node` (the names that are present in topics there), because
+    /// the node `by` has declared it dead. Returns the leaves of the members that are not present
+    /// on another node. `number` and `beat` are the numbers of the newest record about members and
+    /// of the newest sign of life of `node` that `by` had read.
     ///
-    /// If a record or a sign of life of `node` with a greater number was read, `node` is alive.
-    /// Then removes no member, and returns `None`.
+    /// If a record or a sign of life of `node` with a greater number was read, `node` is alive. The
+    /// function then removes no member, and returns `None`.
     pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
         self.forget_empty();
         // The number shows which records of the dead node are late.
@@ -257,20 +267,23 @@ impl View {
         Some(self.replace(by, node, Members::new()))
     }
 
-    /// Returns the nodes with members, including nodes whose list of members is still incomplete.
+    /// Returns the nodes with members (names that are present in topics), each with its lease, the
+    /// silence after which it counts as dead. Includes nodes whose list of members was read only in
+    /// part.
     pub(super) fn roster(&self) -> Vec<Listed> {
         let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
         holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
     }
 
-    /// Returns `true` if all members of the node `node` are known, because the local node has read
-    /// a list of all its members, or a record that declares it dead.
+    /// Returns `true` if all members of the node `node` are known: the names that are present in
+    /// topics there. They are known if the local node has read a list of all of them, or a record
+    /// that declares `node` dead.
     pub(super) fn is_exact(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.is_exact)
     }
 
-    /// Returns `true` if a node other than the local node has members of topics. `own` identifies
-    /// the local node.
+    /// Returns `true` if a node other than the local node has members: names that are present in
+    /// topics there. `own` identifies the local node.
     pub(super) fn has_others(&self, own: u64) -> bool {
         self.others(own).next().is_some()
     }
@@ -280,25 +293,27 @@ impl View {
         others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
     }
 
-    /// Returns the longest and the shortest lease of the other nodes with members. A lease is the
-    /// silence after which a node is declared dead. The local node, `own`, and nodes that are shut
-    /// down are left out. Returns `None` if no node remains.
+    /// Returns the longest and the shortest lease of the other nodes with members (names that are
+    /// present in topics). A lease is the silence after which a node is declared dead. The local
+    /// node, `own`, and nodes that are shut down are left out. Returns `None` if no node remains.
     pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
         let leases = || self.others(own).filter(|(_, node)| !node.is_shut_down).map(|(_, node)| node.lease);
         leases().max().zip(leases().min())
     }
 
-    /// Returns the earliest time when the local node, `own`, declares another node with members
-    /// dead, if it reads nothing more from that node. Returns `None` if no other node has members.
-    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    /// Returns the earliest time when the local node, `own`, declares another node dead, if it
+    /// reads nothing more from that node. Only nodes with members (names that are present in
+    /// topics) count: returns `None` if no other node has members. Silence before `contact_since`,
+    /// the end of the last outage of the backend, does not count.
     pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
         self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
     }
 
-    /// Finds the other nodes with members that count as dead at `now`, and notes that the local
-    /// node, `own`, declares them dead. Returns the id of each of these nodes, the number of its
-    /// newest record about members, and the number of its newest sign of life. Silence before
-    /// `contact_since`, the end of the last outage of the backend, does not count.
+    /// Finds the other nodes that count as dead at `now` and have members (names that are present
+    /// in topics). Notes that the local node, `own`, declares these nodes dead. Returns the id of
+    /// each of these nodes, the number of its newest record about members, and the number of its
+    /// newest sign of life. Silence before `contact_since`, the end of the last outage of the
+    /// backend, does not count.
     pub(super) fn declare_deaths(
         &mut self,
         own: u64,
@@ -316,8 +331,8 @@ impl View {
         dead
     }
 
-    /// Forgets nodes without members if too many nodes are known. Keeps the 1,000 of them that have
-    /// been silent for the shortest time.
+    /// Forgets nodes without members (names that are present in topics) if too many nodes are
+    /// known. Keeps the 1,000 nodes without members that have been silent for the shortest time.
     fn forget_empty(&mut self) {
         if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;
@@ -332,8 +347,8 @@ impl View {
         self.cleanup_at = 2 * self.nodes.len();
     }
 
-    /// Returns the number of entries for members, and the capacity of the map of topics. Tests
-    /// compare both to detect memory that is not freed.
+    /// Returns the number of entries for members (names that are present in topics), and the
+    /// capacity of the map of topics. Tests check both numbers to detect memory that is not freed.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let of_topics = self.topics.values().map(BTreeMap::len).sum::<usize>();
@@ -346,8 +361,9 @@ impl View {
         *self = Self::default();
     }
 
-    /// Removes all members and nodes and returns them, because the hub is shut down. The caller
-    /// drops them after it has released the lock, because dropping them can take long.
+    /// Removes all nodes and their members (names that are present in topics) and returns them,
+    /// because the hub is shut down. The caller drops them after it has released the lock, because
+    /// dropping them can take long.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }
@@ -375,7 +391,8 @@ mod tests {
         }
     }
 
-    /// This test would take minutes if each record required an iteration over all nodes.
+    /// Handles 50,000 records, each from another node. If each record required an iteration over
+    /// all nodes, this would take minutes. The test fails after ten seconds.
     #[tokio::test(start_paused = true)]
     async fn cost_of_a_record_does_not_depend_on_the_number_of_nodes() {
         let begin = std::time::Instant::now();
