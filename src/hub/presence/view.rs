@@ -30,7 +30,7 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The number of known nodes at which the next cleanup takes place. A number below 2,000 counts
+    /// The next cleanup takes place when this number of nodes is known. A number below 2,000 counts
     /// as 2,000. A cleanup forgets nodes without members (names that are present in topics). Then
     /// it sets this field to twice the number of the remaining nodes. So the average cost of
     /// handling a record does not grow with the number of nodes.
@@ -257,12 +257,12 @@ impl View {
     /// function then removes no member, and returns `None`.
     pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
         self.forget_empty();
-        // The number shows which records of the dead node are late.
-        let unknown = || Node { number, beat, ..Node::new() };
-        let dead = self.nodes.entry(node).or_insert_with(unknown);
+        let dead = self.nodes.entry(node).or_insert_with(Node::new);
         if dead.number > number || dead.beat > beat {
             return None;
         }
+        // The numbers show which records of the dead node are late.
+        (dead.number, dead.beat) = (number, beat);
         (dead.incoming, dead.is_exact) = (None, true);
         Some(self.replace(by, node, Members::new()))
     }
@@ -389,6 +389,16 @@ mod tests {
             view.dead(1, node + 50_000, u64::MAX, u64::MAX);
             assert!(view.nodes.len() <= 2 * MAX_EMPTY_NODES + 1);
         }
+    }
+
+    /// Records of the dead node can be in the log in another order than that of their numbers.
+    #[tokio::test(start_paused = true)]
+    async fn late_record_of_a_dead_node_is_ignored_after_its_sign_of_life() {
+        let mut view = View::default();
+        view.beat(7, 1);
+        assert_eq!(view.dead(1, 7, 5, 1), Some(Vec::new()));
+        assert!(view.change(author(7, 4), &[joined("a")]).is_empty());
+        assert_eq!(view.change(author(7, 6), &[joined("a")]).len(), 1);
     }
 
     /// Handles 50,000 records, each from another node. If each record required an iteration over
