@@ -250,8 +250,8 @@ async fn reserved_or_long_topic_has_no_members() {
     let hub = with_events().build();
     for (name, kind, reason) in [
         ("tower-sse/nodes".to_owned(), ErrorKind::ReservedTopic, "choose another topic"),
-        ("t".repeat(1025), ErrorKind::TopicTooLong, "has 1025 bytes: at most 1024 are allowed in a topic with members"),
-        ("ü".repeat(513), ErrorKind::TopicTooLong, "has 1026 bytes: at most 1024 are allowed in a topic with members"),
+        ("t".repeat(1025), ErrorKind::TopicTooLong, "has 1025 bytes: at most 1024 are allowed for this call"),
+        ("ü".repeat(513), ErrorKind::TopicTooLong, "has 1026 bytes: at most 1024 are allowed for this call"),
     ] {
         let topic = hub.topic(&name);
         let error = topic.join("a", hub.topic("lobby").subscribe(Start::Latest).await.unwrap()).unwrap_err();

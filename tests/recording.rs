@@ -459,5 +459,7 @@ async fn topic_with_a_huge_name_is_not_recorded() {
         let topic = hub.topic("n".repeat(length));
         let recording = topic.record(tokio_stream::iter([Event::new("1")])).start();
         assert_eq!(recording.outcome().await, outcome, "{length}");
+        let error = recording.announced().await.err().map(|error| error.kind());
+        assert_eq!(error.is_some_and(|kind| kind == ErrorKind::TopicTooLong), outcome == Outcome::Interrupted);
     }
 }

@@ -39,9 +39,10 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic, event, member or stream registry that the error is about, depending
-    /// on `kind`. For `TooManyTopicsInSubscription`, the number of topics in the subscription, as
-    /// text. Empty for all other kinds.
+    /// The name that the error is about, depending on `kind`: of a topic, an event, a member (a
+    /// name that is present in a topic) or a stream registry (a table of open streams). For
+    /// `TooManyTopicsInSubscription`, the number of topics in the subscription, as text. Empty for
+    /// all other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -68,17 +69,20 @@ pub enum ErrorKind {
     /// The name of the topic begins with `tower-sse/`, like the topics that this crate uses itself.
     /// 400 Bad Request.
     ReservedTopic,
-    /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
+    /// The name of a [member](super::Topic::join), which is present in a topic, has more than 256
+    /// bytes. 400 Bad Request.
     MemberTooLong,
-    /// The name of a topic with [members](super::Topic::join) has more than 1,024 bytes. 400 Bad
-    /// Request.
+    /// The name of a topic with [members](super::Topic::join), the names that are present in it,
+    /// has more than 1,024 bytes. Or the name of the topic of a
+    /// [recording](super::Recording::announced) has more than 16 KiB. 400 Bad Request.
     TopicTooLong,
-    /// The name of a [stream registry](crate::StreamRegistry) has more than 256 bytes. 500 Internal
-    /// Server Error.
+    /// The name of a [stream registry](crate::StreamRegistry), a table of open streams, has more
+    /// than 256 bytes. 500 Internal Server Error.
     RegistryNameTooLong,
-    /// A [stream registry](crate::StreamRegistry) cannot follow the hub under this name, because a
-    /// registry of this process already does so. That can be the same registry. A registry that
-    /// follows a hub closes streams on all nodes of the hub. 500 Internal Server Error.
+    /// A [stream registry](crate::StreamRegistry), a table of open streams, cannot follow the hub
+    /// under this name, because a registry of this process already does so. That can be the same
+    /// registry. A registry that follows a hub closes streams on all nodes of the hub. 500 Internal
+    /// Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
@@ -275,7 +279,7 @@ impl fmt::Display for Error {
             }
             ErrorKind::TopicTooLong => {
                 let (bytes, limit) = (self.topic.len(), self.limit);
-                write!(f, "the topic {topic} has {bytes} bytes: at most {limit} are allowed in a topic with members")
+                write!(f, "the topic {topic} has {bytes} bytes: at most {limit} are allowed for this call")
             }
             ErrorKind::RegistryNameTooLong => {
                 let (bytes, limit) = (self.topic.len(), self.limit);

@@ -216,6 +216,29 @@ async fn recording_continues_in_another_log() {
     drop(recording);
 }
 
+/// The log is replaced between the two records of a takeover, the will and the end.
+#[tokio::test(start_paused = true)]
+async fn takeover_is_repeated_in_another_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    // Before the node appends the end, it waits until it has read the will.
+    connections[1].lag.store(400, Relaxed);
+    let will = async {
+        while log(&shared, "a") != ["1", "will"] {
+            sleep(SECOND / 100).await;
+        }
+    };
+    timeout(LEASE * 2, will).await.expect("the node publishes the will");
+    shared.replace(PLENTY, Vec::new());
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn topic_can_be_recorded_again() {
     let shared = Shared::new(PLENTY);

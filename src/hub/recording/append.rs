@@ -17,9 +17,10 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The maximum wait before a rejected append of a recording is repeated. An append is rejected if
-/// the log has records of the topic that this node has not read yet. So the append is repeated when
-/// this node has read more of the log, or after this time.
+/// The maximum wait before a recording, a task that publishes a stream into a topic, repeats a
+/// rejected append. An append is rejected if the log has records of the topic that this node has
+/// not read yet. So the append is repeated when this node has read more of the log, or after this
+/// time.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 /// The maximum time that a recording, a task that publishes a stream into a topic, repeats an
@@ -49,6 +50,12 @@ impl Fence {
         Some(Self { epoch: backend.epoch_bits(), since: core.committed() })
     }
 
+    /// Returns the epoch of this fence, the number that identifies one lifetime of the log. The
+    /// fence allows an append only in the log with this epoch.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     pub(in crate::hub) async fn append(
         &self,
         backend: &BackendClient,
@@ -57,15 +64,17 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read more of the log than when this fence, a condition for
-    /// appends, was created. Waits for at most one second.
+    /// Waits until this node has read more of the log than when it created this fence, but for at
+    /// most one second. A fence makes the backend reject an append if the log has a record of the
+    /// topic that the node had not read when it created the fence.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 
-    /// Waits until this node has read more of the log than when this fence, a condition for
-    /// appends, was created. Waits for at most one second. Unlike [`passed`](Self::passed), does
-    /// not keep the hub alive in the meantime.
+    /// Waits until this node has read more of the log than when it created this fence, but for at
+    /// most one second. A fence makes the backend reject an append if the log has a record of the
+    /// topic that the node had not read when it created the fence. Unlike [`passed`](Self::passed),
+    /// does not keep the hub alive in the meantime.
     pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
         caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
@@ -114,22 +123,25 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 /// The reason why a recording, a task that publishes a stream into a topic, no longer tries to
 /// append its records to the log.
 pub(super) enum Failure {
-    /// The recording must publish nothing more: the topic is finished, the hub is shut down, or
-    /// another node has taken over the recording.
+    /// The recording, a task that publishes a stream into a topic, must not append these records:
+    /// the topic is finished, the hub is shut down, or another node has or may have taken over the
+    /// recording.
     Ended,
-    /// The hub or the backend refuses the records. The recording fails with this error.
+    /// The hub or the backend refuses the records. The recording, a task that publishes a stream
+    /// into a topic, fails with this error.
     Refused(BoxError),
 }
 
-/// Appends records of a recording to the log, and tries again after each failure. If the backend
-/// did not respond to an attempt, but has appended the records, they are not appended a second
-/// time.
+/// Appends records of a recording, a task that publishes a stream into a topic, to the log. Tries
+/// again after each failure. If the backend did not respond to an attempt, but has appended the
+/// records, they are not appended a second time.
 ///
 /// If the backend refuses several records together while it responds to other requests, the next
 /// attempt has half as many. So the log gets every record that precedes the first refused record.
 ///
-/// Returns an error if the recording must publish nothing more, or if the backend refuses the first
-/// of the remaining records for 60 seconds while it responds to other requests.
+/// Returns [`Failure::Ended`] if the recording must not append the records, for example because its
+/// topic is finished. Returns [`Failure::Refused`] if the backend refuses the first of the
+/// remaining records for 60 seconds while it responds to other requests.
 pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Record>) -> Result<(), Failure> {
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();

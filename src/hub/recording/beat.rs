@@ -9,8 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log that nodes use to inform each other about their recordings and about
-/// members of topics. Nodes read its records, but do not retain them as events of a topic.
+/// The topic of the log that nodes use to inform each other about recordings (tasks that publish
+/// streams) and about members (names that are present in topics). Nodes read its records, but do
+/// not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
@@ -36,7 +37,7 @@ pub(super) enum Message {
 /// publishes a stream into a topic. Each beat replaces the earlier beats of the node. A large beat
 /// is split into parts, and each part is one record.
 ///
-/// When a recording begins between two such beats, the node announces it with an
+/// When a recording begins between two such beats, the node reports it in an
 /// [addition](Self::is_addition). This is a beat that lists only what is new, and does not replace
 /// the earlier beats.
 #[derive(Debug, PartialEq)]
@@ -57,10 +58,10 @@ pub(super) struct Beat {
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if this sign of life is an addition: it lists only new recordings, and topics that now
-    /// have subscribers. The lists in earlier signs of life stay valid. Otherwise the lists of this
-    /// sign of life replace the earlier lists. If an addition has several parts, each part takes
-    /// effect as soon as it is read.
+    /// Set if this sign of life is an addition: it lists only new recordings (tasks that publish
+    /// streams into topics), and topics that now have subscribers. The lists in earlier signs of
+    /// life stay valid. If the flag is not set, the lists of this sign of life replace the earlier
+    /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
 }
 
@@ -100,12 +101,15 @@ pub(super) struct Announced {
     /// The random number that identifies this recording.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
-    /// recording dies. Without a will, this is empty, and the other node only finishes the topic.
+    /// recording, a task that publishes a stream into a topic, dies. Without a will, this is empty,
+    /// and the other node only finishes the topic.
     pub(super) will: Bytes,
-    /// Set if this recording ends after some time without subscribers. Other nodes then report in
-    /// their signs of life if they have subscribers of its topic.
+    /// Set if this recording, a task that publishes a stream into a topic, ends after some time
+    /// without subscribers. Other nodes then report in their signs of life if they have subscribers
+    /// of the topic.
     pub(super) needs_subscribers: bool,
-    /// Set if each event that this recording publishes replaces the previous event of the topic.
+    /// Set if each event of this recording, a task that publishes a stream into a topic, replaces
+    /// the previous event of the topic.
     pub(super) latest_only: bool,
 }
 
@@ -162,8 +166,9 @@ impl Message {
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the log records that contain the events of this recording: `State` if
-    /// each event replaces the previous one, and otherwise `Event`.
+    /// Returns the kind of the log records that contain the events of this recording, a task that
+    /// publishes a stream into a topic. The kind is `State` if each event replaces the previous
+    /// event of the topic, and otherwise `Event`.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

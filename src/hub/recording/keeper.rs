@@ -46,14 +46,15 @@ const BEATS: u32 = 3;
 /// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
-/// The minimum time without a successful request to the backend that counts as an outage. Usually
-/// the time is two thirds of the shortest lease, the silence after which a node counts as dead. If
-/// the lease is short, a slow response would otherwise count as an outage.
+/// The lower limit of the time without a successful request to the backend that counts as an
+/// outage. Above this limit, the time is two thirds of the shortest lease of all nodes. A lease is
+/// the silence after which a node counts as dead. If a lease is short, a slow response would count
+/// as an outage without this limit.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
 /// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
 /// into topics), and takes over those of dead nodes. It also notices the death of nodes with
-/// members of topics.
+/// members (names that are present in topics).
 ///
 /// Has no effect if the hub has no backend, if no known node has a recording or a member, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -78,19 +79,22 @@ async fn keep(core: Weak<Core>) {
 #[derive(Default)]
 struct Keeper {
     /// The time of the last full beat, the sign of life of this node that lists all of its
-    /// recordings. Other beats only list what is new. `None` before the first beat and after a
-    /// failed append: the next beat is then due immediately.
+    /// recordings (tasks that publish streams into topics). Other beats only list what is new.
+    /// `None` before the first beat and after a failed append: the next full beat is then due
+    /// immediately.
     beat_at: Option<Instant>,
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
     /// the topics to report change, the next beat is due immediately.
     watching: HashSet<Arc<str>>,
-    /// Set if the last sign of life of this node announced anything: a recording, a topic with
-    /// subscribers, or members of topics. When nothing is left to announce, the node sends one more
-    /// sign of life, so that the other nodes need not wait for the end of its lease.
+    /// Set if the last sign of life of this node was sent for one of three reasons: recordings
+    /// (tasks that publish streams), subscribers, or members (names that are present in topics).
+    /// When nothing of this is left, the node sends one more, empty sign of life. Without it, the
+    /// other nodes would wait until the silence of this node counts as its death.
     has_content: bool,
     /// The tracker of the appends of signs of life, which logs each outage once. While these
-    /// appends fail, new recordings of this node wait for their announcement. `None` before the
-    /// first append.
+    /// appends fail, new recordings of this node (tasks that publish streams) wait: a recording
+    /// publishes its first event only after a sign of life that lists the recording. `None` before
+    /// the first append.
     appends: Option<Appends>,
 }
 
@@ -99,25 +103,29 @@ struct Keeper {
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
-    /// Set if this node has members of topics.
+    /// Set if this node has members: names that are present in topics because of subscriptions on
+    /// this node.
     has_members: bool,
     /// The lease that this node announces: the silence after which other nodes consider it dead. It
-    /// is the shortest lease of its recordings and members of topics, or the default lease without
-    /// either.
+    /// is the shortest lease of its recordings (tasks that publish streams into topics) and of its
+    /// members (names that are present in topics). Without either, it is the default of 10 seconds.
     lease: Duration,
-    /// The shortest lease of all nodes with recordings or members of topics, which determines how
-    /// often the keeper runs. A lease is the silence after which a node counts as dead.
+    /// The shortest lease of all nodes with recordings (tasks that publish streams) or members
+    /// (names that are present in topics). A lease is the silence after which a node counts as
+    /// dead. The shortest lease determines how often the keeper, the task that sends the signs of
+    /// life, runs.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
 }
 
 impl Plan {
-    /// Collects what the keeper, the task that sends signs of life, has to announce in this run:
-    /// the recordings and the members of this node.
+    /// Collects the input of one run of the keeper, the task that sends signs of life. The input is
+    /// the recordings (tasks that publish streams) and members (names that are present in topics)
+    /// of this node, and the state of the other nodes.
     ///
-    /// Returns `None` if no recording, no other node and no member is left, or if the hub is shut
-    /// down and its recordings have ended.
+    /// Returns `None` if this node has no recording and no member, and no other node is left to
+    /// watch. Also returns `None` if the hub is shut down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
@@ -222,8 +230,9 @@ impl Keeper {
     /// subscribers on this node and a recording on another node. If `plan` is `None`, the beat
     /// lists nothing.
     ///
-    /// A large beat consists of several records. Returns `None` if the backend does not confirm
-    /// each record in time: within a third of `lease`, or within half a second if that is longer.
+    /// A large beat consists of several records. `lease` is the silence after which this node
+    /// counts as dead. Returns `None` if the backend does not confirm each record in time: within a
+    /// third of `lease`, or within half a second if that is longer.
     async fn beat(
         &mut self,
         recordings: &Recordings,
@@ -255,10 +264,11 @@ impl Keeper {
         Some(())
     }
 
-    /// Announces what is new since the last sign of life of this node: recordings that have begun
-    /// on this node, and topics with a recording on another node that now have subscribers on this
-    /// node. Returns `Some(())` if the backend confirms the records of these announcements within
-    /// the time limit of [`beat`](Self::beat), and otherwise `None`.
+    /// Appends a sign of life of this node that lists only what is new: recordings (tasks that
+    /// publish streams into topics) that have begun on this node, and topics that now have
+    /// subscribers on this node. The latter are only topics with a recording on another node, which
+    /// would otherwise end for lack of subscribers. Returns `None` if the backend does not confirm
+    /// the records within the time limit of [`beat`](Self::beat), and otherwise `Some(())`.
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -283,13 +293,14 @@ impl Keeper {
     }
 
     /// Appends the records of a beat, the sign of life of this node. Returns `None` if the backend
-    /// does not confirm each record within a third of `lease`, or within half a second if that is
-    /// longer. The log may contain some of the records nevertheless. The next beat is then a full
-    /// one, which lists all recordings of this node again.
+    /// does not confirm each record in time: within a third of `lease`, the silence that counts as
+    /// death, or within half a second if that is longer. The log may contain some of the records
+    /// nevertheless. The next beat is then a full one, which lists all recordings of this node
+    /// again.
     ///
-    /// `locals` are the recordings in the beat. New recordings among them wait until a beat has
-    /// announced them. So a failure is logged, once per outage, but only if the beat has
-    /// recordings.
+    /// `locals` are the recordings (tasks that publish streams) in the beat. New recordings wait
+    /// until a beat that lists them is in the log. So a failure is logged, once per outage. If the
+    /// beat has no recordings, its failure delays none, and is not logged.
     async fn append(
         &mut self,
         recordings: &Recordings,
@@ -319,8 +330,9 @@ impl Keeper {
     }
 
     /// Starts one task for each recording of a dead node, and for each recording that its node no
-    /// longer lists, although the topic is not finished. The task takes over the recording: it
-    /// publishes the will, the event that was announced for this case, and finishes the topic.
+    /// longer lists, although the topic is not finished. A recording is a task that publishes a
+    /// stream into a topic. The new task takes over the recording: it publishes the will, the event
+    /// that the recording's node has written to the log for this case, and finishes the topic.
     /// Returns the earliest time when another node, alive now, counts as dead if it gives no
     /// further sign of life. Returns `None` if no other node is alive.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
@@ -345,8 +357,9 @@ impl Keeper {
     }
 }
 
-/// Notes that an attempt to announce these recordings has failed. Recordings that were announced
-/// before are not affected.
+/// Notes that this node could not append a sign of life that lists these recordings (tasks that
+/// publish streams) to the log. Recordings that an earlier sign of life has listed are not
+/// affected.
 fn note_not_announced(locals: &[Arc<Local>], error: &str) {
     let error = error.into();
     locals.iter().for_each(|local| local.note_not_announced(&error));
@@ -357,8 +370,9 @@ fn note_not_announced(locals: &[Arc<Local>], error: &str) {
 /// Returns `None` if the backend does not respond in this time, or if another log has replaced the
 /// log.
 ///
-/// If this node has had an outage before, the silence of the other nodes is measured from the end
-/// of this call, because they may have had the same outage. An outage means that the previous call
+/// A node counts as dead after a time of silence. If this node has had an outage before this call,
+/// only silence after the end of this call counts. The reason is that the other nodes may have had
+/// the same outage, and could not send signs of life. An outage means that the previous call
 /// failed, or that the last successful call was more than `longest_gap` before this call.
 async fn probe(
     core: &Weak<Core>,
@@ -389,8 +403,9 @@ async fn probe(
     Some(true)
 }
 
-/// The number of recordings that this node has finished in place of one other node. All tasks that
-/// take over these recordings share it, and the last of them logs the number.
+/// The number of topics that this node has finished in place of one other node. That node is dead
+/// or has given up its recordings, the tasks that publish streams into these topics. All tasks that
+/// take over these recordings share the number, and the last of them logs it.
 #[derive(Default)]
 struct Finished(AtomicUsize);
 
@@ -428,13 +443,15 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
-    let mut has_published_will = false;
+    // The epoch of the log that contains the will. A log with another epoch lacks the will.
+    let mut will_epoch = None;
     // When the backend has first refused the records while it accepted another record.
     let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
             break;
         }
+        let has_published_will = will_epoch == Some(fence.epoch());
         if !has_published_will && core.is_finished(&announced.topic) {
             // The node has announced the recording after its end.
             core.recordings.settle(node, &announced);
@@ -462,7 +479,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             }
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
-                (has_published_will, failures, refused_since) = (true, 0, None);
+                (will_epoch, failures, refused_since) = (Some(fence.epoch()), 0, None);
                 caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,
@@ -490,7 +507,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     core.recordings.end_claim(&claim);
 }
 
-/// Tests whether the backend accepts other records than the refused ones. Appends a harmless
+/// Tests whether the backend accepts any record. Called after the backend has refused a record by
+/// which this node ends a dead node's recording, a task that publishes a stream. Appends a harmless
 /// record: a request to stop the recordings of a topic that cannot have recordings. Returns `true`
 /// if the backend accepts this record.
 async fn accepts_records(backend: &BackendClient) -> bool {
@@ -498,11 +516,12 @@ async fn accepts_records(backend: &BackendClient) -> bool {
 }
 
 /// Returns the kind and the event of the next record that this node has to append to take over a
-/// recording of the dead node `node`. The first record is the will, the event that the recording
-/// has announced for this case. The second record finishes the topic. It is the only one if there
-/// is no will, if the will is in the topic already, or if the recording may have ended in a part of
-/// the log that this node could not read. `has_published_will` is `true` if this node has published
-/// the will.
+/// recording of the dead node `node`. The recording was a task that published a stream into a
+/// topic, and the takeover only ends the topic. The first record is the will, the event that the
+/// recording has announced for this case. The second record finishes the topic. The second record
+/// is enough in three cases: there is no will, the will is in the topic already, or the recording
+/// may have ended in a part of the log that this node could not read. `has_published_will` is
+/// `true` if this node has published the will.
 ///
 /// Returns `None` if this node must not take over the recording, for example because the node
 /// `node` is alive.

@@ -13,9 +13,9 @@ pub use outcome::Outcome;
 use self::{
     beat::Announced,
     nodes::Local,
-    task::{Items, Registered},
+    task::{Items, Registered, check_topic},
 };
-use super::{core::Core, error::Error, registry::check_reserved, retention::Retention, topic::check_name};
+use super::{core::Core, error::Error, retention::Retention, topic::check_name};
 use crate::{BoxError, Event, SseItem, random};
 use bytes::Bytes;
 use std::{
@@ -34,12 +34,13 @@ use tokio_stream::Stream;
 /// recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The pause between two rounds of [`drain`]. Each round ends all recordings of the node, also
-/// recordings that were started since the round before.
+/// The time between two rounds of [`drain`]. Each round ends all recordings of this node (tasks
+/// that publish streams into topics), also recordings that were started since the round before.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`]: the time that a node may be silent before another node takes
-/// over its recordings.
+/// over its recordings, the tasks that publish streams. The other node publishes their last events
+/// and finishes their topics.
 const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings of a recording, a task that publishes a stream into a topic.
@@ -77,8 +78,8 @@ pub struct Recorder {
 }
 
 struct Settings {
-    /// The limits that the recording sets for the retained events of the topic. `None` if the
-    /// recording does not change the limits of the topic.
+    /// The limits that the recording, the task that publishes the stream, sets for the retained
+    /// events of the topic. `None` if the recording does not change the limits of the topic.
     retention: Option<Retention>,
     abandon_after: Option<Duration>,
     time_limit: Option<Duration>,
@@ -181,7 +182,8 @@ impl Recorder {
     /// the stream ends without an error. By default, the topic is finished without another event.
     ///
     /// A recording [fails](Outcome::Failed) immediately if this event is named `gap` or
-    /// `hub-cursor`. It fails at its end if the backend refuses this event.
+    /// `hub-cursor`, like the hub's own events. It fails at its end if the backend refuses this
+    /// event.
     pub fn end_with(mut self, event: Event) -> Self {
         self.settings.end = Some(event);
         self
@@ -196,18 +198,18 @@ impl Recorder {
     /// about one second. If this process was only paused and comes back, it publishes nothing more,
     /// so the event is published once. Without another node, the next process that connects to the
     /// log publishes it. Without a backend, the will is published only by
-    /// [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits until
-    /// the other nodes can read the will in the log. The will is not published if the log has [lost
-    /// records](Outcome::Interrupted) that may include the end of the recording.
+    /// [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits
+    /// until the other nodes can read the will in the log. The will is not published if the log has
+    /// [lost records](Outcome::Interrupted) that may include the end of the recording.
     ///
     /// With a log in a [file](super::Builder::file), there is no other node. After a restart, the
-    /// process publishes the will when it has run for one lease. To end such a topic earlier,
-    /// publish a last event of your own in place of the will, and [finish](super::Topic::finish)
-    /// the topic. The hub then publishes no will.
+    /// process publishes the will when it has run for the time of the lease. To end such a topic
+    /// earlier, publish a last event of your own in place of the will, and
+    /// [finish](super::Topic::finish) the topic. The hub then publishes no will.
     ///
     /// Each sign of life of this node contains the will, so keep it short. A recording
     /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or
-    /// `hub-cursor`.
+    /// `hub-cursor`, like the hub's own events.
     pub fn will(mut self, event: Event) -> Self {
         self.settings.will = Some(event);
         self
@@ -268,8 +270,9 @@ impl Recording {
         self.local.stop(Outcome::Stopped);
     }
 
-    /// Waits for the end of the recording and returns why it has ended. The topic is then finished,
-    /// except after some [interruptions](Outcome::Interrupted).
+    /// Waits for the end of the recording, the task that publishes the stream, and returns why it
+    /// has ended. The topic is then finished, except after some
+    /// [interruptions](Outcome::Interrupted).
     ///
     /// # Cancel safety
     ///
@@ -281,16 +284,17 @@ impl Recording {
         ended.ok().and_then(|outcome| *outcome).unwrap_or(Outcome::Interrupted)
     }
 
-    /// Waits until the log of the backend has the first sign of life of this node with the
-    /// recording and its [`will`](Recorder::will). From then on, if this process dies, the will is
-    /// published and the topic is finished: by another node, or after a restart by this one.
+    /// Waits until the log of the backend has a sign of life of this node that lists the recording,
+    /// the task that publishes the stream. The sign of life also contains the
+    /// [`will`](Recorder::will). From then on, if this process dies, the will is published and the
+    /// topic is finished: by another node, or after a restart by this one.
     ///
-    /// The recording polls its stream only after this announcement, usually some milliseconds after
-    /// its start. If the process dies before the announcement, the topic has no event of the
+    /// The recording polls its stream only after this sign of life is in the log, usually some
+    /// milliseconds after the start. If the process dies earlier, the topic has no event of the
     /// recording, but it is not finished either. Clients wait there for ever if a response has sent
     /// them to the topic, or if you have published another event to it. So await this method before
-    /// you return the response that starts a job. Without a backend, or if the recording was
-    /// announced before, the future completes on its first poll.
+    /// you return the response that starts a job. Without a backend, or if the log already has this
+    /// sign of life, the future completes on its first poll.
     ///
     /// # Errors
     ///
@@ -303,6 +307,8 @@ impl Recording {
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
     /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
     ///   `tower-sse/`.
+    /// - [`TopicTooLong`](super::ErrorKind::TopicTooLong) if the name of the topic has more than 16
+    ///   KiB.
     ///
     /// While this node has not read the log to its end, for example after the start of the process,
     /// the method waits without a time limit.
@@ -348,11 +354,12 @@ impl Recording {
         .await
     }
 
-    /// Returns the error of [`announced`](Self::announced) for a recording that has ended without
-    /// an announcement. `has_outcome` is `false` if the recording has no [`Outcome`], because its
-    /// runtime was shut down.
+    /// Returns the error of [`announced`](Self::announced) for a recording, a task that publishes a
+    /// stream. The recording has ended before a sign of life that lists it was in the log.
+    /// `has_outcome` is `false` if the task has ended without an [`Outcome`], because its runtime
+    /// was shut down.
     fn not_announced(&self, has_outcome: bool) -> Error {
-        match check_reserved(self.topic()) {
+        match check_topic(self.topic()) {
             Err(error) => error,
             Ok(()) if self.local.is_shut_down() || !has_outcome => Error::shut_down(),
             Ok(()) => Error::finished(self.topic()),

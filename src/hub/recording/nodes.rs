@@ -36,8 +36,9 @@ pub(in crate::hub) struct Recordings {
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
     /// Wakes the keeper, the task that sends the signs of life of this node. This happens when a
-    /// recording of this node begins or ends, when this node has announced members (the names that
-    /// are present in a topic), and when the hub is shut down.
+    /// recording of this node (a task that publishes a stream into a topic) begins or ends, and
+    /// when the hub is shut down. It also happens when this node has appended the joins or leaves
+    /// of members (names that are present in a topic) to the log.
     pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait until this node has read more of the log.
     progressed: Notify,
@@ -46,14 +47,16 @@ pub(in crate::hub) struct Recordings {
     pub(super) next_beat: AtomicU64,
     pub(super) running: watch::Sender<usize>,
     /// Logs outages: one line when the backend begins to refuse the records of this node's
-    /// recordings, and one line when it accepts them again.
+    /// recordings (tasks that publish streams into topics), and one line when it accepts them
+    /// again.
     pub(super) outage: Arc<Outage>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The end of the part of the log that is already included in this state, as a position. If
-    /// records of this part are read a second time, they have no effect.
+    /// The end of the part of the log that was applied to this `State`, as a position. The state
+    /// contains what this node knows about the recordings of all nodes (tasks that publish streams
+    /// into topics). If records of this part are read a second time, they have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -84,11 +87,13 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts that were read so far of a beat whose last part is still missing. A large beat has
-    /// several parts. `None` if no beat is incomplete.
+    /// The parts that this node has read so far of a beat whose last part is still missing. A beat
+    /// is a sign of life that lists the recordings of the other node (tasks that publish streams).
+    /// A large beat has several parts. `None` if no beat is incomplete.
     incoming: Option<Beat>,
-    /// The number of the newest beat of the other node that was read. A beat with a smaller number
-    /// arrived late, and is ignored.
+    /// The number of the newest beat (sign of life) that this node has read from the other node. A
+    /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,
+    /// and is ignored.
     number: u64,
 }
 
@@ -102,8 +107,9 @@ struct Settled {
 }
 
 impl Settled {
-    /// The number of recordings of other nodes that are remembered after their topics were
-    /// finished. Beyond this number, the oldest of them is forgotten.
+    /// The number of ended recordings of other nodes that this node remembers, to ignore late
+    /// announcements of them. A recording is a task that publishes a stream into a topic. Beyond
+    /// this number, this node forgets the oldest of them.
     const MAX: usize = 10_000;
 
     fn note(&mut self, id: u64) {
@@ -124,28 +130,33 @@ pub(super) struct Foreign {
     /// Set if the will of this recording is already in the topic. The will is the event that one of
     /// the remaining nodes publishes if the recording's node dies.
     pub(super) has_will: bool,
-    /// Set while a task of the local node takes over this recording of a dead node: publishes its
-    /// last event and finishes its topic.
+    /// Set while the local node takes over this recording, a task of another node that published a
+    /// stream into a topic. The local node then publishes the last event of the recording and
+    /// finishes its topic.
     pub(super) is_claimed: bool,
-    /// Set if the newest sign of life of the other node does not list this recording any more,
-    /// although its topic is not finished. This node then takes over the recording immediately,
-    /// without waiting until the other node counts as dead.
+    /// Set if the newest sign of life of the other node does not list this recording (a task there
+    /// that publishes a stream into a topic) any more, although the topic is not finished. This
+    /// node then publishes the last event of the recording and finishes its topic, without waiting
+    /// until the other node counts as dead.
     pub(super) is_orphan: bool,
-    /// Set if this recording may have ended in a part of the log that was lost or evicted before
-    /// this node has read it. If this node takes the recording over, it then publishes no will, and
-    /// only finishes the topic. The next sign of life that lists the recording clears this flag.
+    /// Set if this recording (a task of another node that publishes a stream into a topic) may have
+    /// ended in a part of the log that was lost or evicted before this node has read it. If this
+    /// node takes the recording over, it then only finishes the topic. It does not publish the
+    /// will, the event that the recording has announced for the death of its node. The next sign of
+    /// life that lists the recording clears this flag.
     pub(super) is_uncertain: bool,
 }
 
-/// A note that the local node is taking over a recording of a dead node: it is about to publish the
-/// last event of the recording and to finish its topic. The note stores whether the topic was
+/// A note that the local node is taking over a recording: a task that published a stream into a
+/// topic, on a node that is dead or has given the recording up. The local node is about to publish
+/// the last event of the recording and to finish its topic. The note stores whether the topic was
 /// finished in the meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
-    /// Set if the topic of the claimed recording may already have been finished, in a part of the
-    /// log that this node could not read. The topic may then have a newer recording. This node must
-    /// not end the newer recording.
+    /// Set if the recording that this node takes over may already have ended, in a part of the log
+    /// that this node could not read. A recording is a task of a node that publishes a stream into
+    /// a topic. The topic may already have a newer recording, which this node must not end.
     is_uncertain: AtomicBool,
 }
 
@@ -153,25 +164,32 @@ pub(super) struct Claim {
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The outcome with which this recording was requested to end. `None` if no end was requested.
+    /// The requested outcome of this recording, a task that publishes a stream into a topic. For
+    /// example, it is [`Outcome::Stopped`] if the application has stopped the recording. `None` if
+    /// nothing has requested the end of the recording.
     pub(super) stop: watch::Sender<Option<Outcome>>,
-    /// Whether this node has announced this recording to the other nodes.
+    /// The state of this recording's announcement to the other nodes: whether an attempt has
+    /// succeeded, and how many have failed. A recording is a task that publishes a stream into a
+    /// topic.
     pub(super) announcement: watch::Sender<Announcement>,
-    /// The tracker of this recording's appends to the log of the backend. It notes which appends
-    /// fail and succeed, so that the beginning and the end of each outage are logged once.
+    /// The tracker of the appends to the backend's log by this recording, a task that publishes a
+    /// stream into a topic. It notes which appends fail and succeed, so that the beginning and the
+    /// end of each outage of the backend are logged once.
     pub(super) appends: Appends,
     state: Mutex<LocalState>,
 }
 
-/// The announcement of a recording, a stream that this node publishes into a topic. It is a record
-/// in the log, and contains the will of the recording. If this node dies, another node publishes
-/// the will as the last event of the topic.
+/// The state of the announcement of a recording, a task of this node that publishes a stream into a
+/// topic. The announcement is a record in the log that informs the other nodes of the recording and
+/// of its will. If this node dies, another node publishes the will as the last event of the topic.
 #[derive(Clone, Default)]
 pub(super) struct Announcement {
-    /// Set once this node has announced this recording to the other nodes. If this node dies after
-    /// that, another node publishes the will of the recording and finishes its topic.
+    /// Set once this node has announced this recording, a task that publishes a stream into a
+    /// topic, to the other nodes. If this node dies after that, another node publishes the will of
+    /// the recording, which is its last event for this case, and finishes its topic.
     pub(super) is_done: bool,
-    /// The number of failed attempts to announce this recording.
+    /// The number of failed attempts to announce this recording, a task that publishes a stream
+    /// into a topic, to the other nodes.
     pub(super) failures: u64,
     /// The error of the last failed attempt.
     pub(super) error: Arc<str>,
@@ -179,32 +197,38 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set while the recording repeats an append for one of three reasons: the backend does not
-    /// respond, it refuses a single record, or the log has records of the topic that this node has
-    /// not read yet. A request to end the recording then need not wait for the append, because the
-    /// backend may never accept it.
+    /// Set while this recording, a task that publishes a stream into a topic, repeats an append for
+    /// one of three reasons: the backend does not respond, it refuses a single record, or the log
+    /// has records of the topic that this node has not read yet. A request to end the recording,
+    /// such as a stop by the application, then need not wait for the append, which the backend may
+    /// never accept.
     is_retrying: bool,
-    /// The end of the log when this recording was started. A request to stop the recordings of the
-    /// topic is ignored if its position is not after `started_at`, because it was meant for an
-    /// earlier recording.
+    /// The end of the log, as far as this node knew it, when this recording was started. A
+    /// recording is a task that publishes a stream into a topic. A request to stop the recordings
+    /// of the topic is a record in the log. If the position of the request is not after
+    /// `started_at`, the request was meant for an earlier recording, and is ignored.
     started_at: Position,
-    /// The position of the last record that this recording is known to have appended to the log. A
-    /// later record of its topic is either from an append in progress, or from another publisher or
-    /// node. So only later records are examined: they may be the will, or finish the topic.
+    /// The position of the last record that this recording (a task that publishes a stream into a
+    /// topic) is known to have appended to the log. A later record of its topic is either from an
+    /// append in progress, or from another publisher or node. So only later records are examined:
+    /// they may finish the topic, or may be the will, which another node publishes if it considers
+    /// this node dead.
     appended: Position,
-    /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
-    /// publishes nothing more.
+    /// Set if this recording, a task that publishes a stream into a topic, must publish nothing
+    /// more. The reason is that its topic is finished, that its topic has a name that recordings
+    /// cannot use, or that the hub is shut down.
     has_ended: bool,
     /// Set if the hub is shut down.
     is_shut_down: bool,
-    /// Set if this recording must publish no further event, and only finishes its topic. The reason
-    /// is that another node has considered this node dead and has published the will of the
-    /// recording, its last event for this case. The flag is also set if this may have happened in a
-    /// part of the log that was lost or evicted before this node has read it.
+    /// Set if this recording (a task that publishes a stream into a topic) must publish no further
+    /// event, and only finishes its topic. The reason is that another node has considered this node
+    /// dead and has published the will of the recording, its last event for this case. The flag is
+    /// also set if this may have happened in a part of the log that was lost or evicted before this
+    /// node has read it.
     is_silenced: bool,
-    /// The records of the topic that this node has read from the log since the recording began its
-    /// current append. If the append gets no response, these records show whether it has succeeded.
-    /// `None` if no append is in progress.
+    /// The records of the topic that this node has read from the log since this recording, the task
+    /// that publishes a stream into the topic, began its current append. If the append gets no
+    /// response, these records show whether it has succeeded. `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
@@ -227,10 +251,10 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the greatest position of the backend's log that
-    /// this node knows, and `None` for a hub in memory. If a request to stop the recordings of the
-    /// topic is at or before this position, it was meant for an earlier recording and does not stop
-    /// this one.
+    /// Adds a recording of this node, a task that publishes a stream into a topic. `last` is the
+    /// greatest position of the backend's log that this node knows, and `None` for a hub in memory.
+    /// If a request to stop the recordings of the topic is at or before this position in the log,
+    /// it was meant for an earlier recording and does not stop this one.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -262,24 +286,24 @@ impl Recordings {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Requests all recordings of this node to end with the outcome [`Outcome::Interrupted`]. Each
-    /// of them publishes its will, the last event that is also published if its node dies, and
-    /// finishes its topic.
+    /// Requests all recordings of this node (tasks that publish streams into topics) to end with
+    /// the outcome [`Outcome::Interrupted`]. Each recording publishes its will, the last event that
+    /// another node would publish if this node died, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Marks the recordings of this topic on this node as ended, because the topic is finished.
-    /// They publish nothing more. Returns these recordings. The caller calls [`end`](Local::end) on
-    /// each recording after it has released its locks.
+    /// Marks the recordings of this topic on this node (the tasks that publish streams into it) as
+    /// ended, because the topic is finished. They publish nothing more. Returns these recordings.
+    /// The caller calls [`end`](Local::end) on each recording after it has released its locks.
     pub(in crate::hub) fn note_finished(&self, topic: &str) -> Vec<Arc<Local>> {
         let locals = self.state().local.get(topic).cloned().unwrap_or_default();
         locals.iter().for_each(|local| local.lock().has_ended = true);
         locals
     }
 
-    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
-    /// their topics.
+    /// Ends all recordings of this node, the tasks that publish streams into topics, immediately.
+    /// They publish nothing more, and do not finish their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.shut_down());
         self.progressed.notify_waiters();
@@ -288,8 +312,9 @@ impl Recordings {
 
     /// Notes that a recording (a task that publishes a stream into a topic) of another node,
     /// `node`, needs no takeover by this node any more. Its topic is finished, or will be finished
-    /// by a newer recording of the topic, or the backend refuses the records of the takeover. Later
-    /// announcements of this recording are ignored.
+    /// by a newer recording of the topic, or the backend refuses the records of the takeover. If a
+    /// later sign of life of the other node still lists this recording, this node ignores the
+    /// entry.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -298,9 +323,10 @@ impl Recordings {
         }
     }
 
-    /// Registers that the local node is about to take over a recording from the dead node `node`:
-    /// to publish the last event of the recording and to finish its topic. The returned [`Claim`]
-    /// later shows whether the topic was finished since this call.
+    /// Registers that the local node is about to take over a recording of the node `node`: a task
+    /// there that published a stream into a topic. The node is dead or has given the recording up,
+    /// so the local node publishes the last event of the recording and finishes its topic. The
+    /// returned [`Claim`] later shows whether the topic was finished after this registration.
     pub(super) fn claim(&self, node: u64, announced: &Announced) -> Arc<Claim> {
         let topic = announced.topic.clone();
         let mut state = self.state();
@@ -391,7 +417,8 @@ impl Recordings {
     }
 
     /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
-    /// node has read a further part of the log or announced its recordings.
+    /// node has read a further part of the log or appended a sign of life to it. Also calls
+    /// `is_done` when another log has replaced the log, and when the hub is shut down.
     pub(in crate::hub) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
@@ -403,13 +430,14 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if the topic of `announced`, a recording on this or another node, has a newer
-    /// recording that this node knows. The end of the newer recording then finishes the topic. A
-    /// recording is a task that publishes a stream into a topic.
+    /// Returns `true` if this node knows a newer recording in the topic of `announced`, which is a
+    /// recording on this or another node. A recording is a task that publishes a stream into a
+    /// topic. The end of the newer recording then finishes the topic.
     ///
     /// Called if `announced` may have ended in a part of the log that this node could not read.
-    /// Another recording of the topic counts as newer if it is on this node and not over, or if
-    /// another node has announced it after the unread part of the log.
+    /// Another recording of the topic counts as newer if it is on this node and not over. It also
+    /// counts as newer if another node has listed it in a sign of life after the unread part of the
+    /// log.
     pub(super) fn has_successor(&self, announced: &Announced) -> bool {
         let state = self.state();
         let mut here = state.local.get(&announced.topic).into_iter().flatten();
@@ -434,9 +462,10 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper, the task that sends the signs of life of this node, must end.
-    /// This is the case if no recording, no other node and no member (a name that is present in a
-    /// topic) is left. The keeper then counts as ended, so that it can be started again.
+    /// Returns `true` if the keeper must end. The keeper is the task that sends the signs of life
+    /// of this node, and takes over the recordings (tasks that publish streams) of dead nodes. It
+    /// must end if no recording, no other node and no member (a name that is present in a topic) is
+    /// left. The keeper then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -593,8 +622,9 @@ impl Peer {
         }
     }
 
-    /// Returns the time when the other node counts as dead if no further sign of life is read.
-    /// `contact_since` is the end of the last outage: silence before that time does not count.
+    /// Returns the time when the other node counts as dead if this node reads no further sign of
+    /// life of it. `contact_since` is the time when this node could reach the backend again after
+    /// its last outage: silence before that time does not count.
     pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
         contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease
     }
@@ -634,8 +664,8 @@ impl Local {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests this recording to end with this outcome. Has no effect if an end was requested
-    /// earlier.
+    /// Requests this recording, a task that publishes a stream into a topic, to end with this
+    /// outcome. Has no effect if an end was requested earlier.
     pub(super) fn stop(&self, outcome: Outcome) {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
@@ -644,14 +674,15 @@ impl Local {
         });
     }
 
-    /// Ends the recording immediately. It publishes neither its last event nor the end of its
-    /// topic.
+    /// Ends this recording, a task that publishes a stream into a topic, immediately. The recording
+    /// publishes no last event, and does not finish its topic.
     pub(in crate::hub) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
     }
 
-    /// Ends the recording in the same way as [`end`](Self::end), and remembers that the reason is
+    /// Ends this recording, a task that publishes a stream into a topic, in the same way as
+    /// [`end`](Self::end): immediately and without a last event. Also remembers that the reason is
     /// the shutdown of the hub.
     pub(super) fn shut_down(&self) {
         self.lock().is_shut_down = true;
@@ -662,7 +693,8 @@ impl Local {
         self.lock().is_shut_down
     }
 
-    /// Ends the recording without another event. It finishes its topic.
+    /// Ends this recording, a task that publishes a stream into a topic, without another event. The
+    /// recording only finishes its topic.
     fn silence(&self) {
         self.lock().is_silenced = true;
         self.stop(Outcome::Interrupted);
@@ -676,8 +708,8 @@ impl Local {
         self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
     }
 
-    /// Notes a failed attempt to announce this recording. Has no effect if an earlier attempt has
-    /// succeeded.
+    /// Notes a failed attempt to announce this recording, a task that publishes a stream into a
+    /// topic, to the other nodes. Has no effect if an earlier attempt has succeeded.
     pub(super) fn note_not_announced(&self, error: &Arc<str>) {
         self.announcement.send_if_modified(|announcement| {
             if !announcement.is_done {
@@ -696,8 +728,9 @@ impl Local {
         self.lock().is_retrying = true;
     }
 
-    /// Notes that the log now contains further records of the current append, so the recording no
-    /// longer counts as repeating a failed attempt.
+    /// Notes that the log now contains further records of the current append by this recording, a
+    /// task that publishes a stream into a topic. The recording then no longer counts as retrying,
+    /// so a request to end it waits for the append again.
     pub(super) fn note_progress(&self) {
         self.lock().is_retrying = false;
     }
@@ -740,14 +773,17 @@ impl Local {
     }
 
     /// Returns `true` if the log already contains `records`, from an earlier attempt of this
-    /// recording that got no response. Returns `false` if the caller has to append them.
-    /// `is_unsure` is `true` if at least one earlier attempt got no response. `may_continue` is
-    /// `true` if one of these attempts also contained further records, which follow `records` in
-    /// the log if the attempt has succeeded.
+    /// recording (a task that publishes a stream) that got no response. Returns `false` if the
+    /// caller has to append them. `is_unsure` is `true` if at least one earlier attempt got no
+    /// response. `may_continue` is `true` if one of these attempts also contained further records.
+    /// Records that follow `records` in the log may then be from that attempt, and are not taken
+    /// for records of another publisher.
     ///
-    /// Returns `None` if the recording must not append `records`: its topic was finished, or
-    /// another node has published its will, the event for the death of this node. `None` is also
-    /// returned if this may have happened in a part of the log that this node could not read.
+    /// Returns `None` if the caller must not append `records`: the topic is finished, the hub is
+    /// shut down, or another node has published the recording's will, the event for the death of
+    /// this node. A will that may be in a part of the log that this node could not read counts as
+    /// published, too. After a will, the result is still `false` for the record that finishes the
+    /// topic, unless the log already contains that record.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool, may_continue: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -792,15 +828,17 @@ impl Local {
         self.lock().is_silenced
     }
 
-    /// Returns `true` if this recording must append nothing more. Its topic is finished, or the hub
-    /// is shut down.
+    /// Returns `true` if this recording, a task that publishes a stream into a topic, must append
+    /// nothing more to the log. The reason is that its topic is finished, that its topic has a name
+    /// that recordings cannot use, or that the hub is shut down.
     pub(super) fn has_ended(&self) -> bool {
         self.lock().has_ended
     }
 
-    /// Returns `true` if this recording must publish no further event. Its topic is finished, the
-    /// hub is shut down, or another node has published the will of the recording, or may have
-    /// published it (see [`is_silenced`](Self::is_silenced)).
+    /// Returns `true` if this recording, a task that publishes a stream into a topic, must publish
+    /// no further event. Its topic is finished, the hub is shut down, or another node has published
+    /// the recording's will (the event for the death of this node), or may have published it in a
+    /// part of the log that this node could not read.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.is_silenced
@@ -808,9 +846,11 @@ impl Local {
 }
 
 impl LocalState {
-    /// Handles a record of the topic that this recording has not appended itself. The recording
-    /// must publish nothing more if the record finishes the topic, or if its event is equal to
-    /// `will`. `will` is the event that another node publishes if it considers this node dead.
+    /// Handles a record of the topic that this recording, a task that publishes a stream, has not
+    /// appended itself. If the record finishes the topic, the recording must publish nothing more.
+    /// If the event of the record is equal to `will`, the recording must publish no further event,
+    /// and only finishes the topic. `will` is the event that another node publishes if it considers
+    /// this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.is_silenced |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;

@@ -10,7 +10,8 @@ use std::{
     },
 };
 
-/// The name of the operation in the lines that are logged about outages.
+/// The value of the field `operation` in the lines that are logged about outages. It names the
+/// requests that fail: the appends of recordings, the tasks that publish streams into topics.
 const OPERATION: &str = "recording";
 
 /// Logs the beginning and the end of each outage once, for all recordings of a node.
@@ -23,7 +24,8 @@ pub(super) struct Outage(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of [`Appends`] whose last attempt has failed.
+    /// The number of tasks whose last append to the log has failed. Each task has an [`Appends`] of
+    /// its own.
     failing: usize,
     is_logged: bool,
 }
@@ -39,7 +41,7 @@ impl Outage {
 #[derive(Debug)]
 pub(super) struct Appends {
     outage: Arc<Outage>,
-    /// Set if the last attempt of this task has failed.
+    /// Set if the last append to the log by this task has failed.
     is_failing: AtomicBool,
 }
 
@@ -76,8 +78,10 @@ impl Appends {
         }
     }
 
-    /// Notes that the task has ended, so that its last failure no longer counts. Does not end an
-    /// outage, because the task may have given up. Calling this again has no effect.
+    /// Notes that the task, such as a recording, makes no further appends. A failure of its last
+    /// append then no longer delays the end of an outage. Does not end the outage itself, because
+    /// the backend may still refuse appends: the task may have given up. Calling this again has no
+    /// effect.
     pub(super) fn end(&self) {
         let mut state = self.outage.state();
         if self.is_failing.swap(false, Relaxed) {

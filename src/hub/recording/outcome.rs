@@ -19,11 +19,12 @@ pub enum Outcome {
     /// The stream has ended without an error, and all of its events were published, including
     /// [`end_with`](super::Recorder::end_with).
     Finished,
-    /// The stream of the recording returned an error or panicked, or one of its events or
+    /// The recording, the task that publishes a stream into a topic, has failed: the stream
+    /// returned an error or panicked, or one of its events or
     /// [`end_with`](super::Recorder::end_with) could not be published. The events before the error
-    /// or before that event were published. This is also the outcome if a hub in memory cannot
-    /// create the topic, because the hub already has its maximum number of topics. The topic then
-    /// does not exist.
+    /// or before that event were published. A recording of a hub in memory also has this outcome if
+    /// the hub cannot create the topic, because the hub already has its maximum number of topics.
+    /// The topic then does not exist.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.

@@ -14,6 +14,7 @@ use crate::{
     hub::{
         backend::{Record, RecordKind},
         core::Core,
+        error::Error,
         registry::check_reserved,
         retention::Retention,
         topic::check_name,
@@ -50,6 +51,13 @@ const MAX_BATCH_BYTES: usize = 64 << 10;
 /// take over all recordings of this node.
 const MAX_TOPIC_BYTES: usize = 16 << 10;
 
+/// Returns an error if a recording, a task that publishes a stream, cannot publish into this topic:
+/// if its name is reserved or too long.
+pub(super) fn check_topic(topic: &str) -> Result<(), Error> {
+    check_reserved(topic)?;
+    if topic.len() > MAX_TOPIC_BYTES { Err(Error::topic_too_long(topic, MAX_TOPIC_BYTES)) } else { Ok(()) }
+}
+
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
@@ -75,8 +83,8 @@ impl Items {
         Self { poll, ahead: None }
     }
 
-    /// Polls the stream of the recording. If the stream panics, returns an error. The caller must
-    /// not poll again after an error or the end.
+    /// Polls the stream that the recording publishes into its topic. If the stream panics, returns
+    /// an error. The caller must not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         if let Some(item) = self.ahead.take() {
             return Poll::Ready(item);
@@ -96,7 +104,8 @@ impl Items {
     }
 }
 
-/// The next action of a recording: it publishes events, or it ends.
+/// The next action of a recording, the task that publishes a stream into a topic: it publishes
+/// events, fails with an error, or ends with an outcome.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
@@ -116,8 +125,9 @@ pub(super) async fn run(
     outcome.send_replace(Some(ended));
 }
 
-/// An entry in the list of this node's recordings. Dropping this value removes the recording from
-/// the list, for example when the tokio runtime is shut down.
+/// An entry in the list of this node's recordings, the tasks that publish streams into topics.
+/// Dropping this value removes the recording from the list, for example when the tokio runtime is
+/// shut down.
 pub(super) struct Registered {
     core: Arc<Core>,
     local: Arc<Local>,
@@ -129,7 +139,7 @@ impl Registered {
         let topic = &local.announced.topic;
         if core.is_shut_down() {
             local.shut_down();
-        } else if core.is_finished(topic) || check_reserved(topic).is_err() || topic.len() > MAX_TOPIC_BYTES {
+        } else if core.is_finished(topic) || check_topic(topic).is_err() {
             local.end();
         } else if core.backend.is_none() {
             // There is no other node.
@@ -241,9 +251,9 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     }
 }
 
-/// Polls the stream of a recording for the events to publish next: all items that are ready now, up
-/// to 64 items and 64 KiB, or one larger item. Returns the end or the error of the stream if no
-/// item precedes it.
+/// Polls the stream that a recording publishes into a topic. Returns the events to publish next:
+/// all items that are ready now, up to 64 items and 64 KiB, or one larger item. Returns the end or
+/// the error of the stream if no item precedes it.
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
     let mut bytes = 0;
@@ -281,8 +291,9 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     })
 }
 
-/// Publishes a batch of a recording's events. Sets the retention limits of the topic first, because
-/// the hub may have dropped the topic and its limits while the stream was silent.
+/// Publishes a batch of events of a recording, the task that publishes a stream into a topic. Sets
+/// the retention limits of the topic first, because the hub may have dropped the topic and its
+/// limits while the stream was silent.
 async fn publish(
     core: &Arc<Core>,
     local: &Local,
@@ -338,8 +349,9 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application that returns the last event of a recording. If the function
-/// panics, the panic is logged and the result is `None`.
+/// Calls a function of the application that returns the last event of a recording, a task that
+/// publishes a stream into a topic. If the function panics, the panic is logged and the result is
+/// `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());
@@ -362,8 +374,8 @@ async fn announced(local: &Local) {
     let _open = announcement.wait_for(|announcement| announcement.is_done).await;
 }
 
-/// Waits until the topic of the recording has had no subscribers on any node for the duration
-/// `time`. If `time` is `None`, never returns.
+/// Waits until the topic into which the recording publishes its stream has had no subscribers on
+/// any node for the duration `time`. The recording then ends. If `time` is `None`, never returns.
 async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
     let Some(time) = time else { return pending().await };
     let topic = &local.announced.topic;
