@@ -99,9 +99,9 @@ pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
 /// Returns whether the headers contain `Connection: close`, so that the connection closes after the
 /// response (RFC 9112, §9.6).
 ///
-/// Splits at every comma, as hyper does, because a `Connection` header contains only tokens (RFC
-/// 9110, §7.6.1). If hyper announces that the connection closes, the server has to close the
-/// connection.
+/// Splits the value at every comma, as hyper does, because a `Connection` header contains only
+/// tokens (RFC 9110, §7.6.1). The results must agree: if hyper sends `Connection: close` to the
+/// client, the server has to close the connection.
 pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONNECTION).into_iter();
     values.any(|value| {

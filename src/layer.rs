@@ -163,11 +163,12 @@ impl SseLayer {
     /// same way.
     ///
     /// Before its end, the stream sends a reconnect delay with [jitter](Self::reconnect_jitter) and
-    /// the [shutdown event](Self::shutdown_event). So the graceful shutdown of axum and hyper,
-    /// which waits for every response, completes by itself.
+    /// the [shutdown event](Self::shutdown_event). Because all streams end, the graceful shutdown
+    /// of axum and hyper, which waits for every response, completes by itself.
     ///
-    /// An upstream stream that is in the middle of an event has 250 milliseconds to complete the
-    /// event. After that, the event is cut off, and the client discards the incomplete event.
+    /// A stream that is not an [`SseStream`](crate::SseStream), for example of another framework or
+    /// a proxied server, may be in the middle of an event. It then has 250 milliseconds to complete
+    /// the event. After that, the event is cut off, and the client discards the incomplete event.
     ///
     /// With several layers, the stream ends when the token of any layer is cancelled.
     ///
@@ -200,24 +201,28 @@ impl SseLayer {
     /// Sends this event before the end of a stream at a [shutdown](Self::shutdown), so that pages
     /// know the reason.
     ///
-    /// The event is sent without its id, because no client can resume from the shutdown event. An
-    /// upstream stream that cannot complete its current event ends without the shutdown event.
+    /// The event is sent without its id, because no client can resume from the shutdown event. A
+    /// stream that is not an [`SseStream`](crate::SseStream) and cannot complete its current event
+    /// ends without the shutdown event.
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise the shutdown event can arrive before the first id of a stream. A client that has
     /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
     ///
-    /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent. Such a
-    /// response has only the shutdown event, unless it contains a subscription to a hub.
+    /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent, and
+    /// the shutdown event is its only event. There are two exceptions: a subscription to a hub,
+    /// whose first id is also sent, and a [finite](crate::SseStream::finite) stream with a [drain
+    /// timeout](Self::drain_timeout).
     ///
     /// Most streams of a hub begin with an id. Those that begin with a gap event or a snapshot, and
     /// those [without control events](crate::hub::Subscription::without_control_events), have no id
     /// before their first event. If such a stream ends before its first event, a client that may
-    /// have an id gets the reconnect delay without the shutdown event. The event is left out only
-    /// if each adapter around the subscription forwards `size_hint`, or if the stream was polled
-    /// before the shutdown. It is never left out for a [listener](crate::hub::Hub::listen). The
-    /// last events of [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are
-    /// always sent.
+    /// have an id gets the reconnect delay without the shutdown event. The response learns from the
+    /// subscription, through `size_hint` or a poll, that the client may have an id. So the event is
+    /// left out only if each adapter around the subscription forwards `size_hint`, or if the stream
+    /// was polled before the shutdown. A [listener](crate::hub::Hub::listen) does not report such
+    /// an id, so the event is never left out for a listener. The last events of
+    /// [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are always sent.
     ///
     /// # Examples
     ///
@@ -619,8 +624,8 @@ where
 
 /// Applies the layer to a response that is an event stream, or rejects the response if a limit is
 /// reached. `keep_connection` is set if the response may have `Connection: keep-alive`. `keys` are
-/// the keys of the request for the limits. Not inlined, because most responses are not event
-/// streams.
+/// the keys of the request for the limits that count streams per key, such as the address of its
+/// client. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,

@@ -74,8 +74,8 @@
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
 //!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, or
-//!    has [limits](SseLayer::max_streams_per) for several keys, allocates for the keys of a
-//!    request.
+//!    has [limits](SseLayer::max_streams_per) for several keys, allocates memory for the keys of
+//!    each request, such as its user or the address of its client.
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
 //!    missing events are reported as a gap (`hub_model`, `hub_cursors`, `hub_stress`,
 //!    `interleavings`; with several nodes `nodes`). With a backend, there are a few
@@ -176,9 +176,10 @@
 //! (`INFO`), with `operation`. The operation is `read` for old events that clients need, `bounds`
 //! for the first and last position of the log, and `follow` for the task that reads the log. The
 //! next successful request of the same operation ends the outage. An error of `publish` is returned
-//! to the publisher and is not logged. The operation `recording` is for the appends of all
-//! [recordings](hub::Topic::record) of the node, which wait during the outage. Such an outage ends
-//! when an append succeeds and no recording waits any more.
+//! to the publisher and is not logged. The operation `recording` is for the
+//! [recordings](hub::Topic::record) of the node, which are tasks that publish a stream into a
+//! topic. Their appends to the log wait during the outage. Such an outage ends when an append
+//! succeeds and no recording waits any more.
 //!
 //! A hub that rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
@@ -186,8 +187,8 @@
 //!
 //! A node that finishes the [recording](hub::Topic::record) of a dead node logs
 //! `recording of a dead node finished` (`DEBUG`), with the field `topic`. When it has finished all
-//! recordings of that node that it takes over, it logs `recordings of a dead node finished` (`WARN`)
-//! once, with their number in the field `recordings`.
+//! recordings of that node that it takes over, it logs `recordings of a dead node finished`
+//! (`WARN`) once, with their number in the field `recordings`.
 //!
 //! # Runtime
 //!
@@ -199,7 +200,8 @@
 //! expired events. With a backend, it has one more that follows the log, and one for each running
 //! history read. A log in a file has one for the replies to publishers. A [`StreamRegistry`] that
 //! follows a hub has two, and one more with `fail_closed_after`. Further tasks run while they are
-//! needed: to wake many subscribers, for recordings and for members.
+//! needed: to wake many subscribers, for recordings, and for the [members](hub::Topic::join) that
+//! are present in topics.
 //!
 //! # Scope
 //!

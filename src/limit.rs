@@ -160,8 +160,8 @@ impl Keys {
     }
 }
 
-/// A limit of the number of streams that are open at the same time: of all streams together, or per
-/// key.
+/// A limit of the number of streams that are open at the same time: of all streams together, or of
+/// the streams of each key, such as a user or a client's address.
 #[derive(Clone)]
 pub(crate) enum Limit {
     All(Arc<Slots>),
@@ -176,7 +176,8 @@ pub(crate) struct Slots {
 pub(crate) struct KeyedSlots {
     max: usize,
     key: Box<dyn Fn(&Parts) -> Key + Send + Sync>,
-    /// The number of open streams for each key. The map is indexed by the hash of the key.
+    /// The number of open streams of each key, such as a user or a client's address. The map is
+    /// indexed by the hash of the key.
     in_use: Mutex<HashMap<u64, usize>>,
 }
 

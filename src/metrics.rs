@@ -1,5 +1,5 @@
-//! Metrics for the `metrics` facade. No other file uses the crate `metrics`. Without the feature,
-//! all functions are empty.
+//! Metrics for the `metrics` facade. No other file uses the crate `metrics`. Without the Cargo
+//! feature `metrics`, all functions of this module are empty.
 //!
 //! The documentation of the crate lists the names of the metrics.
 

@@ -1,28 +1,31 @@
-//! The calls that get the cursor of a subscription for the response around it. The cursor is the id
-//! that a client sends when it reconnects. A response needs the cursor in its preamble, at
+//! The calls that get the cursor of a hub subscription for the response around it. The cursor is
+//! the id that a client sends when it reconnects. A response needs the cursor in its preamble, at
 //! heartbeats and before an early end.
 //!
-//! The preamble is the first bytes of a response, or its status 204. A stream determines them
-//! before its first item.
+//! The preamble is the first bytes of a response, or its status 204. A subscription determines its
+//! preamble before its first item.
 //!
 //! A response cannot ask a subscription directly, because adapters such as `map` or `merge` hide
 //! the subscription inside them. But adapters forward two calls, on the same thread as the
-//! response:
+//! response. A call *reaches* a subscription if all adapters around the subscription forward the
+//! call:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
-//!   stream can [offer](Preamble::offer) its preamble.
+//!   subscription can [offer](Preamble::offer) its preamble.
 //! - All adapters forward `poll_next`. If `size_hint` has reached no subscription, the
 //!   subscriptions that [the first poll](Preamble::of_first_poll) reaches offer their preambles. At
 //!   a heartbeat and before an early end, a subscription detects [why the response polls
-//!   it](purpose_of_poll). If it has delivered all of its events, it yields its newest cursor. At a
-//!   shutdown of the hub, which only the subscription notices, it does the same.
+//!   it](purpose_of_poll). If the subscription has delivered all of its events, it yields its
+//!   newest cursor. The subscription also yields this cursor at a shutdown of the hub, which the
+//!   response itself does not notice.
 //!
-//! The first bytes are never an item of the stream. An application may use a subscription as a
-//! signal that an event was published, for example in the future of `take_until`. The application
-//! would take such an item for the signal.
+//! The first bytes are never an item of the stream, because adapters treat each item as an event.
+//! For example, an application can end a stream with `take_until` at the first item of a
+//! subscription. An item with only the cursor would end the stream although no event was published.
 //!
 //! The cursor at a heartbeat or at an end must be an item of `poll_next`. An adapter can hold back
-//! events that the subscription has yielded, and the cursor has to follow them.
+//! events that the subscription has yielded, and the client must get these events before the
+//! cursor.
 
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -37,32 +40,35 @@ pub(crate) struct Preamble {
     /// Set if the stream has no items and will never have any. The response is then
     /// `204 No Content`.
     pub(crate) is_over: bool,
-    /// Set if the stream contains a subscription that has offered its preamble (the first bytes of
-    /// the stream) to the body, even an empty one.
+    /// Set if a hub subscription inside the stream has made this preamble, even if `bytes` is
+    /// empty. The first poll of the stream then need not ask for a preamble again.
     pub(crate) has_subscription: bool,
     /// Set if the client may have an id of an earlier stream. Before the first id of this stream,
     /// an event without an id would make the client forget it (HTML standard, §9.2.6).
     pub(crate) is_returning: bool,
 }
 
-/// The call that a response on this thread is currently making to its stream, if the stream has to
-/// know why: a call of `size_hint`, or of `poll_next` for a [purpose](Purpose).
+/// The call that a response is currently making to its stream on this thread. The subscriptions
+/// inside the stream read this value to detect why they are called: for the preamble, or for a
+/// [purpose](Purpose) such as a heartbeat. `None` if there is no such call.
 #[derive(Default)]
 enum Call {
     #[default]
     None,
     /// The response calls `size_hint` to get the preamble of its stream: the bytes to send first,
-    /// or the status 204. The vector collects the preambles of all streams that the call reaches.
-    /// An adapter such as `merge` passes the call to several streams.
+    /// or the status 204. The vector collects the preambles of all subscriptions that receive the
+    /// call. An adapter such as `merge` forwards the call to several streams.
     Asks(Vec<Preamble>),
     /// The response calls `poll_next` of its stream for the first time, to get the first items and
-    /// the preamble. The vector collects the preambles of all streams that the call reaches.
+    /// the preamble: the bytes to send before the items. Adapters forward the call to the streams
+    /// inside them. The vector collects the preambles of all subscriptions that receive the call.
     Begins(Vec<Preamble>, Reached),
     /// The response calls `poll_next` of its stream.
     Polls {
         #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
         purpose: Purpose,
-        /// The subscriptions that this call and earlier calls have reached.
+        /// The subscriptions and listeners inside the stream that the response has polled, in this
+        /// call and in earlier calls.
         reached: Reached,
     },
 }
@@ -70,16 +76,19 @@ enum Call {
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The next items. A call by other code than a response counts as a call for this purpose, too.
+    /// The response polls for the next items of its stream. A poll by other code than a response,
+    /// such as a task of the application, counts as a poll for this purpose, too.
     Items,
-    /// The next items of a stream that contains exactly one subscription. If the hub is shut down,
-    /// the subscription yields its newest cursor before it ends. Several subscriptions must not do
-    /// so, because they have no common cursor.
+    /// The response polls for the next items of a stream that contains exactly one subscription. If
+    /// the hub is shut down, the subscription yields its newest cursor (the id where the client
+    /// resumes) before it ends. Several subscriptions must not do so, because they have no common
+    /// cursor.
     ItemsOfOne,
-    /// The next items, because a heartbeat is due. A subscription without an item yields its newest
-    /// cursor instead.
+    /// The response polls again because a heartbeat is due. A subscription without an item then
+    /// yields its newest cursor: the id where the client resumes.
     Heartbeat,
-    /// The newest cursor, because the response ends. A subscription yields no event.
+    /// The response ends early, and polls for the newest cursor: the id where the client resumes. A
+    /// subscription yields only its cursor, and no event.
     End,
 }
 
@@ -91,11 +100,13 @@ pub(crate) struct Reached(usize);
 
 impl Reached {
     const NONE: usize = 0;
-    /// Several subscriptions. The value 1 cannot be the address of a subscription, because such an
-    /// address is aligned.
+    /// The value for several subscriptions. The inner number is 0 for no subscription, the address
+    /// in memory of the only subscription, or 1 for several. An address is never 1, because
+    /// subscriptions are aligned.
     pub(crate) const SEVERAL: Self = Self(1);
 
-    /// Returns `true` if the response has reached exactly one subscription.
+    /// Returns `true` if the response has polled exactly one subscription or listener inside its
+    /// stream so far.
     pub(crate) fn is_one(self) -> bool {
         self.0 != Self::NONE && self != Self::SEVERAL
     }
@@ -127,12 +138,13 @@ impl Drop for Scope {
 }
 
 impl Preamble {
-    /// Returns the preamble of a stream, or of the streams inside adapters such as `map` and
-    /// `merge`.
+    /// Returns the preamble of a response with this stream: the bytes to send first, or the status
+    /// 204. The subscriptions to hubs determine the preamble, also inside adapters such as `map`
+    /// and `merge`.
     ///
-    /// If the streams inside an adapter offer different first bytes, the result has no first bytes.
-    /// The status 204 (`is_over`) is set only if all these streams are over and the upper bound in
-    /// the `size_hint` of `stream` is 0.
+    /// If several subscriptions offer different first bytes, the result has no first bytes. The
+    /// status 204 (`is_over`) is set only if the topics of all subscriptions are finished and their
+    /// events delivered, and if the upper bound in the `size_hint` of `stream` is 0.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
@@ -141,10 +153,11 @@ impl Preamble {
         Self { is_over: preamble.is_over && most == Some(0), ..preamble }
     }
 
-    /// Calls `poll`, which polls the stream of a response for the first time. Returns the preamble
-    /// of the streams that the call reaches. Used if [`of`](Self::of) has reached no subscription,
-    /// because an adapter did not forward `size_hint`. Adds the subscriptions that the call reaches
-    /// to `reached`.
+    /// Calls `poll`, which polls the stream of a response for the first time. Returns its result,
+    /// and the preamble (the bytes to send before the first item) of the subscriptions inside the
+    /// stream. Used if [`of`](Self::of) has found no subscription, for example because an adapter
+    /// did not forward the call of `size_hint`. Adds the subscriptions and listeners that were
+    /// polled to `reached`.
     pub(crate) fn of_first_poll<T>(reached: &mut Reached, poll: impl FnOnce() -> T) -> (T, Self) {
         let _scope = Scope::enter(Call::Begins(Vec::new(), *reached));
         let polled = poll();
@@ -171,12 +184,12 @@ impl Preamble {
         }
     }
 
-    /// Offers a preamble (the first bytes of a response, or the status 204) to the response around
-    /// the stream. A stream calls this function in its `size_hint` and in its first `poll_next`. A
-    /// response calls `size_hint`, or `poll_next` for the first time, to get the preamble, and
-    /// adapters forward these calls to the streams inside them. During such a call on this thread,
-    /// calls the closure `preamble` to create the preamble, and returns `true`. Otherwise returns
-    /// `false` without calling the closure.
+    /// Offers the preamble of a subscription (the first bytes of a response, or the status 204) to
+    /// the response around the subscription. A subscription calls this function in its `size_hint`
+    /// and in its first `poll_next`. A response calls one of these two methods to get the preamble,
+    /// and adapters forward the call to the streams inside them. During such a call on this thread,
+    /// this function calls the closure `preamble`, stores the result for the response, and returns
+    /// `true`. Otherwise this function returns `false` without calling the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_) | Call::Begins(..)));
@@ -192,8 +205,9 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, which polls the stream of a response. The subscriptions that the call reaches get
-/// `purpose` from `purpose_of_poll`, and are added to `reached`.
+/// Calls `poll`, which polls the stream of a response for the given purpose, such as a heartbeat.
+/// The subscriptions inside the stream get this purpose from `purpose_of_poll`. Adds the
+/// subscriptions and listeners that were polled to `reached`.
 pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::Polls { purpose, reached: *reached });
     let polled = poll();
@@ -205,9 +219,10 @@ pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl Fn
     polled
 }
 
-/// Returns the purpose for which a response is currently polling its stream on this thread. A
-/// subscription or listener calls this function each time it is polled. `address` is its address in
-/// memory, which distinguishes it from others in the same stream.
+/// Returns why a response is currently polling its stream on this thread: for the next items,
+/// because a heartbeat is due, or for the newest cursor before the end. A subscription or listener
+/// calls this function each time it is polled. `address` is the caller's address in memory, which
+/// distinguishes the caller from others in the same stream.
 #[cfg(feature = "hub")]
 pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
@@ -227,8 +242,9 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
 mod tests {
     use super::*;
 
-    /// If a poll reaches a second subscription, the purpose is no longer `ItemsOfOne`: the cursor
-    /// of the second subscription could be after an undelivered event of the first one.
+    /// After a response has polled a second subscription in its stream, the purpose of its polls is
+    /// `Items` instead of `ItemsOfOne`. The subscriptions then yield no cursor at a shutdown: the
+    /// cursor of the second subscription could be after an undelivered event of the first one.
     #[test]
     fn second_subscription_of_a_poll_is_not_the_only_one() {
         let mut reached = Reached::default();

@@ -130,18 +130,21 @@ impl fmt::Debug for Settings {
 /// last event. Each of the two can be empty.
 #[derive(Default)]
 pub(crate) struct FinalBytes {
-    /// The last event of the stream, such as the shutdown event, or the event with which a registry
-    /// closes the stream.
+    /// The last event of the stream, or empty bytes. It is the shutdown event, the event of
+    /// `SseStream::end_when`, or the event that a `StreamRegistry` sends to the streams of a key
+    /// when it closes them.
     pub(crate) event: Bytes,
-    /// The `retry` line with the reconnect delay. If the stream ends in the middle of an event,
-    /// between two lines, this line is sent without `event`: a client accepts it there.
+    /// The `retry` line with the reconnect delay, or empty bytes. The stream sends it before its
+    /// last event. If the stream ends in the middle of another event, between two lines, it sends
+    /// this line without the last event: a client accepts the line there.
     pub(crate) retry: Bytes,
 }
 
 impl FinalBytes {
-    /// Removes the event if it is the shutdown event, and keeps the last event of a registry or of
-    /// the handler. A reconnect delay shows that the stream ends at a shutdown, because the other
-    /// ends have none.
+    /// Removes the last event if it is the shutdown event. Keeps the event of
+    /// `SseStream::end_when`, and the event that a `StreamRegistry` sends when it closes the
+    /// stream. A reconnect delay shows that the stream ends at a shutdown, because a stream that
+    /// ends for another reason has no such delay.
     pub(crate) fn remove_shutdown_event(&mut self) {
         if !self.retry.is_empty() {
             self.event = Bytes::new();

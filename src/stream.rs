@@ -126,9 +126,9 @@ impl<S> SseStream<S> {
     ///
     /// The settings of the response are kept. If the old stream is a
     /// [`Subscription`](crate::hub::Subscription) to a hub, the response still begins with the
-    /// event that contains the cursor. It is still `204 No Content` if all topics of the
-    /// subscription are finished and the client has received all events. Neither depends on the
-    /// stream that `f` returns.
+    /// event that contains the cursor, the id where the client resumes. The response is still
+    /// `204 No Content` if all topics of the subscription are finished and the client has received
+    /// all events. Neither depends on the stream that `f` returns.
     ///
     /// # Examples
     ///
@@ -158,7 +158,8 @@ impl<S> SseStream<S> {
 
     /// Disables the heartbeat of this stream, including the heartbeat of layers, and the comment
     /// that is otherwise sent before the first event. A delay of [`retry`](Self::retry) is still
-    /// sent immediately, and so is the cursor of a subscription to a hub.
+    /// sent immediately, and so is the cursor of a subscription to a hub: the id where the client
+    /// resumes.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
     /// clients only when a write fails, and keeps their silent streams until then. The first kind

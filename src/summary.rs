@@ -28,8 +28,8 @@ pub struct StreamSummary {
     /// The time from the creation of the response until the transport dropped the body.
     pub duration: Duration,
     /// The number of events that were handed to the transport. The last event of `end_with` or
-    /// `on_error` and the shutdown event count, too. Heartbeats do not count, and neither does the
-    /// event with the cursor at the beginning of a hub subscription.
+    /// `on_error` and the shutdown event count, too. Heartbeats do not count, and neither do the
+    /// `hub-cursor` events of a hub subscription, which contain only an id.
     ///
     /// In an event stream that was made without [`SseStream`](crate::SseStream), each blank line
     /// that ends an event counts. If such a stream has a `Content-Encoding`, the number is 0.
@@ -37,9 +37,9 @@ pub struct StreamSummary {
     /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
     /// The number of heartbeats of this stream that were handed to the transport. A stream begins
-    /// with a comment if no event is ready. This comment also counts. If a hub subscription sends a
-    /// `hub-cursor` event when a heartbeat is due, this event and the heartbeat count as one
-    /// heartbeat.
+    /// with a comment if no event is ready. This comment also counts. When a heartbeat is due, a
+    /// hub subscription may send a `hub-cursor` event, which contains only the id where the client
+    /// resumes. This event and the heartbeat, if it is sent as well, count as one heartbeat.
     pub heartbeats: u64,
 }
 

@@ -106,7 +106,9 @@ mod on {
     }
 
     /// Logs the end of an outage of a hub's backend. `operation` is the kind of the request that
-    /// succeeds again, as in `backend_failed`: `follow`, `read`, `bounds` or `recording`.
+    /// succeeds again: `follow` (for new events), `read` (for past events), `bounds` (for the ends
+    /// of the log) or `recording` (an append of a recording, a task that publishes a stream into a
+    /// topic).
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");

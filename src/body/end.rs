@@ -53,8 +53,8 @@ impl Lifetime {
     }
 }
 
-/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s. A registry can
-/// close each stream that is registered in it.
+/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s, the sets of open
+/// streams by key, such as a user. A registry can close each stream that is registered in it.
 pub(super) struct Registrations {
     list: List,
     /// A copy of the waker that the stream registries wake when they close the stream. If the next
@@ -90,8 +90,8 @@ impl Registrations {
         }
     }
 
-    /// Returns ready when a stream registry has closed the stream, with the bytes to send before
-    /// the end of the response.
+    /// Returns ready when the application has closed the stream through a stream registry, a set of
+    /// open streams by key. The result is the bytes to send before the end of the response.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         if self.as_slice().is_empty() {
             return Poll::Pending;

@@ -31,9 +31,11 @@ pub(super) enum FlushDelay {
 
 impl FlushDelay {
     /// Returns ready when the pause before an error is over. The pause begins with the first call.
+    /// It gives hyper time to write the frames that it has buffered.
     ///
     /// Outside of a tokio runtime there is no timer. There, the first call returns `Pending` and
-    /// wakes the task. The second call is ready, which is enough for HTTP/1.
+    /// wakes the task, and the second call is ready. This is enough for HTTP/1: hyper flushes the
+    /// connection as soon as the body returns `Pending`.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::NotStarted = self {
             if Handle::try_current().is_err() {

@@ -97,8 +97,8 @@ pub(super) struct ChunkEvents {
     /// The first and the last offset in this chunk where a layer can end the stream without cutting
     /// an event: after a line end, and outside of an incomplete event. `None` if the chunk has no
     /// such line end. A layer that ends the stream cuts the chunk at the last of these offsets. If
-    /// a stream registry has closed the stream, the layer cuts the chunk at the first offset
-    /// instead, because later events may be newer than the call that closed the stream.
+    /// the application has closed the stream through a stream registry, the layer cuts the chunk at
+    /// the first offset instead: later events may be newer than the call that closed the stream.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 
@@ -199,9 +199,10 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Returns `chunk` without the byte order mark, if a mark has to be removed (`Expected`). If
-    /// the chunk is only a part of the mark, the part is held back, and the result is empty. If the
-    /// stream does not begin with a mark, the held-back bytes are returned in front of the chunk.
+    /// Returns `chunk` without the byte order mark. If no mark has to be removed, returns `chunk`
+    /// unchanged. If the chunk is only a part of the mark, the part is held back, and the result is
+    /// empty. If the stream does not begin with a mark, the held-back bytes are returned in front
+    /// of the chunk.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);

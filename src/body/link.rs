@@ -18,16 +18,17 @@ use std::{
 use tokio::time::Instant;
 
 /// A layer that a response has passed through. Contains the settings of the layer, the permits of
-/// its stream limits, and the registrations of the stream in its stream registries.
+/// its stream limits, and the registrations through which its stream registries can close the
+/// stream.
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
     /// The time when the response passed this layer. `None` if the layer has no `on_close`
-    /// callback. All `on_close` callbacks of a stream get the same stream duration. It is measured
-    /// from the time of the handler's callback, or else from this time of the innermost layer with
-    /// a callback.
+    /// callback. All `on_close` callbacks of a stream get the same stream duration. The duration
+    /// begins when the handler sets its callback. If the handler sets no callback, the duration
+    /// begins when the response passes the innermost layer with a callback.
     pub(super) at: Option<Instant>,
 }
 
@@ -79,22 +80,25 @@ pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to this state, which
     /// they share with the body.
     Open(Arc<Mutex<LinkState>>),
-    /// Layers can attach no more settings, because the body was polled, or because the link was
-    /// closed from the beginning. Contains the settings of the innermost layer. Values that this
-    /// layer has not set are copied from the outer layers. `None` if there are no layers.
+    /// Layers can attach no more settings: the body was polled, or the link was created closed, for
+    /// example for an empty body. Contains the settings of the innermost layer. Values that this
+    /// layer has not set are copied from the outer layers. `None` if no layer has attached
+    /// settings.
     Closed(Option<Arc<Settings>>),
 }
 
 impl LayerLink {
-    /// Creates an open link for a body, and the handle that layers use to attach their settings.
-    /// The caller puts the handle into the extensions of the response.
+    /// Creates the link through which the layers around a body attach their settings to the body,
+    /// and the handle that the layers use for this. The link stays open until the first poll of the
+    /// body. The caller puts the handle into the extensions of the response.
     pub(crate) fn open() -> (Self, LayerHandle) {
         let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), layers: None }));
         let handle = LayerHandle(Arc::downgrade(&state));
         (Self::Open(state), handle)
     }
 
-    /// Creates a link that is already closed, so that layers cannot attach settings to the body.
+    /// Creates a link that is closed from the beginning, so that the layers around a body cannot
+    /// attach their settings to this body.
     pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }

@@ -74,7 +74,8 @@ pub(super) trait ObservedBody {
 }
 
 /// Polls a body for its next frame within the tracing span of the stream, and records the frame.
-/// The first poll collects the settings of the layers and creates the observer.
+/// The first poll collects the settings of the layers that the response has passed through. It also
+/// creates the observer, which records the stream and can end it, if the stream needs an observer.
 #[inline]
 pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     let is_first = body.observation().link.is_open();
@@ -113,10 +114,11 @@ impl Observation {
         Self { link, observer: None }
     }
 
-    /// Creates the observation of an empty body, which has no stream. An example is the body of a
-    /// response with the status 204, whose stream was already over when the response was created.
-    /// When the body is dropped, the `on_close` callback of the handler is called with the reason
-    /// `Finished`. Metrics and spans do not count such a body as a stream.
+    /// Creates the observation of an empty body, which has no stream. The observation keeps the
+    /// `on_close` callback of the handler, and calls it with the reason `Finished` when the body is
+    /// dropped. An example is the body of a response with the status 204, whose stream was already
+    /// over when the response was created. Metrics and spans do not count an empty body as a
+    /// stream.
     pub(super) fn finished(handler: HandlerEnd) -> Self {
         let mut observer = StreamObserver::new(handler, Vec::new(), trace::Span::none(), metrics::Stream::none());
         if let Some(observer) = &mut observer {
@@ -151,8 +153,8 @@ impl Observation {
         self.link.settings()
     }
 
-    /// Returns whether the body has no layers around it and no layer can be attached any more. So
-    /// no layer can end or observe the stream.
+    /// Returns whether no layer has attached settings to the body, and no layer can attach any
+    /// more. So no layer can end or observe the stream.
     pub(super) fn is_without_layers(&self) -> bool {
         self.link.is_closed_without_layers()
     }
@@ -181,9 +183,9 @@ impl Observation {
         self.observer.as_ref().is_some_and(|observer| !observer.registrations.as_slice().is_empty())
     }
 
-    /// Returns whether a stream registry has closed the stream. The body then discards the events
-    /// that it has taken from its stream in the current poll, because they may be newer than the
-    /// call that closed the stream.
+    /// Returns whether the application has closed the stream through a stream registry, a set of
+    /// open streams by key. The body then discards the events that it has taken from its stream in
+    /// the current poll: they may be newer than the call that closed the stream.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())
@@ -223,8 +225,9 @@ impl Observation {
         }
     }
 
-    /// Returns the number of events in the chunk that the previous poll has kept for the current
-    /// frame, and resets the stored number to 0.
+    /// Returns the number of events in the chunk that begins the current frame. The previous poll
+    /// has kept this chunk, because it did not fit into the previous frame. Returns 0 without such
+    /// a chunk. Resets the stored number to 0.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
         self.observer.as_mut().map_or(0, |observer| mem::take(&mut observer.deferred_events))

@@ -181,7 +181,7 @@ impl<S> SseBody<S> {
     }
 
     /// Sets the bytes that the body sends before the first item of the stream to those of
-    /// `preamble`, for example an event with the cursor of a hub subscription.
+    /// `preamble`. An example is an event with the id after which a client of a hub resumes.
     pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
         self.has_preamble = preamble.has_subscription;
         self.has_id_to_keep = preamble.has_id_to_keep();
@@ -397,9 +397,9 @@ impl<S> Projection<'_, S> {
     }
 
     /// Returns the first bytes of the response: the reconnect delay as a `retry` line, if a delay
-    /// is set, and then `lines`, such as an event with the cursor of a hub subscription. The delay
-    /// of the handler has precedence over the delay of the layer. The `retry` line comes before
-    /// `lines`, because some clients apply it only when an event follows.
+    /// is set, and then `lines`. An example of `lines` is an event with the id after which a client
+    /// of a hub resumes. The delay of the handler has precedence over the delay of the layer. The
+    /// `retry` line comes before `lines`, because some clients apply it only when an event follows.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -424,9 +424,10 @@ impl<S> Projection<'_, S> {
         Some(self.idle_timer.poll_due(heartbeat, cx))
     }
 
-    /// Completes a frame that contains only the cursor of a hub subscription, sent because a
-    /// heartbeat is due. The cursor replaces a heartbeat that is a comment. A heartbeat that is an
-    /// event is added after the cursor, because a page waits for this event.
+    /// Completes a frame that contains only the cursor of a hub subscription: the id that the
+    /// client sends when it reconnects. The frame is sent because a heartbeat is due. The cursor
+    /// replaces a heartbeat that is a comment. A heartbeat that is an event is added after the
+    /// cursor, because a script in the browser waits for this event.
     #[cold]
     fn add_heartbeat_to_cursor(&mut self, frame: &mut FrameBuilder) {
         self.idle_timer.reset();
@@ -495,10 +496,11 @@ where
         }
     }
 
-    /// Adds the newest cursor of a hub subscription to the last frame of a stream that ends early.
-    /// A client that reconnects to another node then has an id that the log still retains. If the
-    /// stream returns another item than a cursor, the item is discarded, because the stream has
-    /// ended.
+    /// Adds the newest cursor of a hub subscription, the id that the client sends when it
+    /// reconnects, to the last frame of a stream that ends early. If the client reconnects to
+    /// another node, the log then still retains the position of this id. The method polls the
+    /// stream for the cursor. If the stream returns another item instead, the item is discarded,
+    /// because the response ends.
     #[cold]
     fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.has_cursor() {
@@ -516,10 +518,11 @@ where
         }
     }
 
-    /// Polls the stream again for the newest cursor of its hub subscription, because a heartbeat is
-    /// due and the stream was pending. The caller must pass an empty frame. Returns whether the
-    /// stream is now ready or pending, and whether the frame contains only a cursor. (The stream
-    /// may have returned an event instead.)
+    /// Polls the stream again for the newest cursor of its hub subscription, the id that the client
+    /// sends when it reconnects. Called when a heartbeat is due and the stream was pending, because
+    /// a due heartbeat also delivers the cursor. The caller must pass an empty frame. Returns
+    /// whether the stream is now ready or pending, and whether the frame contains only a cursor.
+    /// (The stream may have returned an event instead.)
     #[cold]
     fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
@@ -537,8 +540,10 @@ where
     }
 
     /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Also records which
-    /// hub subscriptions the poll reaches, because only the cursor of a single subscription can be
-    /// sent. No longer records them if the stream was pending once and has none or several.
+    /// hub subscriptions inside the stream are polled: the cursor (the id after which the client
+    /// resumes) can be sent only if there is a single subscription. Once the stream was pending,
+    /// and none or several subscriptions were polled so far, no cursor can be sent. The method then
+    /// no longer records the subscriptions.
     #[inline]
     fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.was_pending && !self.reached.is_one() {

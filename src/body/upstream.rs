@@ -63,14 +63,17 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Wraps the body of an event stream that the inner service has made without `SseStream`.
-    /// Layers attach their settings through `link`.
+    /// `link` collects the settings of the layers around the new body, until the new body is first
+    /// polled.
     pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Wraps the body of an event stream with a `Content-Encoding`. Layers can end and observe the
-    /// stream through `link`, but cannot add bytes. If `link` is closed, no layer can end the
-    /// stream, so the new body has the size hint of `body`.
+    /// Wraps the body of an event stream with a `Content-Encoding`, such as a compressed stream.
+    /// Layers attach their settings to `link`. They can end and observe the stream, but cannot add
+    /// bytes, because these bytes would not be encoded. If `link` is closed, it accepts no
+    /// settings, so no layer can end the stream. The new body then has the length of `body`, and
+    /// the same size hint.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
@@ -175,8 +178,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// One poll of an event stream that passes the layer: the state of the stream, and the inner body
-/// that produces its bytes.
+/// An event stream of an inner service during one poll: the state of the stream, and the inner body
+/// that produces the bytes of the stream. A layer forwards these bytes.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -256,9 +259,9 @@ fn record_failure(observation: &mut Observation) {
 /// An event stream that the inner service has made without `SseStream`. The layer sees only its
 /// bytes.
 struct PassthroughStream<E> {
-    /// The link through which layers attach their settings, and the observer of the stream. The
-    /// link is open until the first poll of the body. While it is open, an outer layer only
-    /// attaches its settings, and does not wrap the body again.
+    /// Collects the settings of the layers around the body until the first poll of the body. Then
+    /// contains the observer, which records the stream and can end it. Before the first poll, an
+    /// outer layer only attaches its settings here, and does not wrap the body again.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -269,9 +272,9 @@ struct PassthroughStream<E> {
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Counts the events of the stream. Used only if an observer records the stream, for example
-    /// for metrics, or if heartbeats are sent as events: in the middle of another event, a
-    /// heartbeat must be a comment.
+    /// Counts the events of the stream, and tracks whether the stream is in the middle of an event.
+    /// Used only if an observer records the stream, for example for metrics, or if heartbeats are
+    /// sent as events: in the middle of another event, a heartbeat must be a comment.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -291,7 +294,8 @@ struct EventHeartbeat {
 
 /// The phase of an event stream that a layer forwards from an inner service.
 enum Phase<E> {
-    /// The data of the inner body is forwarded, and heartbeats are sent between the lines.
+    /// The phase before any end: the data of the inner body is forwarded, and heartbeats are sent
+    /// between its lines. In the middle of an event, a heartbeat is a comment.
     Open,
     /// A layer ends the stream. The rest of the current event is forwarded before the end.
     Draining(Draining),

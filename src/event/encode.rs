@@ -33,9 +33,9 @@ const ROOM_FOR_DATA: usize = 256;
 /// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// Unused bytes, into which fields can be added in front, and after them the wire bytes of the
-    /// event. For an event without any field, the buffer is empty, although its wire bytes are a
-    /// single LF.
+    /// First the free space for fields that are added in front of the other fields. The bytes of
+    /// the event, as they are sent, follow from the index `start`. If the buffer is empty, the
+    /// event has no field, and is sent as a single LF.
     buffer: Vec<u8>,
     start: usize,
 }

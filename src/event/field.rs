@@ -84,7 +84,7 @@ const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     None
 }
 
-/// The type of an event, which a page passes to `addEventListener`.
+/// The type of an event, which a web page passes to `addEventListener`.
 ///
 /// An event name is never empty and contains no CR, LF or NUL, so it cannot break the line of an
 /// [`Event`](crate::Event). [`EventName::new`] checks text that is known only at run time. A string

@@ -32,7 +32,8 @@ pub(crate) fn write(value: &(impl Serialize + ?Sized), json: &mut Vec<u8>) -> Re
 /// The reason why a value cannot be written as the event of a variant.
 #[derive(Debug)]
 pub(crate) enum TaggedError {
-    /// The content of the variant cannot be serialized to JSON.
+    /// The content of the enum variant, which becomes the data of the event, cannot be serialized
+    /// to JSON.
     Json(serde_json::Error),
     /// The value is not a variant of an enum, or the enum is untagged.
     NotTagged,
@@ -235,8 +236,9 @@ struct TaggedFields<'a, 'b> {
     state: State<'a, 'b>,
 }
 
-/// The progress in receiving a variant. It determines whether the next field of the struct, or the
-/// next entry of the map, has to be the tag of the variant or a part of its content.
+/// The progress of serializing an enum variant that serde passes as a struct or a map: first the
+/// tag with the name of the variant, and then its content. The progress determines whether the next
+/// field of the struct, or entry of the map, has to be the tag or a part of the content.
 enum State<'a, 'b> {
     /// The next field or entry has to be the tag, which contains the name of the variant.
     Tag(&'a mut Json<'b>),
@@ -247,8 +249,9 @@ enum State<'a, 'b> {
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// The fields or entries do not have the form of a variant, or a field or entry could not be
-    /// serialized. Later fields and entries fail, too.
+    /// The fields of the struct, or the entries of the map, are not the tag and the content of an
+    /// enum variant. Or a field or entry could not be serialized. Later fields and entries fail,
+    /// too.
     Failed,
 }
 
@@ -330,15 +333,16 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
     }
 }
 
-/// The address and the size of a value that is being serialized, if its type is unsized, such as
-/// `str`. If the serialized text has the same address and size, the value is a `str`, and the text
-/// is the tag of a variant. Otherwise, the text is only the first field of a struct.
+/// The address and the size in bytes of the first field of a struct or map, if its type is unsized,
+/// such as `str`. If the text that the serializer then gets has the same address and size, the
+/// field itself is a `str`. The text is then the tag of an enum variant: the name of the variant.
+/// Otherwise, the text is only the first field of an ordinary struct or map.
 ///
-/// Derived code passes a tag as a string literal, so the type of the value is `str`. Derived code
-/// passes a field as a value of the type of the field, which is sized, such as `String`. So a text
-/// from a user in the first field of a struct does not become the name of an event. An
-/// implementation of `Serialize` that is written by hand can pass such a text as a `str`. The
-/// documentation of `Event::tagged` warns of this.
+/// Derived code passes a tag as a string literal, so the type of the field is `str`. Derived code
+/// passes any other field with its own type, which is sized, such as `String`. So a text from a
+/// user in the first field of a struct does not become the name of an event. There are two
+/// exceptions: a struct whose first field is a `str`, and a hand-written `Serialize` that passes a
+/// text from a user as a `str`. The documentation of `Event::tagged` warns of both.
 #[derive(Clone, Copy)]
 struct Literal {
     start: *const u8,

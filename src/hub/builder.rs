@@ -118,8 +118,8 @@ impl Builder {
         self
     }
 
-    /// Sets how long a [member](super::Topic::join) stays in its topic after its last subscription
-    /// was dropped. Default: 5 seconds. At most one day.
+    /// Sets how long a [member](super::Topic::join), a name that is present in a topic, stays in
+    /// this topic after its last subscription was dropped. Default: 5 seconds. At most one day.
     ///
     /// If the client reconnects within this time, to any node, the member neither leaves nor joins.
     /// Choose a time that is longer than the reconnect delay of the clients. With zero, a member
@@ -185,7 +185,7 @@ impl Builder {
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, it is called by the thread that joins, leaves or reads
-    /// members, or by the task that ends grace times.
+    /// members, or by the task that removes a member after its [grace time](Self::presence_grace).
     ///
     /// With a backend, an append of these events is repeated if the topic got another event during
     /// the append. So if a topic has hundreds of messages per second, its joins and leaves can need

@@ -18,8 +18,9 @@ pub(super) struct HubConfig {
     pub(super) linger: Duration,
     /// The time that a member of a topic stays present after its last subscription was dropped.
     pub(super) presence_grace: Duration,
-    /// The time without a sign of life after which the other nodes declare the local node dead, so
-    /// that its members leave.
+    /// The time without a sign of life after which the other nodes declare the local node dead. The
+    /// members that have joined topics through the local node (names that are present in these
+    /// topics) then leave.
     pub(super) presence_lease: Duration,
     pub(super) presence_events: Option<PresenceEvents>,
 }

@@ -3,9 +3,9 @@
 //! There are two kinds of locks: the lock of the registry, the table of all topics, and the lock of
 //! each topic. Publishing, subscribing and finishing lock the registry first and then one topic.
 //! Reading locks only the topic. An event gets its position and enters its topic while both locks
-//! are held. So positions increase in each topic, and an event is in its topic before the
-//! [committed](Core::committed) position reaches the event. No waker is woken, cloned or dropped
-//! while a lock is held.
+//! are held. So positions increase in each topic. An event is in its topic before the
+//! [committed](Core::committed) position, up to which events can be read, becomes the position of
+//! the event. No waker is woken, cloned or dropped while a lock is held.
 
 use super::{
     backend::{Appended, IdFormat, Position, RecordKind},
@@ -46,9 +46,9 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time limit for the append of the last record of the local node, after a
 /// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes, so
-/// that the members that have joined topics through the local node leave soon. Without the record,
-/// they leave only after the lease of the local node: the time without a sign of life after which a
-/// node counts as dead.
+/// that the members (names that are present in topics) that have joined through the local node
+/// leave soon. Without the record, they leave only after the lease of the local node: the time
+/// without a sign of life after which a node counts as dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
 /// The time that the hub keeps the retention limits that were set for a topic, while the topic has
@@ -113,16 +113,18 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Returns the position that a subscription should send to its client as the new cursor: the
-    /// committed position, if this position is after `cursor`, the current cursor of the
-    /// subscription. `topic` is any topic of the subscription. `is_unsent` is `true` if the client
-    /// may have an older id than `cursor`. The result is then at least `cursor`.
+    /// Returns the position that a subscription should send to its client as the new cursor, the
+    /// position to resume after. This is the committed position, if it is after `cursor`, the
+    /// current cursor of the subscription. (All events up to the committed position can be read.)
+    /// `topic` is any topic of the subscription. `is_unsent` is `true` if the client may have an
+    /// older id than `cursor`. The result is then at least `cursor`.
     ///
     /// Returns `None` if the client already has the newest position, or if another log has replaced
-    /// the log. In memory, also returns `None` while `cursor` is valid: each topic has an eviction
-    /// watermark of its own, so other topics do not make a cursor invalid. If more than 10,000
-    /// topics were dropped, one watermark applies to all topics, and an older cursor gets a new
-    /// position.
+    /// the log. In memory, also returns `None` while a client can resume after `cursor` without a
+    /// gap. Evictions in other topics cause no gap, because the hub stores an eviction watermark
+    /// for each topic: the events of the topic after this position are retained. But if more than
+    /// 10,000 topics were dropped, one watermark applies to all topics that are created later. A
+    /// client with a `cursor` before that watermark needs a new position.
     pub(super) fn newer_position(
         &self,
         topic: &Arc<TopicState>,
@@ -143,16 +145,16 @@ impl Core {
     }
 
     /// Switches this hub to another log, which is identified by the number `epoch`. The committed
-    /// position becomes `after`: the retained events of that log follow this position, and none of
-    /// them can be read yet. The caller must hold the lock of the registry, the table of all
-    /// topics.
+    /// position becomes `after`: only events up to the committed position can be read, and all
+    /// retained events of the other log follow `after`. The caller must hold the lock of the
+    /// registry, the table of all topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Makes all events that were added so far readable: the committed position becomes
-    /// `registry.last`, the position of the newest event.
+    /// Makes all events that were added to topics so far readable: the committed position, up to
+    /// which subscriptions read, becomes `registry.last`, the position of the newest event.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.last.get(), Ordering::Release);
     }
@@ -387,10 +389,10 @@ impl Core {
         self.note_removed_with_members(&mut registry, name);
     }
 
-    /// Remembers that a removed topic still has members or unpublished join and leave events. Leave
-    /// events are then not published to this topic, because they would create the topic again. Has
-    /// no effect if the hub does not publish joins and leaves as events, or still has the topic
-    /// because of its subscribers.
+    /// Remembers that a topic was removed while it had members (names that are present in it), or
+    /// join and leave events that were not published yet. Leave events are then not published to
+    /// this topic, because they would create the topic again. Has no effect if the hub does not
+    /// publish joins and leaves as events, or still has the topic because of its subscribers.
     pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
         if self.presence.has_events_to_come(name) {
             registry.note_removed_with_members(name);
@@ -413,9 +415,9 @@ impl Core {
         contents.is_removed = contents.finished.is_some();
     }
 
-    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
-    /// and of the topic, and wakes up to 32 waiting readers. The task of the [wake
-    /// queue](WakeQueue) wakes the remaining readers.
+    /// Makes a change of a topic visible to its readers. Then releases the lock of the registry,
+    /// the table of all topics, and the lock of the topic, and wakes up to 32 waiting readers. The
+    /// task of the [wake queue](WakeQueue) wakes the remaining readers.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -514,8 +516,8 @@ impl Core {
         self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().knows_end())
     }
 
-    /// Returns `true` if the application has removed the topic while it had members, and the topic
-    /// was not created again.
+    /// Returns `true` if the application has removed the topic while it had members (names that are
+    /// present in a topic), and the topic was not created again.
     pub(super) fn is_removed_with_members(&self, name: &Arc<str>) -> bool {
         self.registry.lock().is_removed_with_members(name)
     }

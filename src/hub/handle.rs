@@ -34,7 +34,8 @@ impl Hub {
     /// Reserves a name for a stream registry, a table of open streams that can be closed. When the
     /// registry closes streams, the registries with the same name on the other nodes of this hub
     /// close their streams, too. `announcements` is the part of the registry that the hub calls
-    /// when another node has announced closed streams. Dropping the result releases the name.
+    /// when another node has reported closed streams in the log. Dropping the result releases the
+    /// name.
     #[cfg(feature = "json")]
     pub(crate) fn reserve_registry_name(
         &self,

@@ -1,4 +1,4 @@
-//! Conversion between positions of the log and ids of clients.
+//! Conversion between positions of the log and event ids, which clients send as `Last-Event-ID`.
 
 use super::{
     backend::{IdFormat, Position},
@@ -25,7 +25,8 @@ impl Epoch {
         Self::of(random::bits(), IdFormat::Positions)
     }
 
-    /// Creates an epoch from the lower 40 bits of `bits`. `ids` is the format of the ids.
+    /// Creates an epoch, the identity of one lifetime of a log, from the lower 40 bits of `bits`.
+    /// `ids` is the format of the event ids in this log, which the epoch also contains.
     pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }
@@ -38,13 +39,15 @@ impl Epoch {
         u64::from_ne_bytes(self.letters)
     }
 
-    /// Returns the letters and digits that identify the epoch in ids.
+    /// Returns the eight letters and digits that stand for this epoch in ids. The epoch identifies
+    /// one lifetime of the log.
     #[cfg(feature = "durable-streams")]
     pub(super) fn letters(&self) -> &str {
         std::str::from_utf8(&self.letters).unwrap_or_default()
     }
 
-    /// Returns whether an id can contain this text as its epoch.
+    /// Returns `true` if an event id can contain this text as its epoch, the part that identifies
+    /// one lifetime of the log: eight letters from `a` to `z` or digits from `2` to `7`.
     pub(super) fn has_valid_letters(letters: &str) -> bool {
         letters.len() == LENGTH && letters.bytes().all(|letter| ALPHABET.contains(&letter))
     }
@@ -70,8 +73,10 @@ impl Epoch {
         EventId::from_ascii(id.as_bytes())
     }
 
-    /// Parses an id, and returns its position in the log. Returns the reason for a gap if the text
-    /// is not an id, is from another epoch, or contains a number that is too large.
+    /// Parses an event id, and returns its position in the log. Returns an error if the text is not
+    /// an id, contains the epoch of another log (the part that identifies the log), or contains a
+    /// number that is too large. The error is the reason for the gap that is reported to the
+    /// client.
     pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {

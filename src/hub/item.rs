@@ -16,7 +16,8 @@ pub(super) struct Item {
 pub(super) enum Topics {
     /// The events belong to no topic, because the hub itself sends them.
     Hub,
-    /// All events belong to the topic with this index in the subscription's list of topics.
+    /// All events of the item belong to the topic with this index in the subscription's list of
+    /// topics.
     Reader(u32),
     /// The events were read from the backend, and can belong to several topics.
     Runs(Runs),

@@ -20,11 +20,12 @@ pub(super) struct Linger {
 
 #[derive(Debug)]
 enum Phase {
-    /// The subscription has delivered no event since its last pause, so it delivers the next event
-    /// immediately.
+    /// The subscription has delivered no event since its last pause, the time after a write in
+    /// which events are collected. So it delivers the next event immediately.
     Silent,
-    /// The subscription has delivered events since its last pause. It pauses again as soon as it
-    /// has no further event to deliver.
+    /// The subscription has delivered events since its last pause. As soon as it has no further
+    /// event to deliver, it pauses again: it collects the events that arrive during a certain time,
+    /// and then delivers them together.
     Delivers,
     Pauses,
 }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 /// consecutive events. An [`SseBody`](crate::SseBody) ends a frame at the same size.
 const SEGMENT: usize = 16 * 1024;
 
-/// The minimum size in bytes of a large event. A large event gets a segment of its own, and its
-/// bytes are never copied.
+/// The minimum size in bytes of a large event. A large event gets a block of memory of its own (a
+/// segment), and its bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
 /// The limit for unused bytes in the open segment, the block of memory that takes new events.
@@ -77,14 +77,15 @@ impl Sub for Amount {
     }
 }
 
-/// The result of reading a topic after a cursor.
+/// The result of reading a topic after a cursor, the last position that the reader has read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// The next events after the cursor, and the position of the last of these events.
     Events(EncodedEvents, Position),
     /// No event follows the cursor yet.
     Nothing,
-    /// At least one event after the cursor was evicted, so the reader has to report a gap.
+    /// At least one event that the reader has not read yet was evicted, so the reader has to report
+    /// a gap.
     Evicted,
 }
 
@@ -102,8 +103,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Readers with a cursor from `after` up to, but not including, `first` can share the cached
-    /// events, because the next event after each such cursor is the event at `first`.
+    /// Each reader whose position is from `after` up to, but not including, `first` gets the event
+    /// at `first` next. So all these readers can share the cached events.
     after: Position,
     first: Position,
     last: Position,

@@ -30,8 +30,9 @@ pub(super) struct Merge {
     /// The pauses that the subscription makes after it has written events to the client: their
     /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
-    /// The indices of the readers that have to look for the next event of their topics. An index
-    /// can be in this list twice.
+    /// The readers that have to look for the next event of their topics, as indices into the list
+    /// of all readers of the subscription. Each reader reads one topic. An index can be in this
+    /// list twice.
     unchecked: Vec<u32>,
     /// The readers that know the position of the next event of their topics, with this position.
     /// The event with the smallest position is delivered next.
@@ -39,15 +40,16 @@ pub(super) struct Merge {
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
-    /// The greatest position that the delivery of any single topic of the subscription has reached.
-    /// It can be after the cursor, the position that the delivery of all topics has reached, for
-    /// two reasons. The subscription began later in one topic than in others, or a `latest_only`
-    /// topic has delivered its newest event in place of an older one. When no topic has a further
-    /// event, the cursor moves to this position, but not past the last visible event of the hub.
+    /// The greatest position that the delivery of a single topic has reached ahead of the cursor.
+    /// Up to the cursor, the events of all topics of the subscription were delivered. A topic is
+    /// ahead if the subscription began later in this topic than in others. A `latest_only` topic is
+    /// also ahead if it has delivered its newest event in place of an older one. When no topic has
+    /// a further event, the cursor moves to this position, but not past the hub's last event that
+    /// is visible to subscribers.
     delivered_through: Position,
-    /// The number of the first entry of the hub's wake queue that this merge has not seen yet. The
-    /// wake queue has an entry for each topic that has changed and has not notified all of its
-    /// waiting readers yet.
+    /// The number of the first addition to the hub's wake queue that this subscription has not seen
+    /// yet. The wake queue contains the topics that have changed, but have not notified all of
+    /// their waiting subscriptions yet.
     looked_at: u64,
     /// The index of the reader whose events [`step`](Self::step) has returned last. A reader reads
     /// one topic, so the index also identifies the topic of these events.
@@ -172,13 +174,14 @@ impl Merge {
     }
 
     /// Returns `true` if the client has received every event of its topics up to the committed
-    /// position, which the caller has read before this call. Also returns `false` if a topic was
-    /// finished since the last step, even if the topic has no undelivered event: the end of the
-    /// topic is not handled yet.
+    /// position. This is the position of the hub's last event that is visible to subscribers, and
+    /// the caller has read it before this call. Returns `false` if a topic was finished since the
+    /// last call of [`step`](Self::step), even if no event of the topic is undelivered. The
+    /// subscription has not handled the end of the topic yet.
     ///
-    /// Looks only at the topics that have changed since the last [`step`](Self::step). So the cost
-    /// does not depend on the number of topics. The exception is a shutdown of the hub, which
-    /// changes all topics.
+    /// Looks only at the topics that have changed since the last call of [`step`](Self::step). So
+    /// the cost does not depend on the number of topics. The exception is a shutdown of the hub,
+    /// which changes all topics.
     pub(super) fn is_caught_up(&mut self, readers: &[Reader], wake_queue: &WakeQueue, cursor: Position) -> bool {
         // The next step looks at the collected topics again. It follows soon, because a topic that
         // is in one of the two lists wakes the subscription.
@@ -191,9 +194,10 @@ impl Merge {
         self.turns.peek().map(|Reverse((position, _))| *position)
     }
 
-    /// Adds the readers whose topics have changed to `unchecked`, the list of the readers that have
-    /// to look for the next event of their topics. A changed topic is in the ready list of the
-    /// subscription, or still in the wake queue of the hub.
+    /// Adds the readers whose topics have changed to the field `unchecked`, the list of the readers
+    /// that have to look for the next event of their topics. A changed topic is in the ready list,
+    /// which is the subscription's own list of changed topics. If many subscriptions wait for the
+    /// topic, it can still be in the hub's wake queue instead.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -232,9 +236,10 @@ impl Merge {
         step
     }
 
-    /// Updates the merge after a reader has looked for the next event of its topic. Adds the reader
-    /// to `turns` if there is an event, and counts the topic in `finished` if the topic has ended.
-    /// `was_finished` is `true` if the topic was already counted in `finished`.
+    /// Stores the result after a reader has looked for the next event of its topic. If there is an
+    /// event, adds the reader to `turns`, the heap of the readers that know the position of their
+    /// next event. If the topic has ended, counts it in `finished`, the number of ended topics.
+    /// `was_finished` is `true` if the topic was already counted there.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

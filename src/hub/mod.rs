@@ -196,8 +196,8 @@
 //! 2. An event becomes visible only after every event with a smaller id.
 //! 3. Publishing never waits for a subscriber, and does not allocate per subscriber.
 //! 4. A slow or vanished client costs bounded memory, and does not delay other clients.
-//! 5. The id of a gap, snapshot or checkpoint is a log position. Every event up to it was delivered
-//!    or reported as missing.
+//! 5. The id of a gap, a snapshot or a `hub-cursor` event is a log position. Every event of the
+//!    client's topics up to this position was delivered or reported as missing.
 //!
 //! With a backend, the guarantees are the same as long as the backend keeps its events, or evicts
 //! them by its retention. If a server or a file loses events in another way, the backend usually

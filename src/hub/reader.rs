@@ -57,8 +57,9 @@ pub(super) struct Reader {
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
-    /// Set if the subscription only looks up the topic: this subscription alone does not make the
-    /// topic [exist](Contents::exists).
+    /// Set if the subscription only looks up the topic, which may not exist. Other subscriptions
+    /// make their topic [exist](Contents::exists) for the application while they are open. This
+    /// subscription does not.
     pub(super) is_lookup: bool,
     /// The end of the topic, if a replay, which reads old records from the backend, has found it.
     /// The value is boxed because few readers have it.
@@ -66,9 +67,9 @@ pub(super) struct Reader {
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The end of a finished topic, as a replay has found it in the log of the backend. A replay reads
-/// old records page by page. Its pages contain no record of the topic after the record that
-/// finishes it.
+/// The end of a finished topic, as a replay has found it in the log of the backend. A replay is a
+/// series of reads of old records. The part of the log that it has read contains no record of the
+/// topic after the record that finishes the topic.
 pub(super) struct ReplayedEnd {
     /// The position of the record that finishes the topic.
     pub(super) at: Position,
@@ -110,20 +111,22 @@ impl Reader {
     /// Prepares the reader of one topic to continue after a gap: sets `next`, the position of the
     /// next event to deliver.
     ///
-    /// In a `latest_only` topic, each event replaces the previous one. For such a topic, `state` is
-    /// the position of the retained event. If `next` was known before the gap, it stays the same,
-    /// so that the topic keeps its place in the order of delivery. Otherwise `next` becomes
-    /// `state`.
+    /// `state` is the position of the retained event of a `latest_only` topic: each event of such a
+    /// topic replaces the previous one. If `next` was known before the gap, it then stays the same,
+    /// so that the topic keeps its place in the order of delivery. If `next` was not known, it
+    /// becomes `state`.
     ///
-    /// For other topics, or if no event follows the gap, `state` is `None`. Then `next` also
-    /// becomes `None`, and the next poll looks for the next event of the topic again.
+    /// The caller passes `None` for other topics, and for a `latest_only` topic without an event
+    /// after the gap. Then `next` becomes `None`, and the next poll looks for the next event of the
+    /// topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
 
     /// Returns the position after which the reader looks for the next event of its topic. Events up
-    /// to this position were delivered, were reported as missing, or precede the separate start
-    /// position of the topic.
+    /// to this position were delivered, were reported as missing, or precede the start position of
+    /// this topic. A subscription to several topics can have a separate start position for each
+    /// topic.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
@@ -158,8 +161,9 @@ impl Reader {
         is_cut
     }
 
-    /// Returns the events of the topic after `cursor`. If there are none and the topic is not
-    /// finished, registers `waker` for the next change of the topic, and returns [`Step::Wait`].
+    /// Returns the events of the topic after the position `cursor`. The client has all events up to
+    /// `cursor`. If no event follows and the topic is not finished, registers `waker` for the next
+    /// change of the topic, and returns [`Step::Wait`].
     ///
     /// `wait` remembers the registered waker, and the version of the topic when the wait began. If
     /// the next call finds the same waker and version, it returns [`Step::Wait`] without locking
@@ -206,9 +210,10 @@ impl Reader {
     }
 
     /// Returns `true` if the client has received every event of this topic, and knows of every
-    /// event that was evicted. Returns `false` if the topic is finished and the subscription has
-    /// not noticed that yet. Otherwise the client would get a cursor after the record that finishes
-    /// the topic. If the client then resumes on another node, that node might not find the record.
+    /// event that was evicted. After `true`, the caller can send the client a cursor (a position to
+    /// resume from) after all records of the topic. So the result is `false` while the subscription
+    /// has not noticed that the topic is finished. With a cursor after the record that finishes the
+    /// topic, the client could resume on another node, and that node might not find the record.
     pub(super) fn is_caught_up(&self, cursor: Position) -> bool {
         let contents = self.topic.lock();
         contents.log.ends_at(self.resumes_after(cursor)) && (contents.finished.is_none() || self.is_finished)

@@ -31,8 +31,9 @@ struct State {
 
 impl ReadyList {
     /// Adds a changed topic of the subscription to this list. `reader` is the index of the reader
-    /// that reads the topic. If the subscription waits for events, and does not pause after a
-    /// write, returns its waker. The caller wakes the waker after it has released all locks.
+    /// that reads the topic. If the subscription waits for events, returns its waker. The caller
+    /// wakes the waker after it has released all locks. Returns `None` during a pause that the
+    /// subscription makes after a write to the client, to deliver the next events together.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);

@@ -38,9 +38,10 @@ pub(super) struct Registry {
     /// separately. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that the application has removed while they had members,
-    /// the names that are present in a topic. When these members leave, no event is published,
-    /// because it would create the topic again. A topic that was created again is not included.
+    /// The hashes of the names of topics that still had members when the application removed them.
+    /// A member is a name that is present in a topic, such as a user. When these members leave, no
+    /// event is published, because it would create the topic again. A topic that was created again
+    /// is not included.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
@@ -84,7 +85,8 @@ impl Registry {
     }
 
     /// Returns `true` if the hub has the topic in memory, and the topic [exists](Contents::exists)
-    /// for the application. A topic that is in memory only because of a search does not exist.
+    /// for the application. A request that only looks up a topic also creates it in memory, but
+    /// does not make it exist.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.topics.get(name).is_some_and(|topic| topic.lock().exists())
     }
@@ -122,8 +124,8 @@ impl Registry {
     }
 
     /// Returns `true` if the hub can have `count` more topics. If the hub is at its limit, the
-    /// function first drops expired topics, and then checks again: the janitor, the task that
-    /// usually drops them, may not run.
+    /// function first drops expired topics, and then checks again. The janitor, the task that
+    /// usually drops them, does not run outside of a tokio runtime or without timers.
     fn has_room(&mut self, count: usize, config: &HubConfig) -> bool {
         let has_room = |topics: usize| count <= config.max_topics.saturating_sub(topics);
         if !has_room(self.topics.len()) {
@@ -214,8 +216,8 @@ impl Registry {
         self.removed_with_members.insert(self.topics.hasher().hash_one(topic));
     }
 
-    /// Returns `true` if the application has removed the topic while it had members, and the topic
-    /// was not created again.
+    /// Returns `true` if the topic still had members (names that are present in a topic) when the
+    /// application removed it, and the topic was not created again.
     pub(super) fn is_removed_with_members(&self, topic: &Arc<str>) -> bool {
         self.removed_with_members.contains(&self.topics.hasher().hash_one(topic))
     }
@@ -266,9 +268,9 @@ impl Registry {
     }
 
     /// Removes the expired events of one topic now, and drops the topic if it [is
-    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished. The
-    /// janitor, the task that usually drops such a topic, may not run. The topic would then count
-    /// as finished for too long.
+    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished, because
+    /// the topic counts as finished until it is dropped. The janitor, the task that usually drops
+    /// such a topic, does not run outside of a tokio runtime or without timers.
     pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
         self.unschedule(topic, &mut topic.lock());
         self.expire(topic, now);
@@ -359,8 +361,9 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 struct Tombstones {
     topics: HashMap<u64, Tombstone>,
     /// An eviction watermark that applies to every topic: events up to this position may be
-    /// missing. When more than 10,000 watermarks of topics would be kept, this watermark becomes
-    /// the greatest of them. It also rises when the backend evicts events.
+    /// missing. At most 10,000 watermarks of single topics are kept. Before a further one is added,
+    /// this watermark becomes the greatest of them, and they are dropped. It also rises when the
+    /// backend evicts events that this node has not read.
     others: Position,
 }
 

@@ -33,8 +33,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A replay reads events from the backend for one subscription, because this process does not
-/// retain them any more. It ends as soon as this process retains all events after the cursor of the
-/// subscription.
+/// retain them any more. It ends as soon as this process retains all events that the subscription
+/// has not delivered yet.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
     /// Set while it is not known whether the position of the client's last id is after the end of
@@ -65,8 +65,9 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// The replay has read a page, which is a part of the backend's log. Its next poll returns
-    /// these events. The cursor of the subscription then moves to the end of the page.
+    /// The replay has read a page, which is a part of the backend's log. The next poll of the
+    /// replay returns the events of the page. It also moves the cursor of the subscription to the
+    /// end of the page, because the subscription has then delivered the log up to there.
     Yields(Undelivered, Arc<EncodedPage>),
 }
 
@@ -116,8 +117,10 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts to read the events after the cursor of the subscription from the backend. `requested`
-    /// is the id that the client sent, and the position of this id. `reason` says why events after
+    /// Starts to read events from the backend: the events after the cursor, the position after
+    /// which the subscription delivers events. `requested` is the id that the client sent, and the
+    /// position of this id (the start of the log for an invalid id). The cursor is before this
+    /// position if another topic of the subscription starts earlier. `reason` says why events after
     /// this id are missing, if this is already known: a gap is then reported in any case. If
     /// `reason` is `None`, a gap is reported only if the read finds that events after this id are
     /// missing.
@@ -168,8 +171,8 @@ impl Subscription {
         pending_gap.is_some_and(|pending_gap| pending_gap.is_confirmed || pending_gap.after < self.cursor)
     }
 
-    /// Returns `true` while it is not known whether the cursor of the subscription is after the end
-    /// of the log, because the backend has not responded yet.
+    /// Returns `true` while it is not known whether the position after which the subscription
+    /// continues is after the end of the log, because the backend has not responded yet.
     pub(super) fn is_unsure(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
@@ -208,9 +211,10 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next events from the backend, or a gap event. Returns `Ready(None)` once this
-    /// process retains all events after the cursor of the subscription. Returns an error after a
-    /// shutdown of the hub, or if the subscription has to end at a gap.
+    /// Returns the next events from the backend, or a gap event, which reports missing events.
+    /// Returns `Ready(None)` once this process retains all events that the subscription has not
+    /// delivered yet. Returns an error after a shutdown of the hub, or if the subscription has to
+    /// end at a gap.
     pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
@@ -261,8 +265,9 @@ impl Subscription {
     }
 
     /// Returns the events of `page`, a part of the backend's log, that have to be delivered. If the
-    /// subscription has a separate start position for a topic, the topic's events before this
-    /// position are left out.
+    /// subscription has a separate start position for a topic, the topic's events up to this
+    /// position are left out. Events of a `latest_only` topic are also left out if they, or a newer
+    /// event of the topic, were already delivered.
     fn undelivered(&self, page: &EncodedPage) -> Undelivered {
         let EncodedPage { first, last, .. } = *page;
         if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
@@ -310,8 +315,8 @@ impl Subscription {
         Some(PageRequest(Mutex::new(Box::pin(page))))
     }
 
-    /// Returns `true` if this process retains all events of the subscription's topics after
-    /// `cursor`.
+    /// Returns `true` if this process retains all events of the subscription's topics after the
+    /// position `cursor`.
     fn has_all_after(&self, cursor: Position) -> bool {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
@@ -329,8 +334,9 @@ impl Subscription {
         })
     }
 
-    /// Returns `true` if this node has learned from the log, since it read `page` from the backend,
-    /// that a topic of the subscription was removed. The page may then contain removed events.
+    /// Returns `true` if this node has learned from the log that a topic of the subscription was
+    /// removed, and has learned this after it read `page` from the backend. The page is a part of
+    /// the log, and may then contain removed events.
     fn is_removed_since(&self, page: &EncodedPage) -> bool {
         let topics = self.readers.iter().map(|reader| &*reader.topic.name);
         self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))
@@ -434,12 +440,14 @@ impl Subscription {
 }
 
 impl Core {
-    /// Waits until this node has read the log with this epoch up to the position `through`, or
-    /// until another log has replaced that log. Returns immediately if no stream registry, a table
-    /// that closes streams on all nodes, follows the hub. A page of old records may be ahead of the
-    /// follower, the task that reads the log. Then it may contain events that were published after
-    /// another node has closed the stream of this client, and this node does not know of that close
-    /// yet.
+    /// Waits until this node has read the log up to the position `through`, or until another log
+    /// has replaced that log. `epoch` is the number that identifies the lifetime of the log.
+    /// Returns immediately if no stream registry, a table that closes streams on all nodes, follows
+    /// the hub.
+    ///
+    /// A page (a part of the log that was read for a replay) may be ahead of the follower, the task
+    /// that reads the log. Then it may contain events that were published after another node has
+    /// closed the stream of this client, and this node does not know of that close yet.
     async fn close_streams_through(&self, epoch: Epoch, through: Position) {
         let has_read = || self.committed() >= through || self.epoch() != epoch;
         if !self.stream_registries.is_empty() {

@@ -2,8 +2,8 @@
 
 use super::backend::Position;
 
-/// The point in the log where a new subscription begins, or where a subscription resumes after a
-/// gap or a page of old records.
+/// The point in the log where a new subscription begins, or where a subscription resumes after
+/// events that were evicted: from the memory of this process, or from the log of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position after which the subscription continues. It is smaller than `first`, the
@@ -21,9 +21,9 @@ impl ResumePoint {
     /// topics: another resume point stays the same when it is combined with this value.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
-    /// Returns the resume point for one topic. `first` is the position of the topic's next event.
-    /// If `first` is `None`, the topic has no event up to `end`, and the subscription resumes after
-    /// `end`.
+    /// Returns the resume point for one topic. `first` is the position of the first event of the
+    /// topic that the subscription still has to deliver. If `first` is `None`, the topic has no
+    /// such event up to `end`, and the subscription resumes after `end`.
     pub(super) fn of(first: Option<Position>, end: Position) -> Self {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }

@@ -10,11 +10,13 @@ use super::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
-/// The time limit of one search. After this time, the search returns an error.
+/// The time limit of one search of the backend's log for records of a topic. After this time, the
+/// search returns an error.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum number of searches that read the log at the same time. Clients can choose the name of
-/// a topic, and their searches must not delay the replays of others.
+/// The maximum number of searches that read the log at the same time. A search looks for records of
+/// one topic, to decide whether the topic exists. Clients can choose the name of the topic, and
+/// their searches must not delay the replays of others.
 pub(super) const MAX_SEARCHES: usize = 2;
 
 /// The pause before a read is repeated because its server has not reached the end of the log, for

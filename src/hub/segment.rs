@@ -22,8 +22,8 @@ pub(super) struct Segment<B> {
 #[derive(Debug)]
 pub(super) struct Entry {
     position: Position,
-    /// The offset where the bytes of this event end in its segment. Not used for the last event,
-    /// because the last event ends with the segment.
+    /// The offset where the bytes of this event end in its segment, a buffer with consecutive
+    /// events. Not used for the last event, because the last event ends with the segment.
     end: u32,
     /// The number of milliseconds from the first event of the segment to this event.
     age: u32,

@@ -12,39 +12,44 @@ use std::{
 };
 
 /// The topic for closed streams. Each node of a hub announces there which streams it has closed, by
-/// their keys (such as users).
+/// their keys (such as users). The other nodes then close their streams of the same keys.
 pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 
-/// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
-/// it announces this to the other nodes of the hub, and each announcement contains the name.
+/// The maximum length of the name of a stream registry (a table of open streams by keys such as
+/// users), in bytes. When a registry closes streams, it announces this to the other nodes of the
+/// hub, and each announcement contains the name.
 #[cfg(feature = "json")]
 const MAX_NAME_BYTES: usize = 256;
 
-/// The part of a stream registry that gets the announcements in the log of a hub. Each announcement
-/// names streams that all nodes have to close.
+/// The part of a stream registry, a table of open streams, that gets the announcements in the log
+/// of a hub. Each announcement names streams that all nodes have to close.
 ///
 /// The hub calls the methods without holding a lock, in the order of the hub's log, and before any
 /// subscription can read an event that follows the announcement. So each method must close the
 /// streams before it returns. The methods run code of the application, and must not let a panic of
 /// that code pass to the hub.
 pub(crate) trait Announcements: Send + Sync {
-    /// Closes the streams that `announcement` names. The event is any event in the topic
-    /// [`CLOSED_STREAMS`], and may not be an announcement.
+    /// Closes the streams that `announcement` names. Called for each event in the topic
+    /// [`CLOSED_STREAMS`]. Events that name no streams, such as the signs of life of the nodes,
+    /// close nothing.
     fn read(&self, announcement: &Event);
 
-    /// Closes all streams of the registry, because the node may not know which streams other nodes
-    /// have closed. It has missed their announcements: the log has evicted them too early, or
-    /// another log has replaced the log.
+    /// Closes all streams of the registry, a table of open streams, because this node does not know
+    /// for certain which streams other nodes have closed. It has missed records that announce
+    /// closed streams: the log has evicted them too early, or another log has replaced the log.
     fn missed(&self);
 }
 
-/// The stream registries of this process that follow the hub, by their names.
+/// The stream registries of this process that follow the hub, by their names. A stream registry is
+/// a table of open streams. If it follows the hub, it closes the streams that other nodes announce
+/// as closed.
 #[derive(Default)]
 pub(super) struct StreamRegistries(Mutex<BTreeMap<Box<str>, Weak<dyn Announcements>>>);
 
 impl StreamRegistries {
-    /// Reserves a name for a stream registry that follows the hub, to close streams on all of its
-    /// nodes. From now on, `announcements` receives the announcements of closed streams.
+    /// Reserves a name for a stream registry, a table of open streams by keys such as users. The
+    /// registry follows the hub, to close the streams of a key on all nodes. From now on,
+    /// `announcements` receives the announcements of closed streams.
     ///
     /// Returns an error if the name has more than 256 bytes, or if a registry of this process
     /// already uses this name to follow the hub.
@@ -65,17 +70,21 @@ impl StreamRegistries {
         Ok(RegistryName { registries: self.clone(), name: name.into() })
     }
 
-    /// Returns `true` if no stream registry follows the hub.
+    /// Returns `true` if no stream registry, a table of open streams, follows the hub. A registry
+    /// that follows the hub closes the streams that other nodes announce as closed.
     pub(super) fn is_empty(&self) -> bool {
         self.by_name().is_empty()
     }
 
-    /// Passes the announcements of a page of the backend's log to the registries. `committed` is
-    /// the last position that this node has read and delivered. Records up to this position are
-    /// skipped. If later records were evicted, the registries close all of their streams.
+    /// Passes the announcements of closed streams in a page, the next part of the backend's log, to
+    /// the stream registries. These are the tables of the open streams, by keys such as users.
+    /// `committed` is the last position that this node has read and delivered. Records up to this
+    /// position are skipped. If later records were evicted before this node has read them, the
+    /// registries close all of their streams.
     ///
     /// The caller delivers the page after this call. So a closed stream gets no event that follows
-    /// the close. It may also miss earlier events of the page, as it does after a local close.
+    /// the close. It may also miss earlier events of the page, as it does if this node itself
+    /// closes the stream.
     pub(super) fn note(&self, page: &Page, committed: Position) {
         if page.evicted_through > committed {
             self.note_missed();
@@ -92,15 +101,17 @@ impl StreamRegistries {
         }
     }
 
-    /// Closes all streams of the registries, because this node has missed announcements.
+    /// Closes all streams of the stream registries, the tables of open streams. The reason is that
+    /// this node has missed records that announce which streams other nodes have closed.
     pub(super) fn note_missed(&self) {
         for registry in self.following() {
             registry.missed();
         }
     }
 
-    /// Returns the registries that follow the hub. They are called after the names are unlocked: a
-    /// registry that is dropped meanwhile locks the names to release its own.
+    /// Returns the stream registries (tables of open streams) that follow the hub. The lock of the
+    /// table of names is released before the caller calls the registries. If a registry is dropped
+    /// during such a call, the drop also takes this lock, to release the name.
     fn following(&self) -> Vec<Arc<dyn Announcements>> {
         self.by_name().values().filter_map(Weak::upgrade).collect()
     }
@@ -110,8 +121,9 @@ impl StreamRegistries {
     }
 }
 
-/// The name of a stream registry that follows a hub, to close streams on all nodes. Until this
-/// value is dropped, no other registry of this process can follow the hub with the same name.
+/// The name of a stream registry, a table of open streams, that follows a hub: it closes the
+/// streams of a key on all nodes. Until this value is dropped, no other registry of this process
+/// can follow the hub with the same name.
 #[cfg(feature = "json")]
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,

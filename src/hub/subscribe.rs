@@ -27,8 +27,9 @@ struct Topics {
     /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
     /// only one entry, the entry applies to all topics.
     starts: Vec<Start>,
-    /// Set if the subscription is a lookup: unlike other subscriptions, it does not make its topics
-    /// [exist](super::topic_state::Contents::exists) for the application.
+    /// Set if the subscription is a lookup: a request of the Durable Streams protocol that reads a
+    /// topic or searches for it. Unlike other subscriptions, a lookup does not make its topics
+    /// [exist](super::topic_state::Contents::exists), so other requests do not find them.
     is_lookup: bool,
 }
 
@@ -70,16 +71,20 @@ impl Topics {
         })
     }
 
-    /// Returns `true` if at least one id of the subscription may have been issued by the log with
-    /// this epoch. An invalid id may have been issued by any log.
+    /// Returns `true` if at least one id of the subscription may have been issued by the log that
+    /// `epoch` identifies. An epoch is the number of one lifetime of a log. An invalid id may have
+    /// been issued by any log.
     fn have_id_of(&self, epoch: Epoch) -> bool {
         self.ids().any(|id| !matches!(epoch.position(id), Err(GapReason::OtherEpoch)))
     }
 
-    /// Returns the [`Start`] of the subscription with the newest id: the [`Start::After`] with the
-    /// greatest position in `epoch`, which identifies one lifetime of the log. If the subscription
-    /// has no id of this epoch, returns any of its `Start`s. The caller asks the backend for the
-    /// end of the log if the returned id is newer than the part of the log that this node has read.
+    /// Returns the [`Start`] with the newest id. The subscription has one or several `Start`s, and
+    /// each [`Start::After`] contains an id. The newest id has the greatest position in the log
+    /// that `epoch` identifies.
+    ///
+    /// If no `Start` has an id of this log, returns any `Start`. The caller asks the backend for
+    /// the end of the log only if the returned `Start` has an id of this log, and this node has not
+    /// read the log up to this id.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -157,8 +162,9 @@ impl Core {
         self.subscribe_to(Topics::new(topics, start)).await
     }
 
-    /// Subscribes to a topic for a lookup. Unlike other subscriptions, a lookup does not make the
-    /// topic [exist](super::topic_state::Contents::exists) for the application.
+    /// Subscribes to a topic for a lookup: a request of the Durable Streams protocol that reads the
+    /// topic or searches for it. Unlike other subscriptions, a lookup does not make the topic
+    /// [exist](super::topic_state::Contents::exists), so other requests do not find it.
     #[cfg(feature = "durable-streams")]
     pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
         self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await
@@ -310,14 +316,16 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Makes a new subscription a subscriber of the topics `names`. Adds one reader for each of
-    /// these topics to `joined`, and updates the position where the subscription resumes. The
-    /// caller passes the topics of the subscription in several parts, and releases the lock of the
-    /// registry between the parts. `beginnings` has the position where the subscription begins in
+    /// Adds a new subscription to the topics `names`, as one of their subscribers. Adds one reader
+    /// for each of these topics to `joined`. A reader reads one topic for the subscription. Also
+    /// updates the position where the subscription resumes. The caller passes the topics of the
+    /// subscription in several parts, and releases the lock of the registry (the table of all
+    /// topics) between the parts. `beginnings` has the position where the subscription begins in
     /// each topic: one entry for each name, or a single entry for all names.
     ///
     /// `last` is the end of the log, as far as this node knows it. The backend has evicted events
-    /// up to and including the position `evicted_by_backend`.
+    /// up to and including the position `evicted_by_backend`. Without a backend, this is the
+    /// greatest possible position.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

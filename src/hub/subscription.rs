@@ -55,8 +55,9 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps the event with
-/// the cursor and the status 204, each under a condition:
+/// A response finds a subscription inside an adapter (`map`, `filter`, `merge`, `take_until` …)
+/// because adapters forward its calls of [`size_hint`](Stream::size_hint) and `poll_next`. So the
+/// event with the cursor and the status 204 also work with an adapter, each under a condition:
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
@@ -81,7 +82,7 @@ use tokio_stream::Stream;
 /// or use [`Hub::listen`](super::Hub::listen). Both yield only published events and errors.
 /// Otherwise a gap event would count as the signal, and with several nodes also a cursor after a
 /// replay, at a heartbeat or at a shutdown. The response could also begin with the cursor of the
-/// signal, but only if the `size_hint` of the whole stream reaches no other subscription.
+/// signal, but only if its call of `size_hint` finds no other subscription in the whole stream.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -115,8 +116,8 @@ use tokio_stream::Stream;
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
-    /// The epoch of the log that the cursor belongs to: a number that identifies one lifetime of
-    /// the log. A log that replaces this log has another epoch.
+    /// The epoch of the log that the positions in this subscription belong to. An epoch is a number
+    /// that identifies one lifetime of a log. A log that replaces this log has another epoch.
     pub(super) epoch: Epoch,
     /// The readers of this subscription. Each reader reads one topic, and each topic has one
     /// reader. Empty after the end of the subscription.
@@ -128,9 +129,10 @@ pub struct Subscription {
     /// Every event of the subscription's topics up to this position was delivered to the client, or
     /// reported as missing.
     pub(super) cursor: Position,
-    /// The position of the newest event in the hub when the subscription was created. If the
-    /// application sends a snapshot in place of the gap event, the subscription continues after
-    /// this position.
+    /// The position of the newest event in the hub when the subscription was created. If events are
+    /// missing before the subscription, the client gets a gap event, or a snapshot of the
+    /// application's state in its place. After a snapshot, the subscription continues after this
+    /// position.
     subscribed_at: Position,
     /// The item that the subscription yields before all events of its topics, such as a snapshot or
     /// a gap event.
@@ -140,16 +142,18 @@ pub struct Subscription {
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
     /// The waker that the next change of the topic wakes, and the version of the topic (a counter
-    /// of its changes) when the subscription began to wait. Used only by a subscription to a single
-    /// topic that has no `merge` state.
+    /// of its changes) when the subscription began to wait. Used only if the field `merge` is
+    /// `None`: the subscription then has a single topic, and makes no pauses after writes.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
+    /// Set if the client gets the events that the hub itself sends: `hub-cursor`, whose id is the
+    /// position of the client, and `gap`, which reports missing events.
     pub(super) has_control_events: bool,
-    /// Set if the subscription has offered its preamble (the first bytes of a response, or the
-    /// status 204) to a response that called `size_hint`, or if it was polled. Further polls then
-    /// offer no preamble.
+    /// Set if the subscription has passed its preamble (the first bytes of a response, or the
+    /// status 204) to a response, or was polled. A response calls `size_hint` of its stream to get
+    /// the preamble, and the subscription passes it during this call. Later polls of the
+    /// subscription pass no preamble.
     has_preamble: AtomicBool,
     /// Set if the client may have an older id than the cursor. A page of old records from the
     /// backend moves the cursor to the end of the page, but the client gets only the ids of its
@@ -163,8 +167,9 @@ pub struct Subscription {
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
-/// The item that a subscription yields before all events of its topics: a gap event, a snapshot, or
-/// the event that contains the cursor.
+/// The item that a subscription yields before all events of its topics. It is a gap event, a
+/// snapshot of the application's state, or the event `hub-cursor`, whose id is the position of the
+/// client.
 pub(super) enum Beginning {
     /// The gap event. It reports to the client that events before the first event of the
     /// subscription are missing.
@@ -265,8 +270,8 @@ impl Subscription {
     ///
     /// # Examples
     ///
-    /// The handler knows of the gap before it responds. So it can send the current state, or write
-    /// to the log which events are missing:
+    /// The handler knows of the gap before it responds. So it can send the current state, or report
+    /// the missing events in the application's own logs:
     ///
     /// ```
     /// use tower_sse::{Event, hub::{GapReason, Hub, Start}};
@@ -364,8 +369,8 @@ impl Subscription {
     ///
     /// # Examples
     ///
-    /// A page that reads the response with `fetch` has no use for a 204. It gets a last event with
-    /// the status 200 instead:
+    /// A web page that reads the response with `fetch` has no use for a 204. The handler sends it a
+    /// last event with the status 200 instead:
     ///
     /// ```
     /// use http::StatusCode;
@@ -628,9 +633,10 @@ impl Subscription {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
 
-    /// Returns the bytes that a response sends first: the event that contains only the cursor.
-    /// Returns no bytes if the subscription begins with a snapshot or a gap event, or if the client
-    /// gets no `hub-cursor` events. Also returns no bytes if the cursor may be after the end of the
+    /// Returns the bytes that a response sends first: the event `hub-cursor`. Its id is the cursor,
+    /// the position where a client that reconnects resumes. Returns no bytes if the client gets no
+    /// `hub-cursor` events, or if the subscription has an item to yield before its events, such as
+    /// a snapshot or a gap event. Also returns no bytes if the cursor may be after the end of the
     /// log, because the backend has not responded yet.
     fn first_bytes(&self) -> Bytes {
         if self.beginning.is_none() && self.has_control_events && !self.is_unsure() {
@@ -640,8 +646,9 @@ impl Subscription {
         }
     }
 
-    /// Returns the preamble for the response: the bytes that it sends first, or the status 204.
-    /// `is_over` is `true` if the subscription is finished, which leads to the 204.
+    /// Returns the preamble for the response. It contains the first bytes of the response, or
+    /// requests the status 204. `is_over` is `true` if the subscription is finished, which leads to
+    /// the status 204.
     fn preamble(&self, is_over: bool) -> Preamble {
         let is_returning = self.origin != Origin::Live;
         Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
@@ -653,8 +660,9 @@ impl Subscription {
         Event::checkpoint(self.cursor()).event("hub-cursor")
     }
 
-    /// Returns the event of type `hub-cursor` as an item. The item counts as zero events, which
-    /// distinguishes it from published events.
+    /// Returns the event of type `hub-cursor` as an item of the stream. Its id is the cursor, the
+    /// position where a client that reconnects resumes. The [`count`](EncodedEvents::count) of the
+    /// item is 0, which distinguishes the item from published events.
     fn encoded_cursor(&self) -> EncodedEvents {
         EncodedEvents::from_parts(self.cursor_event().encode(), 0)
     }
@@ -698,8 +706,8 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of `event` by the cursor, the id that a client sends when it resumes. Used for
-    /// the newest event of a `latest_only` topic (each event replaces the previous event). This
+    /// Replaces the id of `event` by the cursor, the id that a client sends when it resumes. Used
+    /// for the newest event of a `latest_only` topic (each event replaces the previous event). This
     /// event is delivered early, at the place of an older event that it has replaced. Its own id
     /// can be greater than the ids of undelivered events of other topics. A client that reconnects
     /// with this greater id would miss these events.
@@ -714,9 +722,10 @@ impl Subscription {
         }
     }
 
-    /// Makes the readers, one for each topic, forget the positions of their next events. Called
-    /// when these positions may be wrong: after the cursor has moved, or after a page of old events
-    /// was read from the backend. The next poll looks for the next events again.
+    /// Makes the readers, one for each topic, forget the positions of their next events, which are
+    /// the first events after the cursor of the subscription. Called when these positions may be
+    /// wrong: after the cursor has moved, or after a page of old events was read from the backend.
+    /// The next poll looks for the next events again.
     pub(super) fn reset_readers(&mut self) {
         self.readers.iter_mut().for_each(Reader::reset);
         self.reset_merge();
@@ -741,8 +750,9 @@ impl Subscription {
         }
     }
 
-    /// Moves the cursor past evicted events, to the oldest retained event. Records the gap, and
-    /// returns the gap event for the client.
+    /// Moves the cursor, the position after which the subscription continues, past evicted events.
+    /// The next event is then the oldest retained event. Records the gap, and returns the gap event
+    /// for the client.
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
@@ -788,8 +798,10 @@ impl Subscription {
     /// Polls for the next events of the subscription. Returns them together with the topics that
     /// they belong to.
     ///
-    /// At a shutdown of the hub, yields the newest cursor before the error, but only for a response
-    /// whose stream contains no other subscription. `purpose`, the reason for the poll, shows this.
+    /// At a shutdown of the hub, the subscription ends with an error. Before the error, it yields
+    /// its newest cursor (the id where the client resumes) if `purpose` is
+    /// [`ItemsOfOne`](Purpose::ItemsOfOne) or [`Heartbeat`](Purpose::Heartbeat). With these
+    /// purposes, the stream of the response contains no other subscription.
     pub(super) fn poll_item(
         &mut self,
         purpose: Purpose,

@@ -212,8 +212,8 @@ impl Topic {
     ///
     /// # Examples
     ///
-    /// The application returns the id with its response. A page that already shows the order then
-    /// begins after this id, and does not receive the order again:
+    /// The application returns the id with its response. A web page that already shows the order
+    /// then subscribes after this id, and does not receive the order again:
     ///
     /// ```
     /// use tokio_stream::StreamExt;
@@ -733,15 +733,15 @@ impl Topic {
         self.core.is_in_log(&self.name).await
     }
 
-    /// Returns `true` if the topic exists on the local node or [in the log](Self::exists_in_log), or
-    /// if it has subscribers on another node. In memory, this method returns the same as
+    /// Returns `true` if the topic exists on the local node or [in the log](Self::exists_in_log),
+    /// or if it has subscribers on another node. In memory, this method returns the same as
     /// [`exists`](Self::exists).
     ///
-    /// If neither the local node nor the log has the topic, this method asks the other nodes. A node
-    /// that does not respond within one second counts as a node without the topic. The question is
-    /// one record in the log, and each node that has the topic writes one record. So for a topic
-    /// that does not exist, each call takes one second and writes a record. Do not call this method
-    /// for a name that any client can choose.
+    /// If neither the local node nor the log has the topic, this method asks the other nodes. A
+    /// node that does not respond within one second counts as a node without the topic. The
+    /// question is one record in the log, and each node that has the topic writes one record. So
+    /// for a topic that does not exist, each call takes one second and writes a record. Do not call
+    /// this method for a name that any client can choose.
     ///
     /// # Errors
     ///
@@ -773,8 +773,8 @@ impl Topic {
     /// subscriptions on a node that does not respond in this time are not counted. Neither are
     /// readers in the Durable Streams protocol that wait on another node for the first event of a
     /// topic. To show a number that is updated each time a client comes or leaves, count the
-    /// [members](Self::members) instead. In memory, this method returns the same number as
-    /// [`subscribers`](Self::subscribers).
+    /// [members](Self::members) instead, which are the names that clients have [joined](Self::join)
+    /// with. In memory, this method returns the same number as [`subscribers`](Self::subscribers).
     ///
     /// # Errors
     ///
@@ -951,8 +951,9 @@ pub(super) fn complete(event: Event) -> Result<Event, Error> {
     Ok(event.without_id().complete())
 }
 
-/// Returns an error if the name of an event is `gap` or `hub-cursor`, because the hub itself uses
-/// these names.
+/// Returns an error if the name of an event is `gap` or `hub-cursor`. The hub itself sends events
+/// with these names: `gap` reports missing events, and the id of `hub-cursor` is the position of
+/// the client.
 pub(super) fn check_name(name: Option<&str>) -> Result<(), Error> {
     match name {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),

@@ -21,8 +21,10 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
-    /// The number of this topic's last addition to the [wake queue](super::wake_queue), the queue
-    /// of changed topics with many waiting readers.
+    /// The number that this topic got when it was last added to the [wake
+    /// queue](super::wake_queue), the queue of changed topics with many waiting readers. The queue
+    /// numbers its additions consecutively. A subscription compares this number with the additions
+    /// that it has seen.
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
@@ -36,8 +38,8 @@ pub(super) struct TopicState {
 /// tests, too.
 #[derive(Default)]
 pub(super) struct QueueNumber {
-    /// The number of a topic in the wake queue, increased by one, because 0 means that the topic is
-    /// not in the queue.
+    /// The number of the topic's last addition to the wake queue (the first addition of any topic
+    /// has the number 0), plus one. 0 means that the topic is not in the queue.
     number: StdAtomicU64,
 }
 
@@ -58,13 +60,16 @@ pub(super) struct Contents {
     /// separately.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after each write to their client. The end of the topic ends
-    /// their pauses through this field. `None` without such a subscription, which saves memory.
+    /// The subscriptions that pause after each write to their client, so that the events of the
+    /// pause are delivered together. When the topic is finished or the hub is shut down, the topic
+    /// wakes these subscriptions, which ends their pauses. `None` without such a subscription,
+    /// which saves memory.
     lingering: Option<Box<Lingering>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// The number of subscribers that are lookups: requests that read the topic, but do not make it
-    /// [exist](Self::exists).
+    /// The number of subscribers that are lookups: requests of the Durable Streams protocol that
+    /// read the topic or search for it. Lookups alone do not make the topic [exist](Self::exists),
+    /// so other requests do not find it.
     pub(super) lookups: u32,
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
@@ -182,10 +187,10 @@ impl TopicState {
     }
 
     /// Unlocks the contents of a topic. If the topic has changed and some of its waiting readers
-    /// were not woken yet, wakes up to four of them.
+    /// were not woken yet, wakes up to four of them. A reader reads the topic for one subscription.
     ///
     /// Each reader that reads the topic calls this function. So the waiting readers are woken even
-    /// if the task that should wake them does not run.
+    /// if the task of the [wake queue](super::wake_queue), which should wake them, does not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
         if contents.has_due() {
@@ -202,8 +207,9 @@ impl TopicState {
 /// this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The number of waiting readers that another reader of the same topic wakes when it reads. It does
-/// so only if the topic has changed and the waiting readers were not woken yet.
+/// The maximum number of waiting readers that a reader wakes when it reads the same topic. A reader
+/// reads the topic for one subscription. It wakes waiting readers only if the topic has changed and
+/// they were not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
 /// The waiting readers to wake after a change of a topic. A `Change` is large, so it is never
@@ -351,18 +357,19 @@ impl Contents {
 /// during its pause, but the end of the topic does, through the ready list.
 #[derive(Default)]
 struct Lingering {
-    /// The ready lists, by their addresses in memory.
+    /// The ready list (the list of changed topics) of each subscription that pauses after a write.
+    /// The key is the address of the list in memory, which identifies the list.
     lists: BTreeMap<usize, Arc<ReadyList>>,
     /// Set while pauses of subscriptions still have to end, because the topic is finished or the
-    /// hub is shut down. The value is the first key in `lists` whose subscription has not been
-    /// handled yet.
+    /// hub is shut down. The pauses are ended in the order of the keys in `lists`. The value is the
+    /// key of the next subscription whose pause has to end.
     ends_from: Option<usize>,
 }
 
 impl Lingering {
-    /// Records that the subscriptions of the topic have to end their pauses, because the topic is
-    /// finished or the hub is shut down. [`end_pauses`](Self::end_pauses) then ends the pauses in
-    /// batches.
+    /// Records that the subscriptions that pause after each write to their client must end their
+    /// pauses, because the topic is finished or the hub is shut down.
+    /// [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
     fn end(&mut self) {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
     }

@@ -17,13 +17,16 @@ pub(super) struct Waiters {
     /// The waiting readers of the topic. Each entry of the queue has a number, which is one greater
     /// than the number of the previous entry. The entry of a reader that no longer waits is `None`.
     queue: VecDeque<Option<Waiter>>,
-    /// The number of the first entry in the queue of waiting readers.
+    /// The number of the first entry in `queue`. Entries are numbered consecutively from 0. An
+    /// entry keeps its number when earlier entries are removed, so its index in `queue` is its
+    /// number minus `first`.
     first: u64,
     /// All entries in the queue of waiting readers with a smaller number than this one have to be
     /// woken, because the topic has changed since they were added.
     due: u64,
-    /// The numbers of the entries of `queue` that a new waiting reader can use, because the reader
-    /// of the entry has stopped waiting. Entries with smaller numbers than `due` are never reused.
+    /// The numbers of the entries of `queue` that are empty, because their readers have stopped
+    /// waiting. A new waiting reader can use such an entry. The entries with smaller numbers than
+    /// `due`, whose readers have to be woken, are never reused.
     vacant: Vec<u64>,
 }
 
@@ -61,9 +64,9 @@ impl Waiters {
     /// which the caller drops after it has released its locks.
     ///
     /// The caller must have looked at the topic under the same lock. So the caller knows all
-    /// earlier changes of the topic, and need not be woken for them. If the entry that `ticket`
-    /// identifies is still due to be woken for an earlier change, this method empties the entry,
-    /// and the caller gets a new one.
+    /// earlier changes of the topic, and need not be woken for them. The entry that `ticket`
+    /// identifies may still be due to be woken for an earlier change. This method then makes that
+    /// entry empty, so that it wakes no reader, and stores the new waiting reader in another entry.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -109,8 +112,9 @@ impl Waiters {
         self.due
     }
 
-    /// Returns `true` if the queue of waiting readers has an entry that is due to be woken and
-    /// whose number is smaller than `number`.
+    /// Returns `true` if the queue still has entries of readers that have to be woken for a certain
+    /// change of the topic. `number` is the number that [`make_due`](Self::make_due) has returned
+    /// for this change: the readers that waited at that time have entries with smaller numbers.
     pub(super) fn has_due_before(&self, number: u64) -> bool {
         self.first < self.due.min(number)
     }

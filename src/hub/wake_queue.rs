@@ -24,7 +24,8 @@ pub(super) struct WakeQueue {
 
 #[derive(Default)]
 struct Queue {
-    /// The topics in the wake queue, each of them once. A topic stores its number itself, in
+    /// The changed topics whose waiting readers still have to be woken, each topic once. The number
+    /// of a topic's last addition to this queue is stored in the topic itself, in
     /// [`TopicState::queue_number`].
     topics: VecDeque<Arc<TopicState>>,
     /// The time of the last sign of progress of the task that wakes waiting readers: its start, or
@@ -80,16 +81,17 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that all readers that wait for `topic` are woken. Starts the task that wakes
-    /// readers, unless the task is running. `number` is the number of the topic in the queue, which
-    /// [`add`](Self::add) has returned.
+    /// Makes sure that the readers that wait for a change of `topic` are woken. Starts the task
+    /// that wakes readers, unless the task is running. [`add`](Self::add) has added the topic to
+    /// this queue of changed topics, and has returned `number`. Each topic also has its own queue
+    /// of waiting readers, whose entries are numbered. The readers that waited before the change
+    /// have entries with smaller numbers than `through`.
     ///
-    /// Outside of a tokio runtime, this method itself wakes the waiting readers of `topic`. It does
-    /// not wake the readers that began to wait after the change: their entries in the queue of
-    /// waiting readers have the number `through` or a greater number.
+    /// Outside of a tokio runtime, this method itself wakes these readers. It does not wake the
+    /// readers that began to wait after the change.
     ///
-    /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
-    /// is short enough. The caller must hold no lock.
+    /// In a runtime, if more than 1,024 topics are queued, this method also wakes readers of queued
+    /// topics, until the queue is short enough. The caller must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);

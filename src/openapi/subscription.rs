@@ -17,9 +17,10 @@ use utoipa::{
 /// Describes the responses of a handler that returns a [`Subscription`](hub::Subscription) whose
 /// events are made by [`Event::tagged`](crate::Event::tagged) from values of `T`.
 ///
-/// Response 200 contains the events of [`TaggedEvents`](super::TaggedEvents), and the events
-/// `hub-cursor` and `gap` that the hub adds. Response 204 means that the topics are finished, and
-/// that the client has all of their events.
+/// Response 200 contains the events of [`TaggedEvents`](super::TaggedEvents), and two events that
+/// the hub adds: `hub-cursor`, whose id is the position of the client, and `gap`, which reports
+/// missing events. Response 204 means that the topics are finished, and that the client has all of
+/// their events.
 pub struct SubscriptionEvents<T>(PhantomData<fn() -> T>);
 
 impl<T: ToSchema> IntoResponses for SubscriptionEvents<T> {

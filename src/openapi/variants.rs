@@ -69,8 +69,8 @@ fn external(item: &Value) -> Option<Variant> {
     Some(Variant { name: name.clone(), description: description(item), content: content.clone() })
 }
 
-/// Returns the parts of the schema of a variant that can contain its tag: the members of its
-/// `allOf`, if it has one, and the schema itself.
+/// Returns the parts of a variant's schema that can contain the tag of the variant: the schemas in
+/// its `allOf` list, if it has such a list, and the schema itself.
 fn parts(item: &Value) -> impl Iterator<Item = &Map<String, Value>> {
     let parts = item.get("allOf").and_then(Value::as_array);
     parts.into_iter().flatten().chain([item]).filter_map(Value::as_object)

@@ -37,9 +37,9 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The pause before a node retries to announce closed streams, after publishing the announcement
-/// has failed. Also the pause before a node subscribes to the announcements again, after its
-/// subscription has ended.
+/// The pause before a node tries again to announce closed streams to the other nodes, after
+/// publishing the announcement has failed. Also the pause before the node subscribes to the topic
+/// of the announcements again, after its subscription has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl<K> StreamRegistry<K>
@@ -47,14 +47,15 @@ where
     K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static,
 {
     /// Connects this registry with a hub, so that a call of [`close`](Self::close) on one node
-    /// closes the streams of the key on all nodes. The node of the call announces the key in a
-    /// topic of the hub. The other nodes read the announcement, and close their streams of this
-    /// key. Call this method once on each node, at its start.
+    /// closes the streams that are registered under the key on all nodes. The node of the call
+    /// announces the key in a topic of the hub. The other nodes read the announcement, and close
+    /// their streams with this key. Call `follow` once on each node, at its start.
     ///
     /// A node closes the streams before it delivers anything that follows the announcement in the
-    /// log. So nothing that is published after [`close_everywhere`](Self::close_everywhere) has
-    /// returned reaches these streams, however late a node reads the log. A stream that is closed
-    /// may miss events that were published shortly before.
+    /// log. [`close_everywhere`](Self::close_everywhere) closes streams like `close`, and waits
+    /// until the announcement is in the log. So nothing that is published after `close_everywhere`
+    /// has succeeded reaches these streams, however late a node reads the log. A stream that is
+    /// closed may miss events that were published shortly before.
     ///
     /// A node that is cut off from the backend closes the announced streams as soon as it can read
     /// the log again. If the log no longer retains all announcements by then, the node cannot know
@@ -83,9 +84,9 @@ where
     /// nodes must understand the keys of each other.
     ///
     /// While a node is behind the log, for example after its start, a client that needs old events
-    /// from the backend waits until the node has read the log. Otherwise, the client could get
-    /// events from after the close of its stream, because the node has not read the announcement
-    /// yet.
+    /// from the backend waits until the node has read the log. Without this wait, the client could
+    /// get events from after the close of its stream, because the node has not read the
+    /// announcement yet.
     ///
     /// Background tasks publish the announcements, and watch the topic. They end when the registry
     /// and all layers with it are dropped. After a shutdown of the hub, the watching task ends by
@@ -198,12 +199,14 @@ where
         Ok(())
     }
 
-    /// Sets the time after which a node closes all of its streams if it has read nothing from the
-    /// log of the hub. The node is then cut off. New streams are closed, too, until the node reads
-    /// the log again. By default, the streams of a node that is cut off stay open.
+    /// Sets the time after which a node closes all of its streams if it has read no announcement of
+    /// closed streams and no sign of life from the log of the hub. The node is then cut off. New
+    /// streams are closed, too, until the node reads one of these events again. By default, the
+    /// streams of a node that is cut off stay open.
     ///
-    /// Each node publishes a sign of life three times in this time, so that there is something to
-    /// read. A stream of a node that is cut off ends at the latest after this time plus the timeout
+    /// Each node publishes a sign of life three times in this time, in the topic
+    /// `tower-sse/closed-streams`. If another program finishes this topic, the nodes count as cut
+    /// off. A stream of a node that is cut off ends at the latest after this time plus the timeout
     /// of a request to the backend. Less than one second counts as one second. Call this method
     /// before [`follow`](Self::follow). It has no effect with a hub in memory.
     ///
@@ -228,7 +231,7 @@ where
     /// key on any node. This holds for the streams that were registered before the call.
     ///
     /// [`close`](Self::close) does not wait. It publishes the announcement in the background, and
-    /// tries again until that succeeds or the process ends.
+    /// tries again until that succeeds, the hub is shut down, or the process ends.
     ///
     /// # Errors
     ///
@@ -282,8 +285,9 @@ where
     }
 }
 
-/// The announcement to the other nodes that this node has closed the streams of a key. If it is
-/// dropped before [`publish`](Self::publish) has succeeded, a background task publishes it.
+/// An announcement to the other nodes of a hub: this node has closed the streams that are
+/// registered under a key, such as a user. If the announcement is dropped before
+/// [`publish`](Self::publish) has succeeded, a background task publishes it.
 struct Announcement {
     topic: Topic,
     queue: UnboundedSender<Event>,
@@ -307,9 +311,9 @@ impl Drop for Announcement {
     }
 }
 
-/// The part of a stream registry that connects it with hubs. It announces to the other nodes of
-/// each hub which streams this node has closed. It also knows whether this node is cut off from the
-/// log of a hub.
+/// The part of a stream registry that connects the registry with hubs. It announces to the other
+/// nodes of each hub the keys whose streams this node has closed. It also counts the hubs whose
+/// logs this node has not read for too long.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
     /// The number of hubs that this node is cut off from: it has read nothing from their logs for
@@ -347,18 +351,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Announces to the other nodes of a hub which streams this node has closed. A stream registry has
-/// one `Announcer` for each hub that it follows.
+/// Announces to the other nodes of a hub the keys whose streams this node has closed. A stream
+/// registry has one `Announcer` for each hub that it is connected with.
 struct Announcer<K> {
     topic: Topic,
-    /// The random name of this node, which all of its announcements contain. This node ignores
-    /// announcements with this name, because it has already closed these streams.
+    /// The random name of this node. The node adds it to each announcement that the streams of a
+    /// key are closed. When the node reads an announcement with its own name, it ignores the
+    /// announcement, because it has already closed these streams.
     node: String,
     name: RegistryName,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
-    /// Receives the announcements of the other nodes. The hub has only a weak reference to this
-    /// inbox, so the field keeps it in memory.
+    /// Receives the keys whose streams other nodes have closed, and closes the streams of this node
+    /// with these keys. The hub has only a weak reference to this inbox, so the field keeps the
+    /// inbox in memory.
     _inbox: Arc<Inbox<K>>,
 }
 
@@ -372,19 +378,21 @@ impl<K> Announcer<K> {
 }
 
 /// The background task that publishes the announcements of this node. An announcement is an event
-/// that reports which streams this node has closed. A failed announcement moves to the end of the
-/// queue, and the task tries again after 200 milliseconds, until that succeeds.
+/// for the other nodes, with a key whose streams this node has closed. If publishing fails, the
+/// announcement moves to the end of the queue. The task tries again after 200 milliseconds, until
+/// publishing succeeds.
 struct Publisher {
     topic: Topic,
     queue: UnboundedReceiver<Event>,
-    /// The announcements of closed streams that are not in the log of the hub yet.
+    /// The events that are not in the log of the hub yet. Each of these events announces to the
+    /// other nodes that this node has closed the streams of a key.
     pending: VecDeque<Event>,
 }
 
 impl Publisher {
-    /// Publishes announcements of closed streams, until all handles of the stream registry are
-    /// dropped and no announcement is left. After a shutdown of the hub, ends when it tries to
-    /// publish the next announcement.
+    /// Publishes to the other nodes which streams this node has closed. Ends when all handles of
+    /// the stream registry are dropped and no announcement is left. After a shutdown of the hub,
+    /// this method ends when it tries to publish the next announcement.
     async fn run(mut self) {
         let mut next_attempt = None;
         loop {
@@ -440,25 +448,32 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
     }
 }
 
-/// The part of a stream registry that applies what the other nodes of one hub announce. The hub
-/// calls it for each announcement, in the task that reads the log.
+/// The part of a stream registry that closes the streams of a key on this node, after another node
+/// of the hub has announced that it has closed its streams of this key. The hub calls the inbox for
+/// each event in the topic of these announcements, in the task that reads the log.
 struct Inbox<K> {
-    /// The random name of this node. Its own announcements contain it, and are ignored.
+    /// The random name of this node. Each announcement of closed streams contains the name of its
+    /// node. This node ignores its own announcements, because it has already closed these streams.
     node: String,
-    /// The name under which the registry follows the hub. The announcements of registries with
-    /// other names are ignored.
+    /// The name under which this registry is connected with the hub. Each announcement of closed
+    /// streams contains the name of its registry. This registry ignores announcements with another
+    /// name, because they are about other streams.
     name: Box<str>,
     registry: Weak<Shared<K>>,
-    /// The maximum time without an event in the topic of the announcements.
-    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) sets this time. When it has passed,
-    /// the node closes all its streams. `None` for no limit.
+    /// The time after which this node closes all streams of this registry if it has read no event
+    /// in the topic where the nodes announce closed streams.
+    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) sets this time. `None` for no
+    /// limit.
     silence: Option<Duration>,
     state: Mutex<ReadState>,
 }
 
-/// The state of a node that reads the announcements of one hub.
+/// The record of when this node last read an event in the topic where the nodes of a hub announce
+/// closed streams. Also whether the node counts as cut off from the log of the hub.
 struct ReadState {
-    /// The time when the node last read an event, or was last found to be cut off.
+    /// The time when this node last read an event in the topic where nodes announce closed streams,
+    /// or was last found to be cut off from the log. The limit in [`Inbox::silence`] counts from
+    /// this time.
     silent_since: Instant,
     /// Set while this node is cut off from the log of this hub: it has read nothing from the log
     /// for the time in [`Inbox::silence`].
@@ -466,8 +481,9 @@ struct ReadState {
 }
 
 impl<K> Inbox<K> {
-    /// Notes that this node has read an event, or does not follow the hub any more. So it is not
-    /// cut off from the log of this hub.
+    /// Notes that this node is not cut off from the log of the hub. Called when the node has read
+    /// an event in the topic where nodes announce closed streams. Also called when the registry is
+    /// disconnected from the hub, and so no longer depends on this log.
     fn note_read(&self, registry: &Shared<K>) {
         lock(&self.state).set_cut_off(registry, false);
     }
@@ -512,7 +528,8 @@ impl<K> Inbox<K>
 where
     K: DeserializeOwned + Hash + Eq,
 {
-    /// Closes the streams of this node that another node announces as closed.
+    /// Closes the streams of this node with the key in `announcement`, because another node has
+    /// closed its streams with this key. Ignores all events that are not such announcements.
     fn apply(&self, registry: &Shared<K>, announcement: &Event) {
         // Anything that is no announcement comes from another program, and is skipped.
         let Some(data) = announcement.event_data() else { return };
@@ -561,16 +578,18 @@ where
     }
 }
 
-/// The task that notices when this node is cut off from the log. It also keeps a subscription to
-/// the announcements, so that their topic exists. Otherwise, announcements would be rejected while
-/// the hub has its maximum number of topics.
+/// The task that notices when this node is cut off from the log of the hub. It also keeps a
+/// subscription to the topic where nodes announce closed streams, so that the topic exists.
+/// Otherwise, the hub would reject the announcements while it has its maximum number of topics.
 struct Follower<K> {
     topic: Topic,
     inbox: Arc<Inbox<K>>,
 }
 
 impl<K> Follower<K> {
-    /// Runs until the hub is shut down, or until all handles of the stream registry are dropped.
+    /// Watches whether this node is cut off from the log, and subscribes again if the subscription
+    /// ends. Stops when the hub is shut down, or when all handles of the stream registry are
+    /// dropped.
     async fn run(self, mut subscription: Subscription) {
         loop {
             match until(self.inbox.deadline(), next(&mut subscription)).await {
@@ -598,8 +617,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// Notes that the node no longer counts as cut off from this hub. Otherwise the registry, which may
-/// also follow other hubs, would close each new stream after a shutdown of this hub.
+/// Notes that this node no longer counts as cut off from the log of this hub. While a node counts
+/// as cut off, its registry closes each new stream. The registry may also be connected with other
+/// hubs, so a shutdown of this hub must not make it close all new streams.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {
@@ -608,7 +628,8 @@ impl<K> Drop for Follower<K> {
     }
 }
 
-/// Subscribes to the announcements of closed streams, from now on.
+/// Subscribes to the topic where nodes announce closed streams. The subscription receives only the
+/// events that are published from now on.
 async fn subscribe(topic: &Topic) -> Result<Subscription, Error> {
     Ok(topic.subscribe(Start::Latest).await?.linger(Duration::ZERO))
 }

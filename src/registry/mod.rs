@@ -108,7 +108,7 @@ impl<K> StreamRegistry<K>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
 {
-    /// Creates an empty registry. Clones of a registry contain the same streams.
+    /// Creates a registry without streams. All clones of a registry contain the same streams.
     #[must_use]
     pub fn new() -> Self {
         Self { shared: Arc::new(Shared::new()) }
@@ -170,7 +170,7 @@ where
     ///
     /// # Examples
     ///
-    /// A user who has no open page gets a notice by mail:
+    /// A user without an open page in a browser gets a notice by mail:
     ///
     /// ```
     /// use tower_sse::{Event, StreamRegistry, hub::{Error, Hub}};
@@ -321,8 +321,8 @@ impl<K> Shared<K> {
         closed
     }
 
-    /// Closes all streams of the registry without a closing event. The registry contains only the
-    /// streams of this node.
+    /// Closes all streams of the registry, and sends no event before their end. The registry
+    /// contains only the streams of this node.
     fn close_all(&self) {
         let wakers = self.lock().close_all();
         wake(wakers);

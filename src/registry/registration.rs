@@ -1,5 +1,6 @@
-//! The registration of one stream in a stream registry. Also the state that the body of a
-//! registered stream uses without locking the registry, such as whether the stream is closed.
+//! The registration of one stream in a stream registry, the set of open streams by key. Also the
+//! state that the body of a registered stream uses without locking the registry, such as whether
+//! the stream is closed.
 
 use crate::callback::contain_panic;
 use bytes::Bytes;
@@ -21,9 +22,9 @@ use std::{
 /// one bit for each of these streams. The bit is set when the stream is closed.
 pub(super) const BLOCK: usize = 32;
 
-/// Identifies a registered stream in its registry until its registration is dropped. Stores the
-/// number of the stream plus one. This value is never zero, so an `Option<Index>` takes no more
-/// memory than an `Index`.
+/// The index of a stream in its stream registry, valid until the registration of the stream is
+/// dropped. Stores the number of the stream (from zero) plus one. The stored value is never zero,
+/// so an `Option<Index>` takes no more memory than an `Index`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Index(NonZeroU32);
 
@@ -49,14 +50,16 @@ impl Index {
     }
 }
 
-/// The state of 32 registered streams. The bodies of the streams use it without a lock. A body
-/// locks the registry only when it is dropped, and to get its closing event.
+/// The state of 32 streams of a stream registry. The response bodies of these streams use it
+/// without locking the registry. A body locks the registry only when it is dropped, to get the
+/// event that a closed stream sends before its end, and to compare the keys of several layers.
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
     /// One bit for each of the 32 streams of this block, which is set when the stream is closed. A
-    /// bit changes only while the registry is locked. Before a bit is set, the closing event of the
-    /// stream is stored in the registry. So a task that finds the bit set also finds the event.
+    /// bit changes only while the registry is locked. Before a bit is set, the event that the
+    /// stream sends before its end is stored in the registry. So a task that finds the bit set also
+    /// finds the event.
     closed: AtomicU32,
     /// The wakers of the 32 streams of this block: for each stream, the waker of the task that last
     /// polled it. Closing a stream wakes its task.
@@ -73,8 +76,8 @@ struct Counts {
 
 /// A registry whose type of keys is erased, so that the bodies of streams need not know the type.
 pub(super) trait AnyRegistry: Send + Sync {
-    /// Removes the stream with this index from the registry. Called when the registration of the
-    /// stream is dropped.
+    /// Removes the stream with this index from the stream registry. Called when the registration of
+    /// the stream is dropped.
     fn remove(&self, index: Index);
 
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
@@ -100,16 +103,16 @@ impl Block {
         self.closed.load(Acquire) & (1 << slot) != 0
     }
 
-    /// Closes the stream `slot` (0 to 31) of this block. Returns the waker of the task of the
-    /// stream. The caller wakes this task after it has unlocked the registry.
+    /// Marks the stream `slot` (0 to 31) of this block as closed. Returns the waker of the task
+    /// that polls the stream. The caller wakes this task after it has unlocked the stream registry.
     pub(super) fn close(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_or(1 << slot, Release);
         self.wakers()[slot].take()
     }
 
     /// Resets the state of the removed stream `slot` (0 to 31) of this block, so that a new stream
-    /// can use it. Returns the waker of the removed stream, which the caller drops after it has
-    /// unlocked the registry.
+    /// can use this slot. Returns the waker of the removed stream. The caller drops the waker after
+    /// it has unlocked the stream registry.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);
@@ -129,7 +132,8 @@ impl Block {
     }
 }
 
-/// The registration of one stream. Dropping it removes the stream from the registry.
+/// The registration of one stream in a stream registry, under a key such as a user. Dropping the
+/// registration removes the stream from the registry.
 pub(crate) struct Registration {
     block: Arc<Block>,
     slot: u32,
@@ -168,8 +172,9 @@ impl Registration {
         is_same
     }
 
-    /// Stores the waker that is woken when a registry closes the stream. The caller then checks
-    /// whether the stream is closed, because it may have been closed before the waker was stored.
+    /// Stores the waker of the task that polls this stream. If the stream registry closes the
+    /// stream, it wakes this task. The caller then checks whether the stream is closed, because it
+    /// may have been closed before the waker was stored.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         // Wakers are cloned and dropped without a lock, because that runs code of the application.
         let waker = waker.clone();

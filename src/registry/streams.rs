@@ -31,12 +31,13 @@ pub(super) struct Streams<K> {
     first: HashTable<Index>,
     /// The events that closed streams send before their end. Empty events are not stored.
     closing_events: BTreeMap<Index, Bytes>,
-    /// The number of open streams in the registry.
+    /// The number of open streams in this registry. Closed streams do not count, although they stay
+    /// registered until their registrations are dropped.
     open: usize,
 }
 
-/// A [`Block`] of 32 streams, and the part of their state that is accessed only while the registry
-/// is locked.
+/// A [`Block`] of 32 streams, and the part of their state that is accessed only while the stream
+/// registry is locked, such as their keys.
 struct Slots<K> {
     block: Arc<Block>,
     streams: Box<[Option<Stream<K>>; BLOCK]>,
@@ -47,7 +48,8 @@ struct Slots<K> {
     used: usize,
 }
 
-/// A stream that is registered in a stream registry. It may be closed already.
+/// A stream that is registered under a key in a stream registry. The registry may have closed it
+/// already.
 struct Stream<K> {
     key: K,
     /// The next stream in the linked list of the open streams with this key. The last stream of the
@@ -100,7 +102,8 @@ impl<K> Streams<K> {
         self.open
     }
 
-    /// Returns the number of open streams of a key.
+    /// Returns the number of open streams that are registered under `key` (such as a user). `hash`
+    /// is the hash of `key`.
     pub(super) fn count(&self, key: &K, hash: u64) -> usize
     where
         K: Eq,
@@ -183,8 +186,8 @@ impl<K> Streams<K> {
         (closed.len(), wakers.collect())
     }
 
-    /// Closes all open streams. They end without a closing event. Returns the wakers of their
-    /// tasks. The caller first unlocks the registry, and then wakes the tasks.
+    /// Closes all open streams of this registry. They send no event before their end. Returns the
+    /// wakers of their tasks. The caller first unlocks the registry, and then wakes the tasks.
     pub(super) fn close_all(&mut self) -> Vec<Waker> {
         self.first.clear();
         self.open = 0;
@@ -197,7 +200,8 @@ impl<K> Streams<K> {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }
 
-    /// Removes a stream from the registry. Called when the registration of the stream is dropped.
+    /// Removes a stream, open or closed, from this registry. Called when the registration of the
+    /// stream is dropped.
     pub(super) fn remove(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) -> Removed<K> {
         let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
         if slots.is_some_and(|slots| !slots.block.is_closed(index.slot())) {
@@ -325,7 +329,8 @@ impl<K> Slots<K> {
         self.streams.iter().position(Option::is_none).unwrap_or(BLOCK)
     }
 
-    /// Returns the slots (0 to 31) of the open streams in this block.
+    /// Returns the numbers (0 to 31) of the open streams among the 32 streams of this block. Leaves
+    /// out closed streams and unused numbers.
     fn open(&self) -> impl Iterator<Item = usize> {
         (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
     }

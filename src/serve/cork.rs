@@ -29,10 +29,11 @@ const MAX_GATHERED: usize = 64 * 1024;
 /// PING frame with the flag ACK (RFC 9113, §6.7) and the payload of h2, which is always the same.
 const PING_ACK: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
 
-/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, whether writes
-/// are gathered, and whether the server acknowledges h2's last PING in place of the client. Only
-/// the task of the connection uses it. Its fields are atomic because the task may move to another
-/// thread.
+/// Controls the socket of an HTTP/2 connection: how many bytes hyper reads in one poll, and whether
+/// the socket gathers several writes of hyper into one. In a graceful shutdown, the `Cork` can also
+/// acknowledge h2's PING in place of a client that does not answer. Only the task of the connection
+/// uses the `Cork`. Its fields are atomic because an `Arc` shares them, and the task may move to
+/// another thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cork(Arc<Turn>);
 
@@ -47,7 +48,8 @@ struct Turn {
     is_within_frame: AtomicBool,
     /// Set while bytes wait for a socket that accepts no more.
     is_blocked: AtomicBool,
-    /// Set by each read and write of bytes. Cleared by `Cork::take_moved`.
+    /// Set if bytes were read or written since the last call of `Cork::take_moved`, which clears
+    /// the flag. In a graceful shutdown, the flag shows whether the connection is silent.
     has_moved: AtomicBool,
     /// Set if the socket has to insert a [`PING_ACK`] before the next frame of the client, so that
     /// hyper reads it like an answer of the client.
@@ -138,7 +140,8 @@ pub(super) struct Corked<I> {
     /// The bytes that hyper has written and that are not written to the socket yet. An empty buffer
     /// takes no memory.
     gathered: Vec<u8>,
-    /// The position in the frames that hyper has read from the client.
+    /// The position of hyper in the HTTP/2 frames of the client. It shows whether hyper has read
+    /// only a part of a frame or of a header block.
     frames: Frames,
 }
 

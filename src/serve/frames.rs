@@ -38,7 +38,8 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Advances the position by these bytes of the client.
+    /// Moves the position in the client's HTTP/2 frames past `bytes`, the bytes that were read from
+    /// the client next.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
         loop {
             let skipped = bytes.len().min(self.missing as usize);
@@ -61,8 +62,9 @@ impl Frames {
         }
     }
 
-    /// Returns whether the position is within the preface, within a frame, or between the frames of
-    /// a header block.
+    /// Returns `true` if the position in the client's bytes is within the connection preface,
+    /// within a frame, or between two frames of a header block. At any other position, the server
+    /// can insert a frame in place of the client.
     pub(super) fn is_within_frame(&self) -> bool {
         self.missing > 0 || self.header > 0 || self.is_in_block
     }

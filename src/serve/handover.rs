@@ -37,8 +37,9 @@ pub(super) enum Framing {
 }
 
 /// The state of a hand-over: hyper writes the head of an event stream, and then this server takes
-/// over the connection. Only the task of the connection uses it. It is `Sync` because the task may
-/// move to another thread.
+/// over the connection from hyper. Only the task of the connection uses this state. It must be
+/// `Sync` because several parts of the task share it in an `Arc`, and the task may move to another
+/// thread.
 #[derive(Debug)]
 pub(super) struct Handover<B> {
     stage: AtomicU8,
@@ -49,12 +50,14 @@ pub(super) struct Handover<B> {
     is_upgraded: AtomicBool,
 }
 
-/// hyper has not encoded the head of an event stream: no event stream is offered, or hyper has not
-/// polled its placeholder yet.
+/// hyper has not encoded the head of an event stream that this server will continue. Either there
+/// is no such stream yet, or hyper has not polled the placeholder, the pending body that it gets
+/// instead of the stream.
 const IDLE: u8 = 0;
 /// hyper has written the head of the event stream into its buffer, which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;
-/// hyper has flushed the head of the event stream, so this server can take the connection.
+/// hyper has flushed the head of the event stream. So this server can take the connection from
+/// hyper, and write the body of the stream itself.
 const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {
@@ -67,16 +70,17 @@ impl<B> Handover<B> {
         }
     }
 
-    /// Stores an event stream until hyper has sent its head, and returns a placeholder body for
-    /// hyper.
+    /// Stores an event stream until hyper has sent the head of the response. This server then
+    /// writes the body. Returns a placeholder for hyper: a body that is always pending.
     pub(super) fn offer(self: &Arc<Self>, offer: Offer<B>) -> HyperBody<B> {
         *self.offer.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
         HyperBody::Placeholder { handover: Arc::clone(self) }
     }
 
-    /// Records that hyper has encoded the head of the event stream. Called whenever hyper polls the
-    /// placeholder body, because hyper does so only after it has encoded the head. Calls after the
-    /// first have no effect.
+    /// Records that hyper has encoded the head of an event stream whose body this server will
+    /// write. Called whenever hyper polls the placeholder, the pending body that hyper gets
+    /// instead. hyper polls a body only after it has encoded the head. Calls after the first have
+    /// no effect.
     fn head_encoded(&self) {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
@@ -118,8 +122,8 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The body that hyper gets for a response: the body of the application, or a placeholder for
-    /// the body of an event stream.
+    /// The body that hyper gets for a response. It is the body of the application, or a placeholder
+    /// if this server, and not hyper, writes the body of an event stream.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
         /// The body of a response that this server does not take over. hyper writes the body.

@@ -24,7 +24,8 @@ type HyperConnection<I, S, A> = UpgradeableConnection<TokioIo<Watched<I, <S as A
 /// An HTTP/1 connection while hyper serves it: from the first byte of a request until an event
 /// stream begins.
 pub(super) struct Http1<I, S: App, A: Address> {
-    /// The connection in hyper, or `None` after the connection has left hyper.
+    /// The connection as hyper serves it. `None` after this server has taken the connection from
+    /// hyper, to write an event stream or to close the connection.
     connection: Option<HyperConnection<I, S, A>>,
     handover: Arc<Handover<S::Body>>,
     /// A future that completes when the server shuts down. `None` after it has completed.

@@ -193,13 +193,16 @@ where
 /// acknowledges the PING when it has read it.
 #[derive(Default)]
 enum LastPing {
-    /// The connection has open streams, or does not shut down.
+    /// The server does not limit the time for the acknowledgement of the PING, because the
+    /// connection has open streams, or no graceful shutdown has begun.
     #[default]
     Waiting,
-    /// The connection has no open streams. If no byte moves until this time, the server
-    /// acknowledges the PING in place of the client.
+    /// In a graceful shutdown, the connection has no open streams. If no byte is read or written
+    /// until this time, the server acknowledges h2's PING in place of the client, so that h2 can
+    /// close the connection.
     Silent(Pin<Box<Sleep>>),
-    /// The client has acknowledged the PING, or the server has done so in place of the client.
+    /// The client has acknowledged the PING of the graceful shutdown. Or the server has done so in
+    /// place of a silent client: it inserts the acknowledgement into the bytes that hyper reads.
     Answered,
 }
 

@@ -11,8 +11,9 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection whose first bytes were already read, for example to detect the protocol. Reading
-/// returns these bytes, `front`, before new bytes. Shutting down waits for the client as [`Closing`]
-/// does.
+/// returns these bytes, `front`, before new bytes. Shutting down first ends only the direction to
+/// the client. Then it waits until the client closes the connection, or until a limit of
+/// [`Closing`] is reached.
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,

@@ -127,9 +127,9 @@ impl Facts {
     ///
     /// This server does not take over a connection whose request hyper has not read completely. Nor
     /// does it take over a response with a framing of its own: a known length, trailers or transfer
-    /// codings. The coding `chunked` is allowed, because it is the framing that this server writes.
-    /// A handler that forwards the response of an upstream server has it: hyper's client does not
-    /// remove the header.
+    /// codings. The coding `chunked` is allowed, because this server writes it, too. A response
+    /// that a handler forwards from an upstream server may have the header
+    /// `Transfer-Encoding: chunked`, because hyper's client does not remove it.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,
@@ -219,8 +219,9 @@ impl<S: App> Future for Call<S> {
 }
 
 pin_project! {
-    /// The future of the response to an HTTP/1 request. For an event stream, hyper gets a
-    /// placeholder body, and the real body is stored until the server takes the connection.
+    /// The future of the response to an HTTP/1 request. For an event stream that this server can
+    /// take over from hyper, hyper gets a placeholder body, which is always pending. The real body
+    /// is stored until this server takes the connection and writes the body itself.
     pub(super) struct Http1Call<S: App> {
         #[pin]
         call: Call<S>,

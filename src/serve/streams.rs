@@ -54,8 +54,8 @@ struct Ready {
     streams: Vec<u32>,
     is_connection_ready: bool,
     spawned: Vec<Stream>,
-    /// The waker of the task of the connection. `None` while that task runs, because it reads the
-    /// queue itself.
+    /// The waker of the task of the HTTP/2 connection. `None` while that task runs: before the task
+    /// waits again, it looks into the queue of ready streams itself.
     task: Option<Waker>,
 }
 
@@ -65,8 +65,8 @@ impl Queue {
     }
 }
 
-/// The waker of one stream, or of the connection itself. Waking marks the stream or the connection
-/// as ready, and wakes the task that runs all of them.
+/// The waker of one HTTP/2 stream, or of the connection itself. Waking marks the stream or the
+/// connection as ready, and wakes the task that polls the connection and all its streams.
 struct Woken {
     index: u32,
     is_queued: AtomicBool,
@@ -84,7 +84,7 @@ impl Woken {
     /// If a wake-up finds `is_queued` still set, it does not queue the stream again. The poll that
     /// follows must then see everything that happened before this wake-up. So this method clears
     /// `is_queued` with a swap: its read synchronizes with the write of the wake-up. A plain store
-    /// reads nothing, so it would not.
+    /// would not synchronize with this write, because a store reads nothing.
     fn dequeued(&self) {
         self.is_queued.swap(false, Ordering::AcqRel);
     }
@@ -135,8 +135,9 @@ impl Streams {
         Spawner(Arc::clone(&self.queue))
     }
 
-    /// Returns the waker for the next poll of the HTTP/2 connection itself. Returns `None` if the
-    /// connection itself is not ready to be polled.
+    /// Returns the waker for the next poll of hyper's HTTP/2 connection. Each stream of the
+    /// connection has another waker. Returns `None` if the connection was not woken since its last
+    /// poll.
     pub(super) fn take_connection(&self) -> Option<Waker> {
         let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
         is_ready.then(|| {
@@ -145,13 +146,14 @@ impl Streams {
         })
     }
 
-    /// Returns whether hyper has begun streams that were not polled yet.
+    /// Returns whether the queue of the connection contains HTTP/2 streams that hyper has begun and
+    /// that were not polled yet.
     pub(super) fn has_begun(&self) -> bool {
         !self.queue.lock().spawned.is_empty()
     }
 
-    /// Returns whether the connection has no streams. The end of a stream here does not mean that all
-    /// its bytes are sent: h2 may still wait until the client accepts more.
+    /// Returns whether the connection has no streams. The end of a stream here does not mean that
+    /// all its bytes are sent: h2 may still wait until the client accepts more.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.len() == self.free.len() && !self.has_begun()
     }

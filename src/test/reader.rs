@@ -19,9 +19,9 @@ use tokio::time::{sleep, timeout};
 /// connection like a client that leaves, drop the reader.
 ///
 /// In a test with paused time ([`tokio::time::pause`]), waiting takes no real time: tokio advances
-/// its clock when every task waits. A test that reads from a socket, or
-/// whose hub has a backend in a server, should not pause the time. Tokio does not see that the other
-/// side of the socket is busy, and advances the clock to the deadline.
+/// its clock when every task waits. A test that reads from a socket, or whose hub has a backend in
+/// a server, should not pause the time. Tokio does not see that the other side of the socket is
+/// busy, and advances the clock to the deadline.
 pub struct EventReader {
     body: Box<dyn EventBody>,
     deadline: Duration,
@@ -34,7 +34,8 @@ pub struct EventReader {
     /// these events. It is kept because `interpreter` also parses events that the test has not read
     /// yet.
     before: Vec<State>,
-    /// The state of the client at the last blank line of the stream, or at its beginning.
+    /// The last event id, the reconnect delay and the number of comments at the last blank line
+    /// that was received, or at the beginning of the stream.
     at_blank_line: State,
     end: Option<End>,
 }
@@ -100,8 +101,8 @@ impl EventReader {
         self
     }
 
-    /// Skips events with the name `name`, like a page that has no listener for them. Each further
-    /// call adds another name.
+    /// Skips events with the name `name`, like a web page that has no listener for them. Each
+    /// further call adds another name.
     ///
     /// The id of a skipped event still counts for [`last_event_id`](Self::last_event_id).
     ///
@@ -339,10 +340,11 @@ impl EventReader {
         self.before_next().map_or(comments, |state| &comments[..state.comments])
     }
 
-    /// Returns the reconnect delay in the last valid `retry` field before the next event. Returns
-    /// `None` if there is no such field.
+    /// Returns the reconnect delay in the last valid `retry` field before the next event, the first
+    /// event that this reader has not returned yet. Returns `None` if there is no such field.
     ///
-    /// The `retry` field of an event counts once a method has returned the event.
+    /// The `retry` field within a received event counts once [`next`](Self::next) or another method
+    /// has returned this event.
     ///
     /// # Examples
     ///
@@ -404,9 +406,9 @@ impl EventReader {
         self.before_next().map_or(latest, |state| &state.last_event_id)
     }
 
-    /// Returns the state of the client before the next event that a method will return. Returns
-    /// `None` if that event was not received yet. In this case, the caller takes the state from
-    /// `interpreter`.
+    /// Returns the last event id, the reconnect delay and the number of comments before the next
+    /// event that a method will return. Returns `None` if that event was not received yet. In this
+    /// case, the caller takes the newest values, from `self.interpreter`, the parser of the stream.
     fn before_next(&self) -> Option<&State> {
         let messages = self.interpreter.source.messages.iter();
         let mut unread = messages.zip(&self.before).skip(self.read);

@@ -6,7 +6,8 @@
 //! fast. The tests of this crate use it to check the event streams that other code writes or
 //! forwards.
 
-/// The result of interpreting a stream: what a page receives, and the state of its `EventSource`.
+/// The result of interpreting an event stream: the events that a web page receives, and the state
+/// of its `EventSource`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventSource {
     /// The events that were dispatched, in order.
@@ -16,11 +17,11 @@ pub struct EventSource {
     /// The reconnection time in milliseconds, as the digits in the last valid `retry` field of the
     /// stream. `None` if the stream has no such field.
     pub reconnection_time: Option<String>,
-    /// The comment lines without their leading colon. A page does not receive them.
+    /// The comment lines without their leading colon. A web page does not receive them.
     pub comments: Vec<String>,
 }
 
-/// An event that a page receives, with the fields of a `MessageEvent` in JavaScript.
+/// An event that a web page receives, with the fields of a `MessageEvent` in JavaScript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub r#type: String,

@@ -38,11 +38,13 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// check of a backend's retention assumes that the backend has finished evicting records in the
 /// background.
 const SETTLED: Duration = Duration::from_millis(250);
-/// The pause between two calls of `bounds`, while the check of a backend's retention waits for the
-/// backend to evict records in the background.
+/// The pause between two calls of `bounds`, which returns the range of positions that the log
+/// retains. The check of a backend's retention repeats the call until the range has settled,
+/// because a backend may evict records in the background.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// The number of records that the log of each check has to retain, except in the check of the
-/// retention. A check appends fewer records, so none of its records is evicted.
+/// The number of records that the log of a check has to retain. Each check tests one rule of the
+/// trait `Backend` with a log of its own. It appends fewer records, so the log retains all of them.
+/// Only the check of the retention, which needs evicted records, uses another number.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
@@ -70,8 +72,9 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// Checks a log without appended records: reading it returns no record, and its eviction watermark
-/// (`evicted_through`) equals its last position.
+/// Checks a log without appended records: reading it returns no record. Its eviction watermark
+/// (`evicted_through`, the greatest position whose record may have been evicted) equals its last
+/// position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.evicted_through, bounds.last, "an empty log ends where it begins");

@@ -21,14 +21,15 @@
 //!
 //! - If the records of a log are numbered from 0, add 1 to get a position, because
 //!   [`Position::START`] (0) is before the first record.
-//! - Numbers may be skipped. They must become visible in order. In SQL, a sequence gives a number
-//!   before the commit, so a smaller number can appear later. Let the transaction take one lock
-//!   before it takes its numbers, and release the lock with its commit.
+//! - Numbers may be skipped. Records must become visible in the order of their positions. In SQL, a
+//!   sequence gives a number before the commit, so a smaller number can appear later. Let the
+//!   transaction take one lock before it takes its numbers, and release the lock with its commit.
 //! - Each record has its own position, also inside a batch. For messages that contain several
 //!   events, [`IdFormat::Messages`] reserves 65,536 positions per message. Otherwise keep the
 //!   default, [`IdFormat::Positions`].
-//! - The epoch is a `u64` of random bits, made when the log is created and stored in the log. Ids
-//!   contain 40 bits of it, except those of [`IdFormat::Times`].
+//! - The epoch, which identifies one lifetime of the log, is a `u64` of random bits. It is made
+//!   when the log is created, and stored in the log. The ids of events contain 40 bits of the
+//!   epoch, except those of [`IdFormat::Times`].
 //! - The epoch of a returned value belongs to its positions. Read the epoch and the positions in
 //!   one step, or compare the epoch before and after.
 //! - A log that is restored from a backup has its old epoch, and issues positions again that were
@@ -37,16 +38,19 @@
 //!
 //! # Watermarks
 //!
-//! `evicted_through` says up to where records may be missing. Return the greatest evicted position,
-//! or the position before the oldest retained record. A greater value reports gaps that do not
-//! exist. A smaller value loses events silently.
+//! A page is the result of one read of the log. The field `evicted_through` of
+//! [`Page`](super::Page) and of [`Bounds`](super::Bounds) is the eviction watermark: records up to
+//! this position may be missing. Return the greatest evicted position, or the position before the
+//! oldest retained record. A greater value reports gaps that do not exist. A smaller value loses
+//! events silently.
 //!
 //! Eviction can happen during a read. So read the watermark after the records, or together with
 //! them. The watermark then covers the records that were evicted in between.
 //!
-//! `through` says up to where a page is complete. It is at least the watermark. A page without a
-//! record of its topics still moves `through` forward; otherwise the hub requests the same page
-//! again. On the last page, `through` is the end of the log.
+//! The field `through` of a page is its end: the page is complete up to this position. It is at
+//! least the watermark. A page without a record of its topics still moves `through` forward;
+//! otherwise the hub requests the same page again. On the last page, `through` is the end of the
+//! log.
 //!
 //! # Appending to an unchanged topic
 //!
@@ -62,7 +66,8 @@
 //! | a server with scripts | one script, as in Redis |
 //! | a server with conditional writes | a write with the expected last number of the topic, as in NATS |
 //!
-//! - Records after `since` that were evicted or deleted may have been of the topic. Return `None`.
+//! - The caller knows the topic up to the position `since`. Later records that were evicted or
+//!   deleted may have been of the topic. Return `None` in this case.
 //! - If many other records come after `since`, the comparison can stop and return `None`. The hub
 //!   then calls with a later `since`. [`contract::check`] has about 300 such records.
 //! - If the implementation sends a request again, the server may already have stored the records of
@@ -71,10 +76,10 @@
 //!
 //! # How a hub calls a backend
 //!
-//! The follower is the task of a hub that reads the whole log. A node *records* a topic if it
-//! publishes a stream of the application into the topic. If this node dies, another node takes
-//! over: it publishes the [will](crate::hub::Recorder::will) of the recording, if there is one, and
-//! finishes the topic.
+//! The follower is the task of a hub that reads the whole log. A node (a process with a hub)
+//! *records* a topic if it publishes a stream of the application into the topic. If this node dies,
+//! another node takes over: it publishes the [will](crate::hub::Recorder::will) of the recording
+//! (an event for this case), if there is one, and finishes the topic.
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 /// An append beyond this limit evicts the oldest record.
 ///
 /// Two locks guard the log: a mutex around the records, and the lock inside the `watch` channel
-/// that announces the last position. No task holds both locks at the same time.
+/// through which waiting readers learn the last position. No task holds both locks at the same
+/// time.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,

@@ -104,7 +104,8 @@ use std::sync::Arc;
 /// to choose positions and epochs, and how a hub calls each method. It has a complete example.
 pub trait Backend: Send + Sync + 'static {
     /// The format of the event ids that the hub makes from positions of this log. Default:
-    /// [`IdFormat::Positions`], which is `<epoch>-<position>`.
+    /// [`IdFormat::Positions`], which is `<epoch>-<position>`. The epoch is a number that
+    /// identifies one lifetime of the log.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
 
     /// Opens the log, and waits until it can be used.
@@ -120,8 +121,9 @@ pub trait Backend: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Returns the epoch of the log, its eviction watermark, and its last position at the moment.
-    /// The epoch is a number that identifies one lifetime of the log.
+    /// Returns the epoch of the log, its eviction watermark (records up to this position may have
+    /// been evicted), and its last position at the moment. The epoch is a number that identifies
+    /// one lifetime of the log.
     ///
     /// [`Bounds::last`] is at least as great as every position that the methods of this backend
     /// have returned before in this process, except if the log has lost its newest records. The hub
@@ -138,9 +140,10 @@ pub trait Backend: Send + Sync + 'static {
     /// replaced another log during the call. The hub makes the id of the last event from both
     /// numbers. No other append returns the same pair.
     ///
-    /// `records` contains at least one record, and all have the same topic and kind. The total size
-    /// of the events is not limited by the hub. If the server does not accept this size, `append`
-    /// returns an error. The hub passes the events without copying them.
+    /// `records` contains at least one record, and all have the same topic and the same
+    /// [`RecordKind`], such as event or finish. The total size of the events is not limited by the
+    /// hub. If the server does not accept this size, `append` returns an error. The hub passes the
+    /// events without copying them.
     ///
     /// `Ok` means that the records survive the failures that the implementation documents. If it is
     /// unknown whether the server stored the records, the result is an error. In that case the log
@@ -221,12 +224,13 @@ pub trait Backend: Send + Sync + 'static {
     /// `through` is smaller than `after` only if the whole log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
-    /// Returns the next records of all topics after the position `after`, in pages of about a
-    /// thousand.
+    /// Returns the next records of all topics after the position `after`, as a page of up to about
+    /// a thousand records.
     ///
-    /// The call waits until there is at least one record, or an evicted range to report. If another
-    /// log replaced the log, the call does not wait. It returns an error, or a page with the epoch
-    /// (the identity) of the other log. The hub delivers no record of such a page.
+    /// The call waits until there is at least one record, or until there are evicted records to
+    /// report as a gap. If another log replaced the log, the call does not wait. It returns an
+    /// error, or a page with the epoch (the identity) of the other log. The hub delivers no record
+    /// of such a page.
     ///
     /// One task of the hub calls `follow` in a loop, each time with [`Page::through`] of the
     /// previous page as `after`. So an implementation can keep its connection or consumer between
@@ -239,30 +243,35 @@ pub trait Backend: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdFormat {
-    /// `<epoch>-<position>`. The epoch is the lower 40 bits of [`Bounds::epoch`], written as eight
-    /// letters and digits.
+    /// Ids of the form `<epoch>-<position>`. The epoch, which identifies one lifetime of the log,
+    /// is the lower 40 bits of [`Bounds::epoch`], written as eight letters and digits.
     Positions,
-    /// `<epoch>-<message>`, for a log of messages that contain several events.
+    /// Ids of the form `<epoch>-<message>`, for a log of messages that contain several events. The
+    /// epoch identifies one lifetime of the log, and `<message>` is the number of the message.
     ///
     /// The last event of a message has the id `<epoch>-<message>`. An earlier event of the message
     /// has the id `<epoch>-<message>-<n>`, where `n` is the number of events that follow it in the
-    /// message. Each message takes 65,536 positions, and its last event has the greatest of them.
+    /// message. Each message takes 65,536 [`Position`]s of the log, one for each event that it
+    /// could contain. Its last event has the greatest of these positions.
     Messages,
-    /// `<time>-<sequence>`, for a log whose positions contain a time in milliseconds and, in their
-    /// lowest 20 bits, a sequence number. The times are never reused, even if the log is deleted
-    /// and created again, so these ids contain no epoch.
+    /// Ids of the form `<time>-<sequence>`, for a log whose positions contain a time in
+    /// milliseconds and, in their lowest 20 bits, a sequence number. The times are never reused,
+    /// even if the log is deleted and created again. So these ids need no epoch, the number that
+    /// identifies one lifetime of the log.
     Times,
 }
 
 impl IdFormat {
     /// The number of positions that each message takes in the format [`Messages`](Self::Messages).
+    /// A message can contain this number of events, and each event has its own position.
     pub(in crate::hub) const MESSAGE: u64 = 1 << 16;
 
     /// The number of low bits of a position that are the sequence number, in the format
     /// [`Times`](Self::Times).
     pub(in crate::hub) const SEQUENCE_BITS: u32 = 20;
 
-    /// The greatest sequence number in a position of the format [`Times`](Self::Times).
+    /// The greatest sequence number in the format [`Times`](Self::Times), whose positions consist
+    /// of a time and a sequence number.
     pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
 }
 
@@ -273,12 +282,13 @@ pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records. It identifies one lifetime of the
     /// log.
     pub epoch: u64,
-    /// The position of the last record of the append, in the log with this [`epoch`](Self::epoch).
+    /// The position of the last record of the append. It is a position of the log that the field
+    /// [`epoch`](Self::epoch) identifies.
     pub position: Position,
 }
 
-/// The range of positions that a log retains at the moment, and its epoch: a number that changes
-/// when another log replaces this log.
+/// The range of positions that a log retains at the moment, and the epoch of the log: a number that
+/// identifies one lifetime of the log, and changes when another log replaces this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another
@@ -332,14 +342,16 @@ pub struct Page {
     /// log.
     pub epoch: u64,
     /// Eviction watermark: records of the log up to and including this position may have been
-    /// evicted. The hub reports a gap to a reader if the watermark is greater than the position
-    /// after which the reader asked for records. A smaller watermark has no effect. So an
-    /// implementation can always return the watermark of the whole log.
+    /// evicted (removed by retention). The hub reports a gap to a reader if the watermark is
+    /// greater than the position after which the reader asked for records. A watermark that is not
+    /// greater has no effect. So an implementation can always return the watermark of the whole
+    /// log.
     pub evicted_through: Position,
-    /// The retained records of the page with their positions, in rising order.
+    /// The retained records that this read of the log returns, with their positions, in rising
+    /// order.
     pub records: Vec<(Position, Record)>,
-    /// The end of the page. Each record between the requested position and this position is in the
-    /// page, was evicted, or is of a topic that was not requested. Never smaller than
-    /// [`evicted_through`](Self::evicted_through).
+    /// The position where the page ends. Each record after the requested position, up to and
+    /// including this position, is in the field [`records`](Self::records), was evicted, or is of a
+    /// topic that was not requested. Never smaller than [`evicted_through`](Self::evicted_through).
     pub through: Position,
 }

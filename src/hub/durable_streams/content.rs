@@ -129,7 +129,7 @@ impl Default for Content {
 pub(super) struct Page {
     encoding: Encoding,
     bytes: Vec<u8>,
-    /// The number of events whose data the page contains.
+    /// The number of events whose data is in this page, a part of a durable stream.
     pub(super) count: usize,
 }
 
@@ -142,7 +142,8 @@ impl Page {
         self.bytes.len()
     }
 
-    /// Appends the data of an event to this page. Has no effect if the event has no data.
+    /// Appends the data of an event to this page, a part of a durable stream. Has no effect if the
+    /// event has no data.
     pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
         let Some(data) = event.event_data() else { return Ok(()) };
         match self.encoding {
@@ -173,8 +174,8 @@ impl Page {
         Ok(())
     }
 
-    /// Returns the bytes of this page of a durable stream. A page of JSON is an array, even if it
-    /// has no event.
+    /// Returns the bytes of this page, a part of a durable stream. A page of JSON is an array, even
+    /// if it has no event.
     pub(super) fn into_bytes(mut self) -> Bytes {
         if self.encoding == Encoding::Json {
             if self.bytes.is_empty() {

@@ -60,8 +60,9 @@ impl Events {
         Self { reading, first, content, page_size, cursor, lifetime, state: State::Behind }
     }
 
-    /// Returns the `data` event with the data of the events in `page`, and the `control` event
-    /// after it. If the page has no data, returns only the `control` event.
+    /// Returns the next events of the Durable Streams protocol: a `data` event with the data of
+    /// `page`, a part of the topic, and then a `control` event with the next offset. If the page
+    /// has no data, returns only the `control` event.
     fn item(&self, page: Page, is_up_to_date: bool, is_closed: bool) -> EncodedEvents {
         let data = (page.count > 0).then(|| Event::new(self.content.data_of_event(&page.into_bytes())).event("data"));
         let mut control = serde_json::Map::new();

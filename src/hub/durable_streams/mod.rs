@@ -75,9 +75,9 @@
 //!   The hub remembers up to 10,000 expired topics. A reader that has all events of such a topic
 //!   can still wait for its next event, unless the topic was finished or removed. Other readers get
 //!   a 404.
-//! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
-//!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
-//!   reserves.
+//! - Topics whose names begin with `tower-sse/` are internal to hubs and stream registries and
+//!   cannot be read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the
+//!   protocol reserves.
 //! - With a backend, another node can publish an event to a topic before it has read that the topic
 //!   is finished. The topic then [continues](super::Topic::finish), but a client that was notified
 //!   of the end has stopped.
@@ -288,8 +288,9 @@ impl DurableStreams {
         self.with(|settings| settings.content = Arc::new(content))
     }
 
-    /// Sets the size of a page in bytes. A response ends after the event that reaches this size, so
-    /// it can exceed the size by one event. Default: 256 KiB. Zero counts as one byte.
+    /// Sets the size in bytes of a page, the part of a topic that one response (or one `data` event
+    /// of an event stream) contains. A page ends after the event that reaches this size, so it can
+    /// exceed the size by one event. Default: 256 KiB. Zero counts as one byte.
     pub fn page_size(self, bytes: usize) -> Self {
         self.with(|settings| settings.page_size = bytes.max(1))
     }
@@ -307,10 +308,11 @@ impl DurableStreams {
         self.with(|settings| settings.events = time)
     }
 
-    /// Allows shared caches such as a CDN to store pages: `Cache-Control` is `public` instead of
-    /// `private`.
+    /// Allows shared caches such as a CDN to store pages, the responses with events of a topic:
+    /// `Cache-Control` is `public` instead of `private`.
     ///
-    /// Use this only if all clients that reach the cache may read all readable topics.
+    /// Use this only if all clients that reach the cache may read all topics that
+    /// [`readable`](Self::readable) accepts.
     pub fn shared_caches(self) -> Self {
         self.with(|settings| settings.is_shared = true)
     }
@@ -460,9 +462,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic), mode != Mode::CatchUp).await
     }
 
-    /// Returns the `Cache-Control` header of a page of events (§10.1 of the Durable Streams
-    /// protocol). A cache must revalidate an empty page for each request, because an old copy would
-    /// hide new events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page, a response with events of a topic (§10.1 of
+    /// the Durable Streams protocol). A cache must revalidate a page without events for each
+    /// request, because an old copy would hide new events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",

@@ -34,13 +34,14 @@ const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The point in a topic where a read begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
-    /// The read begins with the oldest retained event of the topic. The request has the offset
-    /// `-1`.
+    /// The read begins with the oldest retained event of the topic. The query parameter `offset` of
+    /// the request is `-1` or missing.
     Oldest,
-    /// The read begins with the next event that is published. The request has the offset `now`.
+    /// The read begins with the next event that is published. The query parameter `offset` of the
+    /// request is `now`.
     Now,
-    /// The read begins with the event after this position, which is the offset in the request. The
-    /// epoch identifies the log that the position belongs to.
+    /// The read begins with the event after this position, which the query parameter `offset` of
+    /// the request contains. The epoch identifies the log that the position belongs to.
     After(Epoch, Position),
 }
 
@@ -100,18 +101,20 @@ pub(super) enum Rest {
     Closed,
 }
 
-/// The outcome of filling a page with the available events of a topic.
+/// The outcome of filling a page, the part of a topic that one response contains, with the
+/// available events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page has reached the requested size, or an error follows its events.
+    /// The page, the part of a topic that one response contains, has reached the requested size. Or
+    /// an error follows its events, and the next read returns the error.
     Full,
-    /// The page contains all available events. The next event of the topic wakes the task that
-    /// fills the page.
+    /// The page for the response contains all events of the topic so far. The next event of the
+    /// topic wakes the task that fills the page.
     Waits,
     /// The next events of the topic are old events that the backend has not returned yet. Their
-    /// arrival wakes the task that fills the page.
+    /// arrival wakes the task that answers the request, which can then add them to the response.
     AwaitsBackend,
-    /// The topic is finished, and the page ends with its last event.
+    /// The topic is finished, and the page for the response ends with the last event of the topic.
     Closed,
 }
 
@@ -120,7 +123,8 @@ pub(super) struct Reading {
     core: Arc<Core>,
     subscription: Subscription,
     topic: Arc<TopicState>,
-    /// The wire bytes of events that were read, but not added to a page yet.
+    /// The wire bytes of events that were read from the topic, but whose data is not part of a
+    /// response yet.
     pending: Bytes,
     /// The position of the client in the topic. The client has all events of the topic up to this
     /// position. `None` if the reader began with the oldest event and has not read an event yet.
@@ -317,8 +321,9 @@ impl Reading {
         Some(event)
     }
 
-    /// Adds the available events to `page`, until it has `size` bytes or more. An error that
-    /// follows the events of a page is returned by the next call.
+    /// Adds the available events to `page`, the part of the topic for one response, until it has
+    /// `size` bytes or more. If an error follows the events of the page, the next call returns the
+    /// error.
     pub(super) fn fill(&mut self, page: &mut Page, size: usize, cx: &mut Context<'_>) -> Result<Fill, ReadError> {
         while page.len() < size {
             match self.poll_available(cx) {
@@ -341,7 +346,7 @@ impl Reading {
         Ok(Fill::Full)
     }
 
-    /// Returns whether more events of the topic follow the events of a full page.
+    /// Returns whether the topic has more events after the last event that the client has.
     fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
         match self.poll_available(cx) {
             Poll::Ready(Ok(false)) => Rest::Closed,
@@ -385,13 +390,13 @@ impl Reading {
         Ok((page, rest))
     }
 
-    /// Reads the available events as one page. If no event is available, waits up to `time` for the
-    /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down during this wait.
+    /// Reads the available events as one page, the part of the topic for one response. If no event
+    /// is available, waits up to `time` for the next event. Returns an empty page if no event has
+    /// arrived by then, or if the hub is shut down during this wait.
     ///
     /// If the request still waits for old events from the backend when the time is over, returns an
-    /// empty page or an error, like [`page`](Self::page). If the hub is shut down while the request
-    /// waits for old events, returns an error.
+    /// empty page, or an error if no part of the log was searched by then. If the hub is shut down
+    /// while the request waits for old events, returns an error.
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,

@@ -79,8 +79,8 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The body of a response of [`DurableStreams`](super::DurableStreams): a page of events, or an
-/// event stream.
+/// The body of a response of [`DurableStreams`](super::DurableStreams): a page of events (a part of
+/// a topic), an event stream, or the text of an error.
 #[must_use]
 pub struct StreamBody(Inner);
 

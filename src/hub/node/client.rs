@@ -42,26 +42,29 @@ use tokio::{
 /// no shorter timeout of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum number of history reads that run at the same time. Further reads wait until one of
-/// them ends.
+/// The maximum number of history reads (reads of old events from the backend) that run at the same
+/// time. Further reads wait until a running read ends.
 const MAX_CONCURRENT_READS: usize = 8;
 
-/// The maximum number of different history reads that run or wait in a queue. Two reads are
+/// The maximum number of different history reads that run or wait in a queue. A history read gets
+/// old events, which the local node does not have in memory, from the backend. Two reads are
 /// different if their topics or their start positions differ. Requests for the same read share one
 /// read.
 ///
-/// A new subscription that needs a further read fails with
+/// At this limit, a new subscription that needs one more read fails with
 /// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, and 8 reads at the same
 /// time ([`MAX_CONCURRENT_READS`]), the last of 1,024 reads waits for about 0.6 s. A read leaves
 /// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// The number of earlier logs whose epochs a node remembers. A client with an id of such a log gets
-/// its gap at once, and does not wait for the node to switch to another log.
+/// The number of earlier logs, replaced since, whose epochs a node remembers. An epoch is the
+/// number that identifies one log. A client with an event id of such a log gets its gap at once,
+/// and does not wait for the node to switch to another log.
 const MAX_LEFT: usize = 16;
 
 /// The maximum time that a new subscription waits until the local node switches to the log that has
-/// issued the client's id.
+/// issued the client's `Last-Event-ID`. That log has replaced the log that the local node still
+/// follows, and another node has already switched to it.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
@@ -84,7 +87,8 @@ pub(in crate::hub) struct BackendClient {
     /// Asks the follower, the task that reads the log, to check at once whether another log has
     /// replaced the log.
     check: Arc<Notify>,
-    /// The epoch of the log that the node follows. `None` after [`stop`](Self::stop): the node then
+    /// The epoch of the log that the local node follows: the number that identifies this log.
+    /// `None` after [`stop`](Self::stop) has ended the task that reads the log: the node then
     /// switches to no other log.
     followed: watch::Sender<Option<u64>>,
 }
@@ -96,7 +100,8 @@ pub(in crate::hub) struct BackendClient {
 struct LogState {
     /// `false` until the local node follows a log for the first time.
     is_known: bool,
-    /// The epoch of the log that the other fields of this state describe.
+    /// The epoch of the log: the number that identifies it. The other fields of this struct
+    /// describe this log, except `left`, which lists earlier logs.
     epoch: u64,
     /// The greatest position of the log that the local node knows. The log may have greater
     /// positions.
@@ -108,17 +113,18 @@ struct LogState {
     /// local node has appended and that its follower, the task that reads the log, has not read
     /// yet. After the follower has read the record, the topic itself stores that it is finished.
     unread_ends: HashMap<Arc<str>, UnreadEnd>,
-    /// The follower has read the log up to this position, and has updated the topics. If the
-    /// response to an append arrives only after the follower has read the appended record, the
-    /// response adds no entry to `unread_ends`.
+    /// The position of the last record that the follower, the task that reads the log, has added to
+    /// the topics. `unread_ends` contains only records that the follower has not read. So an append
+    /// adds no entry there if its response arrives after the follower has read the appended record.
     followed_through: Position,
     removals: Removals,
-    /// The epochs of the last logs that the local node has followed before this log.
+    /// The epochs of up to 16 logs that the local node has followed before this log, oldest first.
+    /// An epoch is the number that identifies one log.
     left: VecDeque<u64>,
 }
 
-/// A record that finishes or removes a topic, and that the follower of the local node has not read
-/// yet.
+/// A record that finishes or removes a topic, and that the follower of the local node, the task
+/// that reads the log, has not read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct UnreadEnd {
     position: Position,
@@ -129,8 +135,8 @@ struct UnreadEnd {
 /// to read.
 type ReadKey = (Arc<[Arc<str>]>, Position);
 
-/// One page of old records, read from the backend, whose events are encoded as wire bytes. All
-/// subscriptions that need the same page share it.
+/// One page of old records: the result of one read from the backend, with its events encoded as
+/// wire bytes. All subscriptions that need the same page share it.
 pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
@@ -221,8 +227,8 @@ impl BackendClient {
     }
 
     /// Forgets the state of the current log, because the node switches to another log. Stores
-    /// `bounds`: the epoch, the last position and the eviction watermark of the other log. Returns
-    /// its epoch, the number that identifies it.
+    /// `bounds`: the last position of the other log, the greatest position that it may have
+    /// evicted, and its epoch, the number that identifies it. Returns this epoch.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         let mut state = self.state();
@@ -245,7 +251,8 @@ impl BackendClient {
     }
 
     /// Notes that the log has evicted (removed by retention) its records up to and including
-    /// `through`. Has no effect if the node has switched to a log with another epoch.
+    /// `through`. `epoch` is the number that identifies this log. Has no effect if the node has
+    /// switched to another log.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
@@ -315,11 +322,11 @@ impl BackendClient {
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
-    /// Waits until the local node follows the log that has issued a client's id, if that is a new
-    /// log and the local node has not switched to it yet. The client has the id from another node,
-    /// which has switched earlier. Without this wait, the client would get a gap, and then all
-    /// events of the new log again. `has_issued(epoch)` returns `true` if the id can be from the
-    /// log with this epoch.
+    /// Waits until the local node has switched to the log that has issued a client's event id, if
+    /// this log is new to the node. The client has the id from another node, which has switched
+    /// earlier. Without this wait, the client would get a gap, and then all events of the new log
+    /// again. `has_issued(epoch)` returns `true` if the id can be from the log that `epoch`
+    /// identifies.
     ///
     /// Returns at once if the id is from the current log of the node, or from an earlier log of the
     /// node. The wait ends after two seconds ([`SWITCH_TIMEOUT`]), and when the hub shuts down.
@@ -365,8 +372,9 @@ impl BackendClient {
         self.bounds.run(self.runtime.get()?, (), bounds).await.ok()
     }
 
-    /// Reads one page of the records of `topics` after the position `after` from the backend.
-    /// Concurrent calls with the same arguments share one request.
+    /// Reads one page of the records of `topics` from the backend: the next records after the
+    /// position `after`, as many as the backend returns at once. Concurrent calls with the same
+    /// arguments share one request.
     pub(in crate::hub) async fn read(
         &self,
         topics: Arc<[Arc<str>]>,
@@ -402,8 +410,9 @@ impl BackendClient {
         page
     }
 
-    /// Returns `true` if one of these topics was removed after `page` was read. The page can then
-    /// contain events that the removal hides.
+    /// Returns `true` if one of these topics was removed after their old records in `page` were
+    /// read from the backend. The page can then contain events from before the removal, which
+    /// clients must not get any more.
     pub(in crate::hub) fn is_removed_since<'a>(
         &self,
         page: &EncodedPage,
@@ -489,8 +498,9 @@ impl BackendClient {
         self.append(&topic, records).await
     }
 
-    /// Appends records if the log still has the epoch `epoch`, and has no record of their topic
-    /// after the position `since`. Otherwise appends nothing and returns `None`. See
+    /// Appends records if `epoch` still identifies the log (no other log has replaced it), and the
+    /// log has no record of their topic after the position `since`. Otherwise appends nothing and
+    /// returns `None`. See
     /// [`Backend::append_if_unchanged`](crate::hub::backend::Backend::append_if_unchanged).
     pub(in crate::hub) async fn append_if_unchanged(
         &self,
@@ -515,14 +525,14 @@ impl BackendClient {
     }
 
     /// Appends the record that removes the topic. The topic then does not count as finished any
-    /// more, even if the follower has not read the finish record yet.
+    /// more, even if the follower, the task that reads the log, has not read the finish record yet.
     pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
         self.append_record(remove).await
     }
 
     /// Returns `true` if the local node has appended a record that removes the topic, and its
-    /// follower has not read this record yet.
+    /// follower has not read this record yet. The follower is the task that reads the log.
     pub(in crate::hub) fn has_unread_removal(&self, topic: &str) -> bool {
         self.state().unread_ends.get(topic).is_some_and(|end| end.is_removal)
     }
@@ -545,8 +555,9 @@ impl BackendClient {
         }
     }
 
-    /// Appends records to `topic`, and returns their position together with the epoch of the log
-    /// that stored them. This log may be newer than the log that the local node follows.
+    /// Appends records to `topic`. Returns the position of the last record, and the epoch of the
+    /// log that has stored them: the number that identifies the log. This log may already have
+    /// replaced the log that the local node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         let end = ended_topic(&records);
         // The error is counted but not logged, because the publisher gets it.
@@ -558,9 +569,10 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Updates the known end of the log after an append. `end` is the topic that the append has
-    /// finished or removed, and `true` for a removal. This takes effect on the local node at once.
-    /// Has no effect if the local node follows a log with another epoch.
+    /// Updates the greatest known position of the log after an append. If the append has finished
+    /// or removed a topic, `end` is this topic, and `true` for a removal. The topic then counts as
+    /// finished or removed on the local node at once. Has no effect if the append went to another
+    /// log than the log that the local node follows.
     fn note_appended(&self, appended: Appended, end: Option<(Arc<str>, bool)>) {
         let mut state = self.state();
         if state.epoch != appended.epoch {
@@ -574,10 +586,10 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Records that the local node has appended a record that finishes or removes the topic. Has no
-    /// effect if the follower has read the record before the response has arrived. Responses to
-    /// concurrent appends may arrive in another order than that of their records, so an older
-    /// record does not replace a newer one.
+    /// Notes that the local node has appended a record that finishes or removes the topic. Has no
+    /// effect if the follower, the task that reads the log, has read the record before the response
+    /// to the append has arrived. The responses to concurrent appends can arrive in another order
+    /// than the records have in the log. So an older record does not replace a newer one.
     fn note_end(&mut self, topic: Arc<str>, end: UnreadEnd) {
         let is_newest = self.unread_ends.get(&topic).is_none_or(|known| known.position < end.position);
         if end.position > self.followed_through && is_newest {

@@ -49,12 +49,14 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 /// has no time limit.
 const SLOW_OPENING: Duration = Duration::from_secs(5);
 
-/// Receives the log that the follower reads. The follower is a task that reads the log page by
-/// page. The implementation of this trait adds the records of each page to the topics in memory.
+/// Receives the records that the follower, a task, reads from the log. The follower reads page by
+/// page: a page is the result of one read. The implementation of this trait adds the records of
+/// each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log, which has replaced the current log. `bounds` has the epoch of the
-    /// other log and the positions that it retains. The records of the other log are delivered
-    /// next, from its oldest retained record.
+    /// Begins to follow a log: the first log of the node, or another log that has replaced the
+    /// previous one. `bounds` has the positions that this log retains, and its epoch, the number
+    /// that identifies it. The records of this log are delivered next, from its oldest retained
+    /// record.
     fn reset(&self, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
@@ -110,11 +112,11 @@ async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
     }
 }
 
-/// Reads the log page by page from the first record after `after`, and delivers each page to
-/// `node`, until the node is dropped. `epoch` identifies the log. If another log has replaced this
-/// log, resets the node and continues with the other log. A notification of `checks` makes the
-/// function ask the backend at once whether the log was replaced. After an error, tries again after
-/// a pause.
+/// Reads the log page by page from the first record after `after`, and passes each page to `node`,
+/// the hub, until the hub is dropped. `epoch` identifies the log. If another log has replaced this
+/// log, makes the hub end its subscriptions and forget its topics, and continues with the other
+/// log. A notification of `checks` makes the function ask the backend at once whether the log was
+/// replaced. After an error, the function pauses and tries again.
 async fn follow<N: Node>(
     backend: Arc<dyn DynBackend>,
     checks: Arc<Notify>,
@@ -168,22 +170,24 @@ async fn follow<N: Node>(
     }
 }
 
-/// The result of [`next`], the wait of the follower (the task that reads the log) for a page.
+/// The result of [`next`], which waits for the next page of the log: the result of one read by the
+/// follower, the task that reads the log.
 enum Next {
     Page(Page),
-    /// Another log, with these bounds, has replaced the log.
+    /// Another log has replaced the log. [`Bounds`] has the epoch of the other log (the number that
+    /// identifies it), and the range of positions that it retains.
     Replaced(Bounds),
 }
 
-/// Waits for the next page of the log after the position `after`, and returns it. A dead connection
-/// to the backend may cause no error. So every two seconds, and when `checks` is notified, the
-/// function also asks the backend for the epoch and the last position of the log. A failed request
-/// is counted in `outage`.
+/// Waits for the next page of the log, the next records after the position `after`, and returns it.
+/// A dead connection to the backend may cause no error. So the function also asks the backend for
+/// the epoch (the number that identifies the log) and the last position of the log. It asks every
+/// two seconds, and when `checks` is notified. A failed request is counted in `outage`.
 ///
-/// Returns [`Next::Replaced`] if the epoch of the log is not `epoch` any more. Returns an error,
-/// and doubles `max_missed`, after `max_missed` missed checks. A two-second check is missed if the
-/// last position of the log differs from `after`, but the backend has returned no page. A check
-/// that finds the position `after` sets the count to zero.
+/// Returns [`Next::Replaced`] if the log has another epoch than `epoch`. Returns an error, and
+/// doubles `max_missed`, after `max_missed` missed checks. A two-second check is missed if the last
+/// position of the log differs from `after`, but the backend has returned no page. A check that
+/// finds the position `after` sets the count to zero.
 async fn next(
     backend: &dyn DynBackend,
     checks: &Notify,

@@ -61,8 +61,9 @@ impl Removals {
         self.topics.is_empty()
     }
 
-    /// Forgets the removals whose records the log has evicted: those at positions up to and
-    /// including `evicted_through`.
+    /// Forgets each removal of a topic whose record in the log is at or before the position
+    /// `evicted_through`, because the log has evicted this record. The log has then also evicted
+    /// all earlier records of the topic, which the removal has hidden.
     pub(super) fn forget_through(&mut self, evicted_through: Position) {
         while let Some(first) = self.order.first_entry().filter(|first| *first.key() <= evicted_through) {
             self.topics.remove(&first.remove());

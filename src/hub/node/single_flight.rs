@@ -33,8 +33,9 @@ pub(in crate::hub) enum RunError {
     /// The function call that several requests for one key share has failed: it returned `None`,
     /// panicked or was aborted.
     Failed,
-    /// The request was rejected, because it needs a new function call and too many calls for other
-    /// keys run or wait to run.
+    /// The request for a key was rejected: it could share no call for its key, and too many calls
+    /// for other keys run or wait to run. A call runs the function that was passed to
+    /// [`SingleFlight::run`].
     Full,
 }
 
@@ -51,12 +52,14 @@ struct Calls<K, T> {
     next_number: u64,
 }
 
-/// One call of the function, which all requests for one key share. The call runs, or waits for a
-/// semaphore permit.
+/// One call of the function that was passed to [`SingleFlight::run`], for one key. All concurrent
+/// requests for this key share the call. The call runs, or waits for a permit of the semaphore that
+/// limits the number of running calls.
 #[derive(Debug)]
 struct Call<T> {
-    /// A number that distinguishes this function call from earlier and later calls for an equal
-    /// key.
+    /// A number that identifies this call of the function that was passed to [`SingleFlight::run`].
+    /// Concurrent requests for one key share one call. Earlier and later calls for an equal key
+    /// have other numbers.
     number: u64,
     is_running: bool,
     /// The channel to the requests that wait for the next result of the shared function call.
@@ -82,7 +85,9 @@ impl<K, T> SingleFlight<K, T> {
 }
 
 impl<K: Eq + Hash, T> SingleFlight<K, T> {
-    /// Returns the number of keys for which a shared function call runs or waits to run.
+    /// Returns the number of calls that run or wait to run. A call runs the function that was
+    /// passed to [`SingleFlight::run`], for one key, and all concurrent requests for this key share
+    /// it.
     pub(super) fn len(&self) -> usize {
         self.shared.calls().by_key.len()
     }
@@ -189,7 +194,8 @@ impl<K: Eq + Hash, T> Drop for Withdraw<K, T> {
     }
 }
 
-/// The task that runs the shared function call for one key.
+/// The task that calls the function that was passed to [`SingleFlight::run`], for one key. All
+/// concurrent requests for this key share the result of a call.
 struct InFlight<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -247,8 +253,9 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Marks the shared function call as not running. Removes the call if no further request for
-    /// its key has arrived while the call was running.
+    /// Notes that the function has returned for the requests that were waiting when it was called.
+    /// Forgets the call if no further request for its key waits. Otherwise the task calls the
+    /// function again for the further requests.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {

@@ -1,6 +1,6 @@
 //! The announcer is the task of a node that appends the records about members of topics to the log.
-//! It also ends the grace times: a member stays for the grace time after its last subscription has
-//! ended, and then leaves.
+//! A member is a name that is present in a topic. The announcer also ends the grace times: a member
+//! stays for the grace time after its last subscription has ended, and then leaves.
 //!
 //! Other tasks of this module publish the join and leave events of members.
 
@@ -31,20 +31,22 @@ use tokio::{
 };
 
 /// The maximum time that a task of this module waits for the local node to read the log. The
-/// announcer needs the log up to its end. The tasks that publish join and leave events need the log
-/// up to the records that they have just appended.
+/// announcer, the task that appends the records about members of topics, needs the log up to its
+/// end. The tasks that publish join and leave events need the log up to the records that they have
+/// just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
-    /// Notes that the application on the local node needs the members of a topic. The node then
-    /// requests the members of the other nodes, even if it has no members itself.
+    /// Notes that the application on the local node needs the members of a topic: the names that
+    /// are present in the topic on any node. If the local node does not know them all, it requests
+    /// the lists of the other nodes, even if it has no members itself.
     pub(super) fn want(&self) {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time when the announcer, the task that appends the records about members, must
-    /// run next. Returns `None` and marks the announcer as ended if it has nothing to do, or if the
-    /// hub is shut down.
+    /// Returns the time when the announcer, the task that appends the records about members of
+    /// topics, must run next. Returns `None` and marks the announcer as ended if it has nothing to
+    /// do, or if the hub is shut down.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -137,10 +139,10 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     is_finished || (!exists && state.has_ended(topic))
 }
 
-/// Starts the announcer, the task that appends the records about members, if it has something to do
-/// and does not run. With a backend, also starts one task for each topic whose members have
-/// unpublished join and leave events. Has no effect without a tokio runtime, or if the hub is shut
-/// down.
+/// Starts the announcer, the task that appends the records about members of topics, if it has
+/// something to do and does not run. With a backend, also starts one task for each topic whose
+/// members have unpublished join and leave events. Has no effect without a tokio runtime, or if the
+/// hub is shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();
@@ -211,9 +213,10 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does the work of the announcer that is due: ends the memberships whose grace time is over,
-/// answers other nodes, and appends records. During requests to the backend, it holds no reference
-/// to the hub, so that the hub can be dropped.
+/// Does the work that is due for the announcer, the task that appends the records about members of
+/// topics. Ends the memberships whose grace time is over, answers the questions of other nodes
+/// about topics, and appends the records. During requests to the backend, the function holds no
+/// reference to the hub, so that the hub can be dropped.
 ///
 /// Returns the [`Presences`] of the hub, and `true` if all of this was successful. `false` means
 /// that a request to the backend has failed, or that the local node could not read the log in time.
@@ -294,8 +297,8 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the join and leave events of the members of one topic. It does not keep
-/// the hub alive.
+/// The task that publishes the join and leave events of the members of one topic. The task does not
+/// keep the hub alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
@@ -309,7 +312,7 @@ struct Publishing {
     /// does not respond at all.
     refused_since: Option<Instant>,
     /// The maximum number of join and leave events of members that one append to the log contains.
-    /// A refused append halves it, and a successful append doubles it, up to 1,000.
+    /// A refused append halves this number, and a successful append doubles it, up to 1,000.
     max: usize,
     has_given_up: bool,
     has_ended: bool,
@@ -318,9 +321,9 @@ struct Publishing {
 /// The next action of the task that publishes the join and leave events of one topic's members.
 enum Next {
     Append,
-    /// Wait until this time. Another node has caused the next join or leave of a member, and
-    /// probably publishes the event itself. If the event is not in the log at this time, the local
-    /// node publishes it.
+    /// Wait until this time. Another node has written the next join or leave of a member into the
+    /// log, and probably also publishes the event about it. If the event is not in the log at this
+    /// time, the local node publishes it.
     Wait(Instant),
     Retry,
     End,

@@ -1,5 +1,7 @@
-//! The members of topics on the local node: their subscriptions, the ends of their grace times
-//! after their last subscriptions, and which members the local node has announced in the log.
+//! The members of topics (the names present in them) on the local node. [`Locals`] stores the
+//! number of subscriptions of each member, and the end of its grace time after the last
+//! subscription. It also stores whether the local node has announced the member to the other nodes,
+//! by a record in the log.
 
 use super::{Presence, free_if_empty, message::Members, view::Transition};
 use std::{
@@ -15,35 +17,38 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Locals {
     topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
-    /// The members without a subscription, sorted by the end of their grace time, when they leave.
-    /// The number distinguishes members whose grace times end at the same time.
+    /// The members of topics without a subscription, sorted by the end of their grace time, when
+    /// they leave. The number distinguishes members whose grace times end at the same time.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members that have joined or left since the local node has last announced them in the
-    /// log, in the order of their joins and leaves.
+    /// The members that have joined or left topics, while no record in the log announces this to
+    /// the other nodes yet. The members are in the order of their joins and leaves.
     changed: BTreeMap<u64, Key>,
 }
 
-/// A member of a topic on the local node. After the member has left, this value stays until the
-/// local node has announced the leave in the log.
+/// A member of a topic on the local node: a name that is present in the topic. After the member has
+/// left, this value stays until the local node has announced the leave to the other nodes, by a
+/// record in the log.
 #[derive(Default)]
 struct Local {
     subscriptions: usize,
-    /// The end of the grace time of this member, and a number that makes the pair unique. The pair
-    /// is the key of the member in `Locals::leaving`. `None` if the member has a subscription, or
-    /// has left.
+    /// The time when this member leaves, at the end of the grace time after its last subscription,
+    /// and a number that makes the pair unique. The pair is the key of the member in
+    /// `Locals::leaving`. `None` if the member has a subscription, or has left.
     leaving: Option<(Instant, u64)>,
-    /// Set if the local node has announced in the log that this name is a member of the topic, and
-    /// has announced no leave after that. The flag is set before the announcement is appended. If
-    /// that append fails, all members of the local node are announced again.
+    /// Set if the local node has announced to the other nodes that this name is a member of the
+    /// topic, and has announced no leave after that. An announcement is a record in the log. The
+    /// flag is set before the record is appended. If that append fails, all members of the local
+    /// node are announced again.
     is_announced: bool,
-    /// Set if this member was already announced in the log when the local node last missed records
-    /// of the log. After such a loss, the node announces all of its members again. The new record
-    /// then only repeats the announcement of this member, and does not count as a join.
+    /// Set if the log already had a record that this name is a member of the topic when the local
+    /// node last missed records of the log. After such a loss, the node writes a new record about
+    /// all of its members. For this member, the new record only repeats the earlier record, and
+    /// does not count as a join.
     was_announced: bool,
-    /// Set if this member has joined or left, and the local node has not announced this in the log
-    /// yet. The number is the key of the member in `Locals::changed`, which keeps the changes in
-    /// their order.
+    /// Set if this member has joined or left the topic, and no record in the log announces this to
+    /// the other nodes yet. The number is the key of the member in `Locals::changed`, which keeps
+    /// the changes in their order.
     changed: Option<u64>,
 }
 
@@ -65,10 +70,10 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Updates `changed` after a join or a leave of a member. If the member has joined or left
-    /// since its last announcement in the log, adds it to `changed`, so that the change is
-    /// announced. Otherwise removes it from `changed`. Forgets a member that has left, unless its
-    /// leave has to be announced.
+    /// Updates `changed`, the list of the members to announce to the other nodes, after a join or a
+    /// leave of a member. If the member has joined or left since its last announcement in the log,
+    /// adds it to the list. Otherwise removes it from the list. Forgets a member that has left,
+    /// unless its leave has to be announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
         let Some(local) = local else { return };
@@ -131,15 +136,15 @@ impl Locals {
         !self.changed.is_empty()
     }
 
-    /// Returns `true` if the local node has no members, and has announced in the log that all
-    /// earlier members have left.
+    /// Returns `true` if the local node has no members of topics, and has announced to the other
+    /// nodes that all earlier members have left.
     pub(super) fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }
 
-    /// Returns the joins and leaves of members that the local node has not announced in the log
-    /// yet, in their order. From now on they count as announced, so the caller must append them to
-    /// the log.
+    /// Returns the joins and leaves of members that the local node has not announced to the other
+    /// nodes yet, in their order. From now on, these changes count as announced, so the caller must
+    /// append them to the log.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -164,17 +169,19 @@ impl Locals {
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Remembers which members of the local node are announced in the log at this time. Called when
-    /// the node has missed records of the log, before it announces all of its members again.
-    /// [`was_announced`](Self::was_announced) then recognizes the repeated announcements.
+    /// Remembers which members of topics on the local node have a record in the log at this time.
+    /// Called when the node has missed records of the log, before it writes a record about all of
+    /// its members again. [`was_announced`](Self::was_announced) then recognizes the members that
+    /// the new record only repeats.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;
         }
     }
 
-    /// Returns `true` if `transition` is a join that only repeats an earlier announcement: the
-    /// member was already in the log when the local node last missed records of the log.
+    /// Returns `true` if `transition` is a join that only repeats an earlier record. After the
+    /// local node has missed records of the log, it writes a new record about all of its members. A
+    /// member that already had a record before the loss has not joined again.
     pub(super) fn was_announced(&self, transition: &Transition) -> bool {
         let local = self.topics.get(&transition.topic).and_then(|members| members.get(transition.change.member()));
         matches!(transition.change, Presence::Joined(_)) && local.is_some_and(|local| local.was_announced)
@@ -189,9 +196,9 @@ impl Locals {
         }
     }
 
-    /// Returns all members of the local node by topic. The caller appends them to the log, where
-    /// they replace all earlier records of the local node about its members. From now on exactly
-    /// these members count as announced.
+    /// Returns all members of topics on the local node, by topic. The caller appends them to the
+    /// log, where they replace all earlier records of the local node about its members. From now
+    /// on, exactly these members count as announced to the other nodes.
     pub(super) fn take_all(&mut self) -> Members {
         self.changed.clear();
         let mut all = Members::new();

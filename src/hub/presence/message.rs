@@ -1,5 +1,5 @@
-//! The records that nodes append to the log to inform each other about the members of topics. They
-//! are in the topic `tower-sse/nodes`.
+//! The records that nodes append to the log to inform each other about the members of topics: the
+//! names that are present in them. The records are in the topic `tower-sse/nodes`.
 
 use super::{MAX_MEMBER_BYTES, MAX_TOPIC_BYTES, Presence};
 use crate::{
@@ -28,27 +28,30 @@ pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 /// record in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
-    /// The joins and leaves on the node `author` since its previous record about members, in their
-    /// order. Empty `changes` mean that the node is shut down, and that this is its last record.
-    /// Its members then leave after the grace time, unless they reconnect to another node.
+    /// The members that have joined or left topics on the node `author` since its previous record
+    /// about members, in the order of these changes. Empty `changes` mean that the node is shut
+    /// down, and that this is its last record. Its members then leave after the grace time, unless
+    /// they reconnect to another node.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
-    /// All members of the node `author`, or a part of them. They replace the members that earlier
-    /// records of the node have announced.
+    /// All members of topics on the node `author`, or a part of them if there are many. They
+    /// replace the members in earlier records of this node.
     Full { author: Author, part: Part },
-    /// The node `by` declares the silent node `node` dead, so the members of `node` leave. This has
-    /// no effect if `node` was alive in the meantime: if it has written a record about members with
-    /// a number above `number`, or a sign of life with a number above `beat`.
+    /// The node `by` declares the silent node `node` dead, so the members of topics on `node`
+    /// leave. A node numbers its records about members, and its signs of life. `number` and `beat`
+    /// are the greatest of these numbers of `node` that `by` has read. If the log has greater
+    /// numbers of `node` before this message, `node` is alive, and the message has no effect.
     Dead { by: u64, node: u64, number: u64, beat: u64 },
-    /// A request for the members of all nodes, from a node that does not know them because the log
-    /// has evicted records. Each node that has written records about its members answers with the
-    /// list of its members, [`Full`](Self::Full). A node that knows the members of all nodes also
-    /// answers with the list of all nodes with members, [`Roster`](Self::Roster). The asking node
-    /// recognizes its own request by the random `id`.
+    /// A request for the members of topics on all nodes, from a node that does not know them
+    /// because the log has evicted records. Each node that has written records about its members
+    /// answers with the list of its members, [`Full`](Self::Full). A node that knows the members on
+    /// all nodes also answers with the list of all nodes with members, [`Roster`](Self::Roster).
+    /// The asking node recognizes its own request by the random `id`.
     Ask { id: u64 },
-    /// The list of all nodes with members: an answer to [`Ask`](Self::Ask), the request for the
-    /// members of all nodes. The sender of this list had read the whole log up to and including
-    /// `through`. The node that has asked then waits until each listed node has sent a list of its
-    /// members, or was declared dead.
+    /// The list of all nodes with members (names present in topics): an answer to
+    /// [`Ask`](Self::Ask), the request for the members on all nodes. The sender of this list had
+    /// read every record of the log up to and including the position `through`. The node that has
+    /// asked then waits until each listed node has sent a list of its members, or was declared
+    /// dead.
     Roster { through: Position, nodes: Vec<Listed> },
     /// A question of the node `node` to the other nodes: does `topic` exist on them, and how many
     /// subscriptions does it have there? The answers contain the random `id`.
@@ -58,19 +61,20 @@ pub(super) enum Message {
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// Identifies the node that has written a record about its members. `lease` is the time of silence
-/// after which the other nodes declare the node dead.
+/// Identifies the node that has written a record about members of topics. `lease` is the time of
+/// silence after which the other nodes declare the node dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,
-    /// The number of this record among the records of its node about members. It increases with
-    /// each record, so that readers can ignore a record that arrives late. If a list of members is
-    /// split into several records, all of them have the same number.
+    /// The number of this record among the records of its node about members. The number increases
+    /// with each record, so that readers can ignore a record that arrives late. If a list of
+    /// members is split into several records, all of them have the same number.
     pub(super) number: u64,
     pub(super) lease: Duration,
 }
 
-/// A part of the list of all members of a node. A list of more than about 64 KiB has several parts.
+/// A part of the list of all members of topics on a node. A list of more than about 64 KiB has
+/// several parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Part {
     pub(super) members: Members,
@@ -78,16 +82,16 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-/// One node in a [`Message::Roster`], the list of all nodes with members. `lease` is the time of
-/// silence after which the other nodes declare the node dead.
+/// One node in a [`Message::Roster`], the list of all nodes with members of topics. `lease` is the
+/// time of silence after which the other nodes declare the node dead.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Listed {
     pub(super) node: u64,
     pub(super) lease: Duration,
 }
 
-/// Splits the list of the members of a node into parts of about 64 KiB each. Each part becomes one
-/// record in the log. An empty list becomes one empty part.
+/// Splits the list of the members of topics on a node into parts of about 64 KiB each. Each part
+/// becomes one record in the log. An empty list becomes one empty part.
 pub(super) fn into_parts(members: Members) -> Vec<Part> {
     let mut parts = vec![Part { is_first: true, ..Part::default() }];
     let mut bytes = 0;
@@ -231,8 +235,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic in a message about members. Returns `None` for a
-/// reserved name, because such a topic cannot have members, and for a name that is too long.
+/// Parses the name of a topic in a message about members of topics. Returns `None` for a reserved
+/// name, because such a topic cannot have members, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

@@ -1,6 +1,6 @@
-//! Presence: the members of each topic, on all nodes. A name becomes a member when its first
-//! subscription begins. After its last subscription ends, the name stays a member for the grace
-//! time.
+//! Presence: the members of each topic, on all nodes. A name becomes a member of a topic when its
+//! first subscription to the topic begins. After its last subscription ends, the name stays a
+//! member for the grace time.
 //!
 //! A node counts the subscriptions of each member. It appends a record to the log when the first
 //! subscription begins, and when the grace time ends. Every node computes the members from these
@@ -49,12 +49,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The maximum length of the name of a member, in bytes.
+/// The maximum length of the name of a member of a topic, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
 /// The maximum length of the name of a topic with members, in bytes. With a longer name, a record
-/// of the local node about its members could be too large for the backend. After a failed append,
-/// the node lists all of its members again, so it could then announce no member at all.
+/// of the local node about its members could be too large for the backend, and its append would
+/// fail. After a failed append, the next record lists all members of the node again, including
+/// those of this topic. Its append would fail, too, so the node could announce no member of any
+/// topic.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
 /// The maximum number of topics for which the local node appends join and leave events of members
@@ -100,8 +102,8 @@ impl fmt::Debug for PresenceEvents {
     }
 }
 
-/// The members of the topics on all nodes, as far as the local node knows them, and the settings of
-/// the hub that concern members.
+/// The members of the topics (the names present in them) on all nodes, as far as the local node
+/// knows them. Also contains the settings of the hub for members, such as the grace time.
 pub(super) struct Presences {
     /// The random number that identifies the local node in the log.
     node: u64,
@@ -114,7 +116,7 @@ pub(super) struct Presences {
     /// records about members of topics to the log.
     changed: Notify,
     /// Notified when the known members of topics have changed, so that the callers that wait in
-    /// [`until`](Self::until) check their condition again.
+    /// [`until`](Self::until) check again whether their wait is over.
     updated: Notify,
     publishing: Semaphore,
 }
@@ -152,9 +154,10 @@ impl Presences {
     }
 
     /// Calls `is_done` with the current state of the members of topics, and returns its result.
-    /// Also marks this state as seen by the callers that wait in [`until`](Self::until). Later
-    /// states are compared with it, so these callers are notified even of a change back to an
-    /// earlier state.
+    /// Then calls [`release`](Self::release), which stores the values that can end a wait in
+    /// [`until`](Self::until). The next call of `release` notifies the waiting callers if its
+    /// values differ from the stored ones. So a caller whose check has seen the stored values is
+    /// notified even of a change back to earlier values.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -233,8 +236,8 @@ impl Presences {
     ///
     /// The node reads the records after the position `after`, because earlier records may have been
     /// evicted. `last` is the end of the log at this time. The node publishes no events for joins
-    /// and leaves up to `last`. Until it has read up to `last`, it does not count as knowing all
-    /// members.
+    /// and leaves up to `last`. Until the node has read up to `last`, it does not count as knowing
+    /// all members.
     ///
     /// Returns the wakers of the streams that yield joins and leaves. The caller must release its
     /// locks before it wakes them.
@@ -282,8 +285,8 @@ impl Presences {
     /// Stops tracking the members of topics on the local node, because the hub is shut down. Ends
     /// the tasks, and the streams that yield joins and leaves. If the log has members of the local
     /// node, returns a record for the caller to append. When the other nodes read this record, they
-    /// begin the grace times of these members at once. Without the record, they would first wait
-    /// until the local node counts as dead.
+    /// begin the grace times of these members at once: members that do not reconnect in this time
+    /// leave. Without the record, they would first wait until the local node counts as dead.
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
         let last = state.end(self);
@@ -305,40 +308,41 @@ impl Presences {
         tasks.into_iter().for_each(|task| task.abort());
     }
 
-    /// Returns `true` if the local node has members, or knows of members on other nodes. The
-    /// keeper, one task per node, then sends the signs of life of the local node, and watches the
-    /// signs of life of the other nodes.
+    /// Returns `true` if the local node has members of topics, or knows of members on other nodes.
+    /// The keeper, one task per node, then sends the signs of life of the local node, and watches
+    /// the signs of life of the other nodes.
     pub(super) fn is_active(&self) -> bool {
         let state = self.state();
         !state.is_shut_down && (!state.locals.is_empty() || state.view.has_others(self.node))
     }
 
     /// Returns the lease of the local node: the time of silence after which the other nodes declare
-    /// it dead, so that its members leave. Returns `None` if the local node has no members.
+    /// it dead, so that its members leave their topics. Returns `None` if the local node has no
+    /// members.
     pub(super) fn own_lease(&self) -> Option<Duration> {
         let state = self.state();
         (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
     }
 
-    /// Returns the shortest lease of the other nodes with members. A lease is the time of silence
-    /// after which a node is declared dead. Returns `None` if no other node has members.
+    /// Returns the shortest lease of the other nodes with members of topics. A lease is the time of
+    /// silence after which a node is declared dead. Returns `None` if no other node has members.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
         self.state().view.leases(self.node).map(|(_, shortest)| shortest)
     }
 
     /// Returns the earliest time when the local node will declare another node dead, unless the
-    /// other node gives a sign of life before. Only nodes with members count: returns `None` if no
-    /// other node has members. Silence before `contact_since`, the end of the last outage of the
-    /// backend, does not count.
+    /// other node gives a sign of life before. Only nodes with members of topics count: returns
+    /// `None` if no other node has members. Silence before `contact_since`, the end of the last
+    /// outage of the backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
-    /// Queues a record for each node with members that has been silent for too long. The record
-    /// declares that node dead. The limit is the sum of the lease that the silent node has
-    /// announced, the grace time of members, and a random pause. Silence before `contact_since`,
-    /// the end of the last outage of the backend, does not count. The caller must have just read
-    /// the whole log, which may contain newer signs of life.
+    /// Queues a record for each other node with members of topics that has been silent for too
+    /// long. The record declares that node dead. The limit is the sum of the node's lease (the time
+    /// of silence that its own records allow), the grace time of members, and a random pause.
+    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
+    /// The caller must have just read the whole log, which may contain newer signs of life.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
@@ -417,7 +421,7 @@ impl Drop for Membership {
 }
 
 /// Returns the names of the members of a topic on all nodes, sorted. With a backend, first waits
-/// until the local node knows the members of all nodes.
+/// until the local node knows the members of topics on all nodes.
 ///
 /// Returns an error if the backend does not respond, or if the hub is shut down. Also returns an
 /// error if the members are not known in time. The time limit is the sum of the lease (the silence

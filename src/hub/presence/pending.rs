@@ -1,4 +1,5 @@
-//! The join and leave events of members that the local node has not found in the log yet.
+//! The join and leave events of members of topics that are still to be published: the local node
+//! has not found them in the log yet.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -113,9 +114,9 @@ impl Pending {
     }
 
     /// Adds a join or leave event of a member of `topic` to the events that are not in the log yet.
-    /// `is_own` is `true` if the local node has caused the join or the leave. The local node then
-    /// publishes the event immediately. Otherwise it first gives the node that has caused it time
-    /// to publish it.
+    /// `is_own` is `true` if the local node has written the join or the leave into the log. The
+    /// local node then publishes the event immediately. Otherwise the node that has written it
+    /// first gets 0.3 s to 0.6 s to publish the event.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -151,8 +152,8 @@ impl Pending {
     }
 
     /// Drops `event`, a join or leave event of a topic's members that the backend refuses, without
-    /// publishing it. Returns `false`, and drops nothing, if it is not the topic's first unpublished
-    /// event any more, for example because another node has published it.
+    /// publishing it. Returns `false`, and drops nothing, if the event is not the topic's first
+    /// unpublished event any more, for example because another node has published it.
     pub(super) fn forget_refused(&mut self, topic: &str, event: &Bytes) -> bool {
         let is_dropped =
             self.topics.get_mut(topic).is_some_and(|of_topic| of_topic.remove_first_if(|first| first.event == event));
@@ -167,11 +168,12 @@ impl Pending {
         self.forget_first_while(topic, |event| event.is_leave);
     }
 
-    /// Drops unpublished leave events of a topic's members, oldest first, that other nodes have
-    /// caused and have had the time to publish. Stops at the first other event. Called if the topic
-    /// does not exist on the local node. A node that has caused a leave does not publish it if the
-    /// node knows that the application has removed the topic. The local node may not know of the
-    /// removal.
+    /// Drops leave events of a topic's members that other nodes should have published by now.
+    /// Begins with the first unpublished event, and stops at an event that is not such a leave
+    /// event. The node that writes a leave into the log has 0.3 s to 0.6 s to publish the event of
+    /// the leave. It publishes no event if it knows that the application has removed the topic. The
+    /// local node may not know of the removal, so this method is called if the topic does not exist
+    /// on the local node.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
         self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
     }
@@ -233,8 +235,9 @@ impl Pending {
     }
 
     /// Returns the first unpublished join and leave events of a topic's members, at most `max`, for
-    /// one append to the log. If another node still has time to publish the first event, returns
-    /// `Err` with the end of this time. Returns `None` if there are no unpublished events. The task
+    /// one append to the log. If another node has written the first of these joins and leaves into
+    /// the log, that node has 0.3 s to 0.6 s to publish the event. Before the end of this time,
+    /// returns `Err` with this end. Returns `None` if there are no unpublished events. The task
     /// that publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
@@ -307,7 +310,7 @@ mod tests {
         assert_eq!(texts(&mut pending), ["b-", "c-"]);
     }
 
-    /// While a node waits for the response that refuses an event, another node can publish the event.
+    /// Another node can publish an event while this node waits for the response that refuses it.
     #[tokio::test]
     async fn refused_event_is_dropped_only_while_it_is_first() {
         let mut pending = Pending::default();

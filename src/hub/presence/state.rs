@@ -25,13 +25,13 @@ use std::{
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 /// The maximum pause before the local node answers a request with a roster, the list of all nodes
-/// with members. The pause is random. Several nodes can answer with a roster, but one roster is
-/// enough: the other nodes read it during their pauses and then send none.
+/// with members of topics. The pause is random. Several nodes can answer with a roster, but one
+/// roster is enough: the other nodes read it during their pauses and then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
 /// The shortest pause, 2 s, and the longest pause, 8 s, between two requests of the local node for
-/// the members of other nodes. Each further request doubles the pause, because every node answers a
-/// request with all of its members.
+/// the members of topics on other nodes. Each further request doubles the pause, because every node
+/// answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
 /// The minimum number of remembered finished topics at which a cleanup takes place. Finished topics
@@ -39,9 +39,11 @@ const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)
 /// cleanup forgets finished topics that have no members and no unpublished events.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum length of each of two queues: the questions of other nodes that wait for answers,
-/// and the messages that wait for the announcer, the task that appends them to the log. If a queue
-/// is full, a further question gets no answer, and a further message is not sent.
+/// The maximum length of each of two queues. One queue has the questions of other nodes about
+/// topics, such as the number of subscriptions, that wait for answers. The other queue has the
+/// messages to other nodes, such as requests and answers, that wait for the task that appends them
+/// to the log. If a queue is full, a further question gets no answer, and a further message is not
+/// sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes about members of topics that one append to the log
@@ -76,29 +78,30 @@ pub(super) struct State {
     pub(super) questions: Vec<(u64, Arc<str>)>,
     pub(super) surveys: HashMap<u64, Survey>,
     /// Set if the application on the local node reads the members of a topic, so that the node must
-    /// know the members of all nodes.
+    /// know the members of topics on all nodes.
     pub(super) is_wanted: bool,
-    /// The number of the newest record of the local node about its members. It lets other nodes
-    /// detect records that arrive late. 0 before the first record.
+    /// The number of the newest record of the local node about its members of topics. The number
+    /// lets other nodes detect records that arrive late. 0 before the first record.
     number: u64,
-    /// Set if the next record of the local node about its members must list all of them. The reason
-    /// can be that the log has outdated or incomplete records about them, for example after a
-    /// failed append, or that another node has asked for them.
+    /// Set if the next record of the local node about its members of topics must list all of them.
+    /// The reason can be that the log has outdated or incomplete records about them, for example
+    /// after a failed append, or that another node has asked for them.
     needs_full: bool,
-    /// Set while the announcer, a task of the local node, appends records about the members of the
-    /// local node.
+    /// Set while the announcer, a task of the local node, appends records about the members of
+    /// topics on the local node.
     is_appending: bool,
-    /// The number of the newest append of records about the members of the local node. The number
-    /// increases by one with each append, successful or not.
+    /// The number of the newest append of records about the members of topics on the local node.
+    /// The number increases by one with each append, successful or not.
     job: u64,
-    /// The number of the newest successful append of records about the members of the local node.
-    /// The log then has all of their joins and leaves up to that append, because an append after a
-    /// failed append lists all members.
+    /// The number of the newest successful append of records about the members of topics on the
+    /// local node. The log then has all of their joins and leaves up to that append, because an
+    /// append after a failed append lists all members.
     done: u64,
-    /// The number of the newest append that had to list all members of the local node again,
-    /// because the node had missed records or was declared dead. Until this append has succeeded,
-    /// `view`, the members of all nodes as read from the log, does not contain the members of the
-    /// local node. So calls that ask for members wait for this append or a later one.
+    /// The number of the append that has to list all members of topics on the local node again,
+    /// because the node has missed records or was declared dead. Appends are numbered in order. The
+    /// loss or the declaration has removed these members from `view`, the members on all nodes as
+    /// read from the log. So calls that ask for members wait until this append or a later one has
+    /// succeeded.
     needed: u64,
     /// The topics that were finished. A topic stays in this set if it is removed afterwards, so
     /// that no join event of a member creates it again.
@@ -107,18 +110,20 @@ pub(super) struct State {
     /// number after the last cleanup. So the average cost of the cleanups per finished topic stays
     /// constant.
     cleanup_at: usize,
-    /// The time when the local node last requested the members of the other nodes. It sends its
-    /// next request only after a pause since this time. `None` before the first request.
+    /// The time when the local node last requested the members of topics (the names present in
+    /// them) on the other nodes. The node sends its next request only after a pause of 2 s to 8 s
+    /// since this time. `None` before the first request.
     asked_at: Option<Instant>,
-    /// The number of requests for the members of the other nodes that the local node has appended
-    /// since it last knew the members of all nodes. The pause between two requests depends on this
-    /// number.
+    /// The number of requests for the members of topics on the other nodes that the local node has
+    /// appended since it last knew the members on all nodes. The pause between two requests depends
+    /// on this number.
     asked: u32,
-    /// The time until which the announcer, the task that appends the records about members, sleeps.
-    /// Work that is due before this time has to wake it.
+    /// The time until which the announcer, the task that appends the records about members of
+    /// topics, sleeps. Work that is due before this time has to wake the announcer.
     pub(super) wakes_at: Option<Instant>,
-    /// Set if another node has answered a question of the local node about a topic, and the callers
-    /// that wait for the answer were not woken yet.
+    /// Set if another node has answered a question of the local node, and the callers that wait for
+    /// the answer were not woken yet. The question is whether a topic exists on the other nodes,
+    /// and how many subscriptions it has there.
     pub(super) has_answer: bool,
     /// The values that decide whether an async call that waits for the members of topics can
     /// return, as they were at the last check. Such calls are woken if one of the values has
@@ -126,21 +131,21 @@ pub(super) struct State {
     /// leaves of the local node; the number of the newest successful append; whether the hub is
     /// shut down.
     conditions: (bool, bool, u64, bool),
-    /// The time when the local node sends the roster, the list of all nodes with members, to the
-    /// other nodes, and the position of the newest request for it in the log. `None` if no request
-    /// waits for a roster.
+    /// The time when the local node sends the roster to the other nodes, and the position of the
+    /// newest request for it in the log. The roster is the list of all nodes with members of
+    /// topics. `None` if no request waits for a roster.
     roster: Option<(Instant, Position)>,
-    /// The handle of the announcer, the task that appends the records about members, and ends the
-    /// memberships whose grace time is over. `None` before its first start, and after it has ended
-    /// because it had nothing more to do.
+    /// The handle of the announcer, the task that appends the records about members of topics, and
+    /// ends the memberships whose grace time is over. `None` before its first start, and after it
+    /// has ended because it had nothing more to do.
     pub(super) task: Option<AbortHandle>,
     /// The tokio runtime on which the announcer, the task that ends grace times, runs in a hub
     /// without a backend: the runtime of the last join, leave or other call about members that was
     /// made on a runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and a
-    /// grace time that is over takes effect only when a member joins or leaves, or when the
-    /// application reads members.
+    /// Set if the tokio runtime of the announcer, the task that ends memberships, has no timers.
+    /// Then the announcer does not run. A member whose grace time after its last subscription is
+    /// over leaves only when a member joins or leaves, or when the application reads members.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -149,23 +154,26 @@ pub(super) struct State {
 #[derive(Default)]
 pub(super) enum Knowledge {
     Complete,
-    /// The local node does not know the members of all nodes, because records of the log were or
-    /// may have been evicted before it has read them.
+    /// The local node does not know the members of topics on all nodes. Records of the log were or
+    /// may have been evicted before the node has read them.
     #[default]
     Unknown,
-    /// The local node has requested the members of the other nodes, and waits for their answers.
+    /// The local node has requested the members of topics (the names present in them) from the
+    /// other nodes, and waits for their answers.
     Asked {
-        /// The random number that identifies this request for members.
+        /// The random number that identifies the request of the local node for the members of
+        /// topics on the other nodes.
         id: u64,
-        /// The time when the local node created its request for the members of the other nodes.
-        /// When the node reads this request in the log, the field is set to the time of that read.
+        /// The time when the local node created its request for the members of topics on the other
+        /// nodes. When the node reads this request in the log, the field is set to the time of that
+        /// read.
         at: Instant,
-        /// The position in the log of the local node's request for the members of the other nodes.
-        /// `None` until the local node has read the request in the log.
+        /// The position in the log of the local node's request for the members of topics on the
+        /// other nodes. `None` until the local node has read the request in the log.
         position: Option<Position>,
-        /// The list of all nodes with members, sent by another node that knows all members. The
-        /// local node then waits until each listed node has sent its members, or was declared dead.
-        /// `None` until the local node has read such a list.
+        /// The list of all nodes with members of topics, sent by another node that knows all
+        /// members. The local node then waits until each listed node has sent its members, or was
+        /// declared dead. `None` until the local node has read such a list.
         nodes: Option<Vec<Listed>>,
     },
 }
@@ -173,8 +181,8 @@ pub(super) enum Knowledge {
 /// The next records about members of topics for the announcer, the task that appends them to the
 /// log.
 pub(super) enum Job {
-    /// Records about the members on the local node: their joins and leaves, or a list of all of
-    /// them. If the append of these records fails, the next record lists all members.
+    /// Records about the members of topics on the local node: their joins and leaves, or a list of
+    /// all of them. If the append of these records fails, the next record lists all members.
     Members(Vec<Message>),
     Messages(Vec<Message>),
 }
@@ -185,8 +193,8 @@ impl State {
         Self { knowledge, ..Self::default() }
     }
 
-    /// Returns `true` if the local node knows the members of all nodes, and has read the log at
-    /// least up to the end that the log had when the node connected.
+    /// Returns `true` if the local node knows the members of topics on all nodes, and has read at
+    /// least the part of the log that existed when it connected.
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
@@ -211,9 +219,9 @@ impl State {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
 
-    /// Returns `true` if an async call that waits with [`Presences::until`] may have to check its
-    /// condition again: because something has changed since the last call of this method. For
-    /// example, the members of all nodes have become known.
+    /// Returns `true` if async calls that wait with [`Presences::until`] have to check again
+    /// whether their wait is over. The reason is a change since the last call of this method: for
+    /// example, the members of topics on all nodes have become known.
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
@@ -257,9 +265,10 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members of all nodes, and their join and leave events that are not published
-    /// yet. Called if records of the log were evicted before the local node has read them, or if
-    /// the node begins to read another log. If the node needs the members, it requests them again.
+    /// Forgets the members of topics on all nodes, and their join and leave events that are not
+    /// published yet. Called if records of the log were evicted before the local node has read
+    /// them, or if the node begins to read another log. If the node needs the members, it requests
+    /// them again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
@@ -272,8 +281,10 @@ impl State {
         self.roster = None;
     }
 
-    /// Makes the next record of the local node about its members list all of them. Until that
-    /// record is in the log, callers that ask for the members of a topic wait.
+    /// Requires a new record that lists all members of topics on the local node. These members are
+    /// missing in `view`, the members on all nodes, because the node has missed records or was
+    /// declared dead. Until the new record is in the log, callers that ask for the members of a
+    /// topic wait.
     fn announce_all(&mut self) {
         self.needs_full = true;
         self.needed = self.job + 1;
@@ -379,9 +390,9 @@ impl State {
         transitions
     }
 
-    /// Returns the time when every node has had time to answer the local node's request for
-    /// members. It is the time when the local node has read its request in the log, plus the
-    /// longest lease of all nodes. A lease is the time of silence after which a node counts as
+    /// Returns the time when every node has had time to answer the local node's request for the
+    /// members of topics. It is the time when the local node has read its request in the log, plus
+    /// the longest lease of all nodes. A lease is the time of silence after which a node counts as
     /// dead, so a node that has not answered by then is dead.
     ///
     /// Returns `None` if the local node has made no request, or has not read it in the log yet.
@@ -394,8 +405,8 @@ impl State {
         Some(at + longest)
     }
 
-    /// If every other node has had enough time to answer the local node's request for members,
-    /// returns the id of this request. Otherwise returns `None`.
+    /// If every other node has had enough time to answer the local node's request for the members
+    /// of topics, returns the id of this request. Otherwise returns `None`.
     pub(super) fn answered(&self, own: &Presences) -> Option<u64> {
         let is_over = self.answered_at(own).is_some_and(|at| at <= Instant::now());
         match self.knowledge {
@@ -404,8 +415,9 @@ impl State {
         }
     }
 
-    /// Marks the members of all nodes as known, because the local node has read all answers to its
-    /// request with the id `request`. Has no effect if it has sent another request since.
+    /// Marks the members of topics on all nodes as known, because the local node has read all
+    /// answers to its request with the id `request`. Has no effect if the node has sent another
+    /// request since.
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             self.note_complete();
@@ -426,9 +438,9 @@ impl State {
         }
     }
 
-    /// Returns the time when the local node repeats its request for the members of the other nodes,
-    /// or `None` if it does not repeat the request. `at` is the time of the request. `nodes` is the
-    /// list of all nodes with members, if another node has sent it.
+    /// Returns the time when the local node repeats its request for the members of topics on the
+    /// other nodes, or `None` if it does not repeat the request. `at` is the time of the request.
+    /// `nodes` is the list of all nodes with members, if another node has sent it.
     ///
     /// Without the list, the local node repeats the request only if it has not read this request in
     /// the log. With the list, it repeats the request when every listed node should have answered,
@@ -442,9 +454,9 @@ impl State {
     }
 
     /// Returns the earliest time when the local node may send its next request for the members of
-    /// other nodes: `now` if it is the first request, and otherwise the end of the pause after the
-    /// last request. A further request is necessary if the log has evicted answers before the local
-    /// node has read them.
+    /// topics on other nodes: `now` if it is the first request, and otherwise the end of the pause
+    /// after the last request. A further request is necessary if the log has evicted answers before
+    /// the local node has read them.
     fn asks_at(&self, now: Instant) -> Instant {
         self.asked_at.map_or(now, |at| at + self.ask_pause())
     }
@@ -463,9 +475,9 @@ impl State {
     }
 
     /// Returns the next records for the announcer, the task that appends them to the log, and
-    /// removes them from the queues. If the local node needs the members of other nodes, first adds
-    /// a request for them. If it is time to send a roster, the list of nodes with members, adds it,
-    /// too. Returns `None` if there is nothing to append.
+    /// removes them from the queues. If the local node needs the members of topics on other nodes,
+    /// first adds a request for them. If it is time to send a roster, the list of nodes with
+    /// members, adds it, too. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -547,9 +559,10 @@ impl State {
         }
     }
 
-    /// Stops tracking members on the local node, because its hub is shut down. If the log has
-    /// members of the local node, returns its last record about them. When the other nodes read
-    /// that record, they begin the grace times of these members.
+    /// Stops tracking members of topics on the local node, because its hub is shut down. If the log
+    /// has records about such members, returns the last record of the local node about them. When
+    /// the other nodes read that record, they begin the grace times of these members: members that
+    /// do not reconnect in this time leave.
     pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
         let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
         let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;
@@ -572,8 +585,8 @@ impl State {
     }
 
     /// Returns the time when the announcer must run next. The announcer is the task that appends
-    /// records about members to the log and ends grace times. Returns `None` if it has nothing to
-    /// do.
+    /// records about members of topics to the log. It also ends the membership of a member when the
+    /// grace time after its last subscription is over. Returns `None` if it has nothing to do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();

@@ -65,7 +65,7 @@ struct Watcher {
     is_changed: HashSet<Arc<str>>,
     /// Set if it is not known which names may have joined or left the topic since the
     /// [`PresenceStream`] last compared its members. At its next poll, the stream compares all
-    /// members of the topic with those that it has reported to the application.
+    /// members of the topic with the members that it has reported to the application.
     has_changed_entirely: bool,
     waker: Option<Waker>,
 }
@@ -115,7 +115,7 @@ impl Watchers {
         }
     }
 
-    /// Makes each [`PresenceStream`] compare all members of its topic with those that it has
+    /// Makes each [`PresenceStream`] compare all members of its topic with the members that it has
     /// yielded, at its next poll. Collects the wakers of the streams. Called when the local node
     /// knows the members of all nodes again, after it has missed records of the log or has begun to
     /// read another log. Also called at a shutdown, but only to wake the streams.

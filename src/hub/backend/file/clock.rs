@@ -1,5 +1,6 @@
-//! Stops the paused clock of a test while the test waits for the writer, the thread that stores
-//! appends.
+//! Keeps tokio from advancing the paused clock of a test while the test waits for an append. Tokio
+//! advances this clock when all tasks wait, and does not see that the thread that stores appends is
+//! busy.
 
 #[cfg(feature = "test-util")]
 use std::sync::mpsc;
@@ -27,8 +28,9 @@ impl StoppedClock {
     }
 }
 
-/// Blocks a thread until the returned value is dropped. Returns `None` in a runtime with several
-/// threads, because its clock cannot be paused.
+/// Blocks a thread of tokio until the returned value is dropped, so that tokio does not advance the
+/// paused clock of a test meanwhile. Returns `None` outside of a tokio runtime, and in a runtime
+/// with several threads, whose clock cannot be paused.
 #[cfg(feature = "test-util")]
 fn block_until_dropped() -> Option<mpsc::Sender<()>> {
     let runtime = Handle::try_current().ok()?;

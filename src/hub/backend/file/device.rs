@@ -111,10 +111,11 @@ impl Device for Allocated {
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The length of the part of the file that still counts: at first the whole file. When the
-    /// database truncates the file (in memory only), this length shrinks, and never grows again.
-    /// Later bytes of the file read as zero. `blocks` contains the blocks that the database has
-    /// written (in memory only), which replace the contents of the file.
+    /// The length in bytes of the part of the file that the database can still read: at first the
+    /// whole file. When the database truncates the file (in memory only, because the file is
+    /// read-only), this length shrinks, and never grows again. Bytes of the file after this length
+    /// read as zero. `blocks` contains the blocks that the database has written, also in memory
+    /// only. They replace the contents of the file.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }

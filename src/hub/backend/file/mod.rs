@@ -171,9 +171,10 @@ pub enum Durability {
     #[default]
     Disk,
     /// Publishing waits until the operating system has the event. The event survives a crash of the
-    /// process. After a crash of the machine, the log has another epoch, and may have lost any of
-    /// its events. If the file is damaged then, it gets the additional extension `.damaged`, and
-    /// the log begins empty.
+    /// process. After a crash of the machine, the log may have lost any of its events. So its epoch
+    /// (the number that identifies its lifetime) changes, and every returning client gets a gap. If
+    /// the crash has damaged the file, the file is renamed with the additional extension
+    /// `.damaged`, and the log begins empty.
     Process,
 }
 
@@ -218,9 +219,10 @@ impl FileBackend {
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
     ///
-    /// Also set the [`max_age`](crate::hub::Builder::max_age) of the hub. After that time, the hub
-    /// forgets that a topic is [finished](crate::hub::Topic::finish), and a returning client waits
-    /// for new events of the topic.
+    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too,
+    /// to the longest time after which clients may return. After that time, the hub forgets that a
+    /// topic is [finished](crate::hub::Topic::finish). A client that returns to the topic then
+    /// waits for new events, instead of getting 204.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };

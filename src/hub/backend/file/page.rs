@@ -27,7 +27,8 @@ pub(super) struct PageReader {
     evicted_through: Position,
     through: Position,
     records: Vec<(Position, Arc<str>, RecordKind, usize)>,
-    /// The events of all records of the page, one after the other.
+    /// The events of the records that were read for this page (the result of one read of the log),
+    /// one after the other.
     events: BytesMut,
     examined: usize,
     /// The bytes of the record that is being read. The database stores a record in several parts.
@@ -54,14 +55,14 @@ impl PageReader {
         }
     }
 
-    /// Returns the position that the page needs next: the first position after the records that
-    /// were read or skipped.
+    /// Returns the position of the record to read next: the first position after the records that
+    /// were read or skipped for this page, the result of one read of the log.
     pub(super) fn next(&self) -> Position {
         self.through.next()
     }
 
-    /// Returns `true` if the page is full, or ends before a damaged record. No further record is
-    /// added then.
+    /// Returns `true` if no further record is added to this page, the result of one read of the
+    /// log: the page is full, or ends before a damaged record.
     pub(super) fn is_complete(&self) -> bool {
         self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
@@ -119,9 +120,10 @@ impl PageReader {
         self.records.push((position, topic, kind, value.event.len()));
     }
 
-    /// Skips the next records, up to the position `through`, because they are damaged or missing.
-    /// If records were already read for the page, the page ends before the skipped records.
-    /// Otherwise it reports the skipped records as evicted.
+    /// Skips the next records of the log, up to the position `through`, because they are damaged or
+    /// missing. If records were already read for this page (the result of one read of the log), the
+    /// page ends before the skipped records. Otherwise, the page reports the skipped records as
+    /// evicted.
     pub(super) fn skip_through(&mut self, through: Position) {
         if self.examined > 0 {
             self.ends_at_damage = true;

@@ -15,8 +15,8 @@ pub(super) struct Append {
     pub(super) publisher: Publisher,
 }
 
-/// The condition of an append: the log has this epoch, and after the position `since` it has no
-/// record of the topic of the append.
+/// The condition of an append: the log still has this epoch (the number that identifies one
+/// lifetime of the log), and has no record of the append's topic after the position `since`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unchanged {
     pub(super) epoch: u64,
@@ -24,7 +24,7 @@ pub(super) struct Unchanged {
 }
 
 impl Append {
-    /// Returns the size of the records in bytes.
+    /// Returns the total size in bytes of the records of this append: their topics and events.
     fn size(&self) -> usize {
         self.records.iter().map(|record| record.event.len() + record.topic.len()).sum()
     }
@@ -34,7 +34,7 @@ impl Append {
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) appends: Vec<Append>,
-    /// The size of the records in bytes.
+    /// The total size in bytes of the records of these appends: their topics and events.
     size: usize,
 }
 
@@ -137,11 +137,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits until the time `window` for the `expected` appends, which can share a commit. The wait
-    /// ends earlier if half of them are in the queue, or all if they are few ([`FEW`]). If the
-    /// queue is still empty, waits for the first append until the time `deadline`. Returns the
-    /// first appends of the next commit, or other work for the writer, such as the report of a
-    /// failed read.
+    /// Waits for the `expected` appends, which can share a commit, at most until the time `window`.
+    /// This wait ends earlier if half of them are in the queue, or all of them if `expected` is at
+    /// most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append, at most
+    /// until the time `deadline` (`None`: without a time limit). Returns the first appends of the
+    /// next commit, or other work for the writer, the thread that stores appends: for example, the
+    /// report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
         let waiting = self.wait(self.lock(), awaited(expected), Some(window));
         let mut waiting = self.wait(waiting, 1, deadline);
@@ -156,10 +157,11 @@ impl Queue {
         Work::Appends(batch)
     }
 
-    /// Adds further appends without a condition to the batch. Before that, waits, at most until the
-    /// time `window`, for half of the `expected` appends that the batch still lacks, or for all of
-    /// these if they are few ([`FEW`]). Returns `false` if it has added no append, for example
-    /// because the batch lacks none.
+    /// Adds the appends at the front of the queue to the batch, and stops before an append with a
+    /// condition (that its topic is unchanged). Before that, waits for half of the missing appends,
+    /// or for all if at most 8 ([`FEW`]) are missing, but only until the time `window`. The number
+    /// of missing appends is `expected` minus the number in the batch. Returns `false` if it has
+    /// added no append, for example because none is missing.
     pub(super) fn take_more(&self, batch: &mut Batch, expected: usize, window: Instant) -> bool {
         let before = batch.appends.len();
         if before >= expected {
@@ -170,8 +172,9 @@ impl Queue {
         batch.appends.len() > before
     }
 
-    /// Waits until the queue has `count` appends, a reader has reported a failure, or the log is
-    /// closed. Waits at most until the deadline.
+    /// Waits until this queue has `count` appends, a reader of the log has reported that it could
+    /// not use the database, or the log is closed. Waits at most until the time `deadline`, or
+    /// without a time limit if `deadline` is `None`.
     fn wait<'a>(
         &self,
         mut waiting: MutexGuard<'a, Waiting>,
@@ -196,8 +199,9 @@ impl Queue {
     }
 }
 
-/// Returns the number of appends that the writer waits for if a commit lacks `missing` of the
-/// expected appends: half of them, or all if they are few ([`FEW`]).
+/// Returns the number of appends that the writer, the thread that stores appends, waits for.
+/// `missing` is the number of appends that the writer expects for a commit and does not have yet.
+/// The result is half of `missing`, or all if `missing` is at most 8 ([`FEW`]).
 fn awaited(missing: usize) -> usize {
     if missing > FEW { missing / 2 } else { missing }
 }
@@ -264,7 +268,8 @@ mod tests {
         assert_eq!(take(&queue, 2, Instant::now()).appends.len(), 2);
     }
 
-    /// The limit also applies if the appends of a batch arrive one after the other.
+    /// Tests that the maximum size of a batch (8 MiB) also applies if its appends arrive one after
+    /// the other.
     #[test]
     fn size_of_a_batch_is_limited() {
         let (queue, tasks) = (Queue::default(), ReplyTasks::default());

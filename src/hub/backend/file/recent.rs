@@ -22,8 +22,8 @@ pub(super) struct Recent {
     epoch: u64,
     /// The position before the first record in memory.
     after: Position,
-    /// The position of the last record in memory. All records of the log after `after` and up to
-    /// this position are in memory.
+    /// The position of the newest record that was added. Memory contains all records of the log
+    /// whose positions are greater than the field `after`, up to and including this position.
     through: Position,
     records: Vec<(Position, Record)>,
     bytes: u64,
@@ -49,9 +49,10 @@ impl Recent {
         }
     }
 
-    /// Removes all records from memory, and returns those after the position `after` as a page.
-    /// Returns `None`, and removes nothing, if memory does not have all of these records, or if
-    /// `bounds`, the range that readers may read, excludes some records.
+    /// Removes all records from memory. Returns those after the position `after` as a page, the
+    /// result of one read of the log. Returns `None`, and removes nothing, if memory does not have
+    /// all of these records, or if `bounds`, the range that readers may read, excludes some
+    /// records.
     pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
         self.is_followed = true;
         let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);
@@ -80,8 +81,8 @@ mod tests {
         Bounds { epoch: 7, evicted_through: evicted_through.into(), last: last.into() }
     }
 
-    /// Creates an empty [`Recent`] that a reader has called, so it keeps the records of later
-    /// commits.
+    /// Creates an empty [`Recent`] (the newest records of the log, in memory), and calls its `take`
+    /// once, as a reader does. From this call on, the [`Recent`] keeps the records of commits.
     fn followed() -> Recent {
         let mut recent = Recent::default();
         assert_eq!(recent.take(Position::START, &bounds(0, 0)), None);

@@ -11,7 +11,8 @@
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size in bytes of the fields before the topic in a database value.
+/// The size in bytes of the fields before the topic in the database value of a record: checksum,
+/// time, total size, kind, and length of the topic.
 const HEAD: usize = 29;
 
 /// The size in bytes of the parts in which the database stores a value (one record of the log). The
@@ -68,9 +69,11 @@ pub(super) fn parts(value: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     (0..).zip(value.chunks(PART).chain(end))
 }
 
-/// Returns the time and the total size from `first`, the first part of a database value. Returns
-/// `None` if this part is known to be damaged. Damage can only be detected if the value has a
-/// single part, because the checksum covers the whole value.
+/// Returns the time of the append, in milliseconds since 1970, and the size in bytes of all values
+/// that the log has ever stored, up to and including this value. `first` is the first part of the
+/// database value of the record at `position`. Returns `None` if this part is known to be damaged.
+/// Damage can only be detected if the value has a single part, because the checksum covers the
+/// whole value.
 pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
     if first.len() < PART {
         return decode(position, first).map(|value| (value.time, value.total));

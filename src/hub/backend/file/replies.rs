@@ -11,17 +11,21 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-/// The result of an append. `None` if the condition of the append does not hold.
+/// The result of an append. `None` if the append requires an unchanged topic, and this condition
+/// does not hold.
 pub(super) type Outcome = Result<Option<Appended>, FileError>;
 
 /// A publisher that waits for the result of its append.
 pub(super) struct Publisher {
     reply: oneshot::Sender<Outcome>,
-    /// Stops the paused clock of a test until the reply is sent. The future of the publisher does
-    /// not own this value: such a future may exist for long without being polled. Its runtime,
-    /// which waits for the thread of the stopped clock, could then not shut down.
+    /// Stops the paused clock of a test until the reply is sent: a blocking thread of the
+    /// publisher's runtime waits as long as this value exists. The future of the publisher does not
+    /// own this value, because such a future may exist for long without being polled. The runtime
+    /// could not shut down before the end of the future, because its shutdown waits for the
+    /// blocking thread.
     clock: StoppedClock,
-    /// The task that sends replies in the runtime of the publisher. `None` outside of a runtime.
+    /// The task that passes the results of appends to the publishers in the runtime of this
+    /// publisher. `None` if the publisher runs outside of a runtime.
     task: Option<ReplyTask>,
 }
 
@@ -34,7 +38,8 @@ impl Publisher {
     }
 }
 
-/// Publishers with their results. Dropping this value sends the results.
+/// The results of appends, each with the channel to the publisher that waits for it. Dropping this
+/// value sends each result to its publisher.
 #[derive(Default)]
 struct Replies(Vec<(oneshot::Sender<Outcome>, StoppedClock, Outcome)>);
 
@@ -79,9 +84,9 @@ impl ReplyTasks {
     }
 }
 
-/// Sends results to their publishers. Several publishers of one runtime get their results from the
-/// task of the runtime. The only publisher of a runtime, and publishers outside of a runtime, get
-/// their results from this thread.
+/// Sends the results of appends to the publishers. If several of these publishers are in one
+/// runtime, a task of this runtime passes the results to them. If a publisher is alone in its
+/// runtime, or outside of a runtime, the calling thread (the writer) sends its result.
 pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
     let mut groups: Vec<(Option<ReplyTask>, Replies)> = Vec::new();
     for (Publisher { reply, clock, task }, outcome) in outcomes {

@@ -27,8 +27,8 @@ use std::{
 /// The table of the records. Each row is a part of a record. The key is the position of the record
 /// and the number of the part.
 pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDefinition::new("records");
-/// The table of the numbers that describe the log, such as its epoch. The key of each number is its
-/// name.
+/// The table of the numbers that describe the log, such as its epoch, which identifies one lifetime
+/// of the log. The key of each number is its name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 /// The key of the version of the database format, in the table [`NUMBERS`]. The other keys of this
@@ -48,7 +48,8 @@ const CACHE: usize = 16 << 20;
 /// The maximum time that opening a log waits until another process has closed it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// If this number of records at the end of a log is damaged, the log cannot be opened.
+/// If this number of records at the end of a log is damaged, or more, the log cannot be opened.
+/// With fewer damaged records, the log can be opened, unless all of its records are damaged.
 const MAX_DAMAGED: usize = 1000;
 
 /// The open database of a log that is stored in a file.
@@ -59,7 +60,8 @@ pub(super) struct Store {
     pub(super) read_only: Option<FileError>,
 }
 
-/// The state of the log in the database: its epoch, the range of its records, and their size.
+/// The state of the log in the database: its epoch (the number that identifies one lifetime of the
+/// log), the range of the positions of its records, and their total size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tail {
     pub(super) epoch: u64,
@@ -175,8 +177,9 @@ impl Store {
         Ok(Some(tail))
     }
 
-    /// Reads a page of the records after the position `after`, and at most up to `last`. `topics`
-    /// is `None` for all topics.
+    /// Reads a page, at most 1,000 records of `topics`. The records come after the position
+    /// `after`, up to and including the position `last`. If `topics` is `None`, reads the records
+    /// of all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
         let snapshot = self.snapshot()?;
         if after >= last {
@@ -243,7 +246,7 @@ impl Store {
 
 /// Returns the size in bytes of all records that the log has ever stored. Each record contains this
 /// size up to itself, so the size is read from the newest undamaged record. Returns `None` if the
-/// last 1,000 records ([`MAX_DAMAGED`]) are damaged.
+/// last 1,000 records ([`MAX_DAMAGED`]) are damaged, or if there is no undamaged record.
 fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
     let (mut parts, mut damaged) = (Vec::new(), 0);
     for entry in records.iter()?.rev() {
@@ -285,8 +288,9 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads records into `page`, until the page is complete or the position `last` is reached. A
-    /// page is complete when it is full, or when a damaged record follows its records.
+    /// Reads records from the database into `page`, the result of one read of the log, until the
+    /// page is complete or the position `last` is reached. A page is complete when it has reached
+    /// the limits of its size, or when a damaged record follows its records.
     fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
         guarded(|| {
             for entry in self.records.range(keys(page.next(), last))? {

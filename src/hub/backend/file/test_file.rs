@@ -8,8 +8,8 @@ use std::{
     process,
 };
 
-/// The path of a file in the folder for temporary files. Dropping it removes the file and the mark
-/// of its log.
+/// The path of a file for unit tests, in the folder for temporary files. Dropping this value
+/// removes the file, and its mark: the small file that a log has beside its database.
 pub(super) struct TestFile(pub(super) PathBuf);
 
 impl TestFile {

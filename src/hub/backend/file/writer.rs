@@ -84,7 +84,8 @@ pub(super) struct Writer {
 type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
 
 /// The outcome of a transaction: the new state of the log, and the last position of each append.
-/// The position is `None` if the condition of the append does not hold.
+/// The position is `None` if the append requires an unchanged topic, and this condition does not
+/// hold.
 struct Stored {
     tail: Tail,
     oldest: Option<u64>,
@@ -226,7 +227,9 @@ impl Writer {
         Ok((stored, time))
     }
 
-    /// Returns `true` if the append has no condition, or if the log in the database fulfils it.
+    /// Returns `true` if the append has no condition, or if the log in the database fulfils it. The
+    /// condition requires that the log was not replaced, and has no record of the append's topic
+    /// after a certain position.
     ///
     /// This method reads the database before the write transaction begins. Inside the transaction,
     /// a damaged page would make all appends of the transaction fail.
@@ -475,8 +478,8 @@ fn resolved(path: &Path) -> PathBuf {
     absolute(&path).unwrap_or(path)
 }
 
-/// Writes the mark of an open log: a small file beside the database with the state of the log. If
-/// this fails, the log can only be read.
+/// Writes the mark of an open log, a small file beside the database that contains the state of the
+/// log. If the write fails, the log can only be read.
 fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
     if store.read_only.is_none() {
         let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);

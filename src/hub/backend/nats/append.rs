@@ -1,6 +1,6 @@
 //! Appends to the log in a NATS stream: publishes the records as one message, and finds out the
-//! epoch of the log that has stored the message. (The stream can contain another log at any time,
-//! for example if an operator has created the stream again.)
+//! epoch (the identity) of the log that has stored the message. (The stream can contain another log
+//! at any time, for example if an operator has created the stream again.)
 
 use super::{
     NatsBackend,
@@ -55,8 +55,10 @@ struct Expected {
     /// The required sequence of the last message of the topic's subject. If the last message has
     /// another sequence, the server refuses the append. 0 if the subject must have no message.
     subject: u64,
-    /// The required sequence of the last message of the whole stream. `None` if the server can
-    /// compare the last sequence of a single subject, so that the field `subject` is enough.
+    /// The required sequence of the last message of the whole stream. If the last message has
+    /// another sequence, the server refuses the append. `None` if the server can compare the last
+    /// sequence of a single subject: the append then only requires the sequence in the field
+    /// `subject`.
     stream: Option<u64>,
 }
 
@@ -71,9 +73,10 @@ enum Published {
 }
 
 impl NatsBackend {
-    /// Appends records as one message of the NATS stream, and returns the epoch of the log and the
-    /// position of the last record. Returns `None`, and appends nothing, if `condition` does not
-    /// hold. Without a condition, the result is never `None`.
+    /// Appends records as one message of the NATS stream, and returns the epoch (the identity) of
+    /// the log and the position of the last record. Returns `None`, and appends nothing, if
+    /// `condition` does not hold: the log has another epoch, or the topic may have a newer record.
+    /// Without a condition, the result is never `None`.
     pub(super) async fn store(
         &self,
         records: &[Record],
@@ -132,9 +135,10 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if the log fulfils `condition`. Returns the log as the local
-    /// node knew it before the publication, and the sequence of the stored message. Returns `None`
-    /// if the condition does not hold.
+    /// Publishes the message `new` if `condition` holds: the log has a certain epoch (identity),
+    /// and no record of the topic after a certain position. Returns the log as the local node knew
+    /// it before the publication, and the sequence of the stored message. Returns `None` if the
+    /// condition does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 cannot reliably compare the
     /// sequence of the last message of one topic. For such a server, the message also expects the
@@ -173,10 +177,11 @@ impl NatsBackend {
         }
     }
 
-    /// Returns the state that the log must still have when the NATS server stores the message of a
-    /// conditional append. Returns `None` if `condition` does not hold. Also returns `None` if
-    /// messages after the position `since` of the condition were removed from the stream, because
-    /// they may have been of the topic. `subject` is the NATS subject of the topic.
+    /// Returns the state that the log must still have when the NATS server stores the message of an
+    /// append with a condition (that its topic is unchanged). Returns `None` if `condition` does
+    /// not hold. Also returns `None` if messages after the position `since` of the condition were
+    /// removed from the stream, because they may have been of the topic. `subject` is the NATS
+    /// subject of the topic.
     async fn expected(
         &self,
         stream: &Stream<'_>,

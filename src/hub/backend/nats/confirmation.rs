@@ -29,7 +29,8 @@ const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower receives new messages through a NATS consumer.
+    /// `true` while the follower, the task that reads the NATS stream, receives new messages
+    /// through a consumer. While it is `false`, publishers do not wait for the follower.
     is_following: AtomicBool,
 }
 
@@ -71,8 +72,8 @@ impl Confirmations {
     }
 
     /// Sets whether the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer. Without a consumer, the follower may receive a message late, so
-    /// publishers do not wait for its confirmation.
+    /// through a consumer. Without a consumer, the follower may receive a published message late.
+    /// The publisher then does not wait until the follower has received the message.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }

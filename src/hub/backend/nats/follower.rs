@@ -1,9 +1,9 @@
-//! The follower of a log in a NATS stream, which reads its new messages. Usually a consumer
-//! delivers the messages. While the server creates a consumer, the follower requests the messages
-//! one by one. After a consumer has failed, the follower also requests the next messages one by
-//! one: the cause may be a message of another program whose headers the client library cannot
-//! parse. The library then ends the connection, and would end it again if a new consumer delivered
-//! this message.
+//! Reads the new messages of a log in a NATS stream, for the hub. Usually a consumer delivers the
+//! messages to the [`Follower`]. While the server creates a consumer, the follower requests the
+//! messages one by one. After a consumer has failed, the follower also requests the next messages
+//! one by one: the cause may be a message of another program whose headers the client library
+//! cannot parse. The library then ends the connection, and would end it again if a new consumer
+//! delivered this message.
 
 use super::{
     confirmation::Confirmations,
@@ -42,10 +42,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// an error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The follower of a log in a NATS stream: reads the new messages of the log, page by page.
+/// Reads the new messages of a log in a NATS stream for the hub, in pages of up to 1,000 messages.
 pub(super) struct Follower {
-    /// The position at the end of the last page that this follower has returned to the hub. The
-    /// next page begins after this position.
+    /// The position at the end of the new messages of the log that this follower has returned to
+    /// the hub. The next messages come after this position.
     pub(super) after: Position,
     /// The epoch of the log that this follower reads: the number that identifies one lifetime of
     /// the log.
@@ -54,26 +54,27 @@ pub(super) struct Follower {
     pub(super) link: Link,
     source: Source,
     losses: Losses,
-    /// A message that the consumer has already delivered, and that begins the next page. The
-    /// previous page ended before it, because a page can report missing messages only at its
-    /// beginning.
+    /// A message that the consumer has already delivered, and that begins the next page (the result
+    /// of the next read). The previous page ended before it, because a page can report missing
+    /// messages only at its beginning.
     next: Option<Stored>,
     runtime: Handle,
 }
 
 enum Source {
-    /// The NATS server is creating a consumer. The number counts the failed attempts so far.
-    /// Meanwhile, the follower requests messages one by one.
+    /// The NATS server is creating a consumer, which will deliver the new messages of the log. The
+    /// number counts the failed attempts to create it. Meanwhile, the follower requests messages
+    /// one by one.
     ///
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
     Starting(Starting, u32),
-    /// The NATS server has created a consumer. The follower has not checked yet that the stream
-    /// still holds the same log.
+    /// The NATS server has created a consumer for the follower, which reads the new messages of the
+    /// log. The follower has not checked yet that the stream still holds the same log.
     Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
-    /// The NATS consumer has failed with this error. The follower requests the next messages
-    /// without a consumer.
+    /// The NATS consumer has failed with this error. The follower, which reads the new messages of
+    /// the log, requests the next messages without a consumer.
     Failed(Option<BoxError>),
 }
 
@@ -99,8 +100,8 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 }
 
 impl Follower {
-    /// Creates a follower, which reads the new messages of `log`. Its first page begins after the
-    /// position `after`.
+    /// Creates a follower, which reads the new messages of `log`. Its first page (the result of its
+    /// first read) begins after the position `after`.
     pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
@@ -127,10 +128,10 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Waits for the next page of the log that this follower reads. The page contains at least one
-    /// message. Cancel safe: dropping the future loses no message. After an error, the follower
-    /// cannot be used any more. `stream` is the NATS stream of the log. It must use the connection
-    /// of this follower, which is in the field [`link`](Self::link).
+    /// Waits for the next messages of the log that this follower reads, and returns at least one
+    /// message as a page. Cancel safe: dropping the future loses no message. After an error, the
+    /// follower cannot be used any more. `stream` is the NATS stream of the log. It must use the
+    /// connection of this follower, which is in the field [`link`](Self::link).
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -199,8 +200,8 @@ impl Follower {
         };
     }
 
-    /// Requests the messages of the next page from the NATS server one by one, without a consumer.
-    /// Returns `None` if there are no new messages.
+    /// Requests the next messages from the NATS server one by one, without a consumer, and returns
+    /// them as a page. Returns `None` if there are no new messages.
     async fn read_page(
         &mut self,
         stream: &Stream<'_>,
@@ -327,9 +328,10 @@ struct NewPage {
 }
 
 impl NewPage {
-    /// Adds a message of the NATS stream to the page. If messages directly before it are missing
-    /// from the stream, the page has to report a gap, which it can do only at its beginning. So if
-    /// the page already has messages, this message is not added, and the result is `false`.
+    /// Adds a message of the NATS stream to the page, the result of one read. If messages directly
+    /// before it are missing from the stream, the page has to report a gap, which it can do only at
+    /// its beginning. So if the page already has messages, this message is not added, and the
+    /// result is `false`.
     fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {

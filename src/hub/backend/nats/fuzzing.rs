@@ -30,8 +30,8 @@ pub fn headers<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HeaderMa
     HeaderMap::from_iter(valid.map(|field: (HeaderName, HeaderValue)| field))
 }
 
-/// Decodes one message of a NATS stream into a page. The page contains the records of the message
-/// that come after the position `after`.
+/// Decodes one message of a NATS stream. Returns a `Page` with the records of the message that come
+/// after the position `after`.
 pub fn read(
     stream: &str,
     subject: &str,

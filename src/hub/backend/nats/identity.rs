@@ -9,7 +9,7 @@
 //! Each node also remembers a *witness*: a recent message and its sequence. Before a node uses a
 //! position, it checks that the stream still has the witness at that sequence. If the witness is
 //! missing, the stream has lost its newest messages or was replaced. The node then adds a mark,
-//! which begins a new log with a new epoch.
+//! which begins a new log with a new epoch (the number that identifies one lifetime of the log).
 //!
 //! This quick check fetches the witness from the server, so the witness has to be a small message.
 //! But all recent messages of a log may be large. So each node also remembers the latest message of
@@ -74,11 +74,11 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload, or the hash of the payload, of each mark in the
-    /// JetStream stream ([`Mark::read`]).
+    /// JetStream stream ([`Mark::read`]). Marks are the messages that identify the log.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that the local node has read. 0 if retention had removed
-    /// every mark before the local node connected.
+    /// The sequence of the newest mark that the local node has read. Marks are messages that
+    /// identify the log. 0 if retention had removed every mark before the local node connected.
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark, a message that identifies the log.
     /// All messages between this event and the newest mark are marks, too. If the newest mark
@@ -88,13 +88,14 @@ pub(super) struct KnownLog {
     /// removed since.
     pub(super) newest: u64,
     /// `true` if the stream is known to have lost the newest messages of the log: it has stored a
-    /// new message at a sequence that the local node had seen before, so a sequence up to `newest`.
-    /// The messages from this sequence on are lost, and the next check begins a new log.
+    /// new message at a sequence that the log had used before, at or below the field `newest`. The
+    /// earlier messages from this sequence on are lost, and the next check begins a new log.
     is_truncated: bool,
     witnesses: Witnesses,
     /// The sequence and the time of the newest message of the JetStream stream at the last complete
-    /// check ([`State::end`]). While both are the same, checks need not fetch large messages again.
-    /// `None` before the first complete check, or if the server does not return the time.
+    /// check that the stream still holds this log ([`State::end`]). While both are the same, checks
+    /// need not fetch remembered messages of more than 4,096 bytes again. `None` before the first
+    /// complete check, or if the server does not return the time.
     checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
@@ -116,8 +117,9 @@ pub(super) struct Witness {
     sequence: u64,
     identity: u64,
     is_small: bool,
-    /// The time when the JetStream stream stored the message of this witness. `None` if the local
-    /// node has published the message and has not read it back yet.
+    /// The time when the JetStream stream stored this witness, a message that the node remembers to
+    /// recognize the log. `None` if the local node has published the message and has not read it
+    /// back yet.
     time: Option<Nanoseconds>,
 }
 
@@ -140,9 +142,10 @@ impl Witness {
         message.identity() == Some(self.identity)
     }
 
-    /// Returns `true` if the message of the witness is the newest message of the JetStream stream,
-    /// whose state is `state`: both have the same sequence and time. A check then need not fetch
-    /// it.
+    /// Returns `true` if this witness, a message that the node remembers to recognize the log, is
+    /// the newest message of the JetStream stream. `state` is the state of the stream: its last
+    /// sequence and time must be those of the witness. A check that the stream still has the
+    /// witness then need not fetch the message.
     fn is_last(&self, state: &State) -> bool {
         self.sequence == state.last && self.time.is_some() && self.time == state.last_time
     }
@@ -152,11 +155,13 @@ impl Witness {
 /// it still holds the same log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Witnesses {
-    /// The latest witness of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]). Quick checks fetch this
-    /// message from the server.
+    /// The latest remembered message (witness) of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]).
+    /// Quick checks that the stream still holds the same log fetch only this message from the
+    /// server.
     small: Option<Witness>,
-    /// The latest witness of any size. Only complete checks compare it with the message in the
-    /// stream.
+    /// The latest remembered message (witness) of any size. Only complete checks that the stream
+    /// still holds the same log compare it with the message in the stream. Quick checks use the
+    /// field `small`.
     latest: Option<Witness>,
 }
 
@@ -204,7 +209,8 @@ impl KnownLog {
     }
 
     /// Returns `true` if the newest message of the JetStream stream, according to `state`, is the
-    /// same as at the last complete check. Large messages of the stream then need not be fetched
+    /// same as at the last complete check, which verified that the stream still holds the same log.
+    /// In this case, the next check need not fetch remembered messages of more than 4,096 bytes
     /// again.
     fn has_checked(&self, state: &State) -> bool {
         self.checked_end.is_some() && self.checked_end == state.end()
@@ -233,12 +239,13 @@ impl KnownLog {
     }
 }
 
-/// A decoded mark: a message that begins a log, or that repeats the id of the log so that retention
-/// does not remove it.
+/// A decoded mark: a message that begins a log, or that repeats the id of the log before retention
+/// removes the earlier marks.
 struct Mark {
     sequence: u64,
     id: Arc<str>,
-    /// The id of the lost log that this log replaces, if the mark is the first one after a loss.
+    /// The id of the lost log that the log of this mark replaces. `None` unless this mark, a
+    /// message that identifies a log, is the first mark after a loss.
     replaces: Option<Arc<str>>,
     last_event: u64,
 }
@@ -285,8 +292,9 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check only
-    /// looks for the small witness, one remembered message, in the JetStream stream.
+    /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check usually
+    /// fetches only the small witness from the JetStream stream: the latest remembered message of
+    /// at most 4,096 bytes. If the stream still has this message, it still holds the same log.
     witness_checks: SharedCheck<KnownLog>,
     /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
     /// the bounds, the witnesses and the newest mark of the JetStream stream with the known log.
@@ -317,9 +325,10 @@ impl Identity {
     }
 
     /// Notes that the log of the local node has a message with the sequence `newest`. `witnesses`
-    /// are recent messages for later checks that the JetStream stream still has this log. Has no
-    /// effect if the log has another epoch than `epoch`. A `newest` below the known newest sequence
-    /// is ignored, and so are witnesses that are older than the remembered ones.
+    /// are recent messages that later checks look for: if the JetStream stream still has them, it
+    /// was not replaced by another log. Has no effect if the current log of the node has another
+    /// epoch (identity) than `epoch`. A `newest` below the known newest sequence is ignored, and so
+    /// are witnesses that are older than the remembered ones.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witnesses: Witnesses) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -332,7 +341,8 @@ impl Identity {
 
     /// Records that the log of the local node has lost its newest messages: the JetStream stream
     /// has stored a new message at a sequence that the node has seen before. The next check begins
-    /// a new log. Has no effect if the log has another epoch than `epoch`.
+    /// a new log. Has no effect if the current log of the node has another epoch (identity) than
+    /// `epoch`.
     pub(super) fn note_truncation(&self, epoch: u64) {
         if let Some(known) = self.lock().as_mut().filter(|known| known.epoch == epoch) {
             known.is_truncated = true;
@@ -340,9 +350,9 @@ impl Identity {
     }
 
     /// Returns the current log of the JetStream stream, from a check that begins after this call.
-    /// If the stream still has the small witness, a message that the local node remembers, the
-    /// result is the log that the node has used so far. Otherwise a complete [`check`](Self::check)
-    /// decides.
+    /// If the stream still has the small witness, a message of at most 4,096 bytes that the local
+    /// node remembers, the result is the log that the node has used so far. If not, a complete
+    /// [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
@@ -416,8 +426,9 @@ impl Identity {
         }
     }
 
-    /// Compares the bounds and the witnesses of the known log with the JetStream stream. Witnesses
-    /// are messages that the local node remembers to recognize the log.
+    /// Compares the known log with the JetStream stream: the greatest sequence that the local node
+    /// has seen, and the witnesses, which are messages that the node remembers to recognize the
+    /// log.
     async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
         if known.is_truncated {
             return Ok(Verdict::Different);
@@ -469,9 +480,10 @@ impl Identity {
     }
 
     /// Continues with the log that the local node has used so far. If the stream has removed the
-    /// small witness, a message that the node remembers to recognize the log, remembers the newest
-    /// message as a new witness. Publishes one more mark, a message that identifies the log, if the
-    /// stream is empty or if retention could soon remove all marks.
+    /// small witness (the latest message of at most 4,096 bytes that the node remembers to
+    /// recognize the log), the node also remembers the newest message. Publishes one more mark, a
+    /// message that identifies the log, if the stream is empty or if retention could soon remove
+    /// all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -530,10 +542,11 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     }
 }
 
-/// Returns a mark for a JetStream stream that has no mark, from the id of the log in a header of
-/// its messages. This mark is not published. Returns `None` if the stream is empty, or if the
-/// messages name no log. Also returns `None` if the first message of the stream was never removed,
-/// because the stream then never had a mark.
+/// Returns a mark (the identity of a log) for a JetStream stream without mark messages. The id of
+/// the log is from a header of the other messages. The returned mark is not published. Returns
+/// `None` if the stream is empty, or if its messages name no log. Also returns `None` if the first
+/// message of the stream was never removed: no mark was removed then, so the stream never had a
+/// mark. The header names a log that the stream has lost.
 async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
@@ -562,11 +575,12 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Begins a new log: publishes a mark and returns the newest mark of the JetStream stream.
-/// `replaces` is the id of a lost log. `previous` is the sequence of the newest mark so far, or 0.
+/// Begins a new log: publishes a mark, a message that identifies the log, and returns the newest
+/// mark of the JetStream stream. `replaces` is the id of a lost log. `previous` is the sequence of
+/// the newest mark so far, or 0.
 ///
-/// If two nodes do this at the same time, the stream stores only the first mark. Both nodes then
-/// use that mark.
+/// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
+/// then use that mark.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
@@ -609,8 +623,8 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
     Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
 }
 
-/// Creates a mark: a message with the id of a log, `log`, as its payload. The server uses
-/// `message_id` to detect a mark that is sent twice.
+/// Creates a mark, a message that identifies a log. Its payload is `log`, the id of the log. The
+/// server uses `message_id` to detect a mark that is sent twice.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);

@@ -158,8 +158,9 @@ struct Health {
     /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
     /// The time of the latest sign that the connection to NATS does not work: it was lost, or the
-    /// client tried to reconnect. A reconnect that the backend forces counts only if there was no
-    /// earlier sign. `None` while the connection works.
+    /// client tried to reconnect. `None` while the connection works. A reconnect that the backend
+    /// forces sets the time only if the time is `None`, because a forced reconnect is no sign that
+    /// the client itself still tries to connect.
     trouble: Mutex<Option<Instant>>,
 }
 

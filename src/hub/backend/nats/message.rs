@@ -210,9 +210,10 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Appends the events of a NATS message to `page`, but only events after the position `after`.
-/// `stream` is the name of the JetStream stream. Afterwards the page ends at the position of the
-/// message, even if no event was appended. A message of a program other than a hub has no events.
+/// Appends the events of a NATS message to `page`, the result of one read of the log, but only
+/// events after the position `after`. `stream` is the name of the JetStream stream. Afterwards the
+/// page ends at the position of the message, even if no event was appended. A message whose subject
+/// is not that of a topic, or whose kind is unknown, has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;

@@ -1,4 +1,5 @@
-//! Reading of old events, as pages of the retained messages of a JetStream stream.
+//! Reading of old events: returns the retained messages of a JetStream stream in pages of about
+//! 1,000 messages.
 
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
@@ -21,15 +22,16 @@ use tokio_stream::StreamExt;
 /// elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// The maximum time of a page while its messages are requested one by one. After this time, the
-/// page ends early. Over a slow network, a page of 1,000 messages would take longer than the ten
-/// seconds that a hub waits for a page.
+/// The maximum time to read a page (up to 1,000 messages) while the messages are requested one by
+/// one. After this time, the page ends early. Over a slow network, a page of 1,000 messages would
+/// take longer than the ten seconds that a hub waits for a page.
 const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
-/// Reads one page: the messages of a JetStream stream that come after the position `after` and have
-/// one of these `subjects`. If `subjects` is empty, the page contains the messages of all subjects.
-/// If the server does not create a consumer within 700 milliseconds ([`CONSUMER_TIMEOUT`]), or the
-/// consumer fails before its first message, the page also contains messages of other subjects.
+/// Reads a page of old events: messages of a JetStream stream that come after the position `after`
+/// and have one of these `subjects`. If `subjects` is empty, the page contains the messages of all
+/// subjects. If the server does not create a consumer within 700 milliseconds
+/// ([`CONSUMER_TIMEOUT`]), or the consumer fails before its first message, the page also contains
+/// messages of other subjects.
 ///
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
 /// it ends at the last position in `state`, or at a newer message that has arrived since.
@@ -97,8 +99,9 @@ async fn next_delivered(
     Ok(delivered)
 }
 
-/// Extends `page` by the next messages of `subjects`, up to the end that the JetStream stream has
-/// in `state`. Returns `false` if the page becomes full before it contains all of these messages.
+/// Extends `page`, the result of one read, by the next messages of `subjects`, up to the last
+/// sequence of the JetStream stream in `state`. Returns `false` if the page becomes full before it
+/// contains all of these messages.
 ///
 /// The consumer that has delivered the page can run on another server than the leader of the
 /// stream. The server of the consumer may not have the newest messages yet. The leader has them,
@@ -165,9 +168,9 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     Ok(messages)
 }
 
-/// Changes a page so that it reports messages that were deleted from the middle of the JetStream
-/// stream. The page begins after the position `after`. `deleted` contains the sequences of the
-/// deleted messages in rising order.
+/// Changes a page, the result of one read, so that it reports messages that were deleted from the
+/// middle of the JetStream stream. The page begins after the position `after`. `deleted` contains
+/// the sequences of the deleted messages in rising order.
 ///
 /// If the message directly after `after` was deleted, the page reports a gap at its beginning. Its
 /// eviction watermark, the end of the gap, becomes the last position of this range of deleted

@@ -132,7 +132,8 @@ impl Log {
     }
 
     /// Performs appends in one transaction, in their order. Returns the result of each append:
-    /// `None` if its condition does not hold, so that it has appended nothing.
+    /// `None` if the append requires an unchanged topic and this condition does not hold, so that
+    /// it has appended nothing.
     async fn append_now(self: &Arc<Self>, group: &[Waiting]) -> Result<Vec<Option<Appended>>, RequestError> {
         let records = || group.iter().flat_map(|append| &append.records);
         let kinds: Vec<_> = records().map(|record| page::kind_to_sql(record.kind)).collect();
@@ -191,19 +192,20 @@ impl Log {
     }
 }
 
-/// A call of the SQL function `append`. Consecutive appends without a condition share a call.
+/// A call of the SQL function `append`. Consecutive appends without a condition, which do not
+/// require an unchanged topic, share a call.
 struct Call {
-    /// The records of the call: those with the indexes `first..last` among all records of the
-    /// transaction, which are counted from 0.
+    /// The records that this call of the SQL function `append` stores: those with the indexes
+    /// `first..last` among all records of the transaction, which are counted from 0.
     first: usize,
     last: usize,
     condition: Option<Condition>,
-    /// The number of appends that share the call.
+    /// The number of appends that share this call of the SQL function `append`.
     appends: usize,
 }
 
 impl Call {
-    /// Returns the calls that perform these appends in their order.
+    /// Returns the calls of the SQL function `append` that perform these appends in their order.
     fn all(group: &[Waiting]) -> Vec<Self> {
         let mut calls: Vec<Self> = Vec::new();
         let mut records = 0;
@@ -227,9 +229,10 @@ fn to_index(records: usize) -> i32 {
     i32::try_from(records).unwrap_or(i32::MAX)
 }
 
-/// Decodes the response to a transaction of appends. Returns the epoch, the position and the time
-/// of the last record of each call of the SQL function `append`. The element of a call is `None` if
-/// its condition did not hold, so that the call has appended nothing.
+/// Decodes the response to a transaction of appends. Returns the position and the time of the last
+/// record of each call of the SQL function `append`, and the epoch of the log, which identifies one
+/// lifetime of the log. The element of a call is `None` if its condition did not hold, so that the
+/// call has appended nothing.
 fn ends(rows: &[Row], calls: usize) -> Result<Vec<Option<Known>>, tokio_postgres::Error> {
     let mut ends = vec![None; calls];
     for row in rows {

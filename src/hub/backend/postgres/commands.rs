@@ -9,7 +9,8 @@ use tokio_postgres::{
 };
 
 /// The Postgres setting `application_name` of the connection that all requests of this process
-/// share, except those of the follower. A name in the URL replaces it.
+/// share. The follower, the task that reads new records, has another connection. A name in the URL
+/// replaces this name.
 const COMMANDS: &str = "tower-sse-commands";
 
 /// The connection to Postgres that all requests of this process share, except those of the
@@ -47,8 +48,9 @@ impl Log {
         rows
     }
 
-    /// Returns the connection to Postgres that all requests of this process share, except those of
-    /// the follower. Opens the connection if there is none.
+    /// Returns the connection to Postgres that all requests of this process share, and opens it if
+    /// there is none. Only the follower, the task that reads new records, has a connection of its
+    /// own.
     pub(super) async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;

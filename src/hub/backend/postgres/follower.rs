@@ -1,5 +1,5 @@
-//! The connection of the follower, the task that reads new records. The follower waits for Postgres
-//! notifications on this connection, and reads the next page.
+//! The connection of the follower, the task that reads new records. On this connection, the
+//! follower waits for Postgres notifications, and reads the records.
 
 use super::{
     Log,

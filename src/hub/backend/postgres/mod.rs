@@ -295,10 +295,10 @@ impl Log {
         }
     }
 
-    /// Returns the bounds of the log: its epoch, and the range of positions that it retains. If
-    /// another log has replaced the log that this process knows, for example after a failover, the
-    /// function first starts a new epoch: another number, which identifies the new log. The ids of
-    /// earlier events are then not valid any more.
+    /// Returns the bounds of the log: its epoch (the number that identifies it), and the range of
+    /// positions that it retains. If another log has replaced the log that this process knows, for
+    /// example after a failover, the function first starts a new epoch: another number, which
+    /// identifies the new log. The ids of earlier events are then not valid any more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let connection = self.shared_connection().await?;
         let known = KnownParameters::of(self.known());

@@ -11,7 +11,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The maximum number of records in a page of the log.
+/// The maximum number of records in a page, the result of one read of the log.
 const MAX_RECORDS: i64 = 1000;
 /// The maximum number of records that a query examines to find the records of the wanted topics.
 /// Records of other topics count, too. Examining them takes about 10 ms.
@@ -21,8 +21,8 @@ const MAX_EXAMINED: i64 = 10_000;
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
 /// The newest record that this process knows, and its epoch, the number that identifies one
-/// lifetime of the log. If the log in Postgres does not have this record, another log has replaced
-/// it.
+/// lifetime of the log. If the log in Postgres does not have this record, and has not evicted it,
+/// another log has replaced the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) epoch: i64,
@@ -56,12 +56,13 @@ impl KnownParameters {
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// `true` if the log is still the log that this process knows: it is on the Postgres server
-    /// that has issued the epoch of this log, and it has the newest record that this process knows.
+    /// `true` if the log is on the Postgres server that has issued its epoch (the number that
+    /// identifies the log), and has the newest record that this process knows. The record may be
+    /// missing only if it was evicted, or if it is from an earlier epoch.
     pub(super) is_current: bool,
-    /// The number of rows in the page, including rows that this crate cannot decode, because a
-    /// program other than a hub has inserted them. The node counts all of these rows as new records
-    /// for its next eviction.
+    /// The number of records that the read has returned, including records that this crate cannot
+    /// decode, because a program other than a hub has inserted them. The node counts all of them as
+    /// new records for its next eviction.
     pub(super) count: usize,
 }
 
@@ -153,7 +154,9 @@ impl<'a> PageQuery<'a> {
 }
 
 impl Log {
-    /// Returns a page with the records of these topics that come after a position.
+    /// Reads the log after the position `after`, and returns the records of these topics as a page.
+    /// The page ends after 1,000 such records, after 64 KiB of them, or after 10,000 records of any
+    /// topics.
     pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let connection = self.shared_connection().await?;
         let query = PageQuery::new(self, Wanted::Topics(topics), after);
@@ -166,7 +169,7 @@ impl Log {
     }
 
     /// Returns the error of a read after another log has replaced the log in Postgres. The hub then
-    /// calls `bounds`, which starts a new epoch for the other log.
+    /// calls `bounds`, which starts a new epoch: another number, which identifies the other log.
     pub(super) fn is_replaced(&self) -> RequestError {
         RequestError::broken(format!("{} is another one than before", self.what()))
     }

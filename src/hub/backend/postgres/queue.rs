@@ -22,12 +22,14 @@ const MAX_RECORDS: usize = 1000;
 /// The maximum number of conditional appends in a transaction. Each of them takes about 0.1 ms.
 const MAX_CONDITIONAL: usize = 100;
 
-/// The maximum number of records that a conditional append examines to detect that a topic has a
-/// new record. Examining them takes about 3 ms. If more records follow the position of the
-/// condition, the conditional append appends nothing.
+/// The maximum number of records that a conditional append examines. The condition is that the log
+/// has no record of a topic after a certain position, so the append examines the records after this
+/// position. Examining 5,000 takes about 3 ms. If more records follow the position, the append
+/// appends nothing.
 pub(super) const MAX_EXAMINED: i64 = 5000;
 /// The maximum number of records that the conditional appends of a transaction examine together, as
-/// this process estimates it. Examining them takes about 30 ms.
+/// this process estimates it. A conditional append examines the records after a certain position,
+/// to detect a new record of its topic. Examining 50,000 takes about 30 ms.
 const MAX_EXAMINED_TOGETHER: i64 = 50_000;
 
 /// The topics of the hub itself: one for signs of life and other messages between nodes, and one
@@ -67,7 +69,8 @@ pub(super) struct Waiting {
     pub(super) records: Vec<Record>,
     /// `None` if the append has no condition.
     pub(super) condition: Option<Condition>,
-    /// The result is `None` if the condition does not hold, so that nothing was appended.
+    /// The result is `None` if the append has appended nothing, because the log does not meet the
+    /// `condition` of this append. For example, the log already has a newer record of the topic.
     pub(super) result: oneshot::Sender<Result<Option<Appended>, RequestError>>,
 }
 
@@ -97,9 +100,10 @@ struct Size {
 }
 
 impl Size {
-    /// Adds the size of an append to the size of the transaction. `newest` is the position of the
-    /// newest record in the log that this process knows. It serves to estimate how many records a
-    /// conditional append examines: those up to `newest` after the position of its condition.
+    /// Adds an append to the size of the transaction: its numbers of bytes, records, conditional
+    /// appends, and examined records. A conditional append examines the records after a certain
+    /// position, to detect a new record of its topic. Their number is estimated from `newest`, the
+    /// position of the newest record in the log that this process knows.
     fn add(&mut self, append: &Waiting, newest: i64) {
         if let Some(condition) = append.condition {
             // The append also examines the earlier records of the transaction. Other nodes may have
@@ -132,10 +136,12 @@ impl Appends {
 
     /// Takes the appends that share the next transaction from the queue. An empty result means that
     /// no append waits. The calling task, which performs the appends, then has to end, because the
-    /// next append starts another task. Appends to topics of the hub itself come first.
+    /// next append starts another task. Appends to the topics that the hub itself uses come first,
+    /// such as signs of life of this node.
     ///
     /// `newest` is the position of the newest record in the log that this process knows. It serves
-    /// to estimate how many records the conditional appends examine.
+    /// to estimate how many records a conditional append examines. Such an append examines the
+    /// records after a certain position, to detect a new record of its topic.
     pub(super) fn next_group(&self, newest: i64) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut size) = (Vec::new(), Size::default());
@@ -177,8 +183,9 @@ impl Running {
         Self { appends: Arc::clone(appends), has_ended: false }
     }
 
-    /// Notes that the task that performs the appends ends because no append is waiting. Dropping
-    /// the guard then has no effect, because the next append may already have started another task.
+    /// Drops this guard without making the waiting appends fail. (Any other drop of the guard makes
+    /// them fail.) Called when the task that performs the appends ends because no append is
+    /// waiting. The next append may already have started another task.
     pub(super) fn end(mut self) {
         self.has_ended = true;
     }
@@ -207,7 +214,8 @@ mod tests {
     }
 
     /// Creates a queue with these appends. Each pair is one append: the sizes of its records in
-    /// bytes, and the position of its condition, or `None` for an append without a condition.
+    /// bytes, and the position after which the log must have no record of the topic. `None` stands
+    /// for an append without this condition.
     fn queue(appends: impl IntoIterator<Item = (Vec<usize>, Option<i64>)>) -> (Appends, Results) {
         let queue = Appends::default();
         let results = appends.into_iter().map(|(sizes, since)| {
@@ -220,7 +228,8 @@ mod tests {
         (queue, results)
     }
 
-    /// Takes all groups, and returns the number of appends in each of them.
+    /// Takes all appends from the queue, in groups that share a transaction. Returns the number of
+    /// appends in each group.
     fn groups(queue: &Appends, newest: i64) -> Vec<usize> {
         std::iter::from_fn(|| Some(queue.next_group(newest).len()).filter(|len| *len > 0)).collect()
     }

@@ -14,9 +14,9 @@ use tokio_postgres::types::{ToSql, Type};
 /// takes about 10 ms. If this node has appended or read more records than this since its previous
 /// batch, the next batch deletes up to that greater number of records.
 const MAX_DELETED: u64 = 1000;
-/// The size in bytes of deleted records that ends a batch, a transaction of an eviction. If this
-/// node has appended or read more bytes than this since its previous batch, the next batch stops at
-/// that greater size.
+/// The size of deleted records, in bytes, that ends a batch. A batch is one transaction of an
+/// eviction. If this node has appended or read more bytes than this since its previous batch, the
+/// next batch stops only at that larger number of bytes.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// The number of new records after which a node starts an eviction, the deletion of the oldest

@@ -12,8 +12,8 @@ const VERSION: i32 = 2;
 const MAX_BYTES: usize = 1 << 20;
 
 /// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record,
-/// which only a program other than a hub can insert. A page with such a record could take longer
-/// than the timeout of a request, and nodes would request this page again and again.
+/// which only a program other than a hub can insert. A read that returns such a record could take
+/// longer than the timeout of a request, and nodes would repeat this read again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// The greatest position that a record can have, so that positions do not overflow. After a record

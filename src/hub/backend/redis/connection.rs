@@ -308,8 +308,10 @@ impl Connection {
     }
 }
 
-/// Returns the region of a Redis server: its sequence number in [`REGIONS`]. The region is derived
-/// from the `run_id` of the server. It is random if the server does not report its `run_id`.
+/// Returns the region of a Redis server: the sequence number that this crate gives to the first
+/// entry of each millisecond on this server. It is one of the 655,360 numbers in [`REGIONS`],
+/// derived from the `run_id` of the server. It is random if the server does not report its
+/// `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),

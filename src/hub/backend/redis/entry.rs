@@ -40,13 +40,16 @@ pub(super) struct Entry {
     /// was deleted during the read, because Redis then returns no contents of it.
     pub(super) previous: Option<Position>,
     /// The position through which this entry reports lost entries. `None` if it reports no loss. A
-    /// reader has missed lost entries if it has read the log only up to a smaller position, and
-    /// gets this entry next. In an entry with a record, this is the position of the newest lost
-    /// entry. In a mark, an entry that only reports a loss, it is the position directly before the
-    /// mark, so that each reader reports a gap.
+    /// reader that gets this entry next reports a gap if it has read the log only up to a smaller
+    /// position. In an entry with a record, this is the newest lost position that the hub knew when
+    /// it added the entry. In a mark, an entry that only reports a loss, it is the position
+    /// directly before the mark. No entry has that position, so each reader has read only up to a
+    /// smaller position, and reports a gap.
     lost_for_readers_before: Option<Position>,
-    /// The position of the newest lost entry that this entry reports. It differs from
-    /// `lost_for_readers_before` only in a mark. `None` if this entry reports no loss.
+    /// The position of the newest lost entry that this entry reports. `None` if this entry reports
+    /// no loss. In a mark, an entry that only reports a loss, `lost_for_readers_before` is not this
+    /// position, but the position directly before the mark. In all other entries, both positions
+    /// are equal.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
@@ -163,15 +166,17 @@ pub(super) struct DecodedBatch {
     /// lost the newest entries of the log. The first entry of the batch shows this: the position of
     /// its predecessor is smaller than the position of this last entry.
     pub(super) has_gone_back: bool,
-    /// The position of the newest lost entry that the entries of the batch report. `None` if no
-    /// entry of the batch reports a loss.
+    /// The position of the newest lost entry that the entries of the batch report. An entry can
+    /// contain this position, because a hub writes it into an entry after a failover has lost
+    /// entries. `None` if no entry of the batch reports a loss.
     pub(super) newest_lost: Option<Position>,
     /// The positions of all entries of the batch, as ranges of consecutive positions: each pair is
     /// the first and the last position of a range. `Losses` uses them to detect lost entries: an
     /// acknowledged entry is lost if the batch has passed its position, and no range contains it.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
-    /// The size of the largest entry of the batch in bytes.
+    /// The size in bytes of the largest entry in this batch, the entries that one read has
+    /// returned.
     pub(super) largest: usize,
 }
 
@@ -179,10 +184,11 @@ pub(super) struct DecodedBatch {
 /// log up to the position `after`. Calls `topic` with the topic name of each entry. `topic` returns
 /// the name as a shared string, or `None` if the records of the topic are not wanted.
 ///
-/// For every entry of a hub, the position of its predecessor is known. If the batch does not
-/// contain this predecessor directly before the entry, or if the entry reports a loss, the batch
-/// ends before the entry. So a missing entry is always reported at the start of a batch. Entries of
-/// other software add no record to the batch.
+/// For every entry of a hub, the position of its predecessor is known. A batch reports missing
+/// entries only between `after` and its first entry. So the batch ends before a later entry that
+/// does not follow its predecessor in the batch, or that reports a loss of entries between the two.
+/// The next read begins with this entry, and reports the missing entries. Entries of other software
+/// add no record to the batch.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,

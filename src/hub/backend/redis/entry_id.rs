@@ -48,13 +48,13 @@ pub(super) fn id(position: Position) -> String {
     format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
 }
 
-/// Returns the time that a position contains, in milliseconds since the Unix epoch.
+/// Returns the time in the upper bits of a position, in milliseconds since 1970.
 pub(super) fn ms(position: Position) -> u64 {
     position.get() >> SEQUENCE_BITS
 }
 
-/// Returns `true` if the time in a position is more than a day after `time_ms`, the current time of
-/// the Redis server.
+/// Returns `true` if the time in the upper bits of a position is more than a day after `time_ms`,
+/// the current time of the Redis server in milliseconds since 1970.
 pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
     ms(position) > time_ms.saturating_add(DAY_MS)
 }
@@ -81,8 +81,8 @@ mod tests {
         Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
-    /// Generates a position that a hub can issue. Only one entry id has this position, because its
-    /// time and its sequence number are not too great for a position.
+    /// Generates a position that a hub can issue. A position packs the time and the sequence number
+    /// of an entry id into 64 bits. Both numbers fit, so no other entry id has the same position.
     fn issued(u: &mut Unstructured<'_>) -> arbitrary::Result<Position> {
         Ok(at(u.int_in_range(0..=(u64::MAX >> SEQUENCE_BITS) - 1)?, u.int_in_range(0..=OVERFLOW_SEQUENCE - 1)?))
     }

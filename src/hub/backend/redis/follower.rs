@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-/// The maximum length of a search for a mark, in pages of about 1 MiB. A mark is an entry of the
+/// The maximum length of a search for a mark, in units of about 1 MiB. A mark is an entry of the
 /// log that reports a loss of entries. Before a process adds a mark, the server searches the log
 /// for an entry of another process that already reports this loss.
 const MARK_SEARCH_PAGES: usize = 8;
@@ -23,8 +23,9 @@ const MARK_SEARCH_PAGES: usize = 8;
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// Waits for new entries of the Redis stream after the position `after`, and returns them as a
-    /// page. Implements [`Backend::follow`](crate::hub::backend::Backend::follow).
+    /// Waits for new entries of the Redis stream after the position `after`, and returns their
+    /// records as a page, the result of one read of the log. Implements
+    /// [`Backend::follow`](crate::hub::backend::Backend::follow).
     pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
         loop {
@@ -78,9 +79,9 @@ impl RedisBackend {
     /// that this process knows. Called when `XREAD` has returned no entry after the position
     /// `after`.
     ///
-    /// Returns a page without records if all entries after `after` were evicted or lost. Returns
-    /// `None` if there is nothing to report to the hub. Returns an error if another log has
-    /// replaced the log.
+    /// Returns a page without records, which reports a loss to the hub, if all entries after
+    /// `after` were evicted or lost. Returns `None` if there is nothing to report to the hub.
+    /// Returns an error if another log has replaced the log.
     async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
         // Read the known watermark before the request. An entry that another task appends during
         // the request is then not mistaken for a loss.
@@ -124,8 +125,8 @@ impl RedisBackend {
 
     /// Adds a mark to the log, an entry that reports a loss of entries, if this process knows of a
     /// loss that the log does not report yet. `after` is the last position that this process has
-    /// read. Ignores an error, because the caller calls this method again before it reads the next
-    /// page.
+    /// read. Ignores an error, because the caller calls this method again before its next read of
+    /// the log.
     async fn mark(&self, after: Position) {
         let unread = self.losses().unread_mark();
         if unread.is_some() {

@@ -14,9 +14,10 @@ use std::{
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
 /// The maximum number of ranges of positions that this process has read and remembers. If there are
-/// more, the oldest range is forgotten. One range usually contains all entries of one millisecond,
-/// so 4,096 ranges cover at least 4 seconds. This is longer than the 2 seconds that an append waits
-/// for its response by default.
+/// more, the oldest range is forgotten. When the server acknowledges an append, the ranges show
+/// whether this process has already read the new entry. One range usually contains all entries of
+/// one millisecond, so 4,096 ranges cover at least 4 seconds. An append waits for its
+/// acknowledgement for at most 2 seconds by default, so the range of its entry is still remembered.
 const MAX_RUNS: usize = 4096;
 
 /// The number of failed attempts to report a loss, after which a process reports the loss without a
@@ -44,8 +45,9 @@ pub(super) struct Losses {
     /// The positions of entries that this process has added and the server has acknowledged, but
     /// that this process has not read from the log yet.
     acknowledged: BTreeSet<Position>,
-    /// The position of the newest lost entry whose loss is not reported yet: no entry that this
-    /// process has read reports it. `None` if there is no such lost entry.
+    /// The position of the newest entry that the log has lost, until this process has read an entry
+    /// that reports this loss. A process that detects a loss adds such an entry to the log. `None`
+    /// if there is no loss to report.
     lost: Option<Position>,
     /// The position of the mark, an entry that reports the loss of the entry `lost`. `None` if
     /// there is no mark, or if the log has lost the mark, too. [`attempt`](Self::attempt) forgets a
@@ -58,8 +60,9 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Sets the position after which this process reads next. If its last read did not end there,
-    /// also forgets the positions of the entries that it has read.
+    /// Sets the position after which this process reads next. If its previous read ended at another
+    /// position, also forgets the positions of the entries that this process has read, because the
+    /// next entries do not continue them.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -126,14 +129,15 @@ impl Losses {
         }
     }
 
-    /// Records that the log has lost the entry with this position, and that the loss has to be
-    /// reported in the log.
+    /// Records that the Redis stream has lost the entry with this position.
+    /// [`attempt`](Self::attempt) then lets its caller report this loss to all readers, with an
+    /// entry that the caller adds to the stream.
     pub(super) fn note_missing(&mut self, position: Position) {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Notes that this process has read a mark, an entry that reports a loss. `position` is the
-    /// position of the newest lost entry that the mark reports.
+    /// Notes that this process has read an entry of the log that reports a loss of other entries.
+    /// `position` is the position of the newest lost entry that it reports.
     fn note_reported(&mut self, position: Position) {
         if Some(position) >= self.lost {
             self.forget_lost();
@@ -183,10 +187,10 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores `regressed_to` for the next check, and returns the value of the previous check. The
-    /// value is the end of the log if it is before the last position that this process has read,
-    /// and otherwise `None`. If the end has moved forward between two such checks, other processes
-    /// append at positions that this process has already passed.
+    /// Stores `regressed_to`, the end of the log that a check has found, and returns the end that
+    /// the previous check has stored. An end is `None` if the log did not end before the last
+    /// position that this process has read. If both ends are known, and the new end is later, other
+    /// processes append at positions that this process has already passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -318,8 +322,10 @@ mod tests {
         assert_eq!(losses.attempt(), Some((at(2), false)));
     }
 
-    /// The end of the log is compared with its end at the previous check. A check before the last
-    /// read says nothing about later checks: the log may have lost entries twice.
+    /// If two checks find that the log ends before the read position, and the end is later the
+    /// second time, other processes append there. A read between the two checks makes this
+    /// conclusion wrong: the log may have grown past the read position, and then lost entries
+    /// again.
     #[test]
     fn end_of_the_log_before_a_read_is_forgotten() {
         let mut losses = losses();

@@ -37,8 +37,8 @@ use tokio::sync::Mutex;
 /// - **Acknowledged** events are in the memory of the server. Its option `appendfsync` decides
 ///   whether they survive a crash of the server. With `always`, all of them survive. With
 ///   `everysec`, the events of the last second or two are lost. Without an append-only file, the
-///   events since the last snapshot are lost. If a restart has lost events, the section about
-///   failovers below applies.
+///   events since the last snapshot are lost. If a restart has lost events, clients get the gaps
+///   that are described under **Failover** below.
 /// - **Order**: each publish is one script, and all topics and processes share the order of these
 ///   scripts. One [`publish_all`](crate::hub::Topic::publish_all) call is one script. It stores all
 ///   of its events, with no other event between them, or none. If the connection is lost before the
@@ -46,7 +46,7 @@ use tokio::sync::Mutex;
 ///   send them again.
 /// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
 ///   examines the entries after the given position, which takes about 1.6 microseconds for each
-///   entry. It appends nothing if there are more than 2,000 such entries, if an entry after the
+///   entry. It appends nothing if there are 2,000 such entries or more, if an entry after the
 ///   position is missing, or if the stream was deleted. But an entry that a failover has lost
 ///   counts as missing only in the processes that had read or published it.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
@@ -68,14 +68,15 @@ use tokio::sync::Mutex;
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
 ///   events detects this within 3 seconds. If the new stream is deleted, too, within two
-///   milliseconds after its creation, every client gets a gap. The first id after this gap,
-///   [`Gap::resumed`](crate::hub::Gap::resumed), may then be too small.
+///   milliseconds after its creation, every client gets a gap.
+///   [`Gap::resumed`](crate::hub::Gap::resumed), the id of the first event after this gap, may then
+///   be smaller than the real id of that event.
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A process that has
 ///   read or published a lost event detects the loss after it has reconnected. It then adds a mark,
 ///   an entry that reports the loss, to the log, even if no event is published. In all processes,
-///   every client gets a gap when it reaches the mark. A client that had received a lost event gets
-///   one gap before the next event, and another gap at the mark. If several processes knew
+///   every client gets a gap at the position of the mark. A client that had received a lost event
+///   gets one gap before the next event, and another gap at the mark. If several processes knew
 ///   different lost events, each of them may add a mark.
 ///
 /// There are exceptions to the reports after a failover:
@@ -83,12 +84,13 @@ use tokio::sync::Mutex;
 /// - Clients of a process that had neither read nor published a lost event first get the events
 ///   that were published between the failover and the mark. Then they get a gap at the position of
 ///   the mark.
-/// - A loss is not reported if no process that knew of it can report it. Each of them has ended
-///   before it has reached the new master, or has no permission to write there.
-/// - Two masters at the same time (split brain) may give the same id to two events. To make this
-///   improbable, each server begins every millisecond with one of 655,360 sequence numbers, derived
-///   from its identity. If one server publishes at most n events in a millisecond, and the other at
-///   most m, the same id can occur on both with a probability of about (n + m) in 655,360 for each
+/// - A loss is not reported if no process that knew of it can report it: each of them has ended
+///   before it has connected to the new master, or has no permission to write there.
+/// - Two masters at the same time (split brain) may give the same id to two events. An id consists
+///   of a time in milliseconds and a sequence number. To make equal ids improbable, each server has
+///   its own first sequence number for every millisecond: one of 655,360, derived from its
+///   identity. If one server publishes at most n events in a millisecond, and the other at most m,
+///   the same id can occur on both with a probability of about (n + m) in 655,360 for each
 ///   failover. For n = m = 100, this is 1 in 3,300.
 ///
 /// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
@@ -107,9 +109,9 @@ use tokio::sync::Mutex;
 ///   at most eight pages of about 64 KiB for clients that reconnect.
 /// - Permissions of a Redis user: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
 ///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` is optional: it identifies the
-///   server. Without `INFO`, each connection begins its milliseconds with a random sequence number,
-///   instead of one derived from the identity of the server. `CLIENT SETNAME` is optional too.
-///   `ROLE` is needed only with sentinels.
+///   server. Without `INFO`, the first sequence number of every millisecond is random for each
+///   connection, instead of derived from the identity of the server. `CLIENT SETNAME` is optional
+///   too. `ROLE` is needed only with sentinels.
 ///
 /// The log is one key, so one node of a Redis Cluster has it. The backend follows the redirects
 /// (`MOVED`) of the cluster to that node.
@@ -310,9 +312,9 @@ impl RedisBackend {
     }
 
     /// Returns the epoch, the number that identifies the log: a hash of the name of the Redis
-    /// stream. A stream that is deleted and created again keeps the epoch. It needs no new epoch:
-    /// positions contain times, so the positions of the new stream are greater than those of the
-    /// old one.
+    /// stream. A stream that is deleted and created again keeps the epoch. The new stream needs no
+    /// other epoch: positions contain times, so the positions of the new stream are greater than
+    /// those of the old one.
     fn epoch(&self) -> u64 {
         fnv(&self.stream)
     }
