@@ -46,13 +46,13 @@ const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
 /// The time that a node waits, after it has connected, before it adds one more mark (a message that
 /// identifies the log). The node adds this mark only if the JetStream stream has a maximum age of
-/// messages, because the newest mark may then soon expire. It waits at most a quarter of the
-/// maximum age. A message that arrives during this time postpones the mark, because the messages of
-/// a hub name the log in a header.
+/// messages, because the newest mark may then soon expire. The node waits at most a quarter of the
+/// maximum age. If a message arrives earlier, the mark is due half of the maximum age after this
+/// message: the messages of a hub also identify the log, in a header.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
-/// accepted it. A mark is a message that identifies the log.
+/// accepted it.
 ///
 /// If two nodes create the stream at the same time, the server may respond before the stream can
 /// receive messages.
@@ -62,40 +62,42 @@ const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 const MAX_ID_BYTES: usize = 1024;
 
 /// The header with the id of a lost log. If a log replaces a lost log, the first mark of the new
-/// log has this header. A mark is a message in the JetStream stream that identifies the log.
+/// log has this header.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header with the sequence of the last event before a mark, a message in the JetStream stream
-/// that is not an event and identifies the log. The first mark of a log does not have this header.
+/// The header of a mark with the sequence of the last event before the mark, which is no event
+/// itself. The first mark of a log does not have this header.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The state of the log in the JetStream stream, as the local node knows it. It includes the
-/// messages that identify the log: the newest mark, and the witnesses, which are recent messages.
+/// The local node's knowledge of the log in the JetStream stream: the id, the newest sequence, the
+/// newest mark (the message that identifies the log), and the witnesses (remembered messages).
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload, or the hash of the payload, of each mark in the
-    /// JetStream stream ([`Mark::read`]). Marks are the messages that identify the log.
+    /// JetStream stream ([`Mark::read`]).
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that the local node has read. Marks are messages that
-    /// identify the log. 0 if retention had removed every mark before the local node connected.
+    /// The sequence of the newest mark that the local node has read. 0 if retention had removed
+    /// every mark before the local node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark, a message that identifies the log.
-    /// All messages between this event and the newest mark are marks, too. If the newest mark
-    /// begins the log, the log has no earlier event, and this is the sequence of the mark itself.
+    /// The sequence of the last event before the newest mark. All messages between this event and
+    /// the newest mark are marks, too. If the newest mark begins the log, the log has no earlier
+    /// event, and this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
     pub(super) newest: u64,
     /// `true` if the stream is known to have lost the newest messages of the log: it has stored a
     /// new message at a sequence that the log had used before, at or below the field `newest`. The
-    /// earlier messages from this sequence on are lost, and the next check begins a new log.
+    /// messages that had this sequence or a greater one before are lost, and the next check begins
+    /// a new log.
     is_truncated: bool,
     witnesses: Witnesses,
-    /// The sequence and the time of the newest message of the JetStream stream at the last complete
-    /// check that the stream still holds this log ([`State::end`]). While both are the same, checks
-    /// need not fetch remembered messages of more than 4,096 bytes again. `None` before the first
-    /// complete check, or if the server does not return the time.
+    /// The sequence and the time of the newest message of the JetStream stream ([`State::end`]) at
+    /// the last complete check, which found that the stream still holds this log. While the newest
+    /// message is the same, checks need not compare remembered messages of more than 4,096 bytes
+    /// with the stream again. `None` before the first complete check, or if the server does not
+    /// return the time.
     checked_end: Option<(u64, Nanoseconds)>,
     /// The maximum age of messages in the JetStream stream. The server removes older messages.
     /// `None` means no limit.
@@ -103,10 +105,9 @@ pub(super) struct KnownLog {
     /// The `duplicate_window` of the JetStream stream: the server detects a message that is sent
     /// twice within this time.
     pub(super) duplicate_window: Duration,
-    /// The time when the local node adds one more mark, a message that identifies the log. Without
-    /// it, retention could remove all marks. Each message that arrives earlier postpones this time
-    /// to half of `max_age` after its arrival, because the messages of a hub name the log in a
-    /// header.
+    /// The time when the local node adds one more mark. Without this mark, retention could remove
+    /// all marks. Each message that arrives earlier postpones this time to half of `max_age` after
+    /// its arrival, because the messages of a hub name the log in a header.
     renewal: Instant,
 }
 
@@ -117,21 +118,20 @@ pub(super) struct Witness {
     sequence: u64,
     identity: u64,
     is_small: bool,
-    /// The time when the JetStream stream stored this witness, a message that the node remembers to
-    /// recognize the log. `None` if the local node has published the message and has not read it
-    /// back yet.
+    /// The time when the JetStream stream stored this message. `None` if the local node has
+    /// published the message and has not read it back yet.
     time: Option<Nanoseconds>,
 }
 
 impl Witness {
-    /// Creates a witness, a remembered message that identifies the log, from the sequence, the
-    /// message id and the payload size of a published message.
+    /// Creates a witness from the sequence, the message id and the payload size of a published
+    /// message.
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Self {
         Self { sequence, identity: message::identity(id), is_small: bytes <= MAX_WITNESS_BYTES, time: None }
     }
 
-    /// Creates a witness, a remembered message that identifies the log, from a stored message.
-    /// Returns `None` if a program other than a hub has published the message.
+    /// Creates a witness from a stored message. Returns `None` if a program other than a hub has
+    /// published the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let identity = message.identity().filter(|_| message.log().is_some())?;
         let is_small = message.payload.len() <= MAX_WITNESS_BYTES;
@@ -142,10 +142,9 @@ impl Witness {
         message.identity() == Some(self.identity)
     }
 
-    /// Returns `true` if this witness, a message that the node remembers to recognize the log, is
-    /// the newest message of the JetStream stream. `state` is the state of the stream: its last
-    /// sequence and time must be those of the witness. A check that the stream still has the
-    /// witness then need not fetch the message.
+    /// Returns `true` if this remembered message is the newest message of the JetStream stream: the
+    /// last sequence and time in `state` are those of this message. A check that the stream still
+    /// has the message then need not fetch it.
     fn is_last(&self, state: &State) -> bool {
         self.sequence == state.last && self.time.is_some() && self.time == state.last_time
     }
@@ -155,19 +154,18 @@ impl Witness {
 /// it still holds the same log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Witnesses {
-    /// The latest remembered message (witness) of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]).
-    /// Quick checks that the stream still holds the same log fetch only this message from the
-    /// server.
+    /// The latest remembered message of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]). Quick checks
+    /// that the stream still holds the same log fetch only this message from the server.
     small: Option<Witness>,
-    /// The latest remembered message (witness) of any size. Only complete checks that the stream
-    /// still holds the same log compare it with the message in the stream. Quick checks use the
-    /// field `small`.
+    /// The latest remembered message of any size. Only complete checks that the stream still holds
+    /// the same log look for this message. Quick checks look only for the message in the field
+    /// `small`.
     latest: Option<Witness>,
 }
 
 impl Witnesses {
-    /// Adds a witness, a message that the node remembers to recognize the log. Has no effect if the
-    /// remembered witnesses are newer.
+    /// Adds a message to the remembered messages. Has no effect if the remembered messages are
+    /// newer.
     pub(super) fn add(&mut self, witness: Witness) {
         if witness.is_small && self.small.is_none_or(|small| small.sequence < witness.sequence) {
             self.small = Some(witness);
@@ -216,18 +214,17 @@ impl KnownLog {
         self.checked_end.is_some() && self.checked_end == state.end()
     }
 
-    /// Skips marks, the messages that identify the log and contain no event. If only marks are
-    /// between the position `through` and the newest mark, returns the position of the newest mark.
-    /// Otherwise returns `through`.
+    /// Skips marks, which contain no event. If only marks are between the position `through` and
+    /// the newest mark, returns the position of the newest mark. Otherwise returns `through`.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark, a message that identifies the log. The follower, the task that reads new
-    /// messages, has read this mark. Returns `false` if the mark is newer than the mark in `self`,
-    /// and belongs to another log. Otherwise returns `true`. If the mark is newer and belongs to
-    /// this log, it replaces the mark in `self`.
+    /// Handles a mark (a message that identifies the log) that the follower has read. If the mark
+    /// has the log id of `self`, and a greater sequence than the newest mark in `self`, this mark
+    /// becomes the newest mark in `self`. Returns `true`, unless the mark has a greater sequence
+    /// and another log id: the stream then holds another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -244,15 +241,15 @@ impl KnownLog {
 struct Mark {
     sequence: u64,
     id: Arc<str>,
-    /// The id of the lost log that the log of this mark replaces. `None` unless this mark, a
-    /// message that identifies a log, is the first mark after a loss.
+    /// The id of the lost log that the log of this mark replaces. `None` unless this mark is the
+    /// first mark after a loss.
     replaces: Option<Arc<str>>,
     last_event: u64,
 }
 
 impl Mark {
-    /// Decodes a mark, a message whose payload is the id of the log. A mark that a program other
-    /// than a hub has published also begins a log, and causes no error: if its payload cannot be an
+    /// Decodes a mark, a message whose payload is the id of the log that it begins or continues. A
+    /// program other than a hub can also begin a log, with any payload: if the payload cannot be an
     /// id, the id is the hash of the payload.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
@@ -282,8 +279,9 @@ enum Verdict {
     /// The last sequence of the JetStream stream is smaller than a sequence that the node has seen.
     /// So the stream has lost its newest messages.
     Shorter,
-    /// The JetStream stream was replaced: it has a different message at the sequence of a message
-    /// that the node remembers or has seen.
+    /// The JetStream stream was replaced, or has stored new messages after a loss: it has another
+    /// message at the sequence of a remembered message, or has issued a sequence again that the
+    /// node had seen before.
     Different,
 }
 
@@ -297,8 +295,8 @@ pub(super) struct Identity {
     /// at most 4,096 bytes. If the stream still has this message, it still holds the same log.
     witness_checks: SharedCheck<KnownLog>,
     /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
-    /// the bounds, the witnesses and the newest mark of the JetStream stream with the known log.
-    /// Witnesses and marks are messages that identify the log.
+    /// the last sequence, the remembered messages and the newest mark of the log with those of the
+    /// JetStream stream.
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -312,10 +310,10 @@ impl Identity {
     }
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
-    /// sequence `newest`. `log` is the follower's own copy of the known log. If the mark in this
-    /// copy (a message that identifies the log) is newer than the known mark, records it, too.
-    /// `witnesses` are recent messages for later checks that the stream still has this log. Has no
-    /// effect if the node has changed to another log in the meantime.
+    /// sequence `newest`. `log` is the follower's own knowledge of the log: if it contains a newer
+    /// mark than `self`, `self` gets this mark. `witnesses` are recent messages for later checks
+    /// that the stream still has this log. Has no effect if the node has changed to another log in
+    /// the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witnesses: Witnesses) {
         self.note_message(log.epoch, newest, witnesses);
         let mut known = self.lock();
@@ -371,12 +369,12 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the JetStream stream with the log that the local node has used so far. Returns the
-    /// current log and the state of the stream. Concurrent callers share a check, which begins
-    /// after their calls.
+    /// Checks whether the JetStream stream still holds the log that the local node has used so far.
+    /// Returns the current log and the state of the stream. Concurrent callers share a check, which
+    /// begins after their calls.
     ///
-    /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
-    /// begins a new log in it.
+    /// Creates the stream if it does not exist. If the stream has lost messages of the log, or was
+    /// replaced, begins a new log with another epoch in the stream.
     pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
         // The future of `find` is large, and several other futures contain this one.
         self.checks.run(Box::pin(self.find(stream))).await
@@ -427,8 +425,7 @@ impl Identity {
     }
 
     /// Compares the known log with the JetStream stream: the greatest sequence that the local node
-    /// has seen, and the witnesses, which are messages that the node remembers to recognize the
-    /// log.
+    /// has seen, and the remembered messages.
     async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
         if known.is_truncated {
             return Ok(Verdict::Different);
@@ -459,8 +456,8 @@ impl Identity {
         Ok(Verdict::Same)
     }
 
-    /// Makes the log with this mark the known log of the local node. A mark is a message that
-    /// identifies a log.
+    /// Makes the log that `mark` identifies the current log of the local node. Later checks compare
+    /// the stream with this log.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
@@ -480,10 +477,9 @@ impl Identity {
     }
 
     /// Continues with the log that the local node has used so far. If the stream has removed the
-    /// small witness (the latest message of at most 4,096 bytes that the node remembers to
-    /// recognize the log), the node also remembers the newest message. Publishes one more mark, a
-    /// message that identifies the log, if the stream is empty or if retention could soon remove
-    /// all marks.
+    /// remembered message of at most 4,096 bytes, the node remembers the newest message of the
+    /// stream for later checks. Publishes one more mark, a message that identifies the log, if the
+    /// stream is empty or if retention could soon remove all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -530,8 +526,8 @@ impl Identity {
 }
 
 /// Returns the mark (the message that identifies the log) of a JetStream stream that the local node
-/// has not used yet. If retention has removed all marks, takes the id of the log from a header of
-/// other messages. If the stream has no log, begins one.
+/// has not used yet. If retention has removed all marks, returns an unpublished mark with the log
+/// id from a header of another message. If the stream has no log, begins one, and returns its mark.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -542,11 +538,15 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     }
 }
 
-/// Returns a mark (the identity of a log) for a JetStream stream without mark messages. The id of
-/// the log is from a header of the other messages. The returned mark is not published. Returns
-/// `None` if the stream is empty, or if its messages name no log. Also returns `None` if the first
-/// message of the stream was never removed: no mark was removed then, so the stream never had a
-/// mark. The header names a log that the stream has lost.
+/// The number of messages, from the oldest one on, in which [`named_by_messages`] looks for the id
+/// of the log. Messages of other programs do not name the log.
+const MAX_EXAMINED: usize = 32;
+
+/// Returns an unpublished mark for a JetStream stream without marks. Its log id is from a header of
+/// one of the 32 oldest messages, or of the newest message. Returns `None` if none of these
+/// messages names a log. Also returns `None` if the first message of the stream was never removed.
+/// Such a stream never had a mark. If its messages name a log, this log was in an earlier stream
+/// with the same name, and is lost.
 async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
@@ -555,8 +555,9 @@ async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<
         return Ok(None);
     }
     // A node that does not know this log yet may just have published the newest message. So the
-    // newest message counts only if the oldest one is from a program other than a hub.
-    for sequence in [state.first, state.last] {
+    // newest message counts only if the older ones are from programs other than a hub.
+    let oldest = (state.first..state.last).take(MAX_EXAMINED);
+    for sequence in oldest.chain([state.last]) {
         let message = stream.get(sequence).await?;
         if let Some(id) = message.as_ref().and_then(Stored::log) {
             return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
@@ -565,9 +566,8 @@ async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<
     Ok(None)
 }
 
-/// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
-/// log, and `mark` is the newest mark in the JetStream stream. If no other node has begun the new
-/// log yet, this function begins it.
+/// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
+/// JetStream stream. If no other node has begun the new log yet, this function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -575,9 +575,8 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Begins a new log: publishes a mark, a message that identifies the log, and returns the newest
-/// mark of the JetStream stream. `replaces` is the id of a lost log. `previous` is the sequence of
-/// the newest mark so far, or 0.
+/// Begins a new log: publishes a mark, and returns the newest mark of the JetStream stream.
+/// `replaces` is the id of a lost log. `previous` is the sequence of the newest mark so far, or 0.
 ///
 /// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
 /// then use that mark.
@@ -598,8 +597,8 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
-/// Returns the newest mark of the JetStream stream, a message that identifies the log, or `None` if
-/// the stream has no mark. `state` is the state of the stream.
+/// Returns the newest mark of the JetStream stream, or `None` if the stream has no mark. `state` is
+/// the state of the stream.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if the stream has no message according
@@ -623,18 +622,18 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
     Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
 }
 
-/// Creates a mark, a message that identifies a log. Its payload is `log`, the id of the log. The
-/// server uses `message_id` to detect a mark that is sent twice.
+/// Creates a mark. Its payload is `log`, the id of the log. The server uses `message_id` to detect
+/// a mark that is sent twice.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
-/// an expected sequence: that of the newest mark in the stream if `mark` begins a log, and
-/// otherwise that of the newest message. If the stream has another sequence by then, the server
-/// refuses the mark, and this function returns `None`.
+/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` requires a
+/// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
+/// otherwise that of the newest message. If the stream has another last sequence when `mark`
+/// arrives, the server refuses `mark`, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -174,6 +174,23 @@ async fn publish_foreign(store: &Store) {
     ack.await.expect("the message is stored");
 }
 
+/// Neither the oldest nor the newest message names the log, and the mark was removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_between_messages_of_other_programs_stays_the_same() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let log = nats(&store.url()).max_messages(5);
+    append_all(&log, "t", 2, 10).await;
+    for _ in 0..4 {
+        publish_foreign(&store).await;
+    }
+    append_all(&log, "t", 1, 10).await;
+    publish_foreign(&store).await;
+    let before = log.bounds().await.expect("the server responds");
+    let another = nats(&store.url()).max_messages(5);
+    assert_eq!(another.bounds().await.expect("the server responds").epoch, before.epoch);
+    assert_eq!(log.bounds().await.expect("the server responds"), before, "no mark is published");
+}
+
 /// With a retention of three messages, the stream has no small message.
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_of_idle_log_fetch_no_large_message() {
