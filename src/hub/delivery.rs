@@ -28,11 +28,10 @@ impl Core {
 }
 
 impl Node for Core {
-    /// Switches to another log: to the first log of this node, or to a log that has replaced the log
-    /// of the backend. Ends all subscriptions, because their positions are not valid in the other
-    /// log. `bounds` has the epoch of the other
-    /// log (the number that identifies it), its last position, and its eviction watermark: events
-    /// up to this position may have been evicted.
+    /// Switches to another log: to the first log of this node, or to a log that has replaced the
+    /// log of the backend. Ends all subscriptions, because their positions are not valid in the
+    /// other log. `bounds` has the epoch of the other log (the number that identifies it), its last
+    /// position, and its eviction watermark: events up to this position may have been evicted.
     fn reset(&self, bounds: &Bounds) {
         self.stream_registries.note_missed();
         let mut registry = self.registry.lock();
@@ -40,12 +39,13 @@ impl Node for Core {
         if let Some(backend) = &self.backend {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
-        self.recordings.reset(bounds.evicted_through);
+        self.recordings.reset(bounds.evicted_through, bounds.last);
         let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
         presence::wake(wakers);
         topic_state::shut_down(topics);
         count_wakers.wake();
+        self.recordings.announce_again();
         self.backend.as_ref().inspect(|backend| backend.announce_reset(bounds.epoch));
     }
 
@@ -162,10 +162,10 @@ impl Core {
     /// evicted them.
     ///
     /// Handles one topic after the other, and unlocks the registry, the table of all topics, in
-    /// between. A client can reconnect in between, while its topic does not report the evicted
-    /// events yet. The client must not get a cursor (a position to resume from) after these events,
-    /// because the client would then miss them without a gap. New cursors come from the last
-    /// position of the registry. So this position is raised to `through` only after the last topic.
+    /// between. So a client can reconnect before its topic reports the evicted events. If the hub
+    /// then sent a cursor (a position to resume from) after these events, the client would miss
+    /// them without a gap. The last position of the registry limits new cursors, so this position
+    /// is raised to `through` only after the last topic.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
         let topics = registry.truncate_through(through);

@@ -15,6 +15,7 @@ mod recording;
 mod recording_announced;
 mod recording_loss;
 mod recording_refused;
+mod recording_replaced;
 mod registry;
 mod registry_model;
 mod registry_order;

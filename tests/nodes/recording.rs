@@ -216,27 +216,53 @@ async fn recording_continues_in_another_log() {
     drop(recording);
 }
 
-/// The log is replaced between the two records of a takeover, the will and the end.
+/// The lease of a node is the shortest one of its recordings.
 #[tokio::test(start_paused = true)]
-async fn takeover_is_repeated_in_another_log() {
+async fn end_of_recording_with_short_lease_ends_no_other_recording() {
     let shared = Shared::new(PLENTY);
-    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (hubs, _connections) = two(&shared, Hub::builder).await;
     let (sender, items) = channel();
     let _recording = record(&hubs[0], "a", items).start();
     sender.send(Event::new("1")).unwrap();
-    sleep(SECOND).await;
-    connections[0].set(Mode::Hangs);
-    // Before the node appends the end, it waits until it has read the will.
-    connections[1].lag.store(400, Relaxed);
-    let will = async {
-        while log(&shared, "a") != ["1", "will"] {
-            sleep(SECOND / 100).await;
-        }
-    };
-    timeout(LEASE * 2, will).await.expect("the node publishes the will");
-    shared.replace(PLENTY, Vec::new());
+    let (short, items) = channel();
+    let other = record(&hubs[0], "b", items).lease(SECOND).start();
+    sleep(SECOND * 2).await;
+    drop(short);
+    assert_eq!(other.outcome().await, Outcome::Finished);
     sleep(LEASE * 2).await;
-    assert_eq!(log(&shared, "a"), ["will", "."]);
+    assert_eq!(log(&shared, "a"), ["1"]);
+}
+
+/// A response of the backend takes longer than a third of the lease.
+#[tokio::test(start_paused = true)]
+async fn dead_node_with_very_short_lease_is_replaced() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[1].latency.store(40, Relaxed);
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).lease(SECOND / 10).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND / 10).await;
+    connections[0].set(Mode::Hangs);
+    sleep(SECOND * 10).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+}
+
+/// A recording without a will has an empty one.
+#[tokio::test(start_paused = true)]
+async fn empty_record_of_another_program_ends_no_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = hubs[0].topic("a").record(items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: Vec::new().into() }]);
+    sleep(SECOND).await;
+    sender.send(Event::new("2")).unwrap();
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert_eq!(log(&shared, "a"), ["1", "", "2", "."]);
 }
 
 #[tokio::test(start_paused = true)]

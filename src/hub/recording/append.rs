@@ -185,10 +185,13 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
         }
         match fence.append(backend, records[..count].to_vec()).await {
             Ok(Some(appended)) => {
-                // Otherwise another log has replaced the log since.
+                // Another log may have replaced the log since. The epoch changes while the registry
+                // is locked.
+                let registry = core.registry.lock();
                 if appended.epoch == backend.epoch_bits() {
                     local.note_appended(appended.position);
                 }
+                drop(registry);
                 records.drain(..count);
                 // The fence shows that no earlier attempt was stored. An earlier attempt that still
                 // reaches the backend fails at its own fence.

@@ -44,7 +44,7 @@ const BEATS: u32 = 3;
 /// The minimum time limit of a request to the backend by the keeper, the task that sends the signs
 /// of life of this node. Usually the limit is a third of the lease, the silence after which this
 /// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
-const MIN_TIME: Duration = Duration::from_millis(500);
+pub(super) const MIN_TIME: Duration = Duration::from_millis(500);
 
 /// The lower limit of the time without a successful request to the backend that counts as an
 /// outage. Above this limit, the time is two thirds of the shortest lease of all nodes. A lease is
@@ -83,6 +83,10 @@ struct Keeper {
     /// `None` before the first beat and after a failed append: the next full beat is then due
     /// immediately.
     beat_at: Option<Instant>,
+    /// The lease in the last beat (sign of life): the silence after which the other nodes consider
+    /// this node dead. If the lease becomes longer, the shorter one applies until the next beat.
+    /// `None` before the first beat.
+    lease: Option<Duration>,
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
     /// the topics to report change, the next beat is due immediately.
     watching: HashSet<Arc<str>>,
@@ -194,7 +198,7 @@ impl Keeper {
         }
         let lease = plan.lease;
         let has_content = !plan.locals.is_empty() || !plan.watching.is_empty() || plan.has_members;
-        let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
+        let due = self.next_beat(lease).unwrap_or(now);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
         let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
         // A beat with all recordings and topics is needed when it is due, and if a topic is not
@@ -209,7 +213,7 @@ impl Keeper {
             return Some((Instant::now() + RETRY, recordings));
         }
         let core = &weak.upgrade()?;
-        let next_beat = self.beat_at.filter(|_| has_content).map(|at| at + lease / BEATS);
+        let next_beat = self.next_beat(lease).filter(|_| has_content);
         let next_death = self.take_over(core);
         let since = recordings.state().contact.since;
         core.presence.declare_deaths(since);
@@ -223,6 +227,14 @@ impl Keeper {
             .min()
             .unwrap_or(now);
         Some((next.max(now + TICK / 100), recordings))
+    }
+
+    /// Returns the time when the next full beat (sign of life) is due: a third of the lease after the
+    /// last full beat. `lease` is the lease of the next beat. Returns `None` if no beat was
+    /// appended yet, or if the last append has failed.
+    fn next_beat(&self, lease: Duration) -> Option<Instant> {
+        let shorter = self.lease.map_or(lease, |announced| announced.min(lease));
+        self.beat_at.map(|at| at + shorter / BEATS)
     }
 
     /// Appends a beat, the sign of life of this node. The beat lists the recordings in `plan`, the
@@ -259,7 +271,8 @@ impl Keeper {
         let now = Instant::now();
         self.append(recordings, backend, beat, &locals, lease).await?;
         locals.iter().for_each(|local| local.note_announced());
-        (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
+        (self.beat_at, self.lease) = (Some(now), Some(lease));
+        (self.watching, self.has_content) = (watching, has_content);
         recordings.note_progress();
         Some(())
     }
@@ -285,6 +298,7 @@ impl Keeper {
         // A recording that has ended is not announced.
         if !beat.recordings.is_empty() || !beat.watching.is_empty() {
             self.append(recordings, backend, beat, &locals, plan.lease).await?;
+            self.lease = Some(plan.lease);
         }
         locals.iter().for_each(|local| local.note_announced());
         (self.watching, self.has_content) = (plan.watching, true);
@@ -534,7 +548,7 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let peer = state.peers.get_mut(&node)?;
     let now = Instant::now();
     // This process may have been paused since it has found that the node is dead.
-    let is_in_contact = last.is_some_and(|last| now.duration_since(last) < peer.lease() / BEATS);
+    let is_in_contact = last.is_some_and(|last| now.duration_since(last) < (peer.lease() / BEATS).max(MIN_TIME));
     let is_dead = peer.is_dead(now, since);
     let foreign = peer.recordings.get_mut(&announced.topic)?;
     if foreign.announced.id != announced.id {

@@ -3,10 +3,12 @@
 
 use super::{
     beat::{Announced, Beat, Beats, Message},
+    keeper::MIN_TIME,
     outage::{Appends, Outage},
     outcome::Outcome,
 };
 use crate::{
+    callback::contain_panic,
     hub::{
         backend::{Page, Position, Record, RecordKind},
         presence,
@@ -214,6 +216,10 @@ struct LocalState {
     /// they may finish the topic, or may be the will, which another node publishes if it considers
     /// this node dead.
     appended: Position,
+    /// The position up to which a log that has replaced another one can contain copies of earlier
+    /// records of this recording (a task that publishes a stream into a topic). An equal record up
+    /// to this position is not from the current append.
+    earlier_through: Position,
     /// Set if this recording, a task that publishes a stream into a topic, must publish nothing
     /// more. The reason is that its topic is finished, that its topic has a name that recordings
     /// cannot use, or that the hub is shut down.
@@ -255,10 +261,11 @@ impl Recordings {
     /// greatest position of the backend's log that this node knows, and `None` for a hub in memory.
     /// If a request to stop the recordings of the topic is at or before this position in the log,
     /// it was meant for an earlier recording and does not stop this one.
-    pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
+    pub(super) fn add(&self, local: &Arc<Local>, last: impl FnOnce() -> Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
-        if let Some(last) = last {
+        // The position is read under the lock, so that it is of the log of the next `reset`.
+        if let Some(last) = last() {
             local.lock().started_at = last.max(state.noted_through);
         }
         drop(state);
@@ -397,23 +404,33 @@ impl Recordings {
     /// Wakes the tasks that wait in [`progressed`](Self::progressed), because this node has read a
     /// further part of the log or appended a sign of life.
     pub(in crate::hub) fn note_progress(&self) {
-        self.progressed.notify_waiters();
+        // The application may have polled one of these tasks, so a waker may panic.
+        contain_panic("waker", || self.progressed.notify_waiters());
     }
 
     /// Prepares the recordings, the streams that nodes publish into topics, for another log that
     /// has replaced the log of the backend. The recordings continue in the other log. This node
     /// reads the other log after the position `after`, and learns the state of the recordings from
-    /// it.
-    pub(in crate::hub) fn reset(&self, after: Position) {
+    /// it. `last` is the last position of the other log.
+    pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
         state.noted_through = after;
-        state.local.values().flatten().for_each(|local| local.reset());
+        state.local.values().flatten().for_each(|local| local.reset(last));
+        // A completed takeover is repeated if the other log does not have its records.
+        state.settled = Settled::default();
         for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
-            // A completed takeover is repeated, because the other log does not have its records.
             (foreign.has_will, foreign.is_claimed) = (false, false);
         }
-        drop(state);
-        self.progressed.notify_waiters();
+    }
+
+    /// Announces the recordings of this node (tasks that publish streams) again, because another log
+    /// has replaced the log, and wakes the tasks that wait in [`progressed`](Self::progressed). The
+    /// caller has called [`reset`](Self::reset), and holds no lock.
+    pub(in crate::hub) fn announce_again(&self) {
+        let locals: Vec<_> = self.state().locals().cloned().collect();
+        locals.iter().for_each(|local| local.note_unannounced());
+        self.changed.notify_one();
+        self.note_progress();
     }
 
     /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
@@ -451,7 +468,7 @@ impl Recordings {
     pub(super) fn is_watched_elsewhere(&self, topic: &str, lease: Duration) -> bool {
         let state = self.state();
         let now = Instant::now();
-        let is_in_contact = state.contact.last.is_some_and(|last| now.duration_since(last) < lease);
+        let is_in_contact = state.contact.last.is_some_and(|last| now.duration_since(last) < lease.max(MIN_TIME));
         let mut alive = state.peers.values().filter(|peer| !peer.is_dead(now, state.contact.since));
         !is_in_contact || alive.any(|peer| peer.watching.contains(topic))
     }
@@ -704,6 +721,10 @@ impl Local {
         self.announcement.borrow().is_done
     }
 
+    fn note_unannounced(&self) {
+        self.announcement.send_if_modified(|announcement| mem::take(&mut announcement.is_done));
+    }
+
     pub(super) fn note_announced(&self) {
         self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
     }
@@ -752,8 +773,11 @@ impl Local {
         }
     }
 
-    fn reset(&self) {
+    /// Notes that another log with the last position `last` has replaced the log. The other log may
+    /// be a copy, in which the records keep their positions.
+    fn reset(&self, last: Position) {
         let mut state = self.lock();
+        state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
         state.appended = Position::START;
         state.started_at = Position::START;
         state.seen = state.seen.take().map(|_| Vec::new());
@@ -791,8 +815,10 @@ impl Local {
         let is_same = |(seen, record): (&(Position, RecordKind, Bytes), &Record)| {
             (seen.1, &seen.2) == (record.kind, &record.event)
         };
-        let mut windows = seen.windows(records.len());
-        let own = windows.position(|window| is_unsure && window.iter().zip(records).all(is_same));
+        let is_own = |window: &[(Position, RecordKind, Bytes)]| {
+            window[0].0 > state.earlier_through && window.iter().zip(records).all(is_same)
+        };
+        let own = seen.windows(records.len()).position(|window| is_unsure && is_own(window));
         for (_, kind, event) in &seen[..own.unwrap_or(seen.len())] {
             state.note_foreign(*kind, event, &self.announced.will);
         }
@@ -853,7 +879,9 @@ impl LocalState {
     /// this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
-        self.is_silenced |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
+        // The will of a recording without a will is empty, and so may be a record of another program.
+        let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
+        self.is_silenced |= is_will && !will.is_empty();
     }
 
     fn complete_append(&mut self, position: Position, will: &Bytes) {

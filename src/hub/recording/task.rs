@@ -135,7 +135,7 @@ pub(super) struct Registered {
 
 impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
-        core.recordings.add(&local, core.backend.as_ref().map(|backend| backend.last()));
+        core.recordings.add(&local, || core.backend.as_ref().map(|backend| backend.last()));
         let topic = &local.announced.topic;
         if core.is_shut_down() {
             local.shut_down();

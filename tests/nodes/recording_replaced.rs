@@ -1,0 +1,117 @@
+//! Recordings when another log replaces the log. The other log may be a copy of the first one, for
+//! example after a failover of Postgres. Then it lacks the newest records.
+
+use super::{
+    PLENTY,
+    faulty::{Faulty, Mode, Shared},
+    recording::{LEASE, SECOND, channel, log, record},
+    two,
+};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tower_sse::{
+    Event,
+    hub::{Hub, Outcome},
+};
+
+/// Replaces the log by a copy without the newest `lost` records of the topic `a`, and everything
+/// after them.
+fn fail_over(shared: &Shared, lost: usize) {
+    let mut records = shared.log().held();
+    for _ in 0..lost {
+        let last = records.iter().rposition(|record| &*record.topic == "a").expect("the topic has a record");
+        records.truncate(last);
+    }
+    shared.replace(PLENTY, records);
+}
+
+async fn connect(shared: &Shared) -> (Hub, Faulty) {
+    let connection = shared.connect();
+    (Hub::builder().backend(connection.clone()).connect().await.unwrap(), connection)
+}
+
+/// The log is replaced between the two records of a takeover, the will and the end.
+#[tokio::test(start_paused = true)]
+async fn takeover_is_repeated_in_another_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    // Before the node appends the end, it waits until it has read the will.
+    connections[1].lag.store(400, std::sync::atomic::Ordering::Relaxed);
+    let will = async {
+        while log(&shared, "a") != ["1", "will"] {
+            sleep(SECOND / 100).await;
+        }
+    };
+    timeout(LEASE * 2, will).await.expect("the node publishes the will");
+    shared.replace(PLENTY, Vec::new());
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_takeover_is_repeated() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+    fail_over(&shared, 2);
+    assert_eq!(log(&shared, "a"), ["1"]);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+}
+
+/// The failover loses the response to an append. An earlier, equal event is in the copy.
+#[tokio::test(start_paused = true)]
+async fn event_equal_to_an_earlier_one_is_not_lost() {
+    for is_stored in [false, true] {
+        let shared = Shared::new(PLENTY);
+        let (hub, connection) = connect(&shared).await;
+        let (sender, items) = channel();
+        let recording = record(&hub, "a", items).start();
+        sender.send(Event::new("tick")).unwrap();
+        sleep(SECOND).await;
+        connection.set(if is_stored { Mode::LosesAnswers } else { Mode::Fails });
+        sender.send(Event::new("tick")).unwrap();
+        sleep(SECOND / 100).await;
+        connection.set(Mode::Fails);
+        sleep(SECOND).await;
+        fail_over(&shared, 0);
+        connection.set(Mode::Works);
+        sleep(SECOND * 5).await;
+        assert_eq!(log(&shared, "a"), ["tick", "tick"], "the second is stored: {is_stored}");
+        drop(sender);
+        assert_eq!(recording.outcome().await, Outcome::Finished);
+        assert_eq!(log(&shared, "a"), ["tick", "tick", "end", "."]);
+    }
+}
+
+/// All nodes die soon after the log was replaced, long before the next regular sign of life.
+#[tokio::test(start_paused = true)]
+async fn recording_is_announced_in_another_log() {
+    const LONG: Duration = Duration::from_secs(60);
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = connect(&shared).await;
+    let (sender, items) = channel();
+    let recording = record(&hub, "a", items).lease(LONG).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    shared.replace(PLENTY, Vec::new());
+    sleep(SECOND * 5).await;
+    recording.announced().await.unwrap();
+    sender.send(Event::new("2")).unwrap();
+    sleep(SECOND).await;
+    connection.set(Mode::Hangs);
+    let _another = connect(&shared).await;
+    sleep(LONG * 2).await;
+    assert_eq!(log(&shared, "a"), ["2", "will", "."]);
+}
