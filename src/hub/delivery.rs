@@ -63,8 +63,11 @@ impl Node for Core {
         if page.evicted_through > self.committed() {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
+        } else {
+            // A watermark after the records that were read can also report a hole in the log. Then
+            // the log still has the earlier records, and the removals of their topics count.
+            self.backend.as_ref().inspect(|backend| backend.forget_removals(page.evicted_through));
         }
-        self.backend.as_ref().inspect(|backend| backend.forget_removals(page.evicted_through));
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
                 self.deliver_run(run, now);

@@ -1,5 +1,4 @@
 use super::{
-    backend::Position,
     error::SubscriptionError,
     gap::Gap,
     item::{Item, Topics, decode_first},
@@ -33,8 +32,8 @@ pub struct Published {
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
     /// following event, with one exception. A listener to several topics can yield the newest event
     /// of a [`latest_only`](super::Topic::latest_only) topic in place of an older event that it has
-    /// replaced. The newest event then has the id of the older event, and listening after that id
-    /// yields the newest event once more.
+    /// replaced. The newest event then has the id of the older event, so that listening after that
+    /// id misses no event of another topic. The newest event is then yielded once more.
     pub id: EventId,
     /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
@@ -45,8 +44,9 @@ pub struct Published {
 ///
 /// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
 /// more memory than a fast one. A listener yields published events, but no `hub-cursor` and no
-/// `gap` events. The pause of [`linger`](super::Builder::linger) does not apply to listeners. After
-/// 64 events, a listener is pending once, so that other tasks can run.
+/// `gap` events. Unlike a subscription with [`linger`](super::Builder::linger), a listener never
+/// pauses to collect events. After 64 events, a listener is pending once, so that other tasks can
+/// run.
 ///
 /// Events are yielded in the order of publication, with one exception. If a
 /// [`latest_only`](super::Topic::latest_only) event is replaced before a listener to several topics
@@ -122,8 +122,8 @@ pub struct Listener {
     subscription: Subscription,
     /// The wire bytes of events that were read from the hub, but not yielded yet.
     pending: Bytes,
-    /// The topics of the events in `pending`, in order. Each topic is stored with the number of its
-    /// events that directly follow one another.
+    /// The topics of the events in `pending`, in order, each with the number of its consecutive
+    /// events.
     topics: VecDeque<(Arc<str>, usize)>,
     /// The id of the last yielded event, if later events of the same read are still in `pending`.
     /// The [`cursor`](Self::cursor) of the listener is then this id. `None` if `pending` is empty.
@@ -131,7 +131,7 @@ pub struct Listener {
     /// The cursor of the subscription immediately before the error that has ended the listener.
     /// [`cursor`](Self::cursor) then returns this position, so that a new listener begins there and
     /// reports the missing events. `None` without an error.
-    failed_at: Option<Position>,
+    failed_at: Option<EventId>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,
 }
@@ -152,15 +152,15 @@ impl Listener {
     /// [`Hub::listen`](super::Hub::listen) are missing. The listener then yields the retained
     /// events.
     ///
-    /// Returns `None` if no event is missing. Also returns `None` while it is unknown whether
-    /// events are missing, because the backend is down. If it then turns out that events are
-    /// missing, the stream ends with [`SubscriptionError::Lagged`].
+    /// Returns `None` if no event is missing, or while that is unknown because the backend is down.
+    /// If it then turns out that events are missing, the stream ends with
+    /// [`SubscriptionError::Lagged`].
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.subscription.gap()
     }
 
-    /// Returns the id of the current position. The listener has yielded every event of its topics
+    /// Returns the id of the listener's cursor. The listener has yielded every event of its topics
     /// up to this id. Listening after this id continues with the next event. If that event is no
     /// longer retained, the new listener has a gap.
     ///
@@ -169,11 +169,8 @@ impl Listener {
     /// events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
-        match (&self.last, self.failed_at) {
-            (Some(last), _) => last.clone(),
-            (None, Some(position)) => self.subscription.epoch.id(position),
-            (None, None) => self.subscription.cursor(),
-        }
+        let known = self.last.as_ref().or(self.failed_at.as_ref());
+        known.cloned().unwrap_or_else(|| self.subscription.cursor())
     }
 
     /// Decodes the next event that was read from the hub but not yielded yet. Returns `None` if
@@ -213,7 +210,7 @@ impl Stream for Listener {
                 this.events_in_turn += 1;
                 return Poll::Ready(Some(Ok(published)));
             }
-            let before = this.subscription.cursor;
+            let (before, gap_after) = (this.subscription.cursor, this.subscription.unreported_gap().cloned());
             let item = this.subscription.poll_item(Purpose::Items, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
@@ -221,7 +218,7 @@ impl Stream for Listener {
             match ready!(item) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => {
-                    this.failed_at = Some(before);
+                    this.failed_at = Some(gap_after.unwrap_or_else(|| this.subscription.epoch.id(before)));
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Ok(Item { events, topics })) => {

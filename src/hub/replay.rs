@@ -163,12 +163,12 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns `true` if events up to the cursor are missing, or may be missing, and were not
-    /// reported to the client in a gap yet.
-    #[cfg(feature = "durable-streams")]
-    pub(super) fn has_unreported_gap(&self) -> bool {
-        let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
-        pending_gap.is_some_and(|pending_gap| pending_gap.is_confirmed || pending_gap.after < self.cursor)
+    /// Returns the id after which events are missing, or may be missing, up to the cursor. Returns
+    /// `None` if no events are missing, or if they were reported to the client in a gap.
+    pub(super) fn unreported_gap(&self) -> Option<&EventId> {
+        let pending_gap = self.replay.as_ref()?.pending_gap.as_ref()?;
+        let is_passed = pending_gap.is_confirmed || pending_gap.after < self.cursor;
+        is_passed.then_some(&pending_gap.requested)
     }
 
     /// Returns `true` while it is not known whether the position after which the subscription
@@ -186,7 +186,8 @@ impl Subscription {
         let is_returning = pending_gap.is_some_and(|pending_gap| pending_gap.is_resume);
         while let Some(State::Idle) = self.replay.as_ref().map(|replay| &replay.state) {
             let Some(mut page) = self.request_page() else { return Ok(()) };
-            match timeout_at(deadline, &mut page).await {
+            let in_time = in_runtime(&self.core, || timeout_at(deadline, &mut page));
+            match in_time.await {
                 Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(page) => {
                     if let Some(gap) = self.apply_page(page.ok()) {
@@ -350,7 +351,7 @@ impl Subscription {
         // subscription.
         let page = page.filter(|page| page.epoch == self.epoch);
         let (Some(page), Some(replay)) = (page, &mut self.replay) else {
-            self.set_state(State::Pauses(Box::pin(pause())));
+            self.set_state(State::Pauses(pause(&self.core)));
             return None;
         };
         if page.evicted_through > self.cursor {
@@ -370,7 +371,7 @@ impl Subscription {
         replay.is_unsure = false;
         if page.through <= self.cursor && !self.has_all_after(self.cursor) {
             // The server is behind this node, for example a replica that lags. Wait and read again.
-            self.set_state(State::Pauses(Box::pin(pause())));
+            self.set_state(State::Pauses(pause(&self.core)));
             return None;
         }
 
@@ -456,6 +457,14 @@ impl Core {
     }
 }
 
-fn pause() -> Sleep {
-    sleep(RETRY_PAUSE.mul_f64(1.0 + random::fraction()))
+fn pause(core: &Core) -> Pin<Box<Sleep>> {
+    Box::pin(in_runtime(core, || sleep(RETRY_PAUSE.mul_f64(1.0 + random::fraction()))))
+}
+
+/// Calls `create`, which creates a timer. The caller may be outside of a tokio runtime.
+fn in_runtime<T>(core: &Core, create: impl FnOnce() -> T) -> T {
+    match &core.backend {
+        Some(backend) => backend.in_runtime(create),
+        None => create(),
+    }
 }

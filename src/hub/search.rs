@@ -66,8 +66,8 @@ impl Core {
             return Err(Error::shut_down());
         }
         let failed = |reason: &str| Error::backend("", reason.into());
-        let searched = timeout(SEARCH_TIMEOUT, self.search(backend, topic)).await;
-        searched.unwrap_or_else(|_| Err(failed("the log was not searched to its end within ten seconds")))
+        let search = backend.in_runtime(|| timeout(SEARCH_TIMEOUT, self.search(backend, topic)));
+        search.await.unwrap_or_else(|_| Err(failed("the log was not searched to its end within ten seconds")))
     }
 
     async fn search(&self, backend: &BackendClient, topic: &Arc<str>) -> Result<bool, Error> {
@@ -107,7 +107,7 @@ impl Core {
                 return Ok(true);
             }
             if page.through <= after {
-                sleep(PAUSE).await;
+                backend.in_runtime(|| sleep(PAUSE)).await;
             }
             after = after.max(page.through);
         }

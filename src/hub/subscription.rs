@@ -360,7 +360,9 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn cursor(&self) -> EventId {
-        self.epoch.id(self.cursor)
+        // The cursor can already be after the missing events. With the earlier id, a client that
+        // reconnects gets the gap.
+        self.unreported_gap().cloned().unwrap_or_else(|| self.epoch.id(self.cursor))
     }
 
     /// Returns `true` if all topics are finished and the stream has no more items. A response to

@@ -26,9 +26,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pin_project! {
     /// A connection from the time when it is accepted until it is closed.
     pub(super) struct Connection<I, S: App, A: Address> {
-        server: Arc<Server>,
         #[pin]
         state: State<I, S, A>,
+        // Dropped last: `serve` returns when the server of the last connection is dropped, and the
+        // bodies and handlers of the state must be dropped before.
+        server: Arc<Server>,
     }
 }
 
@@ -59,8 +61,8 @@ struct Idle {
     /// request is HTTP/1, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Completes when the connection must have sent the head of its first request. `None` if the
-    /// connection has already served a request, or if the server has no header timeout.
+    /// The timeout for the head of the connection's first request. `None` if the connection has
+    /// already served a request, or if the server has no header timeout.
     header_deadline: Option<HeaderDeadline>,
 }
 

@@ -455,3 +455,19 @@ async fn event_that_is_not_base64_is_an_error_in_every_mode() {
         }
     }
 }
+
+/// A node that is behind the log does not know which topics exist.
+#[tokio::test(start_paused = true)]
+async fn unread_topic_is_not_missing() {
+    let shared = Shared::new(1_000_000);
+    let (hub, connection) = node(&shared).await;
+    connection.set(Mode::Lags);
+    shared.append_event("t", "1");
+    publish(&hub.topic("other"), "x").await;
+    for uri in ["/t?offset=-1", "/t?offset=now"] {
+        assert_eq!(get(&all(&hub), uri).await.status, 503, "{uri}");
+    }
+    connection.set(Mode::Works);
+    assert_eq!(get(&all(&hub), "/t?offset=-1").await.text(), "[1]");
+    assert_eq!(get(&all(&hub), "/missing?offset=-1").await.status, 404);
+}

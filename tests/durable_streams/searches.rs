@@ -1,7 +1,14 @@
 //! Searches for old events in a large log, which take longer than one request waits.
 
 use super::*;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 use support::whatwg;
 use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, task};
@@ -56,8 +63,11 @@ impl Backend for Slow {
 /// Creates a node, and a log with 603 events, three of them of the topic `t`. The node has
 /// forgotten all events.
 async fn node(max_records: usize) -> Hub {
-    let builder = Hub::builder().max_age(Duration::from_secs(10));
-    let hub = builder.backend(Slow { backend: MemoryBackend::new(max_records), records: 10 }).connect().await.unwrap();
+    node_with(Slow { backend: MemoryBackend::new(max_records), records: 10 }).await
+}
+
+async fn node_with(backend: Slow) -> Hub {
+    let hub = Hub::builder().max_age(Duration::from_secs(10)).backend(backend).connect().await.unwrap();
     publish_all(&hub.topic("busy"), 0..300).await;
     publish_all(&hub.topic("t"), [1, 2]).await;
     publish_all(&hub.topic("busy"), 0..300).await;
@@ -162,4 +172,55 @@ async fn search_does_not_skip_evicted_events() {
         assert_eq!((answer.text().contains("event:"), answer.header("stream-next-offset")), (false, None), "{mode}");
         assert_eq!(get(&streams, &uri).await.status, 410, "{mode}");
     }
+}
+
+/// A client without an offset has missed nothing, so it gets the events that are still retained.
+#[tokio::test(start_paused = true)]
+async fn search_without_an_offset_continues_after_evicted_events() {
+    for (method, uri) in [
+        (Method::GET, "/t?offset=-1"),
+        (Method::GET, "/t?offset=-1&live=long-poll"),
+        (Method::GET, "/t?offset=now"),
+        (Method::HEAD, "/t"),
+    ] {
+        let hub = node_with(Slow { backend: MemoryBackend::new(1_000), records: 100 }).await;
+        let streams = all(&hub);
+        let builder = Request::builder();
+        let mut reading = task::spawn(request(&streams, builder.method(method.clone()).uri(uri).body(()).unwrap()));
+        assert_pending!(reading.poll());
+        sleep(Duration::from_secs(3)).await;
+        assert_pending!(reading.poll());
+        publish_all(&hub.topic("busy"), 0..900).await;
+        let answer = reading.await;
+        assert_eq!(answer.status, 200, "{method} {uri}: {}", answer.text());
+        if uri.contains("-1") {
+            assert_eq!(answer.text(), "[3]", "{uri}");
+        }
+    }
+}
+
+/// Publishing evicts the oldest event while the requests subscribe.
+#[test]
+fn oldest_event_that_is_evicted_meanwhile_is_no_gap() {
+    let hub = Hub::builder().max_events(1).build();
+    let topic = hub.topic("t");
+    topic.publish_now(Event::new("0")).unwrap();
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Relaxed) {
+                topic.publish_now(Event::new("1")).unwrap();
+            }
+        });
+        let streams = all(&hub);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        for _ in 0..20_000 {
+            let answer = runtime.block_on(get(&streams, "/t?offset=-1"));
+            if answer.status != 200 {
+                is_done.store(true, Relaxed);
+                panic!("{}", answer.text());
+            }
+        }
+        is_done.store(true, Relaxed);
+    });
 }

@@ -1,12 +1,18 @@
 //! `Topic::remove` on several nodes: the removal is a record of the log.
 
 use super::{Mode, PLENTY, Shared, data, data_soon, hub, numbers, publish, settle, status, subscribe, two};
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 use tokio_test::task;
 use tower_sse::{
-    Event,
-    hub::{ErrorKind, GapReason, Hub, Start, Subscription},
+    BoxError, Event,
+    hub::{
+        ErrorKind, GapReason, Hub, Start, Subscription,
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -344,4 +350,59 @@ async fn removal_over_the_limit_of_topics_is_remembered() {
     assert_eq!(data_soon(&mut earliest).await, numbers(2..3));
     drop(earliest);
     assert_eq!(data_soon(&mut subscribe(&small, "a", early).await).await, ["evicted", "2"]);
+}
+
+/// A log whose follower reports the record at this position as missing, like the mark of a failover
+/// in Redis. The earlier records can still be read.
+struct Hole {
+    log: MemoryBackend,
+    at: Position,
+}
+
+impl Backend for Hole {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.log.bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.log.append(records).await
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log.append_if_unchanged(records, epoch, since).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.log.read(topics, after).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        let mut page = self.log.follow(after).await?;
+        if after.next() == self.at {
+            page.evicted_through = self.at;
+            page.records.retain(|(position, _)| *position > self.at);
+        } else if after < self.at && page.through >= self.at {
+            page.through = self.at.previous();
+            page.records.retain(|(position, _)| *position < self.at);
+        }
+        Ok(page)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_events_stay_hidden_after_a_hole_in_the_log() {
+    let log = Hole { log: MemoryBackend::new(PLENTY), at: Position::new(3) };
+    let hub = Hub::builder().max_events(1).backend(log).connect().await.unwrap();
+    publish(&hub, "a", "removed").await;
+    hub.topic("a").remove().await.unwrap();
+    publish(&hub, "b", "missing").await;
+    publish(&hub, "a", 1).await;
+    publish(&hub, "a", 2).await;
+    settle().await;
+    assert_eq!(data_soon(&mut subscribe(&hub, "a", Start::Earliest).await).await, ["1", "2"]);
 }

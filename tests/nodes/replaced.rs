@@ -106,16 +106,26 @@ async fn shutdown_ends_the_wait_for_the_other_log() {
 
 /// A client can send any id, and a subscription need not be created inside the runtime.
 #[test]
-fn foreign_id_outside_the_runtime_is_a_gap() {
+fn subscribing_outside_the_runtime_works_with_each_id() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let hub = runtime.block_on(hub(MemoryBackend::new(10)));
+    let hub = runtime.block_on(Hub::builder().max_events(1).backend(MemoryBackend::new(2)).connect()).unwrap();
     let topic = hub.topic("news");
-    let mut subscribing = task::spawn(topic.subscribe(EventId::from("bbbbbbbb-3")));
-    let subscription = loop {
-        match subscribing.poll() {
-            Poll::Ready(subscription) => break subscription.unwrap(),
-            Poll::Pending => thread::sleep(Duration::from_millis(1)),
+    let ids: Vec<_> = (0..4).map(|n| runtime.block_on(publish(&hub, "news", n))).collect();
+    let gap = |id: &EventId| {
+        let mut subscribing = task::spawn(topic.subscribe(id.clone()));
+        loop {
+            match subscribing.poll() {
+                Poll::Ready(subscription) => return subscription.unwrap().gap().map(|gap| gap.reason()),
+                Poll::Pending => thread::sleep(Duration::from_millis(1)),
+            }
         }
     };
-    assert_eq!(subscription.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
+    assert_eq!(gap(&EventId::from("bbbbbbbb-3")), Some(GapReason::OtherEpoch));
+    assert_eq!(gap(&ids[0]), Some(GapReason::Evicted));
+    assert_eq!(gap(&ids[1]), None, "the backend retains the event after it");
+    let unknown = hub.topic("unknown");
+    let mut exists = task::spawn(unknown.exists_in_log());
+    while exists.poll().is_pending() {
+        thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -1,18 +1,21 @@
 //! Replays from the backend next to the memory of the node: ends of topics, and retained states.
 
 use super::{
-    PLENTY, data_soon,
+    PLENTY, data, data_soon,
     faulty::{Faulty, Mode, Shared},
     numbers, publish, read,
     recording::SECOND,
     settle, subscribe, two,
 };
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
 use tokio::time::sleep;
 use tokio_test::task;
 use tower_sse::{
     Event, EventId,
-    hub::{ErrorKind, Hub, Start, Subscription},
+    hub::{
+        ErrorKind, Gap, Hub, Start, Subscription, SubscriptionError,
+        backend::{Record, RecordKind},
+    },
 };
 
 /// Fills a log with an end of the topic "a" at position 3, which both nodes then forget.
@@ -235,4 +238,43 @@ async fn state_of_a_single_topic_is_not_skipped() {
     }
     let mut earliest = subscribe(&hub, "here", Start::Earliest).await;
     assert_eq!(data_soon(&mut earliest).await, ["state"]);
+}
+
+/// The first page after the missing events has no event, so the gap is reported with a later page.
+/// Until then, no cursor is after the missing events.
+#[tokio::test(start_paused = true)]
+async fn cursor_stays_before_a_gap_until_it_is_reported() {
+    let shared = Shared::new(5);
+    let connection = shared.connect();
+    let hub = Hub::builder().max_events(1).backend(connection.clone()).connect().await.unwrap();
+    let mut listener = task::spawn(hub.listen(["a"], Start::Latest).await.unwrap());
+    let mut events = task::spawn(hub.topic("a").subscribe(Start::Latest).await.unwrap());
+    let first = publish(&hub, "a", 0).await;
+    settle().await;
+    assert!(listener.poll_next().is_ready() && listener.poll_next().is_pending());
+    assert_eq!(data(&mut events), ["0"]);
+    assert_eq!((listener.cursor(), events.cursor()), (first.clone(), first.clone()));
+
+    connection.page.store(1, Relaxed);
+    (1..5).for_each(|n| shared.append_event("a", &n.to_string()));
+    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: "no event".into() }]);
+    (5..9).for_each(|n| shared.append_event("a", &n.to_string()));
+    settle().await;
+    let lagged = loop {
+        match listener.poll_next() {
+            Poll::Ready(item) => break item,
+            Poll::Pending => assert_eq!(listener.cursor(), first),
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    assert_eq!(lagged.unwrap().unwrap_err(), SubscriptionError::Lagged);
+    let again = hub.listen(["a"], listener.cursor()).await.unwrap();
+    assert_eq!(again.gap().map(Gap::requested), Some(&first));
+
+    while events.poll_next().is_pending() {
+        assert_eq!(events.cursor(), first);
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(events.gap().map(Gap::requested), Some(&first));
+    assert_ne!(events.cursor(), first);
 }

@@ -66,14 +66,14 @@ impl Content {
         Self::new(Encoding::Text, "text/plain; charset=utf-8")
     }
 
-    /// A durable stream of text: the data of each event with a line feed after it, for example
-    /// NDJSON.
+    /// A stream of text in the Durable Streams protocol: the data of each event, followed by a line
+    /// feed, for example NDJSON.
     pub fn lines() -> Self {
         Self::new(Encoding::Lines, "application/x-ndjson")
     }
 
-    /// A durable stream of bytes. The data of each event is standard base64 with padding (RFC 4648,
-    /// §4). White space at the ends of the data is ignored.
+    /// A stream of bytes in the Durable Streams protocol. The data of each event is standard base64
+    /// with padding (RFC 4648, §4). White space at the ends of the data is ignored.
     ///
     /// If the data of an event is not base64, reading the stream fails with 500 at this event, and
     /// later events cannot be read. No event is skipped silently.
@@ -129,7 +129,7 @@ impl Default for Content {
 pub(super) struct Page {
     encoding: Encoding,
     bytes: Vec<u8>,
-    /// The number of events whose data is in this page, a part of a durable stream.
+    /// The number of events whose data is in this page.
     pub(super) count: usize,
 }
 
@@ -142,8 +142,7 @@ impl Page {
         self.bytes.len()
     }
 
-    /// Appends the data of an event to this page, a part of a durable stream. Has no effect if the
-    /// event has no data.
+    /// Appends the data of an event to this page. Has no effect if the event has no data.
     pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
         let Some(data) = event.event_data() else { return Ok(()) };
         match self.encoding {
@@ -174,8 +173,7 @@ impl Page {
         Ok(())
     }
 
-    /// Returns the bytes of this page, a part of a durable stream. A page of JSON is an array, even
-    /// if it has no event.
+    /// Returns the bytes of this page. A page of JSON is an array, even if it has no event.
     pub(super) fn into_bytes(mut self) -> Bytes {
         if self.encoding == Encoding::Json {
             if self.bytes.is_empty() {

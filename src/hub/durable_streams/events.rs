@@ -24,8 +24,8 @@ pub(super) struct Events {
     first: Option<(Page, Fill)>,
     content: Content,
     page_size: usize,
-    /// The cursor that the client has sent: a number of the Durable Streams protocol for caches,
-    /// and not a position of the log.
+    /// The query parameter `cursor`: a number of the Durable Streams protocol that keeps caches
+    /// from repeating a response, not a position of the log.
     cursor: Option<String>,
     /// The timer that ends this event stream. The client then reconnects, and a cache can join its
     /// request with equal requests of other clients.
@@ -44,9 +44,9 @@ enum State {
 }
 
 impl Events {
-    /// Creates an event stream that begins with the part `first` of the topic. The stream ends
-    /// after `lifetime`, or up to a tenth later, so that not all clients reconnect at the same
-    /// time.
+    /// Creates an event stream that begins with `first`, a part of the topic that was already read.
+    /// The stream ends after `lifetime`, or up to a tenth later, so that not all clients reconnect
+    /// at the same time.
     pub(super) fn new(
         reading: Reading,
         first: Option<(Page, Fill)>,
@@ -61,8 +61,8 @@ impl Events {
     }
 
     /// Returns the next events of the Durable Streams protocol: a `data` event with the data of
-    /// `page`, a part of the topic, and then a `control` event with the next offset. If the page
-    /// has no data, returns only the `control` event.
+    /// `page`, and then a `control` event with the next offset. If the page has no data, returns
+    /// only the `control` event.
     fn item(&self, page: Page, is_up_to_date: bool, is_closed: bool) -> EncodedEvents {
         let data = (page.count > 0).then(|| Event::new(self.content.data_of_event(&page.into_bytes())).event("data"));
         let mut control = serde_json::Map::new();

@@ -68,16 +68,15 @@
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
 //!   A client that polls is not a subscriber between two polls.
 //! - A topic does not exist if it has no events and no [subscribers](super::Topic::subscribers),
-//!   and is not finished. [`existing`](DurableStreams::existing) makes exceptions, for example for
-//!   topics without an event yet. If such an exception lets a request wait for the first event of a
-//!   topic, the topic still does not exist for other requests.
+//!   and is not finished. The filter [`existing`](DurableStreams::existing) makes exceptions, for
+//!   example for topics without an event yet. Without an exception, a request does not make a
+//!   missing topic exist for other requests, even while the request waits.
 //! - In a hub without a backend, a topic does not exist any more after its last event has expired.
 //!   The hub remembers up to 10,000 expired topics. A reader that has all events of such a topic
 //!   can still wait for its next event, unless the topic was finished or removed. Other readers get
 //!   a 404.
-//! - Topics whose names begin with `tower-sse/` are internal to hubs and stream registries and
-//!   cannot be read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the
-//!   protocol reserves.
+//! - Topics whose names begin with `tower-sse/` are internal to this crate and cannot be read.
+//!   Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol reserves.
 //! - With a backend, another node can publish an event to a topic before it has read that the topic
 //!   is finished. The topic then [continues](super::Topic::finish), but a client that was notified
 //!   of the end has stopped.
@@ -107,8 +106,8 @@
 //!
 //! # Shutdown
 //!
-//! [`Hub::shutdown`](super::Hub::shutdown) ends long polls and event streams immediately. An
-//! [`SseLayer`](crate::SseLayer) around the service applies to its event streams.
+//! [`Hub::shutdown`](super::Hub::shutdown) ends long polls and event streams immediately. The
+//! settings of an [`SseLayer`](crate::SseLayer) around the service apply to its event streams.
 //!
 //! [`Hub::durable_streams`]: super::Hub::durable_streams
 //! [protocol]: https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md
@@ -303,7 +302,7 @@ impl DurableStreams {
 
     /// Sets the time after which an event stream ends. Clients then reconnect, for example to the
     /// nearest cache. Each stream ends up to a tenth of this time later, at random. Default: 60
-    /// seconds, as the protocol recommends.
+    /// seconds, as the Durable Streams protocol recommends.
     pub fn close_events_after(self, time: Duration) -> Self {
         self.with(|settings| settings.events = time)
     }
@@ -340,8 +339,8 @@ impl DurableStreams {
         Some(offset::format(epoch, epoch.position(id).ok()?))
     }
 
-    /// Returns the topic in the path of a request. Returns the status of the error if the topic
-    /// cannot be read.
+    /// Returns the topic in the path of a request, or an error status if the method is not
+    /// supported or the path has no readable topic.
     fn check(&self, request: &Parts) -> Result<Arc<str>, StatusCode> {
         if request.method != Method::GET && request.method != Method::HEAD {
             return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -462,9 +461,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic), mode != Mode::CatchUp).await
     }
 
-    /// Returns the `Cache-Control` header of a page, a response with events of a topic (§10.1 of
-    /// the Durable Streams protocol). A cache must revalidate a page without events for each
-    /// request, because an old copy would hide new events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page (§10.1 of the Durable Streams protocol). A
+    /// cache must revalidate a page without events for each request, because an old copy would hide
+    /// new events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",

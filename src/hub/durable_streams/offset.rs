@@ -19,9 +19,9 @@ pub(super) enum InvalidOffset {
     OtherEpoch,
 }
 
-/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`. The epoch identifies
-/// the log. If the ids of the log contain no epoch, the offset contains none either, and is `<20
-/// digits>`.
+/// Returns `position` as an offset: `<epoch>_<position with 20 digits>`. A client reads the events
+/// after this position. The epoch identifies the log. It is left out if the ids of the log contain
+/// no epoch.
 pub(super) fn format(epoch: Epoch, position: Position) -> String {
     let number = position.get();
     match prefix(&epoch) {
@@ -76,8 +76,8 @@ mod tests {
         });
     }
 
-    /// Tests that any position can be made into an id, because a client can send any number in an
-    /// offset. Parsing the resulting id returns either the same position or an error.
+    /// Tests that any position can be formatted as an id, because a client can send any position in
+    /// an offset. Parsing this id returns the same position or an error.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

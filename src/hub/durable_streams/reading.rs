@@ -6,6 +6,7 @@ use super::{
         backend::{IdFormat, Position},
         core::Core,
         error::{Error, ErrorKind, SubscriptionError},
+        gap::LagPolicy,
         id::Epoch,
         item::{Topics, decode_first},
         start::Start,
@@ -105,16 +106,16 @@ pub(super) enum Rest {
 /// available events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page, the part of a topic that one response contains, has reached the requested size. Or
-    /// an error follows its events, and the next read returns the error.
+    /// The page has reached the requested size. Or an error follows its events, and the next read
+    /// returns the error.
     Full,
-    /// The page for the response contains all events of the topic so far. The next event of the
-    /// topic wakes the task that fills the page.
+    /// The page contains all events of the topic so far. The next event of the topic wakes the task
+    /// that answers the request.
     Waits,
     /// The next events of the topic are old events that the backend has not returned yet. Their
     /// arrival wakes the task that answers the request, which can then add them to the response.
     AwaitsBackend,
-    /// The topic is finished, and the page for the response ends with the last event of the topic.
+    /// The topic is finished, and the page ends with the last event of the topic.
     Closed,
 }
 
@@ -123,16 +124,20 @@ pub(super) struct Reading {
     core: Arc<Core>,
     subscription: Subscription,
     topic: Arc<TopicState>,
-    /// The wire bytes of events that were read from the topic, but whose data is not part of a
-    /// response yet.
+    /// Encoded events that were read from the topic, but not added to a response yet.
     pending: Bytes,
     /// The position of the client in the topic. The client has all events of the topic up to this
     /// position. `None` if the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
     /// Set if the local node does not know whether the topic exists. The topic then exists only if
-    /// the backend has an event of it. Not set for a request with the offset of an event, because
-    /// the topic of this event counts as existing.
+    /// the backend has an event of it. Not set if the request reads after an earlier event, whose
+    /// topic counts as existing.
     needs_event: bool,
+    /// Set if the local node has not read all events that it knows to be in the log. It then does
+    /// not know whether the topic exists.
+    is_behind: bool,
+    /// Set while the request looks for the end of the topic and drops the events before it.
+    is_seeking: bool,
     failure: Option<Failure>,
 }
 
@@ -154,7 +159,7 @@ impl Reading {
         if core.is_shut_down() {
             return Err(ReadError::Shutdown);
         }
-        read_own_events(core).await;
+        let is_behind = !has_read_own_events(core).await;
         // A node with a backend may have forgotten a topic whose events the backend retains.
         let is_known = is_declared || core.exists(topic);
         if !is_known && core.backend.is_none() {
@@ -177,7 +182,8 @@ impl Reading {
             true => core.subscribe(vec![(topic.clone(), None)], start).await,
             false => core.look_up(topic.clone(), start).await,
         };
-        let subscription = subscribed?.without_control_events();
+        let mut subscription = subscribed?.without_control_events();
+        subscription.lag_policy = LagPolicy::Gap;
         if subscription.gap().is_some() {
             return Err(ReadError::Gap);
         }
@@ -190,14 +196,26 @@ impl Reading {
         }
         let (core, pending) = (core.clone(), Bytes::new());
         let needs_event = !is_known && position.is_none();
-        let mut reading = Self { core, subscription, topic, pending, position, needs_event, failure: None };
+        let mut reading = Self {
+            core,
+            subscription,
+            topic,
+            pending,
+            position,
+            needs_event,
+            is_behind,
+            is_seeking: false,
+            failure: None,
+        };
         if begin == Begin::Now {
             if knows_end {
                 // The reader wants no event up to the cursor, which is the end of the log.
                 reading.position = Some(reading.position());
                 reading.advance(reading.subscription.cursor);
             } else {
+                reading.is_seeking = true;
                 timeout(BACKEND_TIMEOUT, reading.read_to_end()).await.unwrap_or(Err(ReadError::Backend))?;
+                reading.is_seeking = false;
             }
         }
         Ok(reading)
@@ -215,7 +233,7 @@ impl Reading {
                     Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending if self.awaits_backend() => return Poll::Pending,
-                    Poll::Pending if self.is_missing() => return Poll::Ready(Err(ReadError::NotFound)),
+                    Poll::Pending if self.is_missing() => return Poll::Ready(Err(self.not_found())),
                     Poll::Pending => {
                         // An event that arrives from now on is after the position.
                         self.position = Some(self.position());
@@ -233,6 +251,11 @@ impl Reading {
     /// the log. Before, `true` means that no event was found so far.
     fn is_missing(&self) -> bool {
         self.needs_event && self.position.is_none()
+    }
+
+    /// Returns the error if no event of the topic was found.
+    fn not_found(&self) -> ReadError {
+        if self.is_behind { ReadError::Backend } else { ReadError::NotFound }
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -275,7 +298,7 @@ impl Reading {
     /// next request then continues the search, which can take several requests in a large log.
     pub(super) fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
-        let is_known = self.pending.is_empty() && !subscription.has_unreported_gap() && !subscription.is_unsure();
+        let is_known = self.pending.is_empty() && subscription.unreported_gap().is_none() && !subscription.is_unsure();
         // A reader without a position began at the start of the log.
         let has_moved = is_known && subscription.cursor > self.position.unwrap_or(Position::START);
         if has_moved {
@@ -291,6 +314,9 @@ impl Reading {
     /// Waits for an event. Returns `true` if an event can be [taken](Self::take_event), and `false`
     /// after the last event of a finished topic.
     fn poll_available(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
+        // Evicted events are an error only for a client that has the events before them. For other
+        // clients, the subscription continues with the oldest retained event.
+        self.subscription.has_control_events = self.position.is_none() || self.is_seeking;
         while self.pending.is_empty() {
             if let Some(failure) = self.failure {
                 return Poll::Ready(Err(failure.into()));
@@ -306,9 +332,9 @@ impl Reading {
         Poll::Ready(Ok(true))
     }
 
-    /// Removes the next event from the events that were read, but not added to a page yet, and
-    /// returns it. The position of this event becomes the position of the client. Returns `None` if
-    /// the event cannot be decoded.
+    /// Removes the next event from `pending`, the events that were not added to a response yet, and
+    /// returns it. The client's position in the topic becomes the position of this event. Returns
+    /// `None` if the event cannot be decoded. The client's position then does not change.
     fn take_event(&mut self) -> Option<Event> {
         let before = self.pending.len();
         let Some((id, event)) = decode_first(&mut self.pending) else {
@@ -321,9 +347,8 @@ impl Reading {
         Some(event)
     }
 
-    /// Adds the available events to `page`, the part of the topic for one response, until it has
-    /// `size` bytes or more. If an error follows the events of the page, the next call returns the
-    /// error.
+    /// Adds the available events to `page` until it has `size` bytes or more. If an error follows
+    /// the events of the page, the next call returns the error.
     pub(super) fn fill(&mut self, page: &mut Page, size: usize, cx: &mut Context<'_>) -> Result<Fill, ReadError> {
         while page.len() < size {
             match self.poll_available(cx) {
@@ -332,7 +357,7 @@ impl Reading {
                 Poll::Ready(Err(_)) if page.count > 0 => return Ok(Fill::Full),
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending if self.awaits_backend() => return Ok(Fill::AwaitsBackend),
-                Poll::Pending if self.is_missing() => return Err(ReadError::NotFound),
+                Poll::Pending if self.is_missing() => return Err(self.not_found()),
                 Poll::Pending => return Ok(Fill::Waits),
             }
             let position = self.position();
@@ -390,9 +415,9 @@ impl Reading {
         Ok((page, rest))
     }
 
-    /// Reads the available events as one page, the part of the topic for one response. If no event
-    /// is available, waits up to `time` for the next event. Returns an empty page if no event has
-    /// arrived by then, or if the hub is shut down during this wait.
+    /// Reads the available events as one page. If no event is available, waits up to `time` for the
+    /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
+    /// down during this wait.
     ///
     /// If the request still waits for old events from the backend when the time is over, returns an
     /// empty page, or an error if no part of the log was searched by then. If the hub is shut down
@@ -490,12 +515,10 @@ fn step(ids: IdFormat) -> u64 {
 
 /// Waits until the local node has read from the log all events that it knows to be there, but for
 /// at most one second. Without this wait, a client could miss an event whose publication the local
-/// node has already acknowledged.
-async fn read_own_events(core: &Core) {
-    let Some(backend) = &core.backend else { return };
+/// node has already acknowledged. Returns `false` if the node has not read these events in time.
+async fn has_read_own_events(core: &Core) -> bool {
+    let Some(backend) = &core.backend else { return true };
     let (last, epoch) = (backend.last(), backend.epoch_bits());
     let has_read = || core.committed() >= last || backend.epoch_bits() != epoch || core.is_shut_down();
-    if !has_read() {
-        let _elapsed = timeout(OWN_EVENTS_TIMEOUT, core.recordings.progressed(has_read)).await;
-    }
+    has_read() || timeout(OWN_EVENTS_TIMEOUT, core.recordings.progressed(has_read)).await.is_ok()
 }

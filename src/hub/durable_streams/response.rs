@@ -30,7 +30,8 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The mode of a request that reads a topic, set by the query parameter `live`.
+/// The mode of a request that reads a topic: a page, a long poll, or an event stream (query
+/// parameter `live`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     CatchUp,
@@ -41,7 +42,7 @@ pub(super) enum Mode {
 /// The query parameters of a request that reads a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
-    /// The percent-decoded offset in the query. `None` if the query has no offset.
+    /// The percent-decoded offset in the query.
     pub(super) offset: Option<Cow<'a, str>>,
     pub(super) mode: Mode,
     pub(super) cursor: Option<Cow<'a, str>>,
@@ -199,7 +200,7 @@ pub(super) fn of_error(read: ReadError) -> Response<StreamBody> {
     }
 }
 
-/// Adds the header `Stream-Up-To-Date` to a response if no event follows yet, and also
+/// Adds the header `Stream-Up-To-Date` if the topic has no events after this response yet, and also
 /// `Stream-Closed` if the topic is finished.
 pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
     if rest != Rest::More {
@@ -211,15 +212,15 @@ pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
 }
 
 /// Adds the header `Stream-SSE-Data-Encoding` for event streams whose data is base64 (§5.8 of the
-/// Durable Streams protocol).
+/// protocol).
 pub(super) fn set_base64(headers: &mut HeaderMap) {
     headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
 }
 
-/// Adds a page of events to a response, and the `ETag` of the page if caches may store it. If the
-/// client already has the page, turns the response into a 304.
+/// Adds a page of events to a response, and an `ETag` that contains `requested`, the offset in the
+/// request. If the client has sent this `ETag`, turns the response into a 304.
 ///
-/// `requested` is the offset in the request, or `None` for a response that no cache stores.
+/// `requested` is `None` for a response that no cache stores, which gets no `ETag`.
 pub(super) fn page(
     mut response: Response<StreamBody>,
     request: &HeaderMap,

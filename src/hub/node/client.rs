@@ -57,9 +57,9 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// the queue immediately when no client waits for its result any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// The number of earlier logs, replaced since, whose epochs a node remembers. An epoch is the
-/// number that identifies one log. A client with an event id of such a log gets its gap at once,
-/// and does not wait for the node to switch to another log.
+/// The number of replaced logs that a node remembers, by their epochs. An epoch is the number that
+/// identifies one log. For a client with an event id of such a log, a gap is reported at once: the
+/// client does not wait for the node to switch to another log.
 const MAX_LEFT: usize = 16;
 
 /// The maximum time that a new subscription waits until the local node switches to the log that has
@@ -114,12 +114,11 @@ struct LogState {
     /// yet. After the follower has read the record, the topic itself stores that it is finished.
     unread_ends: HashMap<Arc<str>, UnreadEnd>,
     /// The position of the last record that the follower, the task that reads the log, has added to
-    /// the topics. `unread_ends` contains only records that the follower has not read. So an append
-    /// adds no entry there if its response arrives after the follower has read the appended record.
+    /// the topics. If the response to an append arrives after the follower has read the appended
+    /// record, `unread_ends` gets no entry for this record.
     followed_through: Position,
     removals: Removals,
     /// The epochs of up to 16 logs that the local node has followed before this log, oldest first.
-    /// An epoch is the number that identifies one log.
     left: VecDeque<u64>,
 }
 
@@ -156,21 +155,21 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
     /// The topics whose last record in this page of the log removes the topic.
     removed: HashSet<Arc<str>>,
-    /// The newest removal of each requested topic that an application has removed, as far as the
-    /// local node has read the log. The page contains no event of the topic with a position before
-    /// this removal.
+    /// The newest removal of each requested topic, as far as the local node has read the log. This
+    /// page of old records contains no event of a topic from before its removal. Topics that were
+    /// never removed are not in the map.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
 /// The end of the log, as far as the local node knows it from responses of the backend. A new
-/// subscription compares the id of its client with this end: an id after the end was not issued by
-/// this log, unless [`is_unsure`](Self::is_unsure) is set.
+/// subscription compares the id of its client with this end. The log has issued no id after this
+/// end, unless the end may be outdated (see [`is_unsure`](Self::is_unsure)).
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest position of the log that the local node knows.
     pub(in crate::hub) last: Position,
-    /// `true` if [`last`](Self::last) may be too small, because the backend did not respond or
-    /// another log has replaced the log.
+    /// `true` if the log may have positions after [`last`](Self::last), because the backend did not
+    /// respond or another log has replaced the log.
     pub(in crate::hub) is_unsure: bool,
 }
 
@@ -219,8 +218,8 @@ impl BackendClient {
         Arc::clone(&self.backend)
     }
 
-    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait
-    /// until the node follows another log. The caller holds no lock.
+    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait for
+    /// the node to switch to another log. The caller holds no lock.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
         self.followed.send_replace(None);
@@ -240,8 +239,9 @@ impl BackendClient {
         self.epoch(epoch)
     }
 
-    /// Wakes the subscriptions that wait until the node follows another log. The caller has called
-    /// [`reset`](Self::reset), and holds no lock.
+    /// Wakes the subscriptions that wait for the node to switch to another log: the node now reads
+    /// the log that `epoch` identifies. Has no effect after [`stop`](Self::stop). The caller has
+    /// called [`reset`](Self::reset), and holds no lock.
     pub(in crate::hub) fn announce_reset(&self, epoch: u64) {
         self.followed.send_modify(|followed| *followed = followed.and(Some(epoch)));
     }
@@ -250,9 +250,8 @@ impl BackendClient {
         self.state().evicted_through
     }
 
-    /// Notes that the log has evicted (removed by retention) its records up to and including
-    /// `through`. `epoch` is the number that identifies this log. Has no effect if the node has
-    /// switched to another log.
+    /// Notes that the log that `epoch` identifies has evicted its records up to and including
+    /// `through`. Has no effect if the node has switched to another log.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
@@ -335,7 +334,9 @@ impl BackendClient {
             let state = self.state();
             iter::once(&state.epoch).chain(&state.left).any(|epoch| has_issued(self.epoch(*epoch)))
         };
-        let Some(runtime) = self.runtime.get().filter(|_| !is_known) else { return };
+        if is_known || self.runtime.get().is_none() {
+            return;
+        }
         let [mut followed, mut stopped] = [self.followed.subscribe(), self.followed.subscribe()];
         // The client owns the sender. The guards are dropped at once.
         let mut stop = pin!(async { drop(stopped.wait_for(Option::is_none).await) });
@@ -350,10 +351,7 @@ impl BackendClient {
             Poll::Ready(()) => Poll::Ready(()),
             Poll::Pending => switch.as_mut().poll(cx),
         });
-        // The caller may be outside of the runtime, which has the timer.
-        let context = runtime.enter();
-        let wait = timeout(SWITCH_TIMEOUT, wait);
-        drop(context);
+        let wait = self.in_runtime(|| timeout(SWITCH_TIMEOUT, wait));
         let _the_client_gets_a_gap = wait.await;
     }
 
@@ -463,9 +461,17 @@ impl BackendClient {
         self.runtime.get().map(|runtime| runtime.spawn(task)).is_some()
     }
 
-    /// Returns the runtime of the hub. `None` before the hub is connected.
+    /// Returns the tokio runtime of the hub, or `None` if the hub is not connected to its backend
+    /// yet.
     pub(in crate::hub) fn runtime(&self) -> Option<Handle> {
         self.runtime.get().cloned()
+    }
+
+    /// Calls `create`, which creates a timer, inside the tokio runtime of the hub. The caller may be
+    /// outside of a runtime, where creating a timer panics.
+    pub(in crate::hub) fn in_runtime<T>(&self, create: impl FnOnce() -> T) -> T {
+        let _context = self.runtime.get().map(Handle::enter);
+        create()
     }
 
     /// Returns the greatest position of the log that the local node knows. The log may have greater
@@ -525,28 +531,28 @@ impl BackendClient {
     }
 
     /// Appends the record that removes the topic. The topic then does not count as finished any
-    /// more, even if the follower, the task that reads the log, has not read the finish record yet.
+    /// more, even if the local node has not read the finish record yet.
     pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
         self.append_record(remove).await
     }
 
-    /// Returns `true` if the local node has appended a record that removes the topic, and its
-    /// follower has not read this record yet. The follower is the task that reads the log.
+    /// Returns `true` if the local node has appended a record that removes the topic, and the task
+    /// that reads the log has not read this record yet.
     pub(in crate::hub) fn has_unread_removal(&self, topic: &str) -> bool {
         self.state().unread_ends.get(topic).is_some_and(|end| end.is_removal)
     }
 
-    /// Returns `true` if the local node has appended the record that finishes the topic, and its
-    /// follower has not read this record yet. The follower is the task that reads the log. Records
-    /// from [`append_if_unchanged`](Self::append_if_unchanged) count, too.
+    /// Returns `true` if the local node has appended the record that finishes the topic, and the
+    /// task that reads the log has not read this record yet. Records from
+    /// [`append_if_unchanged`](Self::append_if_unchanged) count, too.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.state().unread_ends.get(topic).is_some_and(|end| !end.is_removal)
     }
 
-    /// Forgets that the local node has finished or removed topics, if their records are not after
-    /// the position `through`. The caller must have read the log up to this position, and must have
-    /// updated these topics.
+    /// Forgets the finish and removal records of topics that the local node has appended, up to and
+    /// including the position `through`. The caller must have read the log up to this position, and
+    /// must have updated these topics.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         state.followed_through = state.followed_through.max(through);
@@ -587,9 +593,9 @@ impl BackendClient {
 
 impl LogState {
     /// Notes that the local node has appended a record that finishes or removes the topic. Has no
-    /// effect if the follower, the task that reads the log, has read the record before the response
-    /// to the append has arrived. The responses to concurrent appends can arrive in another order
-    /// than the records have in the log. So an older record does not replace a newer one.
+    /// effect if the follower, the task that reads the log, has already read the record. Also has
+    /// no effect if a later such record of the topic is noted. The responses to concurrent appends
+    /// can arrive in another order than the records have in the log.
     fn note_end(&mut self, topic: Arc<str>, end: UnreadEnd) {
         let is_newest = self.unread_ends.get(&topic).is_none_or(|known| known.position < end.position);
         if end.position > self.followed_through && is_newest {
