@@ -1,14 +1,24 @@
 //! Graceful shutdown.
 
 use crate::common::{Driver, Running, driven, event_stream};
-use axum::{Router, routing::get};
-use std::{net::SocketAddr, time::Duration};
+use axum::{Router, body::Body, routing::get};
+use futures_util::{StreamExt, stream};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use support::client::{Http1, Http2, Protocol, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
+use tokio_util::sync::CancellationToken;
 use tower_sse::serve::serve;
 
 fn app() -> (mpsc::UnboundedReceiver<Driver>, Router) {
@@ -166,4 +176,42 @@ async fn shutdown_begins_when_future_completes() {
     let running = tokio::spawn(server.into_future());
     signal.send(()).unwrap();
     within("the server to return", running).await.unwrap().unwrap();
+}
+
+/// A value whose drop takes some time, like a callback that writes to a file.
+struct SlowDrop(Arc<AtomicBool>);
+
+impl Drop for SlowDrop {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(200));
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Code after `serve` may rely on each `on_close` and each released permit.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_returns_after_the_last_body_is_dropped() {
+    for protocol in Protocol::ALL {
+        let is_dropped = Arc::new(AtomicBool::new(false));
+        let guard = Arc::downgrade(&is_dropped);
+        let handler = async move || {
+            let guard = SlowDrop(guard.upgrade().unwrap());
+            let events = stream::iter([Ok::<_, Infallible>("data: one\n\n")]).chain(stream::pending());
+            event_stream(Body::from_stream(events.inspect(move |_| _ = &guard)))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let server = serve(listener, Router::new().route("/live", get(handler)));
+        let server = server.with_graceful_shutdown(shutdown.clone());
+        tokio::spawn(async move {
+            let mut answer = get_live(protocol, address).await;
+            answer.read_until("data: one\n\n").await;
+            shutdown.cancel();
+            drop(answer);
+        });
+        // Not in a task of its own: its worker would first drop the connection that wakes it.
+        within("the server to return", server.into_future()).await.unwrap();
+        assert!(is_dropped.load(Relaxed), "{protocol:?}");
+    }
 }
