@@ -965,6 +965,31 @@ async fn members_do_not_join_again_after_all_nodes_have_missed_records() {
     assert_eq!(events(&shared), ["+a", "+b", "+c"]);
 }
 
+/// The node reads each record 1.5 seconds late, so it is never at the end of the log.
+#[tokio::test(start_paused = true)]
+async fn node_behind_a_busy_log_announces_members() {
+    let shared = Shared::new(100);
+    let connection = shared.connect();
+    for n in 0..200 {
+        connection.append(vec![record(n)]).await.unwrap();
+    }
+    connection.lag.store(1500, Relaxed);
+    let hub = node(&connection).await;
+    let busy = shared.clone();
+    let publisher = tokio::spawn(async move {
+        loop {
+            busy.append_event("other", "x");
+            sleep(SECOND / 10).await;
+        }
+    });
+    let _kept = join(&hub, "a").await;
+    sleep(LEASE * 2).await;
+    let _later = join(&hub, "b").await;
+    assert_members(&[hub], &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b"]);
+    publisher.abort();
+}
+
 fn record(n: usize) -> Record {
     Record { topic: "other".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() }
 }

@@ -1,12 +1,13 @@
-//! The announcer is the task of a node that appends the records about members of topics to the log.
-//! A member is a name that is present in a topic. The announcer also ends the grace times: a member
-//! stays for the grace time after its last subscription has ended, and then leaves.
+//! The announcer is the task of a node that appends presence records to the log: records about the
+//! members of topics. A member is a name that is present in a topic. The announcer also ends the
+//! grace times: a member stays for the grace time after its last subscription has ended, and then
+//! leaves.
 //!
 //! Other tasks of this module publish the join and leave events of members.
 
 use super::{Presence, Presences, Transition, message::Message, pending::MAX_BATCH, state::Job};
 use crate::hub::{
-    backend::{Record, RecordKind},
+    backend::{Position, Record, RecordKind},
     core::Core,
     node::BackendClient,
     recording::{
@@ -31,9 +32,8 @@ use tokio::{
 };
 
 /// The maximum time that a task of this module waits for the local node to read the log. The
-/// announcer, the task that appends the records about members of topics, needs the log up to its
-/// end. The tasks that publish join and leave events need the log up to the records that they have
-/// just appended.
+/// announcer, the task that appends presence records, needs the log up to its end. The tasks that
+/// publish join and leave events need the log up to the records that they have just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
@@ -44,9 +44,9 @@ impl Presences {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time when the announcer, the task that appends the records about members of
-    /// topics, must run next. Returns `None` and marks the announcer as ended if it has nothing to
-    /// do, or if the hub is shut down.
+    /// Returns the time when the announcer task must run next: to append presence records, such as
+    /// joins and leaves, or to end grace times. Returns `None` and marks the announcer as ended if
+    /// it has nothing to do, or if the hub is shut down.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -91,10 +91,10 @@ fn apply_in_memory(core: &Arc<Core>) {
     publish_in_memory(core);
 }
 
-/// Publishes the join and leave events of members in a hub without a backend. To keep the order of
-/// the events, only one thread publishes at a time. If other threads call this function in the
-/// meantime, it returns at once, and the first thread also publishes their events. The function of
-/// the application that creates the events runs without a lock.
+/// Publishes join and leave events in a hub without a backend. To keep the order of the events,
+/// only one thread publishes at a time. If other threads call this function in the meantime, it
+/// returns at once, and the first thread also publishes their events. The function of the
+/// application that creates the events runs without a lock.
 fn publish_in_memory(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut is_publishing = false;
@@ -123,9 +123,9 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Returns `true` if a topic is finished, or if it was finished and then removed. Joins and leaves
-/// of its members are then not published as events, because an event would open or create the topic
-/// again.
+/// Returns `true` if a topic is finished, or if it was finished and then removed. Names can still
+/// join and leave such a topic, but no events are published about these changes, because an event
+/// would open or create the topic again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
@@ -139,10 +139,10 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     is_finished || (!exists && state.has_ended(topic))
 }
 
-/// Starts the announcer, the task that appends the records about members of topics, if it has
-/// something to do and does not run. With a backend, also starts one task for each topic whose
-/// members have unpublished join and leave events. Has no effect without a tokio runtime, or if the
-/// hub is shut down.
+/// Starts the announcer, unless it runs or has nothing to do. The announcer is the task that
+/// informs other nodes of joins and leaves by records in the log. With a backend, also starts one
+/// task for each topic whose subscribers still have to get events about joins and leaves. Has no
+/// effect without a tokio runtime, or if the hub is shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();
@@ -186,8 +186,9 @@ fn spawn(handle: &Handle, core: &Arc<Core>) -> AbortHandle {
 
 async fn announce(core: Weak<Core>) {
     let mut failures = 0;
+    let mut answers_end = None;
     loop {
-        let Some((presence, is_ok)) = run_once(&core).await else { return };
+        let Some((presence, is_ok)) = run_once(&core, &mut answers_end).await else { return };
         failures = if is_ok { 0 } else { failures + 1 };
         let Some(mut next) = presence.next_run() else { return };
         if !is_ok {
@@ -213,15 +214,15 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does the work that is due for the announcer, the task that appends the records about members of
-/// topics. Ends the memberships whose grace time is over, answers the questions of other nodes
-/// about topics, and appends the records. During requests to the backend, the function holds no
-/// reference to the hub, so that the hub can be dropped.
+/// Does the due work of the announcer task: ends the memberships whose grace time is over, appends
+/// presence records to the log, and answers other nodes. These nodes ask whether a topic exists on
+/// the local node, and how many subscriptions it has. During requests to the backend, the function
+/// holds no reference to the hub, so that the hub can be dropped.
 ///
 /// Returns the [`Presences`] of the hub, and `true` if all of this was successful. `false` means
 /// that a request to the backend has failed, or that the local node could not read the log in time.
 /// The caller then tries again after a pause. Returns `None` if the hub was dropped.
-async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
+async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<(u64, Position)>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let core = weak.upgrade()?;
         let presence = core.presence.clone();
@@ -233,19 +234,36 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         answer_questions(&core);
         drop(core);
         let request = presence.state().answered(&presence);
+        // The position up to which the log can have answers that the local node has not read yet.
+        let mut unread = None;
         if let Some(request) = request {
-            // The answers may be in the log, but the local node may not have read them yet.
-            let Some(through) = backend.newest().await else { return Some((presence, false)) };
-            if !caught_up_unless_dropped(weak, through, Instant::now() + FOLLOWER).await? {
-                return Some((presence, false));
+            // A node that is always a second behind a busy log would never reach a later end, so
+            // the backend is asked only once for each request.
+            let asked = answers_end.filter(|(id, _)| *id == request);
+            let through = match asked {
+                Some((_, through)) => through,
+                None => match backend.newest().await {
+                    Some(newest) => newest,
+                    None => return Some((presence, false)),
+                },
+            };
+            *answers_end = Some((request, through));
+            if weak.upgrade()?.committed() >= through {
+                let mut state = presence.state();
+                state.end_request(request);
+                presence.release(state);
+                start(&weak.upgrade()?);
+            } else {
+                unread = Some(through);
             }
-            let mut state = presence.state();
-            state.end_request(request);
-            presence.release(state);
-            start(&weak.upgrade()?);
         }
         let job = presence.state().take_job(&presence);
-        let Some(job) = job else { return Some((presence, true)) };
+        let Some(job) = job else {
+            if let Some(through) = unread {
+                caught_up_unless_dropped(weak, through, Instant::now() + FOLLOWER).await?;
+            }
+            return Some((presence, true));
+        };
         let is_appended = append(&backend, &job).await;
         let core = weak.upgrade()?;
         let mut state = presence.state();
@@ -297,33 +315,33 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the join and leave events of the members of one topic. The task does not
-/// keep the hub alive.
+/// The task that publishes the join and leave events of one topic. The task does not keep the hub
+/// alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
     topic: Arc<str>,
-    /// Notified when a join or leave event of a member of this topic does not have to be published
-    /// any more, for example because another node has published it.
+    /// Notified when a join or leave event of this topic does not have to be published any more,
+    /// for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// The time when the backend began to refuse the join and leave events of this topic's members,
-    /// although it responds to other requests. `None` after a successful append, and if the backend
-    /// does not respond at all.
+    /// The time when the backend began to refuse the join and leave events of this topic, although
+    /// it responds to other requests. `None` after a successful append, and if the backend does not
+    /// respond at all.
     refused_since: Option<Instant>,
-    /// The maximum number of join and leave events of members that one append to the log contains.
-    /// A refused append halves this number, and a successful append doubles it, up to 1,000.
+    /// The maximum number of join and leave events that one append to the log contains. A refused
+    /// append halves this number, and a successful append doubles it, up to 1,000.
     max: usize,
     has_given_up: bool,
     has_ended: bool,
 }
 
-/// The next action of the task that publishes the join and leave events of one topic's members.
+/// The next action of the task that publishes the join and leave events of one topic.
 enum Next {
     Append,
-    /// Wait until this time. Another node has written the next join or leave of a member into the
-    /// log, and probably also publishes the event about it. If the event is not in the log at this
-    /// time, the local node publishes it.
+    /// Wait until this time. Another node has caused the next join or leave, and probably also
+    /// publishes the event about it. If the event is not in the log at this time, the local node
+    /// publishes it.
     Wait(Instant),
     Retry,
     End,
@@ -356,9 +374,9 @@ impl Publishing {
         next
     }
 
-    /// Publishes at most one batch of the unpublished join and leave events of this topic's
-    /// members. Several nodes can try to publish the same event. An append fails if the log has
-    /// records of the topic that the local node has not read. So only one node succeeds.
+    /// Publishes at most one batch of the topic's unpublished join and leave events. Several nodes
+    /// can try to publish the same event. An append fails if the log has records of the topic that
+    /// the local node has not read. So only one node succeeds.
     async fn run_once(&mut self) -> Next {
         // Waits for the permit first. A fence and events that are taken before the wait would be
         // outdated.
@@ -411,10 +429,10 @@ impl Publishing {
     }
 
     /// Updates the limit of events per append after the backend has refused an append of `count`
-    /// join and leave events of members: the next append has half as many. If an append of a single
-    /// event, `first`, is still refused after a minute of refusals, this event is dropped. If the
-    /// append of the following event is refused as well, all unpublished events of the topic are
-    /// dropped at once.
+    /// join and leave events: the next append has half as many. If an append of a single event,
+    /// `first`, is still refused after a minute of refusals, this event is dropped. If the append
+    /// of the following event is refused as well, all unpublished events of the topic are dropped
+    /// at once.
     fn note_refused(&mut self, count: usize, first: &Bytes) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
@@ -439,8 +457,8 @@ impl Drop for Publishing {
     }
 }
 
-/// Publishes the join and leave events of the members of one topic. Returns when no unpublished
-/// event is left, or when the hub was dropped.
+/// Publishes the events of one topic that report joins and leaves to its subscribers. Returns when
+/// no unpublished event is left, or when the hub was dropped.
 async fn publish(mut publishing: Publishing) {
     loop {
         match publishing.run_once().await {
