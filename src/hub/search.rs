@@ -8,7 +8,10 @@ use super::{
     registry::check_reserved,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{error::Elapsed, sleep, timeout},
+};
 
 /// The time limit of one search of the backend's log for records of a topic. After this time, the
 /// search returns an error.
@@ -22,6 +25,15 @@ pub(super) const MAX_SEARCHES: usize = 2;
 /// The pause before a read is repeated because its server has not reached the end of the log, for
 /// example because the server is a replica that lags.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// The task of a search. Dropping this value ends the search.
+struct Search(JoinHandle<Result<Result<bool, Error>, Elapsed>>);
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// The part of the log that the local node has read, as far as it concerns one topic.
 struct Known {
@@ -57,7 +69,7 @@ impl Core {
     ///
     /// Returns an error if the backend does not respond, or if the search takes more than ten
     /// seconds.
-    pub(super) async fn is_in_log(&self, topic: &Arc<str>) -> Result<bool, Error> {
+    pub(super) async fn is_in_log(self: &Arc<Self>, topic: &Arc<str>) -> Result<bool, Error> {
         if self.exists(topic) {
             return Ok(true);
         }
@@ -66,11 +78,20 @@ impl Core {
             return Err(Error::shut_down());
         }
         let failed = |reason: &str| Error::backend("", reason.into());
-        let search = backend.in_runtime(|| timeout(SEARCH_TIMEOUT, self.search(backend, topic)));
-        search.await.unwrap_or_else(|_| Err(failed("the log was not searched to its end within ten seconds")))
+        let Some(runtime) = backend.runtime() else { return Err(failed("the hub is not connected")) };
+        let (core, topic) = (self.clone(), topic.clone());
+        // The search runs in a task of its own, because a caller that is not polled would keep its
+        // permit.
+        let mut search = Search(runtime.spawn(async move { timeout(SEARCH_TIMEOUT, core.search(&topic)).await }));
+        match (&mut search.0).await {
+            Ok(Ok(searched)) => searched,
+            Ok(Err(_)) => Err(failed("the log was not searched to its end within ten seconds")),
+            Err(_) => Err(failed("the runtime of the hub has ended")),
+        }
     }
 
-    async fn search(&self, backend: &BackendClient, topic: &Arc<str>) -> Result<bool, Error> {
+    async fn search(&self, topic: &Arc<str>) -> Result<bool, Error> {
+        let Some(backend) = &self.backend else { return Ok(false) };
         let failed = |reason: &str| Error::backend("", reason.into());
         let epoch = backend.epoch_bits();
         let newest = backend.newest().await.ok_or_else(|| failed("the backend has not returned the end of its log"))?;
@@ -107,7 +128,7 @@ impl Core {
                 return Ok(true);
             }
             if page.through <= after {
-                backend.in_runtime(|| sleep(PAUSE)).await;
+                sleep(PAUSE).await;
             }
             after = after.max(page.through);
         }

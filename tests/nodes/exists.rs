@@ -10,6 +10,7 @@ use super::{
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_test::task;
 use tower_sse::{
     Event,
     hub::{ErrorKind, Hub, Start},
@@ -195,4 +196,28 @@ async fn search_is_rejected_while_too_many_reads_wait() {
     sleep(Duration::from_secs(10)).await;
     assert!(exists(&other, "a").await);
     other.topic("a").publish(Event::new("1")).await.unwrap();
+}
+
+/// Futures in a buffer are not polled while the application handles an earlier result.
+#[tokio::test(start_paused = true)]
+async fn searches_that_are_not_polled_block_no_other() {
+    let shared = Shared::new(PLENTY);
+    let ([one, other], [_, connection]) = two(&shared, || Hub::builder().max_age(SECOND * 10).max_topics(1)).await;
+    publish(&other, "first", 0).await;
+    for n in 0..10 {
+        shared.append_event(&n.to_string(), "x");
+    }
+    settle().await;
+    connection.delay.store(5, Relaxed);
+    let topics = ["8", "9", "0"].map(|topic| other.topic(topic));
+    let mut searches = topics.each_ref().map(|topic| task::spawn(topic.exists_in_log()));
+    // The first poll asks for the end of the log, and the second one reads a page.
+    for _ in 0..2 {
+        assert!(searches[..2].iter_mut().all(|search| search.poll().is_pending()));
+        sleep(SECOND / 1000).await;
+    }
+    sleep(SECOND).await;
+    let third = timeout(SECOND * 5, &mut searches[2]).await.expect("it does not wait for the others");
+    assert!(third.unwrap());
+    drop(one);
 }
