@@ -210,18 +210,18 @@ impl SseLayer {
     /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
     ///
     /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent, and
-    /// the shutdown event is its only event. There are two exceptions: a subscription to a hub,
-    /// whose first id is also sent, and a [finite](crate::SseStream::finite) stream with a [drain
-    /// timeout](Self::drain_timeout).
+    /// the shutdown event is its only event. There are two exceptions. A subscription to a hub also
+    /// sends its first id. A [finite](crate::SseStream::finite) stream continues for the
+    /// [drain timeout](Self::drain_timeout), if set.
     ///
     /// Most streams of a hub begin with an id. Those that begin with a gap event or a snapshot, and
     /// those [without control events](crate::hub::Subscription::without_control_events), have no id
     /// before their first event. If such a stream ends before its first event, a client that may
-    /// have an id gets the reconnect delay without the shutdown event. The response learns from the
-    /// subscription, through `size_hint` or a poll, that the client may have an id. So the event is
-    /// left out only if each adapter around the subscription forwards `size_hint`, or if the stream
-    /// was polled before the shutdown. A [listener](crate::hub::Hub::listen) does not report such
-    /// an id, so the event is never left out for a listener. The last events of
+    /// have an id gets the reconnect delay without the shutdown event. Only the subscription knows
+    /// whether the client may have an id. So the event is left out only if the response could ask
+    /// the subscription: through `size_hint`, if all adapters around the subscription forward
+    /// `size_hint`, or in a poll before the shutdown. A [listener](crate::hub::Hub::listen) is not
+    /// asked, so its stream always sends the event. The last events of
     /// [`end_when`](crate::SseStream::end_when) and of a [`StreamRegistry`] are always sent.
     ///
     /// # Examples
@@ -468,10 +468,10 @@ impl SseLayer {
         self.with(|settings| settings.drain_timeout = Some(time))
     }
 
-    /// Calls `f` exactly once for each stream, when the body of the stream is dropped: after its
-    /// end, when the client is gone, or when the response was never sent. Requests that a limit
-    /// rejects are not reported, and neither are responses that are not event streams, such as the
-    /// `204 No Content` of a finished subscription.
+    /// Calls `f` exactly once with the summary of each stream, when the body of the stream is
+    /// dropped: after its end, when the client is gone, or when the response was never sent.
+    /// Requests that a limit rejects are not reported, and neither are responses that are not event
+    /// streams, such as the `204 No Content` of a finished subscription.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,
@@ -479,7 +479,7 @@ impl SseLayer {
     ///
     /// # Examples
     ///
-    /// The callback only passes the summary on. Another task or thread writes it to a database:
+    /// The callback sends the summary to another task or thread, which writes it to a database:
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
@@ -529,8 +529,8 @@ impl<S> Layer<S> for SseLayer {
     }
 }
 
-/// The service that an [`SseLayer`] creates: it passes requests to the inner service, and completes
-/// the responses that are event streams.
+/// The service that an [`SseLayer`] creates. It passes requests to the inner service, and applies
+/// the layer to responses that are event streams.
 #[derive(Clone, Debug)]
 pub struct SseService<S> {
     inner: S,
@@ -622,10 +622,10 @@ where
     }
 }
 
-/// Applies the layer to a response that is an event stream, or rejects the response if a limit is
-/// reached. `keep_connection` is set if the response may have `Connection: keep-alive`. `keys` are
-/// the keys of the request for the limits that count streams per key, such as the address of its
-/// client. Not inlined, because most responses are not event streams.
+/// Applies the settings of an [`SseLayer`] to an event stream, or rejects the response if a limit
+/// on open streams is reached. `keep_connection` is set if the response may have
+/// `Connection: keep-alive`. `keys` are the keys of the request for the limits per key, such as the
+/// address of its client. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
@@ -645,7 +645,7 @@ fn make_correct<B: Body>(
             return reject(response, Rejected { limit, settings: Settings::clone(settings) });
         }
     };
-    let layer = AppliedLayer::new(settings, permits, registrations, request);
+    let mut layer = AppliedLayer::new(settings, permits, registrations, request);
     let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();
     if !headers.contains_key(CONTENT_TYPE) {
@@ -655,27 +655,29 @@ fn make_correct<B: Body>(
     if keep_connection && !is_shut_down {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    let is_encoded = headers::is_encoded(headers) && handle.is_none();
+    if let Some(handle) = handle {
+        match handle.attach(layer) {
+            // The body is that of an `SseStream`, or an inner layer already handles it.
+            None => {
+                headers.remove(CONTENT_LENGTH);
+                return response.map(ResponseBody::untouched);
+            }
+            Some(returned) => layer = returned,
+        }
+    }
+    let is_encoded = headers::is_encoded(headers);
     if is_encoded && !layer.is_observed() {
         return response.map(|body| ResponseBody::encoded(body, LayerLink::closed()));
     }
     headers.remove(CONTENT_LENGTH);
-    match handle {
-        // The body is that of an `SseStream`, or an inner layer already handles it.
-        Some(handle) => {
-            handle.attach(layer);
-            response.map(ResponseBody::untouched)
-        }
-        None => {
-            let (link, handle) = LayerLink::open();
-            handle.attach(layer);
-            response.extensions_mut().insert(handle);
-            response.map(|body| match is_encoded {
-                true => ResponseBody::encoded(body, link),
-                false => ResponseBody::event_stream(body, link),
-            })
-        }
-    }
+    let (link, handle) = LayerLink::open();
+    // The link is open, because the body was not polled yet.
+    let _none = handle.attach(layer);
+    response.extensions_mut().insert(handle);
+    response.map(|body| match is_encoded {
+        true => ResponseBody::encoded(body, link),
+        false => ResponseBody::event_stream(body, link),
+    })
 }
 
 /// Returns whether the response to this request may have the header `Connection: keep-alive`. The

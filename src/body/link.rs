@@ -71,28 +71,30 @@ pub(crate) struct LinkState {
     /// The tracing span that was current when the response was created.
     parent: trace::Parent,
     layers: AppliedLayers,
+    /// Set by the first poll of the body.
+    is_closed: bool,
 }
 
 /// The body's end of a link through which the layers around the body attach their settings. A
 /// stream has only one value of some settings, such as the heartbeat. For these settings, the value
 /// of the innermost layer is used. Shutdowns, lifetimes and callbacks of all layers apply.
 pub(crate) enum LayerLink {
-    /// The body was not polled yet. Layers can still attach their settings to this state, which
-    /// they share with the body.
+    /// The body was not polled yet. The layers share this state with the body, and can still add
+    /// settings to it.
     Open(Arc<Mutex<LinkState>>),
-    /// Layers can attach no more settings: the body was polled, or the link was created closed, for
-    /// example for an empty body. Contains the settings of the innermost layer. Values that this
-    /// layer has not set are copied from the outer layers. `None` if no layer has attached
+    /// Layers can attach no more settings: the body was polled, or accepts no settings from the
+    /// beginning, such as an empty body. Contains the settings of the innermost layer. Values that
+    /// this layer has not set are copied from the outer layers. `None` if no layer has attached
     /// settings.
     Closed(Option<Arc<Settings>>),
 }
 
 impl LayerLink {
-    /// Creates the link through which the layers around a body attach their settings to the body,
-    /// and the handle that the layers use for this. The link stays open until the first poll of the
-    /// body. The caller puts the handle into the extensions of the response.
+    /// Creates the link and the handle through which the layers around a body attach their
+    /// settings. The link stays open until the first poll of the body. The caller puts the handle
+    /// into the extensions of the response.
     pub(crate) fn open() -> (Self, LayerHandle) {
-        let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), layers: None }));
+        let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), ..LinkState::default() }));
         let handle = LayerHandle(Arc::downgrade(&state));
         (Self::Open(state), handle)
     }
@@ -117,7 +119,10 @@ impl LayerLink {
     /// link was already closed.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
-        let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
+        let LinkState { parent, layers, .. } = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            mem::replace(&mut *state, LinkState { is_closed: true, ..LinkState::default() })
+        };
         let mut layers = layers.map(|layers| *layers).unwrap_or_default();
         for inner in (1..layers.len()).rev() {
             if let [inner, outer] = &mut layers[inner - 1..=inner] {
@@ -128,7 +133,7 @@ impl LayerLink {
         Some((parent, layers))
     }
 
-    /// Returns the final settings of the stream. `None` before the first poll of the body, and for
+    /// Returns the merged settings of all layers. `None` before the first poll of the body, and for
     /// a stream without layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
@@ -146,17 +151,20 @@ impl LayerLink {
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
 impl LayerHandle {
-    /// Attaches the settings of a layer to the body. Has no effect if the body was already polled
-    /// or dropped.
+    /// Attaches the settings of a layer to the body, and returns `None`. Returns the layer if the
+    /// body was already polled or dropped. A middleware may poll the body in another thread at the same time.
     ///
     /// A layer counts once, even if it is applied to a router and again to a route of that router.
     /// If several layers register the stream under the same key of the same stream registry, only
     /// the registration of the outermost layer stays. A request passes the outermost layer first,
     /// so this registration is the earliest. A later registration would miss a call that closes the
     /// streams of the key between the two registrations.
-    pub(crate) fn attach(&self, mut layer: AppliedLayer) {
-        let Some(state) = self.0.upgrade() else { return };
+    pub(crate) fn attach(&self, mut layer: AppliedLayer) -> Option<AppliedLayer> {
+        let Some(state) = self.0.upgrade() else { return Some(layer) };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_closed {
+            return Some(layer);
+        }
         let layers = state.layers.get_or_insert_default();
         for outer in &layer.registrations {
             layers.iter_mut().for_each(|inner| inner.registrations.retain(|inner| !inner.has_same_key(outer)));
@@ -176,10 +184,11 @@ impl LayerHandle {
                 layers.push(layer);
             }
         }
+        None
     }
 
     /// Returns whether an inner layer already holds a permit of the stream limit `limit` for this
-    /// stream. Returns `false` if the body was polled or dropped.
+    /// stream. Returns `false` if the body was polled or dropped, even if a layer holds a permit.
     pub(crate) fn holds_permit_of(&self, limit: &Limit) -> bool {
         let Some(state) = self.0.upgrade() else { return false };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,5 +202,23 @@ impl LayerHandle {
     /// Returns whether layers can still attach settings: the body exists and was not polled.
     pub(crate) fn is_open(&self) -> bool {
         self.0.strong_count() > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A middleware can move the body into a task, which polls the body while the layer runs.
+    #[test]
+    fn layer_is_returned_if_the_body_was_polled_meanwhile() {
+        let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), trace::Request::default());
+        let (mut link, handle) = LayerLink::open();
+        assert!(handle.is_open() && handle.attach(layer()).is_none());
+        let state = handle.0.upgrade().unwrap();
+        assert_eq!(link.close().unwrap().1.len(), 1);
+        assert!(handle.attach(layer()).is_some(), "the state is closed");
+        drop(state);
+        assert!(handle.attach(layer()).is_some(), "the state is dropped");
     }
 }

@@ -44,10 +44,10 @@ pub(crate) struct RareOptions {
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
     /// The `on_error` closure of the handler. The mutex is never locked: it makes the body `Sync`
-    /// although the closure is not `Sync`.
+    /// although the closure is not.
     pub(crate) on_error: Mutex<Option<OnError>>,
     /// The handler's settings for the end of the stream. The mutex is never locked: it makes the
-    /// body `Sync` although these settings are not `Sync`.
+    /// body `Sync` although these settings are not.
     pub(crate) end: Mutex<HandlerEnd>,
 }
 
@@ -181,7 +181,8 @@ impl<S> SseBody<S> {
     }
 
     /// Sets the bytes that the body sends before the first item of the stream to those of
-    /// `preamble`. An example is an event with the id after which a client of a hub resumes.
+    /// `preamble`. For example, these bytes contain an id that the client sends back if it
+    /// reconnects before the first item.
     pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
         self.has_preamble = preamble.has_subscription;
         self.has_id_to_keep = preamble.has_id_to_keep();
@@ -368,7 +369,7 @@ struct FrameBuilder {
 }
 
 impl FrameBuilder {
-    /// Inserts `lines` behind the first `position` bytes of the frame.
+    /// Inserts the field lines `lines` after the first `position` bytes of the body frame.
     #[cold]
     fn insert(&mut self, position: usize, lines: &Bytes) {
         self.is_visible |= is_visible(lines);
@@ -379,8 +380,8 @@ impl FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
-    /// Takes the chunk that the body has kept for this frame. Returns empty bytes if there is no
-    /// such chunk.
+    /// Takes the chunk that the body has kept because it did not fit into the previous frame, or
+    /// begins the response. Returns empty bytes without such a chunk.
     #[inline]
     fn take_chunk(&mut self) -> Bytes {
         match self.held.take_if(|held| matches!(**held, Held::Chunk(_))).map(|held| *held) {
@@ -397,9 +398,9 @@ impl<S> Projection<'_, S> {
     }
 
     /// Returns the first bytes of the response: the reconnect delay as a `retry` line, if a delay
-    /// is set, and then `lines`. An example of `lines` is an event with the id after which a client
-    /// of a hub resumes. The delay of the handler has precedence over the delay of the layer. The
-    /// `retry` line comes before `lines`, because some clients apply it only when an event follows.
+    /// is set, and then `lines`, such as an event with an id. The handler's delay has precedence
+    /// over the layer's. The `retry` line comes before `lines`, because some clients apply a delay
+    /// only when an event follows.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -438,9 +439,8 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Adds a heartbeat to the frame if a heartbeat is due. Called only if heartbeats are events
-    /// and the frame contains no event that a client dispatches, because such a frame does not
-    /// postpone the heartbeat.
+    /// Adds a heartbeat to the frame if a heartbeat is due. Called only if heartbeats are events,
+    /// and the frame does not postpone them because it contains no event that a client dispatches.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.observation) else { return };
@@ -497,10 +497,9 @@ where
     }
 
     /// Adds the newest cursor of a hub subscription, the id that the client sends when it
-    /// reconnects, to the last frame of a stream that ends early. If the client reconnects to
-    /// another node, the log then still retains the position of this id. The method polls the
-    /// stream for the cursor. If the stream returns another item instead, the item is discarded,
-    /// because the response ends.
+    /// reconnects, to the last frame of a stream that ends early. With an older id, the client may
+    /// get a gap on another node: the log may have evicted the id's position. The method polls the
+    /// stream for the cursor, and discards any other item, because the response ends.
     #[cold]
     fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.has_cursor() {
@@ -510,7 +509,8 @@ where
         let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
         let Poll::Ready(Some(item)) = polled else { return };
         match item.into_events() {
-            Ok(cursor) if cursor.count() == 0 => {
+            // An item without bytes is from another stream, and has no id.
+            Ok(cursor) if cursor.count() == 0 && !cursor.as_bytes().is_empty() => {
                 *self.has_id_to_keep = false;
                 self.add(frame, cursor.into_bytes(), 0);
             }
@@ -518,11 +518,11 @@ where
         }
     }
 
-    /// Polls the stream again for the newest cursor of its hub subscription, the id that the client
-    /// sends when it reconnects. Called when a heartbeat is due and the stream was pending, because
-    /// a due heartbeat also delivers the cursor. The caller must pass an empty frame. Returns
-    /// whether the stream is now ready or pending, and whether the frame contains only a cursor.
-    /// (The stream may have returned an event instead.)
+    /// Polls the stream again for the newest cursor of its hub subscription. Called when a
+    /// heartbeat is due and the stream was pending, because a due heartbeat also delivers the
+    /// cursor. The caller must pass an empty frame. Returns whether the stream is now ready or
+    /// pending, and whether the frame contains only a cursor. (The stream may have returned an
+    /// event instead.)
     #[cold]
     fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
@@ -540,10 +540,10 @@ where
     }
 
     /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Also records which
-    /// hub subscriptions inside the stream are polled: the cursor (the id after which the client
-    /// resumes) can be sent only if there is a single subscription. Once the stream was pending,
-    /// and none or several subscriptions were polled so far, no cursor can be sent. The method then
-    /// no longer records the subscriptions.
+    /// hub subscriptions inside the stream are polled, because a cursor can be sent only if there
+    /// is a single subscription. When the stream is first pending, it has usually polled all of its
+    /// subscriptions. If these are none or several, the method stops recording, and no cursor is
+    /// ever sent.
     #[inline]
     fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.was_pending && !self.reached.is_one() {
@@ -558,7 +558,8 @@ where
 
     /// Polls the stream for the first time, and adds its ready items to the frame, like
     /// [`fill`](Self::fill). Also returns the bytes that the hub subscriptions in the stream offer
-    /// for the beginning of the response. The caller inserts these bytes before the items.
+    /// for the beginning of the response, such as an event with an id. The caller inserts these
+    /// bytes before the items.
     fn fill_first(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, Bytes) {
         // An item of this poll clears the field.
         *self.has_id_to_keep = true;
@@ -589,7 +590,8 @@ where
         Poll::Ready(())
     }
 
-    /// Adds an item of the stream to the frame. `None` is the end of the stream.
+    /// Adds an item of the stream to the frame, or at the end of the stream (`None`), the final
+    /// event that the handler has set.
     #[inline]
     fn take(&mut self, item: Option<S::Item>, frame: &mut FrameBuilder) {
         match item.map(SseItem::into_events) {

@@ -5,10 +5,11 @@ use futures_util::{StreamExt, stream};
 use std::{sync::atomic::Ordering, task::Poll, time::Duration};
 use support::{script::Step, whatwg};
 use tokio::time::advance;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tower_sse::{
-    CloseReason, Event, EventId, SseLayer, SseStream,
-    hub::{Hub, Start},
+    CloseReason, EncodedEvents, Event, EventId, SseLayer, SseStream,
+    hub::{Hub, Start, SubscriptionError},
 };
 
 #[tokio::test]
@@ -157,6 +158,16 @@ async fn shutdown_event_does_not_erase_id_of_returning_client() {
         assert_eq!(rest, "retry: 1000\n");
         assert_eq!(whatwg::parse_after("lost", rest.as_bytes()).last_event_id, "lost");
     }
+    // An item without bytes that is ready at the shutdown is no cursor.
+    let (sender, items) = tokio::sync::mpsc::unbounded_channel();
+    let items = UnboundedReceiverStream::new(items).map(Ok::<EncodedEvents, SubscriptionError>);
+    let (token, late) = shutdown_layer();
+    let merged = tokio_stream::StreamExt::merge(quiet().await, items);
+    let mut body = ours(SseStream::new(merged), &[&late]);
+    body.assert_pending();
+    sender.send(EncodedEvents::default()).unwrap();
+    token.cancel();
+    assert_eq!(body.rest(), "retry: 1000\n");
     // A client that gets an id, or has none to lose, gets the event.
     let resumed = ours(SseStream::new(topic.subscribe(id.clone()).await.unwrap()), &[&layer]).rest();
     assert_eq!(resumed, format!("event: hub-cursor\nid: {id}\ndata: \n\nretry: 1000\ndata: bye\n\n"));
