@@ -40,7 +40,7 @@
 //! |---|---|---|
 //! | `Sse::new(stream)` | [`SseStream::new`] | The items can be [`Event`]s as well as `Result`s of them, so there is no `Infallible` to name. Events that are ready together are one frame. Two more headers disable compressors and the buffers of proxies. |
 //! | `Sse::new(stream.map(json))` | [`SseStream::json`], [`SseStream::try_json`] | The items of the stream are values that serialize (`json`), or `Result`s of such values (`try_json`). |
-//! | an `Err` in the stream | the same, or [`on_error`](SseStream::on_error) | Both abort the transfer, after all events before the error were sent. `on_error` can send a final event and end the stream cleanly instead. |
+//! | an `Err` in the stream | the same, or [`on_error`](SseStream::on_error) | axum and tower-sse abort the transfer, tower-sse only after all earlier events were sent. `on_error` can instead send a final event and end cleanly. |
 //! | `.keep_alive(KeepAlive::default())` | nothing | Heartbeats are enabled by default, and do not change the type of the response. |
 //! | no `keep_alive` | [`without_heartbeat`](SseStream::without_heartbeat) | |
 //! | `KeepAlive::interval` | [`Heartbeat::every`] | |

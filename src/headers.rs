@@ -1,4 +1,4 @@
-//! The headers of an event stream, and of a response with an error.
+//! The headers of event streams and of requests for them, and plain-text error responses.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -31,7 +31,7 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
 }
 
-/// Creates the response of an error: its status, and its message as plain text.
+/// Creates an error response: the status, and the message as plain text.
 pub(crate) fn error_response(status: StatusCode, error: &impl ToString) -> Response<String> {
     let mut response = Response::new(error.to_string());
     *response.status_mut() = status;

@@ -71,10 +71,10 @@ impl Event {
     /// `#[serde(rename_all = "…")]` renames the events. A struct with `#[serde(tag = "…")]` counts
     /// as a variant, and so does a struct whose first field is a flattened internally tagged enum.
     ///
-    /// Derive `Serialize`. A `Serialize` that is written by hand looks like an internally tagged
-    /// enum if it passes a `str` as the first field of a struct or map. The text of this field then
-    /// becomes the name of the event. A derived `Serialize` has this effect only for a struct whose
-    /// first field is of the unsized type `str`.
+    /// Derive `Serialize`. A hand-written `Serialize` looks like an internally tagged enum if it
+    /// passes the first field of a struct or map as a `&str`, and not as a `&String` or `&&str`.
+    /// The text of this field then becomes the name of the event. A derived `Serialize` has this
+    /// effect only for a struct whose first field is of the unsized type `str`.
     ///
     /// [representations]: https://serde.rs/enum-representations.html
     ///
@@ -268,7 +268,7 @@ impl<S> SseStream<TryJsonEvents<S>> {
     }
 }
 
-/// Selects how a value of a stream becomes an event: with data only, or with a name and data.
+/// Selects how a value becomes an event: with data only, or with a name and data.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// An event with data only, as [`Event::json`] creates it from a value.

@@ -1,4 +1,4 @@
-//! The extractor for the id of a client that reconnects.
+//! The extractor for the id of the client's last event.
 
 use crate::{EventId, event::Shortened, headers::error_response};
 use http::{HeaderName, Request, Response, StatusCode, request::Parts};

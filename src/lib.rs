@@ -91,10 +91,10 @@
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
 //!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
 //!    also on a node that reads the log late (`nodes`).
-//! 9. No limit on streams is exceeded, every permit is returned, and each stream is reported
-//!    exactly once (`lifecycle`).
-//! 10. A panic in a callback of the application does not abort the process, does not keep other
-//!     callbacks from running, and leaks no permit (`callbacks`).
+//! 9. Open streams never exceed a limit. Each stream counts until its body is dropped, and is
+//!    reported exactly once (`lifecycle`).
+//! 10. A panic in an application callback does not abort the process. The other callbacks still
+//!     run, and the stream stops counting at its end (`callbacks`).
 //! 11. No compressor inside the layer compresses the response to a request whose `Accept` names
 //!     `text/event-stream`. A compressor outside the layer does not compress it either if the
 //!     compressor honours the content type or `no-transform` (`compression`).
@@ -200,8 +200,8 @@
 //! expired events. With a backend, it has one more that follows the log, and one for each running
 //! history read. A log in a file has one for the replies to publishers. A [`StreamRegistry`] that
 //! follows a hub has two, and one more with `fail_closed_after`. Further tasks run while they are
-//! needed: to wake many subscribers, for recordings, and for the [members](hub::Topic::join) that
-//! are present in topics.
+//! needed: to wake many subscribers, for recordings, and for the present
+//! [members](hub::Topic::join) of topics.
 //!
 //! # Scope
 //!

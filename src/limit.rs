@@ -30,11 +30,12 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
-    /// `503 Service Unavailable`, or `429 Too Many Requests` if the limit of a key is reached, with
-    /// `Retry-After`. An `EventSource` does not reconnect by itself after either status.
+    /// `503 Service Unavailable`, or `429 Too Many Requests` over a [limit per
+    /// key](crate::SseLayer::max_streams_per) such as a user, with `Retry-After`. An `EventSource`
+    /// does not reconnect by itself after either status.
     ///
-    /// A 503 lets load balancers detect the overload. A 429 does not make load balancers eject the
-    /// server: one client with too many streams is not a problem of the server.
+    /// A 503 lets load balancers detect the overload. A 429 does not make them eject the server:
+    /// one client with too many streams is not a problem of the server.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
@@ -43,8 +44,8 @@ pub enum Overload {
 
 /// The keys of a request for the stream limits that count per key, in the order of these limits.
 ///
-/// A single key, which is usual, needs no allocation. That matters because the keys are computed
-/// for every request, and most requests are not for streams.
+/// A single key, which is usual, needs no allocation: the keys are computed for every request, and
+/// most requests are not for streams.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     first: Key,
@@ -123,10 +124,10 @@ mod sealed {
     }
 }
 
-/// The kind of a stream limit that a request has reached: of all streams together, or of one key.
+/// The limit that a request has reached: on all open streams, or on those of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
-    /// The limit of all open streams together is reached.
+    /// The limit of all open streams is reached.
     Total,
     /// The limit of open streams of one key, such as an address or a user, is reached.
     Key,
@@ -202,8 +203,8 @@ impl Limit {
         }
     }
 
-    /// Acquires a permit for one stream. Returns `Ok(None)` if the limit does not apply because
-    /// `key` is `None`, and `Err` if the limit is reached.
+    /// Acquires a permit for one stream. Returns `Ok(None)` if the limit counts streams per key,
+    /// such as a user, and `key` is `None`. Returns `Err` if the limit is reached.
     fn try_acquire(&self, key: Key) -> Result<Option<Permit>, LimitReached> {
         match self {
             Self::All(slots) => {

@@ -1,6 +1,6 @@
-//! The calls that get the cursor of a hub subscription for the response around it. The cursor is
-//! the id that a client sends when it reconnects. A response needs the cursor in its preamble, at
-//! heartbeats and before an early end.
+//! The calls through which a response gets the cursor of a hub subscription in its stream. The
+//! cursor is the id that a client sends when it reconnects. A response needs the cursor in its
+//! preamble, at heartbeats, and at an early end, such as at a shutdown of the server.
 //!
 //! The preamble is the first bytes of a response, or its status 204. A subscription determines its
 //! preamble before its first item.
@@ -11,13 +11,12 @@
 //! call:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
-//!   subscription can [offer](Preamble::offer) its preamble.
-//! - All adapters forward `poll_next`. If `size_hint` has reached no subscription, the
-//!   subscriptions that [the first poll](Preamble::of_first_poll) reaches offer their preambles. At
-//!   a heartbeat and before an early end, a subscription detects [why the response polls
-//!   it](purpose_of_poll). If the subscription has delivered all of its events, it yields its
-//!   newest cursor. The subscription also yields this cursor at a shutdown of the hub, which the
-//!   response itself does not notice.
+//!   subscription can [offer](Preamble::offer) its preamble. If the call reaches no subscription,
+//!   [the first poll](Preamble::of_first_poll) asks for the preamble.
+//! - All adapters forward `poll_next`. At a heartbeat and at an early end, a subscription detects
+//!   [why the response polls it](purpose_of_poll). If the subscription has delivered all of its
+//!   events, it yields its newest cursor. The subscription also yields this cursor at a shutdown of
+//!   the hub, which the response itself does not notice.
 //!
 //! The first bytes are never an item of the stream, because adapters treat each item as an event.
 //! For example, an application can end a stream with `take_until` at the first item of a
@@ -49,26 +48,26 @@ pub(crate) struct Preamble {
 }
 
 /// The call that a response is currently making to its stream on this thread. The subscriptions
-/// inside the stream read this value to detect why they are called: for the preamble, or for a
-/// [purpose](Purpose) such as a heartbeat. `None` if there is no such call.
+/// inside the stream read this value to detect why they are called: for the first bytes of the
+/// response, or for a [purpose](Purpose) such as a heartbeat. `None` if there is no such call.
 #[derive(Default)]
 enum Call {
     #[default]
     None,
-    /// The response calls `size_hint` to get the preamble of its stream: the bytes to send first,
-    /// or the status 204. The vector collects the preambles of all subscriptions that receive the
-    /// call. An adapter such as `merge` forwards the call to several streams.
+    /// The response calls `size_hint` to get its preamble: its first bytes, or its status 204. Each
+    /// subscription that the call reaches adds a preamble to the vector. An adapter such as `merge`
+    /// forwards the call to several streams.
     Asks(Vec<Preamble>),
-    /// The response calls `poll_next` of its stream for the first time, to get the first items and
-    /// the preamble: the bytes to send before the items. Adapters forward the call to the streams
-    /// inside them. The vector collects the preambles of all subscriptions that receive the call.
+    /// The response polls its stream for the first time, to get the first items, and the preamble
+    /// that is sent before them. Each subscription that the poll reaches adds a preamble to the
+    /// vector.
     Begins(Vec<Preamble>, Reached),
     /// The response calls `poll_next` of its stream.
     Polls {
         #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
         purpose: Purpose,
-        /// The subscriptions and listeners inside the stream that the response has polled, in this
-        /// call and in earlier calls.
+        /// The hub subscriptions and hub listeners inside the stream that this poll and earlier
+        /// polls have reached.
         reached: Reached,
     },
 }
@@ -76,8 +75,8 @@ enum Call {
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The response polls for the next items of its stream. A poll by other code than a response,
-    /// such as a task of the application, counts as a poll for this purpose, too.
+    /// The response polls for the next items of its stream. Polls by other code than a response,
+    /// such as a task of the application, have this purpose, too.
     Items,
     /// The response polls for the next items of a stream that contains exactly one subscription. If
     /// the hub is shut down, the subscription yields its newest cursor (the id where the client
@@ -87,14 +86,15 @@ pub(crate) enum Purpose {
     /// The response polls again because a heartbeat is due. A subscription without an item then
     /// yields its newest cursor: the id where the client resumes.
     Heartbeat,
-    /// The response ends early, and polls for the newest cursor: the id where the client resumes. A
-    /// subscription yields only its cursor, and no event.
+    /// The response ends its stream early, such as at a shutdown of the server, and polls for the
+    /// newest cursor: the id where the client resumes. A subscription yields only its cursor, and
+    /// no event.
     End,
 }
 
-/// The subscriptions that a response has reached when it polled its stream: none, one, or several.
-/// Several subscriptions have no common cursor: the newest cursor of one subscription can be after
-/// an undelivered event of another.
+/// The hub subscriptions and hub listeners that a response has polled inside its stream: none, one,
+/// or several. Several have no common cursor (the id where a client resumes): the newest cursor of
+/// one can be after an undelivered event of another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reached(usize);
 
@@ -105,8 +105,8 @@ impl Reached {
     /// subscriptions are aligned.
     pub(crate) const SEVERAL: Self = Self(1);
 
-    /// Returns `true` if the response has polled exactly one subscription or listener inside its
-    /// stream so far.
+    /// Returns `true` if the response has polled exactly one hub subscription or hub listener so
+    /// far.
     pub(crate) fn is_one(self) -> bool {
         self.0 != Self::NONE && self != Self::SEVERAL
     }
@@ -121,8 +121,9 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// A guard that records, in a thread-local variable, which call a response is making to its stream.
-/// When the guard is dropped, even during a panic of the stream, it restores the previous value.
+/// A guard that records, in a thread-local variable, which [`Call`] a response is making to its
+/// stream. When the guard is dropped, even during a panic of the stream, it restores the previous
+/// value.
 struct Scope(Call);
 
 impl Scope {
@@ -155,9 +156,9 @@ impl Preamble {
 
     /// Calls `poll`, which polls the stream of a response for the first time. Returns its result,
     /// and the preamble (the bytes to send before the first item) of the subscriptions inside the
-    /// stream. Used if [`of`](Self::of) has found no subscription, for example because an adapter
-    /// did not forward the call of `size_hint`. Adds the subscriptions and listeners that were
-    /// polled to `reached`.
+    /// stream. Used if [`of`](Self::of) has reached no subscription, for example because an adapter
+    /// does not forward `size_hint`. Adds the polled hub subscriptions and hub listeners to
+    /// `reached`.
     pub(crate) fn of_first_poll<T>(reached: &mut Reached, poll: impl FnOnce() -> T) -> (T, Self) {
         let _scope = Scope::enter(Call::Begins(Vec::new(), *reached));
         let polled = poll();
@@ -186,10 +187,9 @@ impl Preamble {
 
     /// Offers the preamble of a subscription (the first bytes of a response, or the status 204) to
     /// the response around the subscription. A subscription calls this function in its `size_hint`
-    /// and in its first `poll_next`. A response calls one of these two methods to get the preamble,
-    /// and adapters forward the call to the streams inside them. During such a call on this thread,
-    /// this function calls the closure `preamble`, stores the result for the response, and returns
-    /// `true`. Otherwise this function returns `false` without calling the closure.
+    /// and in its first `poll_next`. If a response on this thread is making such a call to get the
+    /// preamble of its stream, this function calls the closure `preamble`, stores the result for
+    /// the response, and returns `true`. Otherwise this function only returns `false`.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_) | Call::Begins(..)));
@@ -206,8 +206,8 @@ impl Preamble {
 }
 
 /// Calls `poll`, which polls the stream of a response for the given purpose, such as a heartbeat.
-/// The subscriptions inside the stream get this purpose from `purpose_of_poll`. Adds the
-/// subscriptions and listeners that were polled to `reached`.
+/// The subscriptions inside the stream get this purpose from `purpose_of_poll`. Adds the polled hub
+/// subscriptions and hub listeners to `reached`.
 pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::Polls { purpose, reached: *reached });
     let polled = poll();
@@ -220,9 +220,9 @@ pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl Fn
 }
 
 /// Returns why a response is currently polling its stream on this thread: for the next items,
-/// because a heartbeat is due, or for the newest cursor before the end. A subscription or listener
-/// calls this function each time it is polled. `address` is the caller's address in memory, which
-/// distinguishes the caller from others in the same stream.
+/// because a heartbeat is due, or for the newest cursor before the response ends early. A hub
+/// subscription or hub listener calls this function each time it is polled. `address` is the
+/// caller's address in memory, which distinguishes the caller from others in the same stream.
 #[cfg(feature = "hub")]
 pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
@@ -242,9 +242,10 @@ pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
 mod tests {
     use super::*;
 
-    /// After a response has polled a second subscription in its stream, the purpose of its polls is
-    /// `Items` instead of `ItemsOfOne`. The subscriptions then yield no cursor at a shutdown: the
-    /// cursor of the second subscription could be after an undelivered event of the first one.
+    /// After a response has polled a second subscription in its stream, [`purpose_of_poll`] returns
+    /// `Items` instead of `ItemsOfOne`. At a shutdown of the hub, the subscriptions then yield no
+    /// cursor: the cursor of the second subscription could be after an undelivered event of the
+    /// first one.
     #[test]
     fn second_subscription_of_a_poll_is_not_the_only_one() {
         let mut reached = Reached::default();

@@ -64,10 +64,10 @@ pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Resp
     Response::from_parts(head, body)
 }
 
-/// Applies the settings of an outer layer, `outer`, to the response of an inner layer that has
-/// rejected a request over its limit. Values that are unset in the inner layer are taken from
-/// `outer`, and the status, headers and body of the rejection are replaced accordingly. If no value
-/// is taken, the response is not changed.
+/// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
+/// rejected a request. Settings that the inner layer leaves unset, such as the reconnect delay, are
+/// taken from `outer`. The status, headers and body of the rejection are then replaced. If no
+/// setting is taken, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,

@@ -33,7 +33,7 @@ pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + 
 
 impl Settings {
     /// The default reconnect delay, one second, of a client whose stream ends at a shutdown, or
-    /// whose request is over a limit.
+    /// whose request is over a limit of open streams.
     const RETRY: Duration = Duration::from_secs(1);
     /// The default jitter, 5 seconds: the maximum of the random time that is added to the reconnect
     /// delay of a client whose stream ends at a shutdown, or whose request is over a limit.
@@ -141,10 +141,9 @@ pub(crate) struct FinalBytes {
 }
 
 impl FinalBytes {
-    /// Removes the last event if it is the shutdown event. Keeps the event of
-    /// `SseStream::end_when`, and the event that a `StreamRegistry` sends when it closes the
-    /// stream. A reconnect delay shows that the stream ends at a shutdown, because a stream that
-    /// ends for another reason has no such delay.
+    /// Removes `event` if it is the shutdown event. Keeps the events of `SseStream::end_when` and
+    /// of a `StreamRegistry`. If `retry` is not empty, `event` is the shutdown event: a stream that
+    /// ends for another reason has no reconnect delay here.
     pub(crate) fn remove_shutdown_event(&mut self) {
         if !self.retry.is_empty() {
             self.event = Bytes::new();

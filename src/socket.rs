@@ -11,10 +11,9 @@ use std::{io, time::Duration};
 ///
 /// A response body cannot detect such a client. hyper does not poll the body while the socket is
 /// full, so no timer in the body runs: neither a heartbeat nor
-/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel detects both kinds of
-/// clients, but late. It waits about 15 minutes for a client that acknowledges nothing. It waits
-/// forever for a client that acknowledges data and does not read it. This type sets the socket
-/// options that shorten the wait.
+/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). By default, the kernel waits about 15
+/// minutes for a client that acknowledges nothing. It waits forever for a client that acknowledges
+/// data and does not read it. This type sets the socket options that limit both waits.
 ///
 /// After the timeout, the kernel closes the connection. hyper gets the error immediately and drops
 /// the body. [`SseStream::on_close`](crate::SseStream::on_close) reports

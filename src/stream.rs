@@ -221,8 +221,8 @@ impl<S> SseStream<S> {
     /// `204 No Content` of a finished subscription, with the reason `Finished`.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. If `f` panics, the
-    /// panic is caught, and the callbacks of layers still run. A second call of this method
-    /// replaces `f`.
+    /// panic is caught, and the callbacks of [`SseLayer::on_close`](crate::SseLayer::on_close)
+    /// still run. A second call replaces `f`.
     ///
     /// # Examples
     ///

@@ -66,8 +66,8 @@ mod on {
             self.0.as_ref().map(|(method, _)| method.as_str())
         }
 
-        /// Returns the path without the query. A query may contain secrets, because an
-        /// `EventSource` cannot send secrets in a header.
+        /// Returns the path without the query, which must not be logged. The query may contain
+        /// secrets, because an `EventSource` cannot set headers.
         fn path(&self) -> Option<&str> {
             Some(self.0.as_ref()?.1.as_ref()?.path())
         }
@@ -137,7 +137,7 @@ mod on {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
     }
 
-    /// Logs a connection whose socket does not accept the options of its `ClientTimeout`.
+    /// Logs a failure to set the options of a connection's socket.
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(error: &std::io::Error) {
         warn!(target: TARGET, %error, "socket options not set");

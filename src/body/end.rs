@@ -23,8 +23,8 @@ pub(super) enum EndSignal {
     /// timeout: when it is over, the stream is ended. The `Settings` are those of the layer.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
-    /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
-    /// although the future is not `Sync`.
+    /// The handler's `end_when` future, whose completion ends the stream. The mutex is never
+    /// locked: it makes the body `Sync` although the future is not.
     When(Mutex<EndFuture>),
 }
 
@@ -111,10 +111,10 @@ impl Registrations {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: `retry` if the handler has set a
-    /// delay, or else the delay of the layer. If the handler has declared that the stream ends by
-    /// itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout. If
-    /// the layer has no drain timeout, the shutdown ends the stream at once.
+    /// end. At a shutdown, these bytes contain a reconnect delay: the handler's delay `retry`, or
+    /// else the layer's delay, or else one second. If the handler has declared that the stream ends
+    /// by itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout.
+    /// Without a drain timeout, the shutdown ends the stream at once.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

@@ -21,8 +21,8 @@ pub(super) struct IdleTimer {
 }
 
 impl IdleTimer {
-    /// Records that the stream sends bytes now, which ends the silence. Only a field is cleared:
-    /// the method neither reads the clock nor registers a timer.
+    /// Records that the stream sends bytes now, which postpones the next heartbeat. Only clears a
+    /// field: the method neither reads the clock nor registers a timer.
     #[inline]
     pub(super) fn reset(&mut self) {
         self.silent_since = None;

@@ -73,9 +73,10 @@ pub(super) trait ObservedBody {
     fn is_over(&self) -> bool;
 }
 
-/// Polls a body for its next frame within the tracing span of the stream, and records the frame.
-/// The first poll collects the settings of the layers that the response has passed through. It also
-/// creates the observer, which records the stream and can end it, if the stream needs an observer.
+/// Polls a body for its next frame within the tracing span of the stream, and counts the bytes of
+/// the frame. The first poll collects the settings of the layers that the response has passed
+/// through. If a layer, the handler, a span or a metric needs an observer, the first poll also
+/// creates it.
 #[inline]
 pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     let is_first = body.observation().link.is_open();
@@ -100,12 +101,12 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
 }
 
 /// The state that each body of an event stream keeps for the layers around the body: a link,
-/// through which the layers attach their settings, and an observer, which records the stream and
-/// can end it.
+/// through which the layers attach their settings, and an observer, which counts events and bytes,
+/// and can end the stream.
 pub(super) struct Observation {
     link: LayerLink,
-    /// The observer, which records the stream for metrics, spans, limits and callbacks. `None`
-    /// before the first poll of the body, and if none of these four is in use.
+    /// The observer of the stream. `None` before the first poll of the body, and if no layer,
+    /// handler, span or metric needs an observer.
     observer: Option<Box<StreamObserver>>,
 }
 
@@ -147,7 +148,7 @@ impl Observation {
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
     }
 
-    /// Returns the final settings of the layers around the body. `None` before the first poll of
+    /// Returns the merged settings of all layers around the body. `None` before the first poll of
     /// the body, and if there are no layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         self.link.settings()
@@ -166,8 +167,8 @@ impl Observation {
     }
 
     /// Returns ready when a layer or the handler ends the stream, with the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: `retry` if the handler has set a
-    /// delay, or else the delay of the layer.
+    /// end. At a shutdown, these bytes contain a reconnect delay: the handler's delay `retry`, or
+    /// else the layer's delay, or else one second.
     #[inline]
     pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         match &mut self.observer {
@@ -234,9 +235,9 @@ impl Observation {
     }
 }
 
-/// Runs the `on_close` callbacks of the layers when a body is dropped before its first poll. The
-/// body of an `SseStream` has then already run these callbacks and that of the handler, in its own
-/// `drop`. There, this `drop` has no effect.
+/// Runs the `on_close` callbacks of the layers when a body is dropped before its first poll. Has no
+/// effect in the body of an `SseStream`, whose own `drop` has already run the callbacks of the
+/// layers and of the handler.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));
@@ -386,8 +387,8 @@ impl StreamObserver {
         self.span.enter()
     }
 
-    /// Records the result of a poll: the bytes of its frame, and the end of the stream if `is_over`
-    /// is set.
+    /// Records the result of a poll: the number of bytes in its frame, and the end of the stream if
+    /// `is_over` is set.
     #[inline]
     fn leave<E>(&mut self, polled: &Poll<NextFrame<E>>, is_over: bool) {
         if let Poll::Ready(Some(Ok(frame))) = polled {

@@ -62,18 +62,17 @@ impl<B: Body> ResponseBody<B> {
         Self { body, treatment: None }
     }
 
-    /// Wraps the body of an event stream that the inner service has made without `SseStream`.
-    /// `link` collects the settings of the layers around the new body, until the new body is first
-    /// polled.
+    /// Wraps the body of an event stream that the inner service has made without `SseStream`. Until
+    /// the new body is first polled, the layers around it attach their settings through `link`.
     pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Wraps the body of an event stream with a `Content-Encoding`, such as a compressed stream.
-    /// Layers attach their settings to `link`. They can end and observe the stream, but cannot add
-    /// bytes, because these bytes would not be encoded. If `link` is closed, it accepts no
-    /// settings, so no layer can end the stream. The new body then has the length of `body`, and
-    /// the same size hint.
+    /// Wraps the body of an event stream that already has a `Content-Encoding`, such as a
+    /// compressed stream. Layers attach their settings through `link`. They can end and observe the
+    /// stream, but cannot add bytes, because these bytes would not be encoded. If `link` is closed,
+    /// no layer can end the stream early. So the new body has the length and the size hint of
+    /// `body`.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
@@ -259,9 +258,9 @@ fn record_failure(observation: &mut Observation) {
 /// An event stream that the inner service has made without `SseStream`. The layer sees only its
 /// bytes.
 struct PassthroughStream<E> {
-    /// Collects the settings of the layers around the body until the first poll of the body. Then
-    /// contains the observer, which records the stream and can end it. Before the first poll, an
-    /// outer layer only attaches its settings here, and does not wrap the body again.
+    /// Before the first poll of the body, collects the settings of the layers: an outer layer only
+    /// attaches its settings here, and does not wrap the body again. Then contains the observer,
+    /// which counts events and bytes, and can end the stream.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -287,15 +286,15 @@ struct EventHeartbeat {
     timer: IdleTimer,
     /// Set if the last chunk of the stream has not completed an event with data, for example
     /// because it contained only comments. The next poll then checks whether a heartbeat is due
-    /// before it polls the stream. Otherwise, a stream of comments that is always ready would
-    /// suppress the heartbeats, and JavaScript in a browser would see no event.
+    /// before it polls the stream. Without this check, a stream of comments that is always ready
+    /// would suppress the heartbeat events, which JavaScript in a browser waits for.
     is_invisible: bool,
 }
 
 /// The phase of an event stream that a layer forwards from an inner service.
 enum Phase<E> {
-    /// The phase before any end: the data of the inner body is forwarded, and heartbeats are sent
-    /// between its lines. In the middle of an event, a heartbeat is a comment.
+    /// Neither the inner body nor a layer has ended the stream. Its data is forwarded, with
+    /// heartbeats between the lines. In the middle of an event, each heartbeat is a comment.
     Open,
     /// A layer ends the stream. The rest of the current event is forwarded before the end.
     Draining(Draining),
@@ -310,7 +309,7 @@ enum Phase<E> {
     Ended,
 }
 
-/// The state of a stream that is completing its current event because a layer ends it.
+/// The state of a stream that a layer ends, and that is completing its current event.
 struct Draining {
     final_bytes: FinalBytes,
     /// The timer that limits the wait for the rest of the current event. When the timer expires,
@@ -557,8 +556,8 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Updates the state of the body for forwarded data: the position within a line, the number of
-    /// events, and the heartbeat timers.
+    /// Records data that is forwarded to the client: updates the position within a line, the number
+    /// of events, and the heartbeat timers.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

@@ -1,14 +1,13 @@
 //! Encoding: the only code that writes the wire bytes of events.
 //!
-//! An event is stored as its wire bytes, at the end of a buffer. The data is usually long and set
-//! first, so it is written once. The short fields are written in front of the data, into reserved
-//! space. So the fields precede the data whatever the order of the setter calls, and no bytes have
-//! to be moved. The buffer is full to its last byte, so it becomes [`Bytes`] without a second
-//! allocation.
+//! An event is stored as its wire bytes, at the end of a buffer. Usually, the data is set first: it
+//! is written once, behind reserved space. The fields are then written into this space, so the long
+//! data is not moved. If the data is set after the fields, the fields are moved instead. So the
+//! fields always precede the data. The buffer is full to its last byte, so it becomes [`Bytes`]
+//! without a second allocation.
 //!
-//! Small events are stored in a buffer, too. Storing them inside the event value would save the
-//! allocation, but make the value larger. By measurement, moving the larger value costs more than
-//! the allocation.
+//! Small events are stored in a buffer, too. Inside the event value, they would need no allocation,
+//! but by measurement, moving the larger value costs more than the allocation.
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};

@@ -6,7 +6,7 @@ use std::{error::Error, fmt};
 #[non_exhaustive]
 pub enum FieldErrorKind {
     /// The text contains a line feed (`\n`) or a carriage return (`\r`), which would end the field
-    /// and begin another one.
+    /// and begin another.
     LineBreak,
     /// The text contains a NUL. A client ignores an `id` field with a NUL (HTML standard, §9.2.6).
     Nul,
@@ -47,13 +47,13 @@ impl FieldError {
         Self { kind, what, position, text: Shortened(text).beginning().into() }
     }
 
-    /// Returns the reason why the text is invalid.
+    /// Returns the reason why the name or id is invalid.
     #[must_use]
     pub fn kind(&self) -> FieldErrorKind {
         self.kind
     }
 
-    /// Returns the index of the first invalid byte in the text, or 0 for an empty text.
+    /// Returns the byte index of the first invalid character, or 0 for an empty name.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
@@ -75,8 +75,8 @@ impl fmt::Display for FieldError {
 
 impl Error for FieldError {}
 
-/// Displays the first 64 characters of a text in quotes. `…` follows if the text is longer. So an
-/// error message stays short, whatever a client sends.
+/// Displays the first 64 characters of a text in quotes. `…` follows if the text is longer. So
+/// error messages stay short, whatever clients send.
 pub(crate) struct Shortened<'a>(pub(crate) &'a str);
 
 impl<'a> Shortened<'a> {

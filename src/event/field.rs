@@ -53,8 +53,9 @@ impl Text {
     }
 }
 
-/// Returns the index of the first CR, LF or NUL in `text`, and the kind of error. Returns `None` if
-/// the text is valid. The search is a loop instead of `memchr`, so that it also works in a `const`.
+/// Returns the byte index of the first CR, LF or NUL in `text`, and the kind of error. Returns
+/// `None` if the text is valid. The search is a loop instead of `memchr`, so that it also works in
+/// a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -67,7 +68,7 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     None
 }
 
-/// Returns the index of the first control character in an id (U+0000 to U+001F and U+007F to
+/// Returns the byte index of the first control character in an id (U+0000 to U+001F and U+007F to
 /// U+009F), and the kind of error. Returns `None` if the id is valid.
 const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
@@ -394,9 +395,9 @@ field!(EventName);
 field!(EventId);
 
 impl EventId {
-    /// Creates an id from bytes that a client has sent. If the bytes are not a valid id, returns
-    /// `Err` with a substitute: the first 64 bytes, with U+FFFD in place of control characters and
-    /// bytes that are not UTF-8.
+    /// Creates an event id from the bytes of a client's `Last-Event-ID`. If they are not a valid
+    /// id, returns `Err` with a substitute: the first 64 bytes, with U+FFFD in place of control
+    /// characters and bytes that are not UTF-8.
     pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
         let text = std::str::from_utf8(bytes).ok();
         if let Some(id) = text.and_then(|text| Self::new(text).ok()) {
@@ -416,8 +417,8 @@ impl EventId {
 #[cfg(feature = "hub")]
 impl EventId {
     /// Cuts an id that is longer than 64 bytes, and appends `…`. Used for an id from a client that
-    /// a hub sends back in a `gap` event, which reports missed events. Clients can send ids of any
-    /// length. Ids that a hub issues are always shorter.
+    /// a hub sends back in a `gap` event. Clients can send ids of any length. Ids that a hub issues
+    /// are always shorter.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {

@@ -1,4 +1,4 @@
-//! The types of events and their encoding. An [`EventName`] or [`EventId`] that would break the
+//! Server-sent events and their encoding. An [`EventName`] or [`EventId`] that would break the
 //! format cannot be constructed.
 
 mod decode;

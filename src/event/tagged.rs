@@ -87,8 +87,8 @@ macro_rules! not_tagged {
     )*};
 }
 
-/// Implements the methods of a `Serializer` for numbers, booleans, bytes, and values without a
-/// content, so that they return [`TaggedError::NotTagged`].
+/// Implements the `Serializer` methods for numbers, booleans, bytes, and values without a content.
+/// These values are not enum variants, so the methods return [`TaggedError::NotTagged`].
 macro_rules! scalars_are_not_tagged {
     () => {
         not_tagged! {
@@ -249,16 +249,15 @@ enum State<'a, 'b> {
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// The fields of the struct, or the entries of the map, are not the tag and the content of an
-    /// enum variant. Or a field or entry could not be serialized. Later fields and entries fail,
-    /// too.
+    /// The struct or map is not an enum variant, or one of its fields or entries could not be
+    /// serialized. All further fields and entries fail, too.
     Failed,
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the value of the next field of the struct, or of the next entry of the map: first
-    /// the tag of the variant, and then its content. `key` is the name of the field. It is `None`
-    /// for an entry of a map, because `serialize_key` has already handled its key.
+    /// Accepts the value of the next struct field or map entry. The first value has to be the tag
+    /// of the variant, and the further values are its content. `key` is the name of the field. It
+    /// is `None` for a map entry, whose key `serialize_key` has already handled.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {
@@ -333,16 +332,17 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
     }
 }
 
-/// The address and the size in bytes of the first field of a struct or map, if its type is unsized,
-/// such as `str`. If the text that the serializer then gets has the same address and size, the
-/// field itself is a `str`. The text is then the tag of an enum variant: the name of the variant.
-/// Otherwise, the text is only the first field of an ordinary struct or map.
+/// The address and the size in bytes of the first value in a struct or map, if its type is unsized.
+/// They show whether the value is the tag of an internally tagged enum, or the first field of an
+/// ordinary struct or map.
 ///
-/// Derived code passes a tag as a string literal, so the type of the field is `str`. Derived code
-/// passes any other field with its own type, which is sized, such as `String`. So a text from a
-/// user in the first field of a struct does not become the name of an event. There are two
-/// exceptions: a struct whose first field is a `str`, and a hand-written `Serialize` that passes a
-/// text from a user as a `str`. The documentation of `Event::tagged` warns of both.
+/// Derived code passes a tag as a string literal, so the type of the value is `str`. Derived code
+/// passes any other field with its own type, which is sized, such as `String`. An unsized value
+/// that is not a `str`, such as a `dyn Serialize`, can serialize as a text, too. But its address or
+/// size usually differs from that of the text. So a text from a user in the first field of a struct
+/// does not become the name of an event. There are two exceptions: a struct whose first field is a
+/// `str`, and a hand-written `Serialize` that passes a text from a user as a `str`. The
+/// documentation of `Event::tagged` warns of both.
 #[derive(Clone, Copy)]
 struct Literal {
     start: *const u8,

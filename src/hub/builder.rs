@@ -95,8 +95,8 @@ impl Builder {
     /// Sets the maximum number of topics in one subscription. Default: 1,000. Subscribing to more
     /// topics returns an [error](super::ErrorKind::TooManyTopicsInSubscription).
     ///
-    /// The limit protects a hub whose clients choose the topics. Subscribing creates the topics
-    /// that do not exist. These topics count towards [`max_topics`](Self::max_topics).
+    /// The limit protects a hub whose clients choose the topics: subscribing creates topics that do
+    /// not exist, and they count towards [`max_topics`](Self::max_topics).
     pub fn max_topics_per_subscription(mut self, topics: usize) -> Self {
         self.0.max_topics_per_subscription = topics;
         self
@@ -135,12 +135,11 @@ impl Builder {
     /// ten response times of the backend, the other nodes can declare the local node dead while it
     /// runs.
     ///
-    /// If this process dies, its members leave after the lease, the [grace
-    /// time](Self::presence_grace) of the other nodes, and at most one more second. After a
-    /// [shutdown](Hub::shutdown) of the hub, the other nodes do not wait for the lease: the members
-    /// leave after the grace time and at most one more second. While the local node has members, it
-    /// appends a sign of life to the log three times per lease. A hub in memory does not use the
-    /// lease.
+    /// If this process dies, its members leave after the lease, the [time for a
+    /// reconnect](Self::presence_grace) on the other nodes, and at most one more second. After a
+    /// [shutdown](Hub::shutdown) of the hub, the other nodes do not wait for the lease, only for a
+    /// reconnect and at most one more second. While the local node has members, it appends a sign
+    /// of life to the log three times per lease. A hub in memory does not use the lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
         self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
@@ -156,16 +155,17 @@ impl Builder {
     /// arguments. While some nodes run with a different function, for example during a deploy, a
     /// change can have several events: one of each function.
     ///
-    /// If the node that has caused a change dies before it has published the event, another node
-    /// publishes it. While the backend is down, events wait. An event is lost in three cases only:
+    /// The node that writes a change into the log publishes the event. If this node dies first,
+    /// another node publishes it. While the backend is down, events wait. An event is lost in three
+    /// cases only:
     ///
-    /// - Every node that knows of the change dies, or stays cut off from the backend until one of
-    ///   two things has happened: another node has published a later change of the same member, or
-    ///   the log has evicted the records of the change.
+    /// - Every node that knows of the change dies, or is cut off from the backend until another
+    ///   node has published a later change of the same member, or the log has evicted the records
+    ///   of the change.
     /// - The backend works, but refuses the event for a minute. If it then refuses the next event
     ///   of the topic, too, all waiting events of the topic are lost.
-    /// - The node that has caused a leave dies before it has published the event, and the topic has
-    ///   neither events nor subscribers.
+    /// - The node that has written a leave into the log dies before it has published the event, and
+    ///   the topic has neither events nor subscribers.
     ///
     /// A [`latest_only`](super::Topic::latest_only) topic retains only its newest event, its state.
     /// The event of a join or a leave would replace this state, so return `None` for such topics.
@@ -188,9 +188,9 @@ impl Builder {
     /// members, or by the task that removes a member after its [grace time](Self::presence_grace).
     ///
     /// With a backend, an append of these events is repeated if the topic got another event during
-    /// the append. So if a topic has hundreds of messages per second, its joins and leaves can need
-    /// many attempts. Use another topic for the members then: clients can subscribe to both topics
-    /// over one connection.
+    /// the append. If a topic has hundreds of messages per second, such an append can need many
+    /// attempts. Use another topic for the members: clients can subscribe to both topics over one
+    /// connection.
     ///
     /// # Examples
     ///
@@ -355,7 +355,8 @@ impl Builder {
     }
 }
 
-/// A function that returns the backend of a hub. Its argument is the `max_age` of the hub.
+/// A function that returns the backend of a hub. Some backends use its argument, the `max_age` of
+/// the hub, as their own.
 type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
 /// The settings of a hub with a backend. [`connect`](Self::connect) creates the hub.

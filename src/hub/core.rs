@@ -35,9 +35,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The maximum number of items that a caller processes before it releases the lock of the registry,
-/// the table of all topics. The items are events that a publisher adds, or topics that a new
-/// subscription joins. Processing 1,000 of them takes about 0.2 ms.
+/// The maximum number of items that a caller processes before it releases the lock of the registry.
+/// The items are events that a publisher adds, or topics that a new subscription joins. Processing
+/// 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
 /// The maximum time that [`Core::remove`] waits until the local node has read the record of the
@@ -61,9 +61,8 @@ pub(super) struct Core {
     pub(super) config: HubConfig,
     /// Sends the requests of this hub to its backend. `None` for a hub in memory.
     pub(super) backend: Option<Arc<BackendClient>>,
-    /// The current epoch, a number that identifies one lifetime of the log. It changes only when
-    /// another log has replaced the log of the backend. The lock of the `registry` is held during
-    /// the change.
+    /// The current epoch, a number that identifies one lifetime of the log. It changes only under
+    /// the lock of `registry`, when another log has replaced the log of the backend.
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
@@ -114,17 +113,17 @@ impl Core {
     }
 
     /// Returns the position that a subscription should send to its client as the new cursor, the
-    /// position to resume after. This is the committed position, if it is after `cursor`, the
-    /// current cursor of the subscription. (All events up to the committed position can be read.)
-    /// `topic` is any topic of the subscription. `is_unsent` is `true` if the client may have an
-    /// older id than `cursor`. The result is then at least `cursor`.
+    /// position to resume after. This is the committed position (all events up to it can be read),
+    /// or `cursor`, the current cursor of the subscription, if that is later. `topic` is any topic
+    /// of the subscription. `is_unsent` is `true` if the client may have an older id than `cursor`.
     ///
-    /// Returns `None` if the client already has the newest position, or if another log has replaced
-    /// the log. In memory, also returns `None` while a client can resume after `cursor` without a
-    /// gap. Evictions in other topics cause no gap, because the hub stores an eviction watermark
-    /// for each topic: the events of the topic after this position are retained. But if more than
+    /// Returns `None` if the client already has this position, or if another log has replaced the
+    /// log. In memory, also returns `None` while a client can resume after `cursor` without a gap.
+    /// Evictions in other topics cause no gap, because the hub stores an eviction watermark for
+    /// each topic: the events of the topic after this position are retained. But if more than
     /// 10,000 topics were dropped, one watermark applies to all topics that are created later. A
-    /// client with a `cursor` before that watermark needs a new position.
+    /// client with a `cursor` before this common watermark could get a gap although it has missed
+    /// no event, so it needs a new position.
     pub(super) fn newer_position(
         &self,
         topic: &Arc<TopicState>,
@@ -145,9 +144,9 @@ impl Core {
     }
 
     /// Switches this hub to another log, which is identified by the number `epoch`. The committed
-    /// position becomes `after`: only events up to the committed position can be read, and all
-    /// retained events of the other log follow `after`. The caller must hold the lock of the
-    /// registry, the table of all topics.
+    /// position becomes `after`. Only events up to this position can be read, so no event can be
+    /// read yet: all retained events of the other log are later. The caller must hold the lock of
+    /// the registry, the table of all topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
@@ -237,9 +236,9 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event to the topic that has the contents `contents`, and evicts events that exceed
-    /// the retention. The caller must have increased `registry.last`, which becomes the position of
-    /// the event, and must have put the id into the event.
+    /// Adds an event to `contents`, the events and settings of a topic, and evicts events that
+    /// exceed the retention. The caller must have increased `registry.last`, which becomes the
+    /// position of the event, and must have put the id of this position into the event.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
@@ -288,8 +287,8 @@ impl Core {
         Ok(())
     }
 
-    /// Finishes a topic. Has no effect on a finished topic, unless the topic was removed after it
-    /// was finished.
+    /// Finishes a topic: it accepts no more events. Has no effect on a finished topic, unless the
+    /// topic was removed since: it is then finished again.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
@@ -415,9 +414,9 @@ impl Core {
         contents.is_removed = contents.finished.is_some();
     }
 
-    /// Makes a change of a topic visible to its readers. Then releases the lock of the registry,
-    /// the table of all topics, and the lock of the topic, and wakes up to 32 waiting readers. The
-    /// task of the [wake queue](WakeQueue) wakes the remaining readers.
+    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
+    /// and the topic, and wakes up to 32 waiting readers. The task of the [wake queue](WakeQueue)
+    /// wakes the remaining readers.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -463,8 +462,8 @@ impl Core {
 
     /// Removes a subscription from one of its topics. `ticket` identifies the entry of the
     /// subscription in the topic's queue of waiting readers, if the subscription waits. `is_lookup`
-    /// is `true` if the subscription has joined the topic as a lookup, which does not make the
-    /// topic exist.
+    /// is `true` if the subscription is a lookup: it does not make the topic
+    /// [exist](Contents::exists) for other requests.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>, is_lookup: bool) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
@@ -516,8 +515,8 @@ impl Core {
         self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().knows_end())
     }
 
-    /// Returns `true` if the application has removed the topic while it had members (names that are
-    /// present in a topic), and the topic was not created again.
+    /// Returns `true` if the application has removed the topic while it had members, and the topic
+    /// was not created again.
     pub(super) fn is_removed_with_members(&self, name: &Arc<str>) -> bool {
         self.registry.lock().is_removed_with_members(name)
     }
@@ -574,8 +573,8 @@ impl Core {
         }
     }
 
-    /// Removes the expired events of those topics whose scheduled time of removal has come, but of
-    /// at most 64 topics. Returns the next scheduled time, or `None` if no removal is scheduled.
+    /// Runs the due removals of expired events, for at most 64 topics. Returns the time of the next
+    /// scheduled removal, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(SWEEP);

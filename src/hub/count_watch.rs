@@ -38,9 +38,9 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes the stream with this key from the streams that watch the number of subscribers.
-    /// Returns the waker of the stream if the stream waits. The caller drops the waker after it has
-    /// released its locks. The second result is `true` if no other stream watches the number.
+    /// Removes a stream that watches the number of subscribers, by its key. Returns the waker of
+    /// the stream if the stream waits. The caller drops the waker after it has released its locks.
+    /// The second result is `true` if no other stream watches the number.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
@@ -67,8 +67,8 @@ impl CountWatch {
 
     /// Returns the number of subscribers of the topic if it differs from `seen`, the last number
     /// that the stream has yielded. `seen` is `None` before the first number. If the number is the
-    /// same, registers `waker` for the stream with this key, and returns `Pending`. Returns
-    /// `Ready(None)` after [`end`](Self::end).
+    /// same, registers `waker` under `key`, the stream's key from [`join`](Self::join), and returns
+    /// `Pending`. Returns `Ready(None)` after [`end`](Self::end).
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();

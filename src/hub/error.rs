@@ -39,10 +39,9 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name that the error is about, depending on `kind`: of a topic, an event, a member (a
-    /// name that is present in a topic) or a stream registry (a table of open streams). For
-    /// `TooManyTopicsInSubscription`, the number of topics in the subscription, as text. Empty for
-    /// all other kinds.
+    /// The name that the error is about, depending on `kind`: of a topic, an event, a member or a
+    /// stream registry. For `TooManyTopicsInSubscription`, the number of topics in the
+    /// subscription, as text. Empty for all other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -80,7 +79,7 @@ pub enum ErrorKind {
     /// than 256 bytes. 500 Internal Server Error.
     RegistryNameTooLong,
     /// A [stream registry](crate::StreamRegistry), a table of open streams, cannot follow the hub
-    /// under this name, because a registry of this process already does so. That can be the same
+    /// under a name that a registry of this process already uses for this hub. That can be the same
     /// registry. A registry that follows a hub closes streams on all nodes of the hub. 500 Internal
     /// Server Error.
     RegistryNameInUse,
@@ -103,12 +102,12 @@ pub enum ErrorKind {
     /// a duplicate. The [`source`](std::error::Error::source) of the error is the error of the
     /// backend.
     Backend,
-    /// The value of an event does not serialize to JSON, or it is not a variant of a tagged enum.
-    /// 500 Internal Server Error.
+    /// The value of an event does not serialize to JSON, or the value for `Event::tagged` is not a
+    /// variant of a tagged enum. 500 Internal Server Error.
     ///
-    /// The hub itself does not return this error. It is the result of converting a `JsonError`, for
-    /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the
-    /// error is the `JsonError`.
+    /// The hub itself does not return this error. Converting a `JsonError` creates it, for handlers
+    /// that use `?` with one error type. The [`source`](std::error::Error::source) of the error is
+    /// the `JsonError`.
     Json,
     /// The client needs old events from the backend, and too many other reads of old events run or
     /// wait. 503 Service Unavailable.

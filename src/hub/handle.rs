@@ -137,10 +137,10 @@ impl Hub {
     /// receives the events between its cursor and the starts of the topics.
     ///
     /// The id of each [`Start::After`] is checked for its topic. If a later event of this topic is
-    /// missing, the client gets one gap for all topics together. During an outage of the backend,
-    /// the local node cannot check an id that is newer than all events that it has read. If all
-    /// topics have the same start, the client waits until the node can check the id. If their
-    /// starts differ, the client gets a gap at once, although perhaps no event is missing.
+    /// missing, the client gets one [gap](super::Gap) for all topics together. During an outage of
+    /// the backend, the local node cannot check an id that is newer than all events that it has
+    /// read. If all topics have the same start, the client waits until the node can check the id.
+    /// If their starts differ, the client gets a gap at once, although perhaps no event is missing.
     ///
     /// # Errors
     ///

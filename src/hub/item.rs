@@ -14,7 +14,7 @@ pub(super) struct Item {
 
 /// The topics that the events of an [`Item`] belong to: no topic, one topic, or several topics.
 pub(super) enum Topics {
-    /// The events belong to no topic, because the hub itself sends them.
+    /// No topic, because the hub itself sends the events.
     Hub,
     /// All events of the item belong to the topic with this index in the subscription's list of
     /// topics.
@@ -28,7 +28,8 @@ pub(super) enum Topics {
 pub(super) type Runs = Arc<[(Arc<str>, usize)]>;
 
 impl Item {
-    /// Creates an item with events that the hub itself sends, such as a gap event.
+    /// Creates an item with events that the hub itself sends, such as `gap`, which reports missing
+    /// events.
     pub(super) fn of_hub(events: impl Into<EncodedEvents>) -> Self {
         Self { events: events.into(), topics: Topics::Hub }
     }
@@ -40,8 +41,8 @@ pub(super) fn topics(runs: &Runs) -> impl Iterator<Item = &Arc<str>> {
     runs.iter().flat_map(|(topic, count)| std::iter::repeat_n(topic, *count))
 }
 
-/// Counts the consecutive events of each topic in a sequence of events. `topics` has the topic of
-/// each event. Each entry of the result has a topic and the number of its consecutive events.
+/// Groups a sequence of events: consecutive events of one topic become one entry, with the topic
+/// and the number of these events. `topics` has the topic of each event.
 pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     let mut runs: Vec<(Arc<str>, usize)> = Vec::new();
     for topic in topics {

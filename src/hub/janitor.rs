@@ -21,7 +21,7 @@ pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
 
 /// Runs the janitor, the task that removes expired events whenever a removal is due. The task ends
 /// when no removal is scheduled, when the hub is dropped, or when the runtime has no timers.
-/// Between the removals, the task sleeps. If a topic expires before the end of this sleep,
+/// Between the removals, the task sleeps. If an earlier removal is scheduled during this sleep,
 /// `earlier` wakes the task.
 async fn expire(core: Weak<Core>, earlier: Arc<Notify>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {

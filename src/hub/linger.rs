@@ -24,8 +24,7 @@ enum Phase {
     /// which events are collected. So it delivers the next event immediately.
     Silent,
     /// The subscription has delivered events since its last pause. As soon as it has no further
-    /// event to deliver, it pauses again: it collects the events that arrive during a certain time,
-    /// and then delivers them together.
+    /// event to deliver, it pauses again, to deliver the events of the pause together.
     Delivers,
     Pauses,
 }
@@ -41,8 +40,8 @@ impl Linger {
         self.phase = Phase::Delivers;
     }
 
-    /// Returns `true` if the subscription has to pause as soon as it has no further event to
-    /// deliver, because it has delivered an event since its last pause.
+    /// Returns `true` if the subscription has delivered an event since it last paused to collect
+    /// events. It then pauses again as soon as it has no further event to deliver.
     pub(super) fn is_next(&self) -> bool {
         matches!(self.phase, Phase::Delivers)
     }

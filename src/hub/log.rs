@@ -20,14 +20,13 @@ use tokio::time::Instant;
 /// consecutive events. An [`SseBody`](crate::SseBody) ends a frame at the same size.
 const SEGMENT: usize = 16 * 1024;
 
-/// The minimum size in bytes of a large event. A large event gets a block of memory of its own (a
-/// segment), and its bytes are never copied.
+/// The minimum size in bytes of a large event. A large event gets a block of memory of its own, and
+/// its bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The limit for unused bytes in the open segment, the block of memory that takes new events.
-/// Evicted events leave unused bytes at the beginning of this block. The limit is the size of the
-/// retained events plus this number of bytes. Above the limit, the retained events are moved to the
-/// beginning.
+/// The constant part of the limit for unused bytes in the open segment, the block of memory that
+/// takes new events. The other part is the size of the retained events. Evicted events leave unused
+/// bytes at the beginning of the segment. Above the limit, the retained events are moved there.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
@@ -47,8 +46,8 @@ impl Limits {
     }
 
     /// Returns the maximum size in bytes of a segment with several events: a quarter of
-    /// `max_bytes`, but at most 16 KiB. So the memory of a log does not exceed a small `max_bytes`
-    /// by much.
+    /// `max_bytes`, but at most 16 KiB. A full segment is freed when all of its events are evicted,
+    /// so small segments keep the memory of a log close to `max_bytes`.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }
@@ -103,8 +102,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Each reader whose position is from `after` up to, but not including, `first` gets the event
-    /// at `first` next. So all these readers can share the cached events.
+    /// Any reader whose cursor is at `after` or later, but before `first`, can use the cached
+    /// events: its next event is the first of them, at the position `first`.
     after: Position,
     first: Position,
     last: Position,
@@ -125,7 +124,7 @@ impl Log {
         }
     }
 
-    /// Returns the number of the retained events, and their size in bytes.
+    /// Returns the number of the topic's retained events, and their total size in bytes.
     pub(super) fn retained(&self) -> Amount {
         self.retained
     }
@@ -233,14 +232,13 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events of the topic. From now on, events up to and including `through` count as
-    /// evicted. Returns the number and the size of the removed events.
+    /// Removes all events of the topic, and returns their number and their size in bytes. From now
+    /// on, events up to and including `through` count as evicted.
     pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }
 
-    /// Evicts all events of the oldest sealed segment. A sealed segment is a full block of memory
-    /// that does not change any more.
+    /// Evicts all events of the oldest sealed segment, a full block of memory.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {
             self.evicted_through = segment.last();

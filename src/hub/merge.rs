@@ -31,8 +31,7 @@ pub(super) struct Merge {
     /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
     /// The readers that have to look for the next event of their topics, as indices into the list
-    /// of all readers of the subscription. Each reader reads one topic. An index can be in this
-    /// list twice.
+    /// of all readers of the subscription. An index can be in this list twice.
     unchecked: Vec<u32>,
     /// The readers that know the position of the next event of their topics, with this position.
     /// The event with the smallest position is delivered next.
@@ -40,16 +39,16 @@ pub(super) struct Merge {
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
-    /// The greatest position that the delivery of a single topic has reached ahead of the cursor.
-    /// Up to the cursor, the events of all topics of the subscription were delivered. A topic is
-    /// ahead if the subscription began later in this topic than in others. A `latest_only` topic is
-    /// also ahead if it has delivered its newest event in place of an older one. When no topic has
-    /// a further event, the cursor moves to this position, but not past the hub's last event that
-    /// is visible to subscribers.
+    /// The greatest position that was delivered in any single topic. It can be after the cursor:
+    /// the events of all topics were delivered only up to the cursor. One reason is that the
+    /// subscription began at a greater position in one topic than in others. Another is that a
+    /// `latest_only` topic has delivered its newest event in place of an older one. When no topic
+    /// has a further event, the cursor moves to this position, but not past the hub's last event
+    /// that is visible to subscribers.
     delivered_through: Position,
-    /// The number of the first addition to the hub's wake queue that this subscription has not seen
-    /// yet. The wake queue contains the topics that have changed, but have not notified all of
-    /// their waiting subscriptions yet.
+    /// The sequence number of the first addition to the hub's wake queue that this subscription has
+    /// not seen yet. When a topic with many waiting subscriptions changes, it is added to this
+    /// queue, and stays there until they are woken.
     looked_at: u64,
     /// The index of the reader whose events [`step`](Self::step) has returned last. A reader reads
     /// one topic, so the index also identifies the topic of these events.
@@ -72,9 +71,9 @@ impl Merge {
         merge
     }
 
-    /// Rebuilds the two lists of readers: `turns` (the readers that know the position of their next
-    /// event) and `unchecked` (the readers that have to look for it). Called after the readers were
-    /// changed, for example because a gap was reported.
+    /// Rebuilds `turns` (the readers that know the position of their next event) and `unchecked`
+    /// (the readers that have to look for it). Called after the readers were changed, for example
+    /// because a gap was reported.
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
@@ -94,8 +93,9 @@ impl Merge {
     /// returns the newest event of the topic instead.
     ///
     /// `committed` returns the position up to which all events of the hub are visible. Later events
-    /// are not delivered yet. If no event is available, registers `waker` for the next change of a
-    /// topic, and returns [`Step::Wait`]. If `waker` is `None`, registers nothing.
+    /// are not delivered yet. If no event is available, registers `waker` for the next change of
+    /// any topic of the subscription, and returns [`Step::Wait`]. If `waker` is `None`, registers
+    /// nothing.
     pub(super) fn step(
         &mut self,
         readers: &mut [Reader],
@@ -210,8 +210,7 @@ impl Merge {
 
     /// Finds the topic whose next event has the smallest position, and returns events of this
     /// topic: those up to `through` that precede the events of all other topics. If the topic is
-    /// `latest_only` (each event replaces the previous one) and these events were replaced, returns
-    /// the newest event of the topic instead.
+    /// `latest_only` and these events were replaced, returns the newest event of the topic instead.
     ///
     /// Returns `None` if no next event is known, or if the found topic has no undelivered event any
     /// more.

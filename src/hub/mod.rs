@@ -37,7 +37,7 @@
 //!
 //! | the client sends | the client receives |
 //! |---|---|
-//! | no id, or an empty id | live events ([`Start::Latest`]), or what the handler chooses: `last.or(Start::Earliest)` |
+//! | no id, or an empty id | live events ([`Start::Latest`]), or all retained events if the handler subscribes with `last.or(Start::Earliest)` |
 //! | the newest id | live events |
 //! | the id of a retained event | the events after it |
 //! | the id immediately before the oldest retained event | all retained events; nothing is missing |
@@ -83,7 +83,7 @@
 //!
 //! # Consumers in Rust
 //!
-//! [`Hub::listen`] yields decoded events with their topics, for workers, bridges to WebSockets and
+//! [`Hub::listen`] yields decoded events with their topics, for workers, WebSocket bridges and
 //! filters per client.
 //!
 //! # What a hub does not have
@@ -125,7 +125,7 @@
 //!   others, and other tasks have their turn in between. Outside of a runtime, `publish` wakes all
 //!   subscribers.
 //! - The cost of delivering an event does not depend on the number of topics of the subscription.
-//!   The first read of a subscription looks for events in all of its topics, 256 per poll.
+//!   The first read of a subscription looks for events in all of its topics, 256 topics per poll.
 //! - A topic with frequent events costs less if its subscriptions
 //!   [wait for more events](Subscription::linger) after a write to the client.
 //!
@@ -140,7 +140,7 @@
 //! | | in memory | `RedisBackend` (feature `redis`) | `NatsBackend` (feature `nats`) |
 //! |---|---|---|---|
 //! | a published event is stored | in the memory of the process | in the stream of the server | in the stream, on a majority of the servers that store it |
-//! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, the ids of the stream | `<epoch>-<number>`, with the sequence number of the NATS message; an event that is not the last one of its message has one more number |
+//! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, the ids of the stream | `<epoch>-<number>`, with the sequence number of the NATS message; `<epoch>-<number>-<n>` for an event before the last one of its message |
 //! | order | one for all topics | one for all topics and nodes | one for all topics and nodes |
 //! | retention | per topic, by the settings of the hub | for all topics together, by the settings of the backend; and on each node by those of the hub | as for Redis |
 //! | after a restart of the node | nothing is left | everything is left | everything is left |

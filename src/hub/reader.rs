@@ -19,8 +19,8 @@ pub(super) enum Step {
     /// the position of the older event. The cursor of the subscription moves only to this position,
     /// so that no event of another topic is skipped.
     Replacement(EncodedEvents, Position),
-    /// No event follows, and the client has all events up to this position, which is after the
-    /// cursor. The subscription sends this position to the client as its new cursor.
+    /// No further event exists yet, and the client has all events up to this position, which is
+    /// after the cursor. The subscription sends this position to the client as its new cursor.
     CaughtUp(Position),
     Evicted,
     /// No event follows yet. The waker of the subscription is registered, and the next change of a
@@ -39,20 +39,18 @@ pub(super) struct Reader {
     /// The position up to which the eviction of events of this topic was already reported to the
     /// client. A gap up to this position is not reported again.
     pub(super) gap_reported_through: Position,
-    /// Events of this topic up to this position are not delivered, even if the position is after
+    /// The reader delivers no event of its topic up to this position, even if the event is after
     /// the cursor of the subscription. There are two possible reasons:
     ///
     /// - The subscription has a separate start position for this topic.
     /// - The newest event of a `latest_only` topic was delivered early, in place of an older event.
-    ///   In such a topic, each event replaces the previous one.
     pub(super) delivered_through: Position,
     /// The position of this topic's first event after the cursor of the subscription, if it is
     /// known. The topic with the smallest such position is delivered first. Only a subscription to
     /// several topics uses this field.
     ///
-    /// In a `latest_only` topic, each event replaces the previous one. If the event at this
-    /// position is replaced, the position stays the same. Otherwise a topic with constant updates
-    /// would never be delivered.
+    /// In a `latest_only` topic, the event at this position may be replaced. The position then
+    /// stays the same. Otherwise a topic with constant updates would never be delivered.
     pub(super) next: Option<Position>,
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
@@ -61,8 +59,8 @@ pub(super) struct Reader {
     /// make their topic [exist](Contents::exists) for the application while they are open. This
     /// subscription does not.
     pub(super) is_lookup: bool,
-    /// The end of the topic, if a replay, which reads old records from the backend, has found it.
-    /// The value is boxed because few readers have it.
+    /// The end of the topic, if a replay of old records from the backend has found the record that
+    /// finishes the topic. The value is boxed because few readers have it.
     pub(super) replayed_end: Option<Box<ReplayedEnd>>,
     pub(super) ticket: Option<Ticket>,
 }
@@ -111,10 +109,9 @@ impl Reader {
     /// Prepares the reader of one topic to continue after a gap: sets `next`, the position of the
     /// next event to deliver.
     ///
-    /// `state` is the position of the retained event of a `latest_only` topic: each event of such a
-    /// topic replaces the previous one. If `next` was known before the gap, it then stays the same,
-    /// so that the topic keeps its place in the order of delivery. If `next` was not known, it
-    /// becomes `state`.
+    /// `state` is the position of the retained event of a `latest_only` topic. With this position,
+    /// a known `next` stays the same, even if its event was replaced, so that the topic keeps its
+    /// place in the order of delivery. If `next` was not known, it becomes `state`.
     ///
     /// The caller passes `None` for other topics, and for a `latest_only` topic without an event
     /// after the gap. Then `next` becomes `None`, and the next poll looks for the next event of the
@@ -132,8 +129,7 @@ impl Reader {
     }
 
     /// Returns the event of a `latest_only` topic and its position, if the client does not have
-    /// this event, and if its position is not after `through`. In such a topic, each event replaces
-    /// the previous one.
+    /// this event, and if its position is not after `through`.
     pub(super) fn undelivered_state(&self, cursor: Position, through: Position) -> Option<(Position, EncodedEvents)> {
         let mut contents = self.topic.lock();
         if !contents.latest_only {
@@ -210,10 +206,11 @@ impl Reader {
     }
 
     /// Returns `true` if the client has received every event of this topic, and knows of every
-    /// event that was evicted. After `true`, the caller can send the client a cursor (a position to
-    /// resume from) after all records of the topic. So the result is `false` while the subscription
+    /// event that was evicted. The caller may then send the client a cursor (a position to resume
+    /// from) after all records of the topic. Nevertheless returns `false` while the subscription
     /// has not noticed that the topic is finished. With a cursor after the record that finishes the
-    /// topic, the client could resume on another node, and that node might not find the record.
+    /// topic, the client could resume on another node. That node might not find the record, and
+    /// would not end the subscription.
     pub(super) fn is_caught_up(&self, cursor: Position) -> bool {
         let contents = self.topic.lock();
         contents.log.ends_at(self.resumes_after(cursor)) && (contents.finished.is_none() || self.is_finished)
@@ -248,10 +245,10 @@ impl Reader {
     /// Returns the events of this topic after `cursor` and up to `through`. Returns `None` if the
     /// topic has no event after `cursor`.
     ///
-    /// In a `latest_only` topic, each event replaces the previous one, so the events up to
-    /// `through` may no longer exist. `position` is the position of the next event to deliver. If
-    /// this event was replaced, returns the newest event of the topic in its place. The cursor of
-    /// the subscription then moves only to `position`, and never backwards.
+    /// `position` is the position of the next event to deliver, at or before `through`. If newer
+    /// events of a `latest_only` topic have replaced all events up to `through`, returns the newest
+    /// event in their place. The cursor of the subscription then moves only to `position`, and
+    /// never backwards, so that no event of another topic is skipped.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
@@ -299,9 +296,9 @@ impl Reader {
 /// `None` and registers `waiter`, which the next change of the topic notifies. A waiter is a waker,
 /// or the ready list of a subscription: the list of its changed topics.
 ///
-/// If this subscription has registered a waiter before, `ticket` identifies the earlier waiter, and
-/// the new waiter replaces it. The second result is the replaced waiter. The caller drops it after
-/// it has unlocked the topic.
+/// If this reader has registered a waiter before, `ticket` identifies that waiter, and the new
+/// waiter replaces it. The second result is the replaced waiter. The caller drops it after it has
+/// unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

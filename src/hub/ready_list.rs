@@ -40,9 +40,9 @@ impl ReadyList {
         if state.is_paused { None } else { state.waker.take() }
     }
 
-    /// Ends the pause that the subscription makes after a write to the client, because a topic is
-    /// finished or the hub is shut down. If the subscription waits, returns its waker, which the
-    /// caller wakes.
+    /// Notes that a topic is finished or the hub is shut down, which ends the subscription's pause
+    /// after a write to the client. If the subscription waits, returns its waker, which the caller
+    /// wakes.
     pub(super) fn end_pause(&self) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.has_end = true;

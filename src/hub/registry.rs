@@ -38,10 +38,9 @@ pub(super) struct Registry {
     /// separately. `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that still had members when the application removed them.
-    /// A member is a name that is present in a topic, such as a user. When these members leave, no
-    /// event is published, because it would create the topic again. A topic that was created again
-    /// is not included.
+    /// The hashes of the names of topics that still had members when the application removed the
+    /// topics. When these members leave, no event is published, because such an event would create
+    /// the topic again. If a topic is created again, its hash is removed.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
@@ -56,8 +55,8 @@ pub(super) struct Registry {
     pub(super) is_shut_down: bool,
     /// Set if the hub has a backend, which may retain events that this process has evicted.
     has_backend: bool,
-    /// Set if the runtime has no timers, so that the janitor, the task that removes expired events,
-    /// cannot run. Publishers and subscribers then remove the expired events instead.
+    /// Set if the runtime has no timers, so that the janitor cannot run. Publishers and subscribers
+    /// then remove expired events instead.
     pub(super) is_without_timers: bool,
 }
 
@@ -84,9 +83,9 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Returns `true` if the hub has the topic in memory, and the topic [exists](Contents::exists)
-    /// for the application. A request that only looks up a topic also creates it in memory, but
-    /// does not make it exist.
+    /// Returns `true` if the topic is in memory and [exists](Contents::exists) for the application,
+    /// for example because it has events or subscribers. A request that only looks up a topic
+    /// creates the topic in memory, but does not count as a subscriber.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.topics.get(name).is_some_and(|topic| topic.lock().exists())
     }
@@ -174,14 +173,14 @@ impl Registry {
         self.tombstones.note(hash, position, false);
     }
 
-    /// Returns the eviction watermark that applies to every topic that is created from now on:
-    /// events of such a topic up to and including this position may be missing.
+    /// Returns the common eviction watermark of all topics that the hub creates in memory from now
+    /// on. Older events of such a topic, up to and including this position, may have been evicted.
     pub(super) fn dropped_through(&self) -> Position {
         self.tombstones.others
     }
 
-    /// Records that the application has removed a topic, whose events up to and including `through`
-    /// were removed.
+    /// Notes that the application has removed a topic, with all of the topic's events up to and
+    /// including the position `through`.
     pub(super) fn note_removed(&mut self, name: &Arc<str>, through: Position) {
         let topic = self.topics.hasher().hash_one(name);
         let through = through.max(self.tombstones.evicted_through(topic));
@@ -203,9 +202,8 @@ impl Registry {
         tombstone.is_some_and(|tombstone| !tombstone.is_ended && tombstone.evicted_through <= position)
     }
 
-    /// Remembers that the application has removed a topic while it had members, the names that are
-    /// present in the topic. Has no effect if the hub still has the topic, for example because the
-    /// topic has subscribers.
+    /// Remembers that the application has removed a topic while the topic had members. Has no
+    /// effect if the hub still has the topic, for example because the topic has subscribers.
     pub(super) fn note_removed_with_members(&mut self, topic: &Arc<str>) {
         if self.topics.contains_key(topic) {
             return;
@@ -216,8 +214,8 @@ impl Registry {
         self.removed_with_members.insert(self.topics.hasher().hash_one(topic));
     }
 
-    /// Returns `true` if the topic still had members (names that are present in a topic) when the
-    /// application removed it, and the topic was not created again.
+    /// Returns `true` if the topic still had members when the application removed the topic, and
+    /// the topic was not created again.
     pub(super) fn is_removed_with_members(&self, topic: &Arc<str>) -> bool {
         self.removed_with_members.contains(&self.topics.hasher().hash_one(topic))
     }
@@ -268,15 +266,15 @@ impl Registry {
     }
 
     /// Removes the expired events of one topic now, and drops the topic if it [is
-    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished, because
-    /// the topic counts as finished until it is dropped. The janitor, the task that usually drops
-    /// such a topic, does not run outside of a tokio runtime or without timers.
+    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished, so that an
+    /// idle topic no longer counts as finished. The janitor, the task that usually drops idle
+    /// topics, does not run outside of a tokio runtime or without timers.
     pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
         self.unschedule(topic, &mut topic.lock());
         self.expire(topic, now);
     }
 
-    /// Removes the expired events of topics whose scheduled time has come. One call handles at most
+    /// Removes the expired events of topics whose time in `due` has come. One call handles at most
     /// `at_once` topics.
     pub(super) fn sweep(&mut self, at_once: usize) {
         let now = Instant::now();

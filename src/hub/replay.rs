@@ -38,7 +38,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
     /// Set while it is not known whether the position of the client's last id is after the end of
-    /// the log. The response of the backend decides this.
+    /// the log. The first successful read from the backend shows this.
     is_unsure: bool,
     state: State,
 }
@@ -71,17 +71,17 @@ enum State {
     Yields(Undelivered, Arc<EncodedPage>),
 }
 
-/// The events that a replay delivers with one page of the log: the events of the page, and before
-/// them the states that only this node retains. A state is the newest event of a `latest_only`
-/// topic.
+/// The undelivered events of one page of the log. Before them come the states that this node still
+/// retains, although the backend may have evicted them. A state is the newest event of a
+/// `latest_only` topic.
 #[derive(Clone)]
 struct Undelivered {
     events: EncodedEvents,
     /// The topics of the events.
     runs: Runs,
-    /// The position of the first event. `None` if there is no event.
+    /// The position of the first event in `events`. `None` if `events` is empty.
     first: Option<Position>,
-    /// The position of the last event. `None` if there is no event.
+    /// The position of the last event in `events`. `None` if `events` is empty.
     last: Option<Position>,
 }
 
@@ -163,8 +163,8 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns the id after which events are missing, or may be missing, up to the cursor. Returns
-    /// `None` if no events are missing, or if they were reported to the client in a gap.
+    /// Returns the id after which events up to the cursor are or may be missing, if no gap event
+    /// has reported them to the client yet. Otherwise returns `None`.
     pub(super) fn unreported_gap(&self) -> Option<&EventId> {
         let pending_gap = self.replay.as_ref()?.pending_gap.as_ref()?;
         let is_passed = pending_gap.is_confirmed || pending_gap.after < self.cursor;
@@ -343,9 +343,10 @@ impl Subscription {
         self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))
     }
 
-    /// Stores the events of `page`, the next part of the log, for the next poll of the replay. With
-    /// `None`, the read has failed, and the replay pauses before the next read. Returns a gap event
-    /// if events are missing and the gap can be reported now. Otherwise returns `None`.
+    /// Stores the events of `page`, the next part of the log, for the next poll of the replay. If
+    /// the read has failed, `page` is `None`, and the replay pauses before the next read. Returns a
+    /// gap event if events are missing. If the first event after the gap is not known yet, a later
+    /// call returns the gap event.
     fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
         // A page with another epoch is ignored. The follower detects the replaced log and ends this
         // subscription.
@@ -441,14 +442,14 @@ impl Subscription {
 }
 
 impl Core {
-    /// Waits until this node has read the log up to the position `through`, or until another log
-    /// has replaced that log. `epoch` is the number that identifies the lifetime of the log.
-    /// Returns immediately if no stream registry, a table that closes streams on all nodes, follows
-    /// the hub.
+    /// Waits until the follower, the task that reads the log, has read it up to the position
+    /// `through`. Also returns if another log has replaced the log that `epoch` identifies. Returns
+    /// immediately if no stream registry, a table that closes streams on all nodes, follows the
+    /// hub.
     ///
-    /// A page (a part of the log that was read for a replay) may be ahead of the follower, the task
-    /// that reads the log. Then it may contain events that were published after another node has
-    /// closed the stream of this client, and this node does not know of that close yet.
+    /// A page that was read for a replay may be ahead of the follower. The page may then contain
+    /// events that were published after another node has closed the stream of this client, before
+    /// this node knows of that close.
     async fn close_streams_through(&self, epoch: Epoch, through: Position) {
         let has_read = || self.committed() >= through || self.epoch() != epoch;
         if !self.stream_registries.is_empty() {

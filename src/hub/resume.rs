@@ -17,19 +17,19 @@ pub(super) struct ResumePoint {
 }
 
 impl ResumePoint {
-    /// The neutral element of [`and`](Self::and), which combines the resume points of several
-    /// topics: another resume point stays the same when it is combined with this value.
+    /// The neutral element of [`and`](Self::and): another resume point stays the same when it is
+    /// combined with this value.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
-    /// Returns the resume point for one topic. `first` is the position of the first event of the
-    /// topic that the subscription still has to deliver. If `first` is `None`, the topic has no
-    /// such event up to `end`, and the subscription resumes after `end`.
+    /// Returns the resume point for one topic: immediately before `first`, the position of the
+    /// topic's first event that the subscription still has to deliver. If there is no such event up
+    /// to the position `end`, `first` is `None`, and the subscription resumes after `end`.
     pub(super) fn of(first: Option<Position>, end: Position) -> Self {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }
 
-    /// Combines the resume points of two sets of topics: takes the earlier cursor, and the earlier
-    /// position of the next event.
+    /// Combines the resume points of two sets of topics: takes the smaller `cursor` and the smaller
+    /// `first`.
     pub(super) fn and(self, other: Self) -> Self {
         let first = [self.first, other.first].into_iter().flatten().min();
         Self { cursor: self.cursor.min(other.cursor), first }

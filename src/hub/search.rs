@@ -1,4 +1,5 @@
-//! The search of the log for records of a topic that the local node does not know.
+//! The search for a topic that the local node does not know: the topic exists if the log of the
+//! backend has records of it.
 
 use super::{
     backend::Position,
@@ -17,13 +18,12 @@ use tokio::{
 /// search returns an error.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum number of searches that read the log at the same time. A search looks for records of
-/// one topic, to decide whether the topic exists. Clients can choose the name of the topic, and
-/// their searches must not delay the replays of others.
+/// The maximum number of searches for topics that read the log at the same time. Clients can choose
+/// the name of the topic, and their searches must not delay the replays of others.
 pub(super) const MAX_SEARCHES: usize = 2;
 
-/// The pause before a read is repeated because its server has not reached the end of the log, for
-/// example because the server is a replica that lags.
+/// The pause before the next read if the server, for example a replica that lags, does not have the
+/// rest of the log yet.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The task of a search. Dropping this value ends the search.

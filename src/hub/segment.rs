@@ -13,7 +13,7 @@ pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
     /// The number of events that were evicted (removed by retention) at the beginning of this
-    /// segment, a buffer with consecutive events of one topic.
+    /// segment.
     pub(super) dead: usize,
     /// The time when the first event was added to this segment. `None` for an empty segment.
     pub(super) born: Option<Instant>,
@@ -25,7 +25,8 @@ pub(super) struct Entry {
     /// The offset where the bytes of this event end in its segment, a buffer with consecutive
     /// events. Not used for the last event, because the last event ends with the segment.
     end: u32,
-    /// The number of milliseconds from the first event of the segment to this event.
+    /// The number of milliseconds between the addition of the segment's first event and the
+    /// addition of this event.
     age: u32,
 }
 
@@ -130,8 +131,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Frees the memory of the evicted events of this segment. Moves the retained events to the
-    /// beginning of the buffer.
+    /// Removes the bytes of the evicted events from the buffer of this segment, and moves the
+    /// retained events to its beginning.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

@@ -80,7 +80,7 @@ impl LastEventId {
 }
 
 /// Types that name a topic in a call of [`Hub::subscribe`](super::Hub::subscribe): a `&str`, a
-/// `String`, or a pair of a name and a [`Start`] for this topic.
+/// `String`, or a pair of a name and the start position ([`Start`]) in this topic.
 ///
 /// Implement this trait for types of your own that name topics.
 ///
@@ -110,8 +110,8 @@ impl LastEventId {
     note = "a topic is a `&str`, a `String`, or a pair such as `(\"orders\", Start::Earliest)`"
 )]
 pub trait IntoTopicStart {
-    /// Returns the name of the topic, and the [`Start`] of this topic. If the `Start` is `None`,
-    /// the `Start` of the whole subscription applies to the topic.
+    /// Returns the name of the topic, and the start position in this topic. If the position is
+    /// `None`, the [`Start`] of the whole subscription applies.
     fn into_topic_start(self) -> (Arc<str>, Option<Start>);
 }
 

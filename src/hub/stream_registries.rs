@@ -15,9 +15,8 @@ use std::{
 /// their keys (such as users). The other nodes then close their streams of the same keys.
 pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 
-/// The maximum length of the name of a stream registry (a table of open streams by keys such as
-/// users), in bytes. When a registry closes streams, it announces this to the other nodes of the
-/// hub, and each announcement contains the name.
+/// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
+/// it announces this to the other nodes of the hub, and each announcement contains the name.
 #[cfg(feature = "json")]
 const MAX_NAME_BYTES: usize = 256;
 
@@ -34,9 +33,9 @@ pub(crate) trait Announcements: Send + Sync {
     /// close nothing.
     fn read(&self, announcement: &Event);
 
-    /// Closes all streams of the registry, a table of open streams, because this node does not know
-    /// for certain which streams other nodes have closed. It has missed records that announce
-    /// closed streams: the log has evicted them too early, or another log has replaced the log.
+    /// Closes all streams of the registry, because this node does not know for certain which
+    /// streams other nodes have closed. It has missed records that announce closed streams: the log
+    /// has evicted them too early, or another log has replaced the log.
     fn missed(&self);
 }
 
@@ -70,17 +69,16 @@ impl StreamRegistries {
         Ok(RegistryName { registries: self.clone(), name: name.into() })
     }
 
-    /// Returns `true` if no stream registry, a table of open streams, follows the hub. A registry
-    /// that follows the hub closes the streams that other nodes announce as closed.
+    /// Returns `true` if no stream registry follows the hub. A registry that follows the hub closes
+    /// the streams that other nodes announce as closed.
     pub(super) fn is_empty(&self) -> bool {
         self.by_name().is_empty()
     }
 
     /// Passes the announcements of closed streams in a page, the next part of the backend's log, to
-    /// the stream registries. These are the tables of the open streams, by keys such as users.
-    /// `committed` is the last position that this node has read and delivered. Records up to this
-    /// position are skipped. If later records were evicted before this node has read them, the
-    /// registries close all of their streams.
+    /// the stream registries. `committed` is the last position that this node has read and
+    /// delivered. Records up to this position are skipped. If later records were evicted before
+    /// this node has read them, the registries close all of their streams.
     ///
     /// The caller delivers the page after this call. So a closed stream gets no event that follows
     /// the close. It may also miss earlier events of the page, as it does if this node itself
@@ -101,17 +99,17 @@ impl StreamRegistries {
         }
     }
 
-    /// Closes all streams of the stream registries, the tables of open streams. The reason is that
-    /// this node has missed records that announce which streams other nodes have closed.
+    /// Closes all streams of the stream registries. The reason is that this node has missed records
+    /// that announce which streams other nodes have closed.
     pub(super) fn note_missed(&self) {
         for registry in self.following() {
             registry.missed();
         }
     }
 
-    /// Returns the stream registries (tables of open streams) that follow the hub. The lock of the
-    /// table of names is released before the caller calls the registries. If a registry is dropped
-    /// during such a call, the drop also takes this lock, to release the name.
+    /// Returns the stream registries that follow the hub, to close the streams that other nodes
+    /// announce as closed. The caller calls these registries without the lock of the map of names.
+    /// If a registry is dropped during such a call, the drop takes this lock, to release the name.
     fn following(&self) -> Vec<Arc<dyn Announcements>> {
         self.by_name().values().filter_map(Weak::upgrade).collect()
     }

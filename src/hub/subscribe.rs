@@ -24,8 +24,8 @@ use tokio::time::Instant;
 struct Topics {
     /// The names of the topics of the subscription, sorted and without duplicates.
     names: Vec<Arc<str>>,
-    /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
-    /// only one entry, the entry applies to all topics.
+    /// The start position of the subscription in each topic, in the order of `names`. A single
+    /// entry applies to all topics.
     starts: Vec<Start>,
     /// Set if the subscription is a lookup: a request of the Durable Streams protocol that reads a
     /// topic or searches for it. Unlike other subscriptions, a lookup does not make its topics
@@ -63,7 +63,7 @@ impl Topics {
         Self { names, starts, is_lookup: false }
     }
 
-    /// Returns the ids after which the subscription resumes.
+    /// Returns the ids after which the subscription resumes. Each topic can have its own id.
     fn ids(&self) -> impl Iterator<Item = &EventId> {
         self.starts.iter().filter_map(|start| match start {
             Start::After(id) => Some(id),
@@ -71,20 +71,18 @@ impl Topics {
         })
     }
 
-    /// Returns `true` if at least one id of the subscription may have been issued by the log that
-    /// `epoch` identifies. An epoch is the number of one lifetime of a log. An invalid id may have
-    /// been issued by any log.
+    /// Returns `true` if the log that `epoch` identifies may have issued at least one of the
+    /// [ids](Self::ids) after which the subscription resumes. A malformed id may be from any log.
     fn have_id_of(&self, epoch: Epoch) -> bool {
         self.ids().any(|id| !matches!(epoch.position(id), Err(GapReason::OtherEpoch)))
     }
 
-    /// Returns the [`Start`] with the newest id. The subscription has one or several `Start`s, and
-    /// each [`Start::After`] contains an id. The newest id has the greatest position in the log
-    /// that `epoch` identifies.
+    /// Returns the start position with the newest id: the id with the greatest position in the log
+    /// that `epoch` identifies. If no [`Start::After`] has an id of this log, returns any start
+    /// position.
     ///
-    /// If no `Start` has an id of this log, returns any `Start`. The caller asks the backend for
-    /// the end of the log only if the returned `Start` has an id of this log, and this node has not
-    /// read the log up to this id.
+    /// If this node has not read the log up to the newest id, the id may be after the end of the
+    /// log. The caller then asks the backend for the end.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -317,15 +315,17 @@ impl Core {
     }
 
     /// Adds a new subscription to the topics `names`, as one of their subscribers. Adds one reader
-    /// for each of these topics to `joined`. A reader reads one topic for the subscription. Also
-    /// updates the position where the subscription resumes. The caller passes the topics of the
-    /// subscription in several parts, and releases the lock of the registry (the table of all
-    /// topics) between the parts. `beginnings` has the position where the subscription begins in
-    /// each topic: one entry for each name, or a single entry for all names.
+    /// for each of these topics to `joined`. Moves the resume point in `joined` back if it is after
+    /// an undelivered event of these topics, or after the last event that this node has read. The
+    /// caller passes the topics of the subscription in several parts, and releases the lock of the
+    /// registry (the table of all topics) between the parts. `beginnings` has the position where
+    /// the subscription begins in each topic: one entry for each name, or a single entry for all
+    /// names.
     ///
     /// `last` is the end of the log, as far as this node knows it. The backend has evicted events
-    /// up to and including the position `evicted_by_backend`. Without a backend, this is the
-    /// greatest possible position.
+    /// up to and including the position `evicted_by_backend`. Without a backend,
+    /// `evicted_by_backend` is the greatest possible position, because no evicted event can be read
+    /// again.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

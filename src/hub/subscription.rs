@@ -55,9 +55,10 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// A response finds a subscription inside an adapter (`map`, `filter`, `merge`, `take_until` …)
-/// because adapters forward its calls of [`size_hint`](Stream::size_hint) and `poll_next`. So the
-/// event with the cursor and the status 204 also work with an adapter, each under a condition:
+/// Most adapters (`map`, `filter`, `merge`, `take_until` …) forward the response's calls of
+/// [`size_hint`](Stream::size_hint) and `poll_next`. During these calls, the subscription detects
+/// the response. So the event with the cursor and the status 204 also work with an adapter, each
+/// under a condition:
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. If a
 ///   separate task polls the subscription and forwards the events, call
@@ -67,10 +68,10 @@ use tokio_stream::Stream;
 ///   heartbeats and at an early end, also at a [shutdown](super::Hub::shutdown) of the hub. The
 ///   adapter gets such a cursor as an item whose [`count`](EncodedEvents::count) is 0. The adapter
 ///   must keep the order of its items, because a cursor means that the client has every earlier
-///   event. An adapter over several subscriptions or listeners gets no such cursors, because the
-///   cursor of one subscription can be after an undelivered event of another. Such an adapter must
-///   poll all of them from the beginning: the response does not know of a subscription that was
-///   never polled, such as the second one of a `chain`.
+///   event. An adapter over several subscriptions or [listeners](super::Listener) gets no such
+///   cursors, because the cursor of one subscription can be after an undelivered event of another.
+///   Such an adapter must poll all of them from the beginning: the response does not know of a
+///   subscription that was never polled, such as the second one of a `chain`.
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
 ///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
@@ -82,7 +83,7 @@ use tokio_stream::Stream;
 /// or use [`Hub::listen`](super::Hub::listen). Both yield only published events and errors.
 /// Otherwise a gap event would count as the signal, and with several nodes also a cursor after a
 /// replay, at a heartbeat or at a shutdown. The response could also begin with the cursor of the
-/// signal, but only if its call of `size_hint` finds no other subscription in the whole stream.
+/// signal, but only if no subscription gets the response's call of `size_hint`.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -129,10 +130,9 @@ pub struct Subscription {
     /// Every event of the subscription's topics up to this position was delivered to the client, or
     /// reported as missing.
     pub(super) cursor: Position,
-    /// The position of the newest event in the hub when the subscription was created. If events are
-    /// missing before the subscription, the client gets a gap event, or a snapshot of the
-    /// application's state in its place. After a snapshot, the subscription continues after this
-    /// position.
+    /// The end of the log when the subscription was created. If events after the client's id are
+    /// missing, the client gets a gap event, or a snapshot of the application's state in place of
+    /// the gap event. After such a snapshot, the subscription continues after this position.
     subscribed_at: Position,
     /// The item that the subscription yields before all events of its topics, such as a snapshot or
     /// a gap event.
@@ -142,8 +142,8 @@ pub struct Subscription {
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
     /// The waker that the next change of the topic wakes, and the version of the topic (a counter
-    /// of its changes) when the subscription began to wait. Used only if the field `merge` is
-    /// `None`: the subscription then has a single topic, and makes no pauses after writes.
+    /// of its changes) when the subscription began to wait. Used only if `merge` is `None`, because
+    /// a [`Merge`] stores its own waker.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
@@ -167,9 +167,7 @@ pub struct Subscription {
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
-/// The item that a subscription yields before all events of its topics. It is a gap event, a
-/// snapshot of the application's state, or the event `hub-cursor`, whose id is the position of the
-/// client.
+/// The item that a subscription yields before all events of its topics.
 pub(super) enum Beginning {
     /// The gap event. It reports to the client that events before the first event of the
     /// subscription are missing.
@@ -249,9 +247,9 @@ impl Subscription {
         }
     }
 
-    /// Records a gap after the id `requested`, and counts it in the metrics. `resumed` is the
-    /// position of the first event after the gap, if it is known. Returns the gap event for the
-    /// client.
+    /// Stores the gap for [`gap`](Self::gap): events after the id `requested` are missing. Counts
+    /// the gap in the metrics. `resumed` is the position of the first event after the gap, if it is
+    /// known. Returns the gap event for the client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -330,9 +328,9 @@ impl Subscription {
         self.origin == Origin::Resumed
     }
 
-    /// Returns the id of the current position. The client has received every event of its topics up
-    /// to this id, or was notified of a gap. A client that reconnects with this id receives all
-    /// events that were not delivered yet.
+    /// Returns the cursor, the id of the current position. The client has received every event of
+    /// its topics up to this id, or was notified of a gap. A client that reconnects with this id
+    /// receives all events that were not delivered yet.
     ///
     /// # Examples
     ///
@@ -409,8 +407,8 @@ impl Subscription {
     /// get no id, so a client that loses its connection within the snapshot does not continue in
     /// the middle of it. Ids that the events of the snapshot had before are removed. The last event
     /// needs data or a name, because not all browsers apply an id without data. The snapshot is one
-    /// item of the stream. If `snapshot` contains no event, a response begins with the event that
-    /// contains the cursor.
+    /// item of the stream. If `snapshot` contains no event, a response begins with the
+    /// [`hub-cursor`](Self::begin_with_cursor) event instead.
     ///
     /// If there is or may be a [gap](Self::gap), the snapshot replaces the gap event and all
     /// retained events. The subscription then continues with the events that were published after
@@ -482,15 +480,15 @@ impl Subscription {
     /// Begins the stream with an event that contains only the [`cursor`](Self::cursor). A client
     /// that loses its connection before the first event then resumes at this position.
     ///
-    /// The event has the type `hub-cursor` and empty data, and its id is the cursor. Pages need no
-    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox
-    /// ignores such an id, WebKit applies it only with the next event that has data, and several
-    /// Python clients report it as an empty `message`.
+    /// The event has the type `hub-cursor` and empty data, and its id is the cursor. A web page
+    /// needs no listener for this event. The HTML standard (§9.2.6) allows an id without an event.
+    /// But Firefox ignores such an id, WebKit applies it only with the next event that has data,
+    /// and several Python clients report it as an empty `message`.
     ///
     /// A response to a subscription begins with this event anyway. Call this method if the
     /// subscription is not polled by a response, for example if a task forwards its events. Has no
-    /// effect if the subscription begins with a gap event or a snapshot, or
-    /// [without control events](Self::without_control_events).
+    /// effect if the subscription begins with the event of a [gap](Self::gap) or with a
+    /// [snapshot](Self::begin_with), or is [without control events](Self::without_control_events).
     ///
     /// # Examples
     ///
@@ -516,7 +514,8 @@ impl Subscription {
         self
     }
 
-    /// Sends only published events: no `hub-cursor` and no `gap`.
+    /// Omits the hub's own events: [`hub-cursor`](Self::begin_with_cursor), and `gap`, which
+    /// reports [missing events](super::Gap).
     ///
     /// Use this method for clients that fail at an event of an unknown type. For example, OpenAI's
     /// libraries parse all data as JSON. The method has these effects:
@@ -629,8 +628,8 @@ impl Subscription {
     }
 
     /// Returns `true` if the subscription must end with an error when its next event was evicted.
-    /// With `false`, the client gets a gap event. Does not apply to a gap at the beginning of the
-    /// subscription.
+    /// If `false`, a gap event reports the missing events instead. Does not apply to a gap at the
+    /// beginning of the subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
@@ -656,8 +655,8 @@ impl Subscription {
         Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
     }
 
-    /// Returns the event of type `hub-cursor`, whose id is the cursor.
-    /// [`begin_with_cursor`](Self::begin_with_cursor) describes it.
+    /// Returns the event of type [`hub-cursor`](Self::begin_with_cursor). Its id is the
+    /// [`cursor`](Self::cursor), after which a client resumes.
     fn cursor_event(&self) -> Event {
         Event::checkpoint(self.cursor()).event("hub-cursor")
     }
@@ -670,14 +669,14 @@ impl Subscription {
     }
 
     /// Moves the cursor to the newest position up to which the client has received every event of
-    /// its topics, if this position is after the cursor. Returns the new cursor as an event of type
-    /// `hub-cursor`.
+    /// its topics. Returns the cursor as an event of type `hub-cursor`, or `None` if the client
+    /// already has this cursor.
     ///
-    /// While the topics of a client are quiet, the log continues with events of other topics. With
-    /// an old cursor, the client would get a gap after the log has evicted this position.
+    /// While the topics of a client are quiet, the log continues with events of other topics. Once
+    /// the log has evicted such an event, a client that resumes from an earlier cursor gets a gap.
     ///
-    /// Returns `None` if the client gets no `hub-cursor` events, if an item has to be delivered
-    /// first, and if a gap is or may be pending.
+    /// Also returns `None` if the client gets no `hub-cursor` events, or if a snapshot, a gap event
+    /// or other events have to be delivered first.
     fn newer_cursor(&mut self) -> Option<EncodedEvents> {
         if !self.has_control_events || self.beginning.is_some() || self.replay.is_some() {
             return None;
@@ -884,8 +883,8 @@ impl Subscription {
         }
     }
 
-    /// Returns an item with `events`, which the subscription has just read from one of its topics,
-    /// and with the index of this topic.
+    /// Returns `events`, which were just read from one topic, as an item for the subscription's
+    /// stream, with the index of the topic's reader.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }

@@ -26,9 +26,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The mutex of a state that many threads change, each for a short time.
 ///
-/// A thread that finds the mutex locked first waits without parking. It pauses for 10 µs between
-/// its attempts. During a pause, the thread that has the mutex can lock it many more times, without
-/// waking another thread and without moving the memory of the state to another core.
+/// A thread that finds the mutex locked first waits without parking, and tries again every 10 µs.
+/// During each pause, the thread that has the mutex can lock it many more times, without waking
+/// another thread and without moving the memory of the state to another core.
 ///
 /// A thread that does much work in parts releases the mutex between two parts, and calls
 /// [`give_way`](Self::give_way), so that a waiting thread gets it. A mutex of `std` alone does not
@@ -49,7 +49,7 @@ impl<T> TurnMutex<T> {
     /// has locked the mutex.
     const PATIENCE: Duration = Duration::from_micros(200);
 
-    /// The time between two attempts of a thread to lock the mutex.
+    /// The time that a waiting thread spins between two attempts to lock the mutex.
     const PAUSE: Duration = Duration::from_micros(10);
 
     /// The number of attempts to lock the mutex after which a waiting thread parks. More attempts

@@ -15,7 +15,7 @@ use tokio_stream::Stream;
 
 /// A handle to one topic of a [`Hub`](super::Hub).
 ///
-/// Handles are cheap to create, to clone and to drop. A handle alone does not create the topic, but
+/// Handles are cheap to create, clone and drop. A handle alone does not create the topic, but
 /// publishing, subscribing and finishing do. A topic without subscribers is dropped when its last
 /// event has expired. If the topic is created again, a returning client that has missed events
 /// still gets a [gap](super::Gap), which reports that events are missing.
@@ -62,12 +62,13 @@ impl Topic {
         Self { core, name, latest_only: false, retention: None, is_of_crate: false }
     }
 
-    /// Returns an error if the application cannot use a topic with this name.
+    /// Returns an error if the name of the topic is reserved for the crate, unless the crate itself
+    /// uses this handle.
     fn check_reserved(&self) -> Result<(), Error> {
         if self.is_of_crate { Ok(()) } else { check_reserved(&self.name) }
     }
 
-    /// Makes this handle the handle of a topic that the crate itself uses.
+    /// Permits a reserved name, because the crate itself uses this handle.
     #[cfg(feature = "json")]
     pub(super) fn of_crate(self) -> Self {
         Self { is_of_crate: true, ..self }
@@ -97,8 +98,9 @@ impl Topic {
     /// To keep the state on all nodes, publish the event again within the retention of the backend.
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
-    /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
-    /// data of this topic.
+    /// event with an older id. So if the id comes from a
+    /// [snapshot](super::Subscription::begin_with) of the application's state, the snapshot must
+    /// include the data of this topic.
     ///
     /// # Slow clients
     ///
@@ -207,8 +209,8 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// In memory, the future completes on its first poll. With a backend, the event of a dropped
-    /// future may or may not be in the log.
+    /// Without a backend, the future completes on its first poll. With a backend, the event of a
+    /// dropped future may or may not be in the log.
     ///
     /// # Examples
     ///
@@ -288,13 +290,13 @@ impl Topic {
     /// empty.
     ///
     /// The events stay in order, and no event of another publisher is between them. The exception
-    /// is a batch of more than 1,000 events in memory: it is published in blocks of 1,000 events,
-    /// and other publishers can publish between the blocks. In memory, waiting subscribers are
-    /// woken once per block.
+    /// is a hub without a backend: it publishes a batch of more than 1,000 events in blocks of
+    /// 1,000, and other publishers can publish between the blocks. It wakes waiting subscribers
+    /// once per block.
     ///
     /// The iterator is read to its end before the first event is added. If the batch has more
-    /// events than the topic retains, subscribers that wait for events get a gap for the oldest
-    /// events of the batch.
+    /// events than the topic retains, subscribers that wait for events get a [gap](super::Gap) in
+    /// place of the oldest events.
     ///
     /// # Errors
     ///
@@ -303,13 +305,13 @@ impl Topic {
     ///
     /// - After [`Backend`](super::ErrorKind::Backend), the log contains either all events or none
     ///   of the events.
-    /// - In memory, the topic can be finished, or the hub shut down, during a batch of more than
-    ///   1,000 events. The blocks that were published before are then in the log.
+    /// - Without a backend, the topic can be finished, or the hub shut down, during a batch of more
+    ///   than 1,000 events. The blocks that were published before are then in the log.
     ///
     /// # Cancel safety
     ///
-    /// In memory, the future completes on its first poll. With a backend, the log contains either
-    /// all events of a dropped future or no event of it.
+    /// Without a backend, the future completes on its first poll. With a backend, the log contains
+    /// either all events of a dropped future or no event of it.
     ///
     /// # Examples
     ///
@@ -349,7 +351,8 @@ impl Topic {
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
+    ///   `tower-sse/`.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     ///
@@ -359,7 +362,8 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has no effect. In memory, the future completes on its first poll.
+    /// Dropping the future has no effect. Without a backend, the future completes on its first
+    /// poll.
     ///
     /// With a backend, the future waits at most two seconds for events that this process does not
     /// retain. If the id in `start` is newer than all events that this process has read, the hub
@@ -419,7 +423,8 @@ impl Topic {
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
+    ///   `tower-sse/`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the finish
     ///   record.
@@ -522,9 +527,8 @@ impl Topic {
         Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, self.retention, stream)
     }
 
-    /// Stops the recordings of this topic on all nodes. A recording is a task that publishes the
-    /// items of a stream to the topic: see [`record`](Self::record). Has no effect if the topic has
-    /// no recording.
+    /// Stops the recordings of this topic on all nodes. A recording is a task that [publishes a
+    /// stream](Self::record) to the topic. Has no effect if the topic has no recording.
     ///
     /// With a backend, the method returns when the log contains the request to stop. A recording on
     /// another node ends when that node reads the request.
@@ -552,8 +556,8 @@ impl Topic {
     /// Removes all events of the topic, for example because a chat room was deleted. A topic
     /// without subscribers then no longer [exists](Self::exists), and its memory is freed.
     ///
-    /// - A client that returns with an id from before the last event gets a gap (`evicted`). A
-    ///   client that has received all events misses none, so it gets no gap.
+    /// - A client that returns with an id from before the last event gets a [gap](super::Gap)
+    ///   (`evicted`). A client that has received all events gets no gap.
     /// - Open subscriptions stay open, and the topic exists until the last of them ends. A
     ///   subscription that has not received all removed events gets a gap (`lagged`). To end the
     ///   subscriptions, [finish](Self::finish) the topic first.
@@ -561,9 +565,9 @@ impl Topic {
     ///   then creates the topic again. A client that returns gets an empty subscription, and not
     ///   `204 No Content`. To reject such clients, check that the topic
     ///   [exists](Self::exists_in_log) before you subscribe.
-    /// - The event of a [`latest_only`](Self::latest_only) topic is removed as well. Clients are
-    ///   not notified. So if a page that shows this state has to change, publish a last event
-    ///   before.
+    /// - The event of a [`latest_only`](Self::latest_only) topic is removed as well. A client that
+    ///   has this event is not notified. If its page has to change, publish a last event before the
+    ///   removal.
     ///
     /// Removing a topic that does not exist has no effect. The ids of removed events are never used
     /// again.
@@ -587,12 +591,13 @@ impl Topic {
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the record.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was
     ///   [shut down](super::Hub::shutdown).
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if a name begins with `tower-sse/`.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the name of the topic begins with
+    ///   `tower-sse/`.
     ///
     /// # Cancel safety
     ///
-    /// In memory, the future completes on its first poll. With a backend, the topic of a dropped
-    /// future may or may not be removed.
+    /// Without a backend, the future completes on its first poll. With a backend, the topic of a
+    /// dropped future may or may not be removed.
     ///
     /// # Examples
     ///
@@ -614,9 +619,9 @@ impl Topic {
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
-    /// A handle with limits of its own ([`retention`](Self::retention)) creates the topic when it
-    /// begins to publish, to record or to subscribe. If this fails, for example because the backend
-    /// does not respond, the result is then `true` for about a minute.
+    /// A handle with its own [retention limits](Self::retention) creates the topic before it
+    /// publishes, records or subscribes. If the operation then fails, for example because the
+    /// backend does not respond, the result is still `true` for about a minute.
     ///
     /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
     /// method before you subscribe. A request in the Durable Streams protocol for a topic that does
@@ -681,8 +686,8 @@ impl Topic {
     }
 
     /// Returns `true` if the topic [exists](Self::exists) on the local node, or if the log of the
-    /// backend retains an event of the topic, or the record that finishes the topic. In memory,
-    /// this method returns the same as [`exists`](Self::exists).
+    /// backend retains an event of the topic, or the record that finishes the topic. Without a
+    /// backend, this method returns the same as [`exists`](Self::exists).
     ///
     /// If the local node does not know the topic, it asks the backend for the end of the log, and
     /// reads only the parts that can have records of the topic: the part that the node has not read
@@ -734,7 +739,7 @@ impl Topic {
     }
 
     /// Returns `true` if the topic exists on the local node or [in the log](Self::exists_in_log),
-    /// or if it has subscribers on another node. In memory, this method returns the same as
+    /// or if it has subscribers on another node. Without a backend, this method returns the same as
     /// [`exists`](Self::exists).
     ///
     /// If neither the local node nor the log has the topic, this method asks the other nodes. A
@@ -774,7 +779,8 @@ impl Topic {
     /// readers in the Durable Streams protocol that wait on another node for the first event of a
     /// topic. To show a number that is updated each time a client comes or leaves, count the
     /// [members](Self::members) instead, which are the names that clients have [joined](Self::join)
-    /// with. In memory, this method returns the same number as [`subscribers`](Self::subscribers).
+    /// with. Without a backend, this method returns the same number as
+    /// [`subscribers`](Self::subscribers).
     ///
     /// # Errors
     ///
@@ -812,8 +818,8 @@ impl Topic {
     /// backend is down, the records of joins and leaves wait.
     ///
     /// `member` is the name of the member: any text of up to 256 bytes. The name of the topic may
-    /// have up to 1,024 bytes. Both limits also hold for a hub in memory. Use the name or the id of
-    /// a user who has logged in: a client that chooses its name freely can be present as another
+    /// have up to 1,024 bytes. Both limits also hold without a backend. Use the name or the id of a
+    /// user who has logged in: a client that chooses its name freely can be present as another
     /// user.
     ///
     /// # Errors
@@ -863,7 +869,7 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has no effect. In memory, it completes on its first poll.
+    /// Dropping the future has no effect. Without a backend, it completes on its first poll.
     ///
     /// # Examples
     ///
@@ -889,8 +895,7 @@ impl Topic {
 
     /// Returns a stream of the [members](Self::join) of the topic on all nodes. Members are names,
     /// such as users, that are present through a subscription. The stream yields each present
-    /// member as [`Joined`](super::Presence::Joined) first, and then each later join and leave of a
-    /// member.
+    /// member as [`Joined`](super::Presence::Joined) first, and then each later join and leave.
     ///
     /// # Examples
     ///
@@ -952,8 +957,7 @@ pub(super) fn complete(event: Event) -> Result<Event, Error> {
 }
 
 /// Returns an error if the name of an event is `gap` or `hub-cursor`. The hub itself sends events
-/// with these names: `gap` reports missing events, and the id of `hub-cursor` is the position of
-/// the client.
+/// with these names.
 pub(super) fn check_name(name: Option<&str>) -> Result<(), Error> {
     match name {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),

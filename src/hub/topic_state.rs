@@ -21,10 +21,9 @@ pub(super) struct TopicState {
     /// A counter that each change of the topic increments. With this counter, a subscription
     /// detects a change without locking the topic.
     version: AtomicU64,
-    /// The number that this topic got when it was last added to the [wake
-    /// queue](super::wake_queue), the queue of changed topics with many waiting readers. The queue
-    /// numbers its additions consecutively. A subscription compares this number with the additions
-    /// that it has seen.
+    /// The number of the topic's last addition to the [wake queue](super::wake_queue), the queue of
+    /// changed topics with many waiting readers. By these numbers, a subscription to several topics
+    /// finds the additions since it last looked.
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
@@ -38,8 +37,8 @@ pub(super) struct TopicState {
 /// tests, too.
 #[derive(Default)]
 pub(super) struct QueueNumber {
-    /// The number of the topic's last addition to the wake queue (the first addition of any topic
-    /// has the number 0), plus one. 0 means that the topic is not in the queue.
+    /// The number of the topic's last addition to the wake queue, plus one. 0 means that the topic
+    /// is not in the queue.
     number: StdAtomicU64,
 }
 
@@ -71,8 +70,8 @@ pub(super) struct Contents {
     /// read the topic or search for it. Lookups alone do not make the topic [exist](Self::exists),
     /// so other requests do not find it.
     pub(super) lookups: u32,
-    /// Reports each change of the number of subscribers to the streams that watch this number.
-    /// `None` if there is no such stream.
+    /// Passes each new number of subscribers to the [`SubscriberCounts`](super::SubscriberCounts)
+    /// streams of this topic. `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
     /// The last time when the topic lost its last subscriber. `None` if that has never happened.
     /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
@@ -83,14 +82,15 @@ pub(super) struct Contents {
     /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
-    /// The time until which the topic and its limits are kept, even if the topic has neither events
-    /// nor subscribers. It is 60 seconds after the limits were set, which happens just before a
-    /// publication or a subscription. `None` if no limits were set, if the event or the subscriber
-    /// has arrived since, or if the topic was finished when the limits were set.
+    /// The time until which the topic and its retention limits are kept, even if the topic has
+    /// neither events nor subscribers. It is 60 seconds after the limits were set, which happens
+    /// just before a publication or a subscription. `None` if no limits were set, if the event or
+    /// the subscriber has arrived since, or if the topic was already
+    /// [finished](super::Topic::finish).
     pub(super) awaited_until: Option<Instant>,
-    /// Set if the limits of this topic were set for a publisher whose event has not arrived yet.
-    /// The topic is then kept until the time in [`awaited_until`](Self::awaited_until), even if a
-    /// subscriber comes and leaves before the event arrives.
+    /// Set if a publisher has set the retention limits of this topic, and the event that it
+    /// publishes has not arrived yet. The topic is then kept until the time in
+    /// [`awaited_until`](Self::awaited_until), even if a subscriber comes and leaves meanwhile.
     pub(super) awaits_event: bool,
     pub(super) is_shut_down: bool,
     /// Set if the application has removed the topic after the topic was finished. The hub then
@@ -139,9 +139,10 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Makes a change of the topic visible to its readers. A reader reads the topic for one
-    /// subscription. Moves up to 32 of the waiting readers into `change`. The caller wakes the
-    /// readers in `change` after it has released all locks.
+    /// Makes a change of the topic visible to its readers. Moves up to 32 of the waiting readers
+    /// into `change`. The caller wakes the readers in `change` after it has released all locks. If
+    /// further readers wait, sets [`Change::rest`], and the caller ensures that they are woken,
+    /// too.
     ///
     /// If the topic is finished or the hub is shut down, also ends the pauses of the subscriptions
     /// that pause after each write to their client. Such a subscription is then woken like a
@@ -217,9 +218,9 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// Set if more than 32 readers have to be woken after the change. Only 32 of them are in
-    /// `first`, the batch of the readers that are woken first. The others have entries with smaller
-    /// numbers than this value in the topic's queue of waiting readers.
+    /// Set if more than the 32 readers in `first` have to be woken after the change of the topic.
+    /// The others have entries with smaller numbers than this value in the topic's queue of waiting
+    /// readers.
     pub(super) rest: Option<u64>,
 }
 
@@ -235,16 +236,16 @@ impl Change {
 }
 
 impl Contents {
-    /// Adds a subscription that pauses after each write to its client. `list` is its ready list,
-    /// the list of its topics that have changed. If the subscription was already added, returns its
-    /// earlier list. The caller drops the returned list after it has unlocked the topic.
+    /// Adds `list`, the ready list of a subscription that pauses after each write to its client.
+    /// The end of the topic then ends the pause. If `list` was already added, returns the replaced
+    /// `Arc`, which the caller drops after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
 
-    /// Removes a subscription that pauses after each write to its client. `list` is its ready list,
-    /// the list of its topics that have changed. Returns the list that was stored for the
-    /// subscription, if any. The caller drops it after it has unlocked the topic.
+    /// Removes `list`, the ready list of a subscription that pauses after each write to its client.
+    /// If `list` was added before, returns the stored `Arc`, which the caller drops after it has
+    /// unlocked the topic.
     pub(super) fn remove_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         let removed = self.lingering.as_mut()?.lists.remove(&key(list));
         self.lingering.take_if(|lingering| lingering.lists.is_empty());
@@ -256,8 +257,8 @@ impl Contents {
     }
 
     /// Returns `true` if readers still have to be woken after a change of the topic. Also returns
-    /// `true` if the topic is finished or the hub is shut down, and some subscriptions still have
-    /// to end the pause that they make after each write to their client.
+    /// `true` if the topic is finished or the hub is shut down, and [`take_due`](Self::take_due)
+    /// still has to end pauses of subscriptions.
     #[inline]
     fn has_due(&self) -> bool {
         self.waiters.has_due() || self.has_pauses_to_end()
@@ -288,11 +289,12 @@ impl Contents {
         }
     }
 
-    /// Returns `true` if the topic has events, is finished, or has subscribers other than lookups.
-    /// Also returns `true` if its limits were just set for an event or a subscriber that follows.
+    /// Returns `true` if the topic exists: it has events, is finished, or has subscribers other
+    /// than [`lookups`](Self::lookups). Also returns `true` if its limits were just set for an
+    /// event or a subscriber that follows.
     ///
-    /// A search for a topic subscribes to the topic, and so creates it in memory. Concurrent
-    /// searches must not take that for a topic that exists.
+    /// A lookup subscribes to the topic, and so creates it in memory. For other lookups, this topic
+    /// must not exist.
     pub(super) fn exists(&self) -> bool {
         self.subscribers > self.lookups as usize
             || self.log.retained().events > 0
@@ -305,9 +307,9 @@ impl Contents {
         self.log.last().max(self.log.evicted_through())
     }
 
-    /// Returns `true` if this process knows whether the topic is finished. Returns `false` if it
-    /// has forgotten the topic, or may have done so, and the topic has had no event since it was
-    /// created again. The backend may then retain a record that finishes the topic.
+    /// Returns `true` if this process knows whether the topic is finished. Returns `false` if the
+    /// hub may have dropped the topic from memory earlier, and the topic has had no event since it
+    /// was created again. The backend may then retain a record that finishes the topic.
     #[cfg(feature = "durable-streams")]
     pub(super) fn knows_end(&self) -> bool {
         self.finished.is_some() || self.log.last() > Position::START || self.log.evicted_through() == Position::START
@@ -360,9 +362,9 @@ struct Lingering {
     /// The ready list (the list of changed topics) of each subscription that pauses after a write.
     /// The key is the address of the list in memory, which identifies the list.
     lists: BTreeMap<usize, Arc<ReadyList>>,
-    /// Set while pauses of subscriptions still have to end, because the topic is finished or the
-    /// hub is shut down. The pauses are ended in the order of the keys in `lists`. The value is the
-    /// key of the next subscription whose pause has to end.
+    /// Set while [`end_pauses`](Self::end_pauses) still has to end the pauses of some subscriptions
+    /// in `lists`. It ends the pauses in the order of the keys in `lists`. The value is the next
+    /// key.
     ends_from: Option<usize>,
 }
 
@@ -374,8 +376,9 @@ impl Lingering {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
     }
 
-    /// Ends pauses of subscriptions, because the topic is finished or the hub is shut down. Ends as
-    /// many pauses as `batch` has room for, and adds the wakers of these subscriptions to `batch`.
+    /// Ends pauses of the subscriptions in `lists`, if [`end`](Self::end) has requested that. Ends
+    /// as many pauses as `batch` has room for, and adds the wakers of these subscriptions to
+    /// `batch`.
     fn end_pauses<const N: usize>(&mut self, batch: &mut Batch<N>) {
         let Some(from) = self.ends_from else { return };
         let mut lists = self.lists.range(from..);
@@ -391,9 +394,9 @@ fn key(list: &Arc<ReadyList>) -> usize {
     Arc::as_ptr(list).addr()
 }
 
-/// Ends all subscriptions to the given topics, and wakes the waiting readers. Called when the hub
-/// is shut down, and when another log has replaced the log of the backend. The caller must hold no
-/// lock.
+/// Ends all subscriptions to the given topics, and wakes the subscriptions that wait. Called when
+/// the hub is shut down, and when another log has replaced the log of the backend. The caller must
+/// hold no lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -24,9 +24,9 @@ pub(super) struct Waiters {
     /// All entries in the queue of waiting readers with a smaller number than this one have to be
     /// woken, because the topic has changed since they were added.
     due: u64,
-    /// The numbers of the entries of `queue` that are empty, because their readers have stopped
-    /// waiting. A new waiting reader can use such an entry. The entries with smaller numbers than
-    /// `due`, whose readers have to be woken, are never reused.
+    /// The numbers of the empty entries of `queue`: their readers have stopped waiting. A new
+    /// waiting reader can use such an entry. Entries with smaller numbers than `due` are not
+    /// listed, because a new reader must not be woken for an earlier change.
     vacant: Vec<u64>,
 }
 
@@ -63,10 +63,10 @@ impl Waiters {
     /// identifies. Stores the ticket of the new entry in `ticket`. Returns the replaced reader,
     /// which the caller drops after it has released its locks.
     ///
-    /// The caller must have looked at the topic under the same lock. So the caller knows all
-    /// earlier changes of the topic, and need not be woken for them. The entry that `ticket`
-    /// identifies may still be due to be woken for an earlier change. This method then makes that
-    /// entry empty, so that it wakes no reader, and stores the new waiting reader in another entry.
+    /// The caller must hold the lock of the topic, and must have checked the topic under this lock.
+    /// So the caller knows all earlier changes, and need not be woken for them. If the replaced
+    /// reader was still due to be woken for an earlier change, its entry becomes empty and wakes no
+    /// reader. The new reader then gets another entry.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -103,9 +103,9 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiting readers in the queue due to be woken, because the topic has changed. All
-    /// of their entries have smaller numbers than the returned number, which the next new entry
-    /// gets.
+    /// Marks all waiting readers in the queue to be woken later, because the topic has changed.
+    /// Returns the number of the next new entry: the entries of the marked readers have smaller
+    /// numbers.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of additions to the wake queue. The next added topic gets this number. A queued
-    /// topic that is added again counts as another addition.
+    /// The number of additions to this queue, which is the number of the next addition. Adding a
+    /// queued topic again counts, too. Subscriptions to several topics compare the numbers to find
+    /// new additions.
     added: AtomicU64,
 }
 
@@ -48,12 +49,12 @@ impl WakeQueue {
     /// batch has up to 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a changed topic whose waiting readers have to be woken. Returns the number that the
-    /// topic gets in the queue. If the topic is already in the queue, it only gets a new number.
+    /// Adds a changed topic whose waiting readers have to be woken. Returns the number of this
+    /// addition. A topic that is already in the queue only gets the new number.
     ///
     /// The caller first calls this method, and then makes the log position of the change visible.
     /// So a subscription to several topics that sees this position finds the changed topic in this
-    /// queue, even if the topic is not in the ready list of the subscription yet.
+    /// queue, until the topic is in the subscription's own list of changed topics.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -82,13 +83,14 @@ impl WakeQueue {
     }
 
     /// Makes sure that the readers that wait for a change of `topic` are woken. Starts the task
-    /// that wakes readers, unless the task is running. [`add`](Self::add) has added the topic to
-    /// this queue of changed topics, and has returned `number`. Each topic also has its own queue
-    /// of waiting readers, whose entries are numbered. The readers that waited before the change
-    /// have entries with smaller numbers than `through`.
+    /// that wakes readers, unless the task is running. `number` is the number that
+    /// [`add`](Self::add) has returned for this change. Each topic has its own queue of waiting
+    /// readers: the readers that waited before the change have entries with smaller numbers than
+    /// `through`.
     ///
-    /// Outside of a tokio runtime, this method itself wakes these readers. It does not wake the
-    /// readers that began to wait after the change.
+    /// Outside of a tokio runtime, this method itself wakes these readers, but not the readers that
+    /// began to wait after the change. It then removes the topic from this queue, unless the topic
+    /// was added again.
     ///
     /// In a runtime, if more than 1,024 topics are queued, this method also wakes readers of queued
     /// topics, until the queue is short enough. The caller must hold no lock.
@@ -141,9 +143,9 @@ impl WakeQueue {
 }
 
 impl Queue {
-    /// Removes a topic from the queue if it still has the number `number`. If it has another
-    /// number, it was added again in the meantime, and stays. Returns `true` if the topic is not in
-    /// the queue any more, also if another thread has removed it.
+    /// Removes a topic from the wake queue, unless it was added again: the number of its last
+    /// addition then differs from `number`. Returns `true` if the topic is not in the queue any
+    /// more, also if another thread has removed it.
     fn remove(&mut self, topic: &TopicState, number: Option<u64>) -> bool {
         if topic.queue_number.get() == number {
             topic.queue_number.set(None);

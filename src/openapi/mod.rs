@@ -51,8 +51,8 @@
 //! # Ok::<_, serde_json::Error>(())
 //! ```
 //!
-//! List the enum in `components(schemas(…))`. utoipa then adds the schemas of the types in its
-//! variants to the document. The description of the stream refers to these schemas.
+//! List the enum `T` in `components(schemas(…))`. utoipa then adds the schemas of the types in its
+//! variants, which the description of the stream needs.
 //!
 //! [utoipa]: https://docs.rs/utoipa/6
 //! [`itemSchema`]: https://spec.openapis.org/oas/v3.2.0.html#sequential-media-types
@@ -112,7 +112,7 @@ fn events_of<T: ToSchema>() -> Vec<Object> {
     }
 }
 
-/// Returns the schema of an event with the name `name`. `data` is the schema of its data field.
+/// Returns the OpenAPI schema of an event with the name `name`. `data` is the schema of its data.
 fn event(name: &str, data: Object, description: Option<&str>) -> Object {
     let name = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
     let mut event = event_without_name(data);
@@ -143,7 +143,8 @@ fn json_text(content: Value) -> Object {
     ObjectBuilder::new().schema_type(Type::String).extensions(Some(Extensions::from_iter(keywords))).build()
 }
 
-/// Returns the response 200 with an event stream. `events` are the schemas of its possible events.
+/// Returns the OpenAPI description of the response 200 with an event stream. `events` are the
+/// schemas of its events.
 fn event_stream(events: impl IntoIterator<Item = Object>) -> (String, RefOr<Response>) {
     let events = events.into_iter().fold(OneOfBuilder::new(), OneOfBuilder::item);
     let content = ContentBuilder::new().item_schema(Some(events)).build();

@@ -1,8 +1,8 @@
 //! Registries that close streams on all nodes of a hub.
 //!
-//! When a node closes the streams of a key, it announces the key as an event in one topic of the
-//! hub. The hub of every other node passes the announcement to the registry before it delivers any
-//! later event, and the registry closes its streams of the announced keys.
+//! When a node closes the streams of a key, such as a user, it announces the key as an event in one
+//! topic of the hub. The hub of every other node passes the announcement to the registry before it
+//! delivers any later event, and the registry closes its streams of this key.
 
 use super::{Shared, StreamRegistry};
 use crate::{
@@ -89,8 +89,9 @@ where
     /// announcement yet.
     ///
     /// Background tasks publish the announcements, and watch the topic. They end when the registry
-    /// and all layers with it are dropped. After a shutdown of the hub, the watching task ends by
-    /// itself. The publishing task ends when it tries to publish the next announcement.
+    /// and all layers with it are dropped, and its streams have ended. After a shutdown of the hub,
+    /// the watching task ends by itself. The publishing task ends when it tries to publish the next
+    /// announcement.
     ///
     /// # Errors
     ///
@@ -312,13 +313,14 @@ impl Drop for Announcement {
 }
 
 /// The part of a stream registry that connects the registry with hubs. It announces to the other
-/// nodes of each hub the keys whose streams this node has closed. It also counts the hubs whose
-/// logs this node has not read for too long.
+/// nodes of each hub the keys, such as users, whose streams this node has closed. It also counts
+/// the hubs that this node is cut off from.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
-    /// The number of hubs that this node is cut off from: it has read nothing from their logs for
-    /// the time of [`fail_closed_after`](StreamRegistry::fail_closed_after). While the number is
-    /// not zero, each new stream is closed as soon as it is registered.
+    /// The number of hubs that this node is cut off from: it has read no announcement or sign of
+    /// life from their logs for the time of
+    /// [`fail_closed_after`](StreamRegistry::fail_closed_after). While the number is not zero, each
+    /// new stream is closed as soon as it is registered.
     cut_off_hubs: AtomicUsize,
     fail_closed_after: Mutex<Option<Duration>>,
 }
@@ -330,9 +332,9 @@ impl<K> Default for Following<K> {
 }
 
 impl<K> Following<K> {
-    /// Announces in the background that this node has closed the streams of `key`. `event` is the
-    /// event that each closed stream sends before its end, or empty if it sends none. If the key
-    /// does not serialize, the error is logged.
+    /// Announces in the background that this node has closed the streams that are registered under
+    /// `key`. `event` is the event that each closed stream sends before its end, or empty. If the
+    /// key does not serialize, the error is logged.
     pub(super) fn announce(&self, key: &K, event: &Bytes) {
         for announcer in &*lock(&self.announcers) {
             match announcer.prepare(key, event) {
@@ -352,19 +354,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Announces to the other nodes of a hub the keys whose streams this node has closed. A stream
-/// registry has one `Announcer` for each hub that it is connected with.
+/// registry has one `Announcer` for each connected hub.
 struct Announcer<K> {
     topic: Topic,
-    /// The random name of this node. The node adds it to each announcement that the streams of a
-    /// key are closed. When the node reads an announcement with its own name, it ignores the
-    /// announcement, because it has already closed these streams.
+    /// The random name of this node, which each of its announcements contains. When the node reads
+    /// an announcement with its own name, it ignores the announcement, because it has already
+    /// closed the streams.
     node: String,
     name: RegistryName,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
-    /// Receives the keys whose streams other nodes have closed, and closes the streams of this node
-    /// with these keys. The hub has only a weak reference to this inbox, so the field keeps the
-    /// inbox in memory.
+    /// Receives the announcements of other nodes, and closes the streams that are registered on
+    /// this node under the announced keys. The hub has only a weak reference to this inbox, so the
+    /// field keeps the inbox in memory.
     _inbox: Arc<Inbox<K>>,
 }
 
@@ -377,22 +379,22 @@ impl<K> Announcer<K> {
     }
 }
 
-/// The background task that publishes the announcements of this node. An announcement is an event
-/// for the other nodes, with a key whose streams this node has closed. If publishing fails, the
-/// announcement moves to the end of the queue. The task tries again after 200 milliseconds, until
-/// publishing succeeds.
+/// The background task that publishes the announcements of this node. An announcement makes the
+/// other nodes close their streams of a key, such as a user. If publishing fails, the announcement
+/// moves to the end of the queue. The task tries again after 200 milliseconds, until publishing
+/// succeeds.
 struct Publisher {
     topic: Topic,
     queue: UnboundedReceiver<Event>,
-    /// The events that are not in the log of the hub yet. Each of these events announces to the
-    /// other nodes that this node has closed the streams of a key.
+    /// The announcements that are not in the log of the hub yet. Each of them contains a key, such
+    /// as a user, whose streams this node has closed.
     pending: VecDeque<Event>,
 }
 
 impl Publisher {
     /// Publishes to the other nodes which streams this node has closed. Ends when all handles of
-    /// the stream registry are dropped and no announcement is left. After a shutdown of the hub,
-    /// this method ends when it tries to publish the next announcement.
+    /// the stream registry are dropped and its queue is empty. After a shutdown of the hub, this
+    /// method ends when it tries to publish the next announcement.
     async fn run(mut self) {
         let mut next_attempt = None;
         loop {
@@ -448,9 +450,10 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
     }
 }
 
-/// The part of a stream registry that closes the streams of a key on this node, after another node
-/// of the hub has announced that it has closed its streams of this key. The hub calls the inbox for
-/// each event in the topic of these announcements, in the task that reads the log.
+/// The part of a stream registry that receives the announcements of other nodes. If another node
+/// has closed its streams of a key, such as a user, the inbox closes the streams of the key on this
+/// node. The hub calls the inbox for each event in the topic of the announcements, in the task that
+/// reads the log.
 struct Inbox<K> {
     /// The random name of this node. Each announcement of closed streams contains the name of its
     /// node. This node ignores its own announcements, because it has already closed these streams.
@@ -471,12 +474,12 @@ struct Inbox<K> {
 /// The record of when this node last read an event in the topic where the nodes of a hub announce
 /// closed streams. Also whether the node counts as cut off from the log of the hub.
 struct ReadState {
-    /// The time when this node last read an event in the topic where nodes announce closed streams,
-    /// or was last found to be cut off from the log. The limit in [`Inbox::silence`] counts from
-    /// this time.
+    /// The start of the current silence: the time when this node last read an event in the topic
+    /// where nodes announce closed streams, or was last found to be cut off. [`Inbox::silence`]
+    /// limits the silence.
     silent_since: Instant,
-    /// Set while this node is cut off from the log of this hub: it has read nothing from the log
-    /// for the time in [`Inbox::silence`].
+    /// Set while this node is cut off from the log of this hub: it has read no announcement or
+    /// sign of life for the time in [`Inbox::silence`].
     is_cut_off: bool,
 }
 
@@ -488,8 +491,8 @@ impl<K> Inbox<K> {
         lock(&self.state).set_cut_off(registry, false);
     }
 
-    /// Closes all streams of this node, and notes that it is cut off, if it has read nothing from
-    /// the log until its [deadline](Self::deadline).
+    /// Closes all streams of the registry, and notes that this node is cut off from the log of the
+    /// hub, if the [deadline](Self::deadline) has passed.
     fn check_silence(&self) {
         let Some(registry) = self.registry.upgrade() else { return };
         let mut state = lock(&self.state);
@@ -500,7 +503,8 @@ impl<K> Inbox<K> {
         }
     }
 
-    /// Returns the time when this node is cut off if it has read nothing from the log until then.
+    /// Returns the time when this node counts as cut off, unless it reads an announcement or a sign
+    /// of life before.
     fn deadline(&self) -> Option<Instant> {
         lock(&self.state).deadline(self.silence)
     }
@@ -511,8 +515,8 @@ impl ReadState {
         self.silent_since.checked_add(silence?)
     }
 
-    /// Sets whether this node is cut off from the log of this hub. The time without an event, which
-    /// [`Inbox::silence`] limits, counts from now.
+    /// Sets whether this node counts as cut off from the log of this hub. The time in
+    /// [`Inbox::silence`] begins again.
     fn set_cut_off<K>(&mut self, registry: &Shared<K>, is_cut_off: bool) {
         self.silent_since = Instant::now();
         let hubs = &registry.following.cut_off_hubs;
@@ -587,9 +591,9 @@ struct Follower<K> {
 }
 
 impl<K> Follower<K> {
-    /// Watches whether this node is cut off from the log, and subscribes again if the subscription
-    /// ends. Stops when the hub is shut down, or when all handles of the stream registry are
-    /// dropped.
+    /// Watches whether this node is cut off from the log. Subscribes to the topic of the
+    /// announcements again if the subscription ends. Stops when the hub is shut down, or when all
+    /// handles of the stream registry are dropped.
     async fn run(self, mut subscription: Subscription) {
         loop {
             match until(self.inbox.deadline(), next(&mut subscription)).await {
@@ -617,9 +621,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// Notes that this node no longer counts as cut off from the log of this hub. While a node counts
-/// as cut off, its registry closes each new stream. The registry may also be connected with other
-/// hubs, so a shutdown of this hub must not make it close all new streams.
+/// Notes that this node no longer counts as cut off from the log of this hub. If the node still
+/// counted as cut off after a shutdown of this hub, a registry that also follows other hubs would
+/// close each new stream.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

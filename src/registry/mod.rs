@@ -95,8 +95,8 @@ pub struct StreamRegistry<K> {
 pub struct RegisteredStream<K> {
     /// The key under which the stream is registered, such as a user.
     pub key: K,
-    /// The age of the stream, in steps of 10 milliseconds. It counts from the arrival of the
-    /// request: the layer registers a request before the inner service sees it.
+    /// The time since the stream's request arrived, a multiple of 10 milliseconds. The layer
+    /// registers a request before the inner service sees it.
     pub age: Duration,
     /// The number of events of this stream that were handed to the transport.
     pub events: u64,
@@ -309,8 +309,8 @@ impl<K> Shared<K> {
         }
     }
 
-    /// Closes the streams of a key on this node, and returns their number. Each stream sends
-    /// `event` before its end. An empty `event` sends nothing.
+    /// Closes the streams that are registered under `key` on this node, and returns their number.
+    /// Each stream sends `event` before its end, unless `event` is empty.
     fn close(&self, key: &K, event: &Bytes) -> usize
     where
         K: Hash + Eq,
@@ -375,8 +375,9 @@ mod not_following {
     use bytes::Bytes;
     use std::marker::PhantomData;
 
-    /// A stand-in that does nothing, for builds without both features `hub` and `json`. With these
-    /// features, another type `Following` announces closed streams to the other nodes of a hub.
+    /// A stand-in that does nothing, for builds without the feature `hub`, without `json`, or
+    /// without both. With both features, another type `Following` announces closed streams to the
+    /// other nodes of a hub.
     pub(super) struct Following<K>(PhantomData<fn(&K)>);
 
     impl<K> Default for Following<K> {

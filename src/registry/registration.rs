@@ -50,9 +50,9 @@ impl Index {
     }
 }
 
-/// The state of 32 streams of a stream registry. The response bodies of these streams use it
-/// without locking the registry. A body locks the registry only when it is dropped, to get the
-/// event that a closed stream sends before its end, and to compare the keys of several layers.
+/// The state of 32 streams of a stream registry, which their bodies use without locking the
+/// registry. A registration locks the registry only to remove its stream, to get the event that a
+/// closed stream still sends, and to compare its key with the key of another registration.
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
@@ -80,11 +80,13 @@ pub(super) trait AnyRegistry: Send + Sync {
     /// the stream is dropped.
     fn remove(&self, index: Index);
 
-    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
+    /// event.
     fn closing_event(&self, index: Index) -> Bytes;
 
     /// Returns whether the streams with these two indices have the same key. If several layers
-    /// register one stream under one key, the stream has several indices, but counts once.
+    /// register one stream under one key, the stream gets several indices, and only one of its
+    /// registrations is kept.
     fn has_same_key(&self, index: Index, other: Index) -> bool;
 }
 
@@ -103,16 +105,16 @@ impl Block {
         self.closed.load(Acquire) & (1 << slot) != 0
     }
 
-    /// Marks the stream `slot` (0 to 31) of this block as closed. Returns the waker of the task
-    /// that polls the stream. The caller wakes this task after it has unlocked the stream registry.
+    /// Marks the stream in slot `slot` (0 to 31) as closed. Returns the waker of the task that
+    /// polls the stream. The caller unlocks the stream registry, and then wakes this task.
     pub(super) fn close(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_or(1 << slot, Release);
         self.wakers()[slot].take()
     }
 
-    /// Resets the state of the removed stream `slot` (0 to 31) of this block, so that a new stream
-    /// can use this slot. Returns the waker of the removed stream. The caller drops the waker after
-    /// it has unlocked the stream registry.
+    /// Resets slot `slot` (0 to 31) of a removed stream, so that a new stream can use the slot.
+    /// Returns the waker of the removed stream. The caller unlocks the stream registry, and then
+    /// drops the waker.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);
@@ -120,8 +122,7 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Returns the number of events and the number of bytes that the stream `slot` (0 to 31) of
-    /// this block has sent.
+    /// Returns the numbers of events and bytes that the stream in slot `slot` (0 to 31) has sent.
     pub(super) fn counts(&self, slot: usize) -> (u64, u64) {
         let Counts { events, bytes } = &self.counts[slot];
         (events.load(Relaxed), bytes.load(Relaxed))
@@ -182,8 +183,8 @@ impl Registration {
         drop(replaced);
     }
 
-    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
-    /// Returns `None` if the stream is not closed.
+    /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
+    /// event. Returns `None` if the stream is not closed.
     #[inline]
     pub(crate) fn closing_event(&self) -> Option<Bytes> {
         if !self.is_closed() {

@@ -15,8 +15,8 @@ use std::{
 /// open streams with the same key form a linked list, and a hash table contains the first stream of
 /// each list.
 ///
-/// A closed stream is in no list, so it is not found by its key. Its slot is used again only after
-/// its registration is dropped. So a registration never refers to a newer stream with another key.
+/// A closed stream is in no list, so it is not found by its key. Its index is given to another
+/// stream only after its registration is dropped. So a registration never refers to a newer stream.
 ///
 /// Hashing, comparing and cloning keys runs code of the application, which may panic. So each
 /// method runs this code before it changes anything, except [`remove`](Self::remove), which catches
@@ -29,7 +29,8 @@ pub(super) struct Streams<K> {
     /// A hash table with one entry for each key that has open streams: the first stream in the
     /// linked list of the open streams with this key.
     first: HashTable<Index>,
-    /// The events that closed streams send before their end. Empty events are not stored.
+    /// The event that each closed stream sends before its end. A stream without such an event has
+    /// no entry.
     closing_events: BTreeMap<Index, Bytes>,
     /// The number of open streams in this registry. Closed streams do not count, although they stay
     /// registered until their registrations are dropped.
@@ -44,7 +45,7 @@ struct Slots<K> {
     /// The time when each stream was registered, in ticks of 10 milliseconds since the registry was
     /// created.
     began: Box<[u32; BLOCK]>,
-    /// The number of streams in this block, at most 32.
+    /// The number of entries of `streams` that are `Some`.
     used: usize,
 }
 
@@ -52,11 +53,11 @@ struct Slots<K> {
 /// already.
 struct Stream<K> {
     key: K,
-    /// The next stream in the linked list of the open streams with this key. The last stream of the
-    /// list contains its own index.
+    /// The next stream in the linked list of the open streams with the same key. The last stream of
+    /// the list contains its own index.
     next: Index,
-    /// The previous stream in the linked list of the open streams with this key. `None` for the
-    /// first stream of the list.
+    /// The previous stream in the linked list of the open streams with the same key. `None` for the
+    /// first stream.
     previous: Option<Index>,
 }
 
@@ -164,9 +165,9 @@ impl<K> Streams<K> {
         Some(registration)
     }
 
-    /// Closes the open streams of a key. Each of them sends `event` before its end, unless `event`
-    /// is empty. Returns the number of closed streams, and the wakers of their tasks. The caller
-    /// first unlocks the registry, and then wakes the tasks.
+    /// Closes the open streams that are registered under `key`. Each sends `event` before its end,
+    /// unless `event` is empty. Returns the number of closed streams, and the wakers of their
+    /// tasks. The caller first unlocks the registry, and then wakes the tasks.
     pub(super) fn close(&mut self, key: &K, hash: u64, event: &Bytes) -> (usize, Vec<Waker>)
     where
         K: Eq,
@@ -195,7 +196,8 @@ impl<K> Streams<K> {
         all.flat_map(|slots| slots.open().filter_map(|slot| slots.block.close(slot))).collect()
     }
 
-    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
+    /// event.
     pub(super) fn closing_event(&self, index: Index) -> Bytes {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }
@@ -295,8 +297,8 @@ impl<K> Streams<K> {
         self.stream(other).is_some_and(|other| self.has_key(index, &other.key))
     }
 
-    /// Returns the indices of the open streams of a key. `first` is the first stream in the linked
-    /// list of these streams, or `None` if the key has no open stream.
+    /// Returns the indices of the streams in a linked list of open streams with the same key.
+    /// `first` is the first stream, or `None` if the list is empty.
     fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {
         std::iter::successors(first, |index| self.stream(*index)?.after(*index))
     }
@@ -329,8 +331,8 @@ impl<K> Slots<K> {
         self.streams.iter().position(Option::is_none).unwrap_or(BLOCK)
     }
 
-    /// Returns the numbers (0 to 31) of the open streams among the 32 streams of this block. Leaves
-    /// out closed streams and unused numbers.
+    /// Returns the slots (0 to 31) of the open streams of this block. Leaves out closed streams and
+    /// unused slots.
     fn open(&self) -> impl Iterator<Item = usize> {
         (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
     }

@@ -17,8 +17,8 @@ const MAX_WRITE: usize = 256 * 1024;
 /// The number of gathered frames that makes a write full, even if they have few bytes. Gathering
 /// many small frames also takes time.
 const MAX_FRAMES: usize = 256;
-/// A frame of at least this size, in bytes, is written as a separate buffer of a vectored write.
-/// Smaller frames are copied into one buffer, which costs less than several buffers. Without
+/// The minimum size, in bytes, of a body frame that is written as a separate buffer of a vectored
+/// write. Smaller frames are copied into one buffer, which costs less than several buffers. Without
 /// vectored writes, all frames are copied.
 const SHARED_FRAME: usize = 4 * 1024;
 /// The maximum number of buffers in one vectored write.
@@ -34,9 +34,9 @@ pub(super) struct Gathered {
     /// is borrowed from the current thread. Dropping this [`Gathered`] gives the buffer back, and
     /// the thread reuses it for its next write.
     copied: Vec<u8>,
-    /// The large frames, which are not copied, each with an offset in `copied`. The offset is the
-    /// place where the frame belongs: the bytes of `copied` up to the offset are written first,
-    /// then the frame, and then the remaining bytes of `copied`.
+    /// The large frames, which are not copied, each with an offset in `copied`. The bytes of
+    /// `copied` up to the offset are written first, then the frame, and then the remaining bytes of
+    /// `copied`.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,
@@ -44,8 +44,8 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Creates a write that has no frames yet. `can_share` is `true` if the connection supports
-    /// vectored writes.
+    /// Creates a write without frames. `can_share` is `true` if the connection supports vectored
+    /// writes. Large frames are then not copied.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
         Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
     }
@@ -134,8 +134,8 @@ impl Gathered {
     }
 
     /// Calls `f` with each contiguous part of the gathered bytes, in order. Leaves out the first
-    /// `skip` bytes, which were written before. The second argument of `f` is the frame that
-    /// contains the part, or `None` if the part is in the buffer `copied`.
+    /// `skip` bytes, which were written before. The second argument of `f` is the large frame that
+    /// contains the part, or `None` if `copied` contains it.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());

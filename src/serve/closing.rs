@@ -12,12 +12,12 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// The maximum time that the server waits for a client that sends nothing and does not close its
-/// side of the connection. Bytes of the client begin this time again.
+/// The maximum time without a byte from the client, while the server waits for the client to close
+/// the connection.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
-/// The maximum time that the server waits in total for a client that sends bytes again and again.
-/// For example, an HTTP/2 client that still reads the last bytes sends a WINDOW_UPDATE from time to
-/// time.
+/// The maximum total time that the server waits for the client to close the connection, if the
+/// client keeps sending bytes. For example, an HTTP/2 client that still reads the last bytes sends
+/// a WINDOW_UPDATE from time to time.
 const MAX_TIME: Duration = Duration::from_secs(30);
 /// The maximum number of bytes that the server discards while it waits for the client to close the
 /// connection.
@@ -27,8 +27,8 @@ const MAX_BYTES: usize = 64 * 1024;
 ///
 /// If a socket has unread bytes when it is closed, the kernel resets the connection. The client
 /// then loses bytes that it has not received yet. So the server first shuts down only its own
-/// direction. Then it reads until the client closes the connection, or sends nothing for one second.
-/// It reads for at most 30 seconds and 64 KiB.
+/// direction. Then it reads until the client closes the connection, or sends nothing for one
+/// second. It reads for at most 30 seconds and 64 KiB.
 #[derive(Debug, Default)]
 pub(super) enum Closing {
     #[default]
@@ -36,15 +36,15 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
-        /// The latest possible deadline. Each read of bytes moves the deadline, but never beyond
-        /// this time.
+        /// The maximum of `deadline`. Each read of bytes moves `deadline`, but never beyond this
+        /// time.
         latest: Instant,
     },
 }
 
 impl Closing {
-    /// Returns ready when the connection can be dropped: the client has closed it, it has failed, or
-    /// a limit is reached.
+    /// Returns ready when the connection can be dropped: the client has closed it, it has failed,
+    /// or a limit of time or bytes is reached.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

@@ -64,8 +64,7 @@ impl Cork {
         self.0.readable.store(readable, Ordering::Relaxed);
     }
 
-    /// Returns whether hyper has read all bytes that it may read in its current poll of the
-    /// connection.
+    /// Returns whether hyper has read all bytes that [`begin_turn`](Self::begin_turn) has allowed.
     pub(super) fn is_used_up(&self) -> bool {
         self.0.readable.load(Ordering::Relaxed) == 0
     }
@@ -80,9 +79,9 @@ impl Cork {
         self.0.is_corked.load(Ordering::Relaxed)
     }
 
-    /// Makes hyper read an acknowledgement of the last PING of the graceful shutdown, in place of a
-    /// client that does not answer. If the client is within a frame or a header block, hyper first
-    /// reads this frame or block to its end.
+    /// Inserts an acknowledgement of the last PING of the graceful shutdown into the bytes that
+    /// hyper reads, because the client does not answer. If hyper has read only a part of a frame or
+    /// header block, the acknowledgement follows the end of this frame or block.
     pub(super) fn answer_ping(&self) {
         self.0.answers_ping.store(true, Ordering::Relaxed);
     }
@@ -98,18 +97,17 @@ impl Cork {
         self.0.is_blocked.load(Ordering::Relaxed)
     }
 
-    /// Returns whether bytes were read or written since the previous call.
+    /// Returns whether bytes were read from or written to the socket since the previous call.
     pub(super) fn take_moved(&self) -> bool {
         self.0.has_moved.swap(false, Ordering::Relaxed)
     }
 
-    /// Returns whether hyper has written its last byte, and waits only until the client closes the
-    /// connection.
+    /// Returns whether hyper has written its last byte and begun to close the connection.
     pub(super) fn is_closing(&self) -> bool {
         self.0.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Records from the result of a write whether the socket accepts more bytes, and that bytes
+    /// Records from the result of a write whether the socket accepts more bytes, and whether bytes
     /// were written.
     fn record_write(&self, written: &Poll<io::Result<usize>>) {
         self.0.is_blocked.store(written.is_pending(), Ordering::Relaxed);
@@ -123,8 +121,8 @@ impl Cork {
         self.0.is_blocked.store(flushed.is_pending(), Ordering::Relaxed);
     }
 
-    /// Records that bytes were read. `frames` is the position after these bytes: it shows whether
-    /// the client is within a frame.
+    /// Records that bytes of the client were read, and whether they end within a frame. `frames` is
+    /// the position after these bytes.
     fn record_read(&self, frames: &Frames) {
         self.0.is_within_frame.store(frames.is_within_frame(), Ordering::Relaxed);
         self.0.has_moved.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The boundaries between the frames that an HTTP/2 client sends. Only there can the server insert
-//! a frame in place of the client.
+//! The boundaries between the frames of an HTTP/2 client. Only at a boundary can the server insert
+//! a frame that hyper reads as if the client had sent it.
 
 /// The length of the connection preface, which the client sends before its first frame (RFC 9113,
 /// §3.4).
@@ -62,9 +62,8 @@ impl Frames {
         }
     }
 
-    /// Returns `true` if the position in the client's bytes is within the connection preface,
-    /// within a frame, or between two frames of a header block. At any other position, the server
-    /// can insert a frame in place of the client.
+    /// Returns `true` if the position is within the connection preface, within a frame, or between
+    /// two frames of a header block. Elsewhere, the server can insert a frame for hyper to read.
     pub(super) fn is_within_frame(&self) -> bool {
         self.missing > 0 || self.header > 0 || self.is_in_block
     }

@@ -50,9 +50,9 @@ pub(super) struct Handover<B> {
     is_upgraded: AtomicBool,
 }
 
-/// hyper has not encoded the head of an event stream that this server will continue. Either there
-/// is no such stream yet, or hyper has not polled the placeholder, the pending body that it gets
-/// instead of the stream.
+/// hyper has not encoded the head of an event stream whose body this server will write. Either
+/// there is no such stream, or hyper has not yet polled the placeholder, the pending body that
+/// hyper gets instead.
 const IDLE: u8 = 0;
 /// hyper has written the head of the event stream into its buffer, which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;
@@ -78,9 +78,8 @@ impl<B> Handover<B> {
     }
 
     /// Records that hyper has encoded the head of an event stream whose body this server will
-    /// write. Called whenever hyper polls the placeholder, the pending body that hyper gets
-    /// instead. hyper polls a body only after it has encoded the head. Calls after the first have
-    /// no effect.
+    /// write. Called whenever hyper polls the placeholder. hyper polls a body only after it has
+    /// encoded the head. Calls after the first have no effect.
     fn head_encoded(&self) {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
@@ -110,8 +109,8 @@ impl<B> Handover<B> {
         }
     }
 
-    /// Takes the event stream for this server if hyper has flushed the head of its response.
-    /// Otherwise returns `None`.
+    /// Takes the event stream that [`offer`](Self::offer) has stored, so that this server writes
+    /// its body. Returns `None` until hyper has flushed the head of the response.
     pub(super) fn take(&self) -> Option<Offer<B>> {
         if self.stage.load(Ordering::Relaxed) != HEAD_FLUSHED {
             return None;
@@ -126,7 +125,7 @@ pin_project! {
     /// if this server, and not hyper, writes the body of an event stream.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
-        /// The body of a response that this server does not take over. hyper writes the body.
+        /// The body of the application, which hyper writes.
         Whole { #[pin] body: B },
         /// A placeholder for the body of an event stream. It is always pending. hyper polls it
         /// until this server takes the connection from hyper.

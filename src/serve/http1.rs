@@ -30,8 +30,8 @@ pub(super) struct Http1<I, S: App, A: Address> {
     handover: Arc<Handover<S::Body>>,
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    /// Completes when the connection must have sent the head of its first request. `None` if hyper
-    /// has received this head, or if the server has no header timeout.
+    /// The timeout for the head of the connection's first request. `None` if hyper has received
+    /// this head, or if the server has no header timeout.
     header_deadline: Option<HeaderDeadline>,
 }
 
@@ -94,9 +94,10 @@ where
         Poll::Ready(Next::EventStream(Peer { io, service, address }, stream))
     }
 
-    /// Takes the connection from hyper, so that this server closes it. Called at a shutdown, or
-    /// when the time for the head is over, if hyper has not received a complete head of a request.
-    /// hyper's own graceful shutdown would wait for the rest of the head without a time limit.
+    /// Takes the connection from hyper, so that this server closes it. Called if hyper has not
+    /// received a complete head of a request when the server shuts down or the header timeout
+    /// expires. hyper's own graceful shutdown would wait for the rest of the head without a time
+    /// limit.
     fn close(&mut self) -> Next<I, S, A> {
         let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
             return Next::Closed;

@@ -97,8 +97,8 @@ const MAX_READ: usize = 256 * 1024;
 /// streams before other tasks run.
 const ROUNDS: usize = 4;
 
-/// The maximum time without a byte in either direction that the server waits, in a graceful
-/// shutdown, for a client without open streams to acknowledge the last PING.
+/// The time without a byte in either direction after which the server stops waiting for the client
+/// to acknowledge the PING of a graceful shutdown. Applies only while no stream is open.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -198,8 +198,7 @@ enum LastPing {
     #[default]
     Waiting,
     /// In a graceful shutdown, the connection has no open streams. If no byte is read or written
-    /// until this time, the server acknowledges h2's PING in place of the client, so that h2 can
-    /// close the connection.
+    /// until this time, the server acknowledges h2's PING in place of the client.
     Silent(Pin<Box<Sleep>>),
     /// The client has acknowledged the PING of the graceful shutdown. Or the server has done so in
     /// place of a silent client: it inserts the acknowledgement into the bytes that hyper reads.
@@ -207,10 +206,10 @@ enum LastPing {
 }
 
 impl LastPing {
-    /// Acknowledges the PING in place of a silent client. Called during a graceful shutdown only.
-    /// Returns ready if the connection has to be dropped: it has no open streams, and the client
-    /// has sent a part of a frame or of a header block and then nothing more for a second. An
-    /// acknowledgement can only follow the end of this frame or block.
+    /// Acknowledges the PING of a graceful shutdown in place of a silent client. Called only during
+    /// the shutdown. Returns ready if the connection has to be dropped: no stream is open, the
+    /// client has sent only a part of a frame or header block, and no byte has moved for a second.
+    /// An acknowledgement can only follow the end of this frame or block.
     fn poll(&mut self, cork: &Cork, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Answered => return Poll::Pending,

@@ -11,9 +11,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection whose first bytes were already read, for example to detect the protocol. Reading
-/// returns these bytes, `front`, before new bytes. Shutting down first ends only the direction to
-/// the client. Then it waits until the client closes the connection, or until a limit of
-/// [`Closing`] is reached.
+/// first returns these bytes, `front`. Shutting down ends the direction to the client, and then
+/// waits for the client to close the connection, within the limits of [`Closing`].
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,
@@ -101,17 +100,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
         self.io.is_write_vectored()
     }
 
-    /// Flushes the connection. Then reports the flush to the [`Handover`], so that this server can
-    /// take over an event stream whose head is flushed. hyper flushes a connection only after it
-    /// has written its whole buffer.
+    /// Flushes the connection, and reports the flush to the [`Handover`]. hyper flushes only after
+    /// it has written its whole buffer. So hyper has nothing left to write when this server takes
+    /// the connection.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.handover.flushed();
         Poll::Ready(Ok(()))
     }
 
-    /// Shuts down the connection. After an upgrade to another protocol, it does not wait for the
-    /// client, because that protocol may read after its own shutdown.
+    /// Shuts down the connection, and then discards the bytes of the client until the client closes
+    /// it. After an upgrade to another protocol, discards nothing, because that protocol may read
+    /// after its shutdown.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.handover.is_upgraded() {
             true => Pin::new(&mut self.io.io).poll_shutdown(cx),

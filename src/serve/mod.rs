@@ -59,9 +59,9 @@
 //!
 //! | limit | value | beyond it |
 //! |---|---|---|
-//! | bytes in one write | 256 KiB and one frame, or 256 frames | the next write, after other tasks |
+//! | one write | 256 frames, or 256 KiB plus the rest of a frame | the next write, after other tasks |
 //! | bytes that wait for a slow client | one write | the body is not polled |
-//! | bytes that the client sends after its request, until the stream ends | 16 KiB | they are discarded, and the connection closes after the stream |
+//! | bytes that the client sends after its request, until the stream ends | 16 KiB | all are discarded, and the connection closes after the stream |
 //!
 //! A client that closes only its own direction counts as disconnected, as in hyper. If a body
 //! fails, the frames before the error are sent, and the connection closes without the last chunk. A
@@ -213,10 +213,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// request over this limit gets the status 431. If a request is over four times this limit, h2
     /// closes the whole connection with all its streams (`ENHANCE_YOUR_CALM`).
     ///
-    /// The size counts the method, the URI with its query, and all headers: the bytes of each name
-    /// and value, and 32 bytes more for each of them (RFC 9113, §6.5.2). Raise the limit if
-    /// clients list hundreds of topics in a query. A URI has at most 64 KiB in any case. HTTP/1 is
-    /// not affected: its requests can have a head of up to 408 KiB.
+    /// The size counts the names and values of all headers, and 32 bytes more per header (RFC 9113,
+    /// §6.5.2). The method and the URI with its query count as headers. Raise the limit if clients
+    /// list hundreds of topics in a query. A URI has at most 64 KiB in any case. HTTP/1 is not
+    /// affected: its requests can have a head of up to 408 KiB.
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
         self.max_header_list_size = Some(bytes);
         self
@@ -225,9 +225,9 @@ impl<L: Listener, S> Serve<L, S> {
     /// Sets the time that a new connection has to send the head of its first request. Default: 30
     /// seconds. Then the server closes the connection without a response.
     ///
-    /// The time begins when the connection is accepted. It limits connections that send nothing, and
-    /// connections that send only a part of a head. Over HTTP/2, the connection preface counts as
-    /// the head. The body of a request, the handler and later requests have no limit here. So a
+    /// The time begins when the connection is accepted. It limits connections that send nothing,
+    /// and connections that send only a part of a head. Over HTTP/2, the connection preface counts
+    /// as the head. The body of a request, the handler and later requests have no limit here. So a
     /// connection that has served a request can stay idle for any time, as proxies and clients with
     /// a pool of connections expect.
     ///

@@ -79,14 +79,15 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Ser
     }
 }
 
-/// The properties of a request that decide whether this server can take its connection from hyper.
+/// The properties of a request that decide whether this server can take the connection from hyper,
+/// to write the response body itself.
 #[derive(Debug)]
 struct Facts {
     version: Version,
     /// Set if the client asks to close the connection after the response (RFC 9112, §9.6).
     closes: bool,
-    /// Set if the response can have a body that this server writes: the request's method is neither
-    /// `HEAD` nor `CONNECT`, and the request has no `Upgrade` or `Transfer-Encoding` header.
+    /// Set if the request allows this server to take the connection: its method is neither `HEAD`
+    /// nor `CONNECT`, and it has no `Upgrade` or `Transfer-Encoding` header.
     is_plain: bool,
     is_connect: bool,
     body: RequestProgress,
@@ -128,8 +129,8 @@ impl Facts {
     /// This server does not take over a connection whose request hyper has not read completely. Nor
     /// does it take over a response with a framing of its own: a known length, trailers or transfer
     /// codings. The coding `chunked` is allowed, because this server writes it, too. A response
-    /// that a handler forwards from an upstream server may have the header
-    /// `Transfer-Encoding: chunked`, because hyper's client does not remove it.
+    /// from an upstream server may have the header `Transfer-Encoding: chunked`, because hyper's
+    /// client does not remove it.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,

@@ -135,9 +135,8 @@ impl Streams {
         Spawner(Arc::clone(&self.queue))
     }
 
-    /// Returns the waker for the next poll of hyper's HTTP/2 connection. Each stream of the
-    /// connection has another waker. Returns `None` if the connection was not woken since its last
-    /// poll.
+    /// Returns the waker for the next poll of hyper's HTTP/2 connection. Each stream has its own
+    /// waker. Returns `None` if the connection was not woken since its last poll.
     pub(super) fn take_connection(&self) -> Option<Waker> {
         let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
         is_ready.then(|| {

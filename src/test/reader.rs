@@ -34,8 +34,8 @@ pub struct EventReader {
     /// these events. It is kept because `interpreter` also parses events that the test has not read
     /// yet.
     before: Vec<State>,
-    /// The last event id, the reconnect delay and the number of comments at the last blank line
-    /// that was received, or at the beginning of the stream.
+    /// The state of the client at the last blank line that was received, or at the beginning of the
+    /// stream.
     at_blank_line: State,
     end: Option<End>,
 }
@@ -108,7 +108,7 @@ impl EventReader {
     ///
     /// # Examples
     ///
-    /// A subscription to a hub begins with its cursor, an event of type `hub-cursor`:
+    /// A subscription to a hub begins with an event named `hub-cursor`, which this test skips:
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "hub"))] {
@@ -151,8 +151,8 @@ impl EventReader {
     ///
     /// # Panics
     ///
-    /// Panics if an event does not arrive within the deadline after the previous event. Also panics
-    /// if the stream ends before `count` events, or if the body fails.
+    /// Panics if the wait for one event exceeds the [`deadline`](Self::deadline), if the stream
+    /// ends before `count` events, or if the body fails.
     #[track_caller]
     pub fn collect(&mut self, count: usize) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
         let caller = Location::caller();
@@ -174,8 +174,8 @@ impl EventReader {
     ///
     /// # Panics
     ///
-    /// Panics if an event does not arrive within the deadline after the previous event, if the
-    /// stream ends before `is_last` has accepted an event, or if the body fails.
+    /// Panics if the wait for one event exceeds the [`deadline`](Self::deadline), if the stream
+    /// ends before `is_last` has accepted an event, or if the body fails.
     ///
     /// # Examples
     ///
@@ -216,8 +216,8 @@ impl EventReader {
     ///
     /// # Panics
     ///
-    /// Panics if neither another event nor the end arrives within the deadline after the previous
-    /// event, or if the body fails.
+    /// Panics if the wait for one event, or for the end after the last event, exceeds the
+    /// [`deadline`](Self::deadline), or if the body fails.
     ///
     /// # Examples
     ///
@@ -313,11 +313,11 @@ impl EventReader {
         }
     }
 
-    /// Returns the comments before the next event, without their leading colon. Heartbeats are
+    /// Returns the comments that were received so far, without their leading colon. Heartbeats are
     /// comments by default.
     ///
-    /// The comments of an event that no method has returned yet, and all later comments, are not
-    /// included, even if they were in the same frame as the last returned event.
+    /// If the reader has received events that it has neither returned nor ignored, comments after
+    /// the blank line before the first of these events are not included.
     ///
     /// # Examples
     ///
@@ -366,9 +366,9 @@ impl EventReader {
         milliseconds.parse().ok().map(Duration::from_millis)
     }
 
-    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now: a client
-    /// that has received exactly the events that the methods of this reader have returned. The id
-    /// is empty if this part of the stream has no id.
+    /// Returns the id that the client would send in `Last-Event-ID` if it reconnected after the
+    /// last event that a method of this reader has returned. The id is empty if the client has no
+    /// id then.
     ///
     /// The id of a later event does not count, even if the event was in the same frame as the last
     /// returned event. So a test that passes this id to [`resume`](super::resume) gets all further
@@ -406,9 +406,9 @@ impl EventReader {
         self.before_next().map_or(latest, |state| &state.last_event_id)
     }
 
-    /// Returns the last event id, the reconnect delay and the number of comments before the next
-    /// event that a method will return. Returns `None` if that event was not received yet. In this
-    /// case, the caller takes the newest values, from `self.interpreter`, the parser of the stream.
+    /// Returns the state of the client before the first event that was received, but neither
+    /// returned nor ignored. Returns `None` if there is no such event. In this case,
+    /// `self.interpreter.source` contains the current state.
     fn before_next(&self) -> Option<&State> {
         let messages = self.interpreter.source.messages.iter();
         let mut unread = messages.zip(&self.before).skip(self.read);

@@ -46,8 +46,8 @@ impl ReceivedEvent {
     }
 }
 
-/// Compares the name and the data, and also the id if `event` has an id. The reconnect delay and
-/// the comments of `event` are not compared, because a client does not dispatch them.
+/// Compares the received event with `event`: the name, the data, and the id if `event` has an id.
+/// Reconnect delay and comments are not compared, because a client does not dispatch them.
 ///
 /// A client does not dispatch an event that has neither data nor a name, so such an `event` equals
 /// no received event.

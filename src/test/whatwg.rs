@@ -50,11 +50,11 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     interpreter.source
 }
 
-/// An interpreter of a stream that arrives in parts. [`feed`](Self::feed) passes each part to it.
+/// An interpreter of an event stream that arrives in parts. [`feed`](Self::feed) takes each part,
+/// and `source` is the result.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
-    /// The result of interpreting all parts of the stream that [`feed`](Self::feed) has received so
-    /// far.
+    /// The result of interpreting all parts that [`feed`](Self::feed) has received.
     pub source: EventSource,
     /// The number of blank lines that were interpreted so far. A blank line ends a block of lines,
     /// which may be an event.

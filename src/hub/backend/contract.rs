@@ -28,11 +28,11 @@ use tokio::time::{sleep, timeout};
 /// The time limit of a `read`, `follow` or `append_if_unchanged` call that does not have to wait
 /// for a new record. A check of a backend panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// If a `follow` call of the checked backend has not returned after this time, a check assumes that
-/// the call waits for a new record. If the call returns earlier, the check fails.
+/// The time within which a `follow` call must not return if there is no new record. A call that has
+/// not returned by then counts as waiting for a record.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The maximum time that the check of a backend's retention waits for the backend to evict records
-/// in the background.
+/// The maximum time that `evicted_records_are_reported` waits until the checked backend has evicted
+/// records in the background.
 const SETTLING: Duration = Duration::from_secs(1);
 /// If the bounds of the log (the range of retained positions) have not changed for this time, the
 /// check of a backend's retention assumes that the backend has finished evicting records in the

@@ -1,5 +1,4 @@
-//! Implementing a backend: what a log needs, how a hub calls it, how to test it. This module has no
-//! items.
+//! Implementing a backend: what a log needs, how a hub calls it, how to test it.
 //!
 //! Read the rules of [`Backend`] first. This page explains how to implement them.
 //!
@@ -27,9 +26,9 @@
 //! - Each record has its own position, also inside a batch. For messages that contain several
 //!   events, [`IdFormat::Messages`] reserves 65,536 positions per message. Otherwise keep the
 //!   default, [`IdFormat::Positions`].
-//! - The epoch, which identifies one lifetime of the log, is a `u64` of random bits. It is made
-//!   when the log is created, and stored in the log. The ids of events contain 40 bits of the
-//!   epoch, except those of [`IdFormat::Times`].
+//! - The epoch, which identifies one lifetime of the log, is a `u64` of random bits, made when the
+//!   log is created, and stored in the log. The ids of events contain 40 bits of the epoch, except
+//!   those of [`IdFormat::Times`].
 //! - The epoch of a returned value belongs to its positions. Read the epoch and the positions in
 //!   one step, or compare the epoch before and after.
 //! - A log that is restored from a backup has its old epoch, and issues positions again that were
@@ -62,7 +61,7 @@
 //!
 //! | a log in | one step is, for example |
 //! |---|---|
-//! | SQL | one transaction that takes the lock of the log, selects a newer record of the topic, and inserts |
+//! | SQL | one transaction that takes the lock of the log, and inserts unless the topic has a newer record |
 //! | a server with scripts | one script, as in Redis |
 //! | a server with conditional writes | a write with the expected last number of the topic, as in NATS |
 //!
@@ -70,9 +69,10 @@
 //!   deleted may have been of the topic. Return `None` in this case.
 //! - If many other records come after `since`, the comparison can stop and return `None`. The hub
 //!   then calls with a later `since`. [`contract::check`] has about 300 such records.
-//! - If the implementation sends a request again, the server may already have stored the records of
-//!   the first request. The topic has then changed. Find out whether the new records of the topic
-//!   are those of the first request before you return `None`. If that is unknown, return an error.
+//! - If the implementation sends a request again within one call, the server may already have
+//!   stored the records of the first request. The topic has then changed. Find out whether the new
+//!   records of the topic are those of the first request before you return `None`. If that is
+//!   unknown, return an error.
 //!
 //! # How a hub calls a backend
 //!
@@ -188,11 +188,11 @@
 //! | the connection hangs without an error | the same |
 //! | the log is deleted and created again | another epoch, before the first record |
 //! | the log is restored from an older copy | another epoch, before the next record |
-//! | a failover loses the newest records | another epoch, or an exception that the backend documents |
+//! | a failover loses the newest records | another epoch, or a limitation that the backend documents |
 //! | a program other than a hub writes a record | `read` and `follow` skip it, and return the records after it |
 //! | a record is larger than the server accepts | `append` returns an error, and stores none of its records |
 //! | the future of `follow` is dropped at any time | the next call returns the same records |
-//! | the response to `append_if_unchanged` is lost, and the hub calls again | `None`, and one copy of the records |
+//! | the response to `append_if_unchanged` is lost, and the hub repeats the call | `None`, and one copy of the records |
 //! | a request of `append_if_unchanged` arrives after another node has appended | nothing is stored |
 //!
 //! # Documentation for users

@@ -76,10 +76,11 @@ use std::sync::Arc;
 ///    has their positions. This also applies if another log replaced that log during the call.
 /// 6. **Foreign records stop no reader.** A program other than a hub may have written a record that
 ///    the implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip
-///    such a record, and [`Page::through`] reaches or passes its position. They return no error
-///    for it, do not panic, and do not return the same position again and again. The hub in turn
-///    skips an [`Event`](RecordKind::Event) or a [`State`](RecordKind::State) whose
-///    [`event`](Record::event) is not exactly one event. Such a record has no effect on its topic.
+///    such a record, and [`Page::through`] reaches or passes its position. They return no error for
+///    it, do not panic, and do not return the same position again and again. The hub in turn skips
+///    a record of the kind [`Event`](RecordKind::Event) or [`State`](RecordKind::State) whose field
+///    [`event`](Record::event) does not contain exactly one event. Such a record has no effect on
+///    its topic.
 /// 7. **Cancel safety.** Dropping a future of `read` or `follow` loses no record: another call with
 ///    the same position returns the same records. An append whose future is dropped may or may not
 ///    have happened.
@@ -246,8 +247,8 @@ pub enum IdFormat {
     /// Ids of the form `<epoch>-<position>`. The epoch, which identifies one lifetime of the log,
     /// is the lower 40 bits of [`Bounds::epoch`], written as eight letters and digits.
     Positions,
-    /// Ids of the form `<epoch>-<message>`, for a log of messages that contain several events. The
-    /// epoch identifies one lifetime of the log, and `<message>` is the number of the message.
+    /// Ids of the form `<epoch>-<message>`, for a log of messages that contain several events.
+    /// `<message>` is the number of the message.
     ///
     /// The last event of a message has the id `<epoch>-<message>`. An earlier event of the message
     /// has the id `<epoch>-<message>-<n>`, where `n` is the number of events that follow it in the
@@ -256,22 +257,22 @@ pub enum IdFormat {
     Messages,
     /// Ids of the form `<time>-<sequence>`, for a log whose positions contain a time in
     /// milliseconds and, in their lowest 20 bits, a sequence number. The times are never reused,
-    /// even if the log is deleted and created again. So these ids need no epoch, the number that
-    /// identifies one lifetime of the log.
+    /// even if the log is deleted and created again. So these ids need no epoch.
     Times,
 }
 
 impl IdFormat {
-    /// The number of positions that each message takes in the format [`Messages`](Self::Messages).
-    /// A message can contain this number of events, and each event has its own position.
+    /// The number of positions that the format [`Messages`](Self::Messages) reserves for each
+    /// message of the log. A message contains at most this number of events, and each event has its
+    /// own position.
     pub(in crate::hub) const MESSAGE: u64 = 1 << 16;
 
-    /// The number of low bits of a position that are the sequence number, in the format
-    /// [`Times`](Self::Times).
+    /// The number of low bits of a position that contain the sequence number, in the format
+    /// [`Times`](Self::Times). The sequence number distinguishes positions whose other bits contain
+    /// the same time.
     pub(in crate::hub) const SEQUENCE_BITS: u32 = 20;
 
-    /// The greatest sequence number in the format [`Times`](Self::Times), whose positions consist
-    /// of a time and a sequence number.
+    /// The greatest sequence number in the format [`Times`](Self::Times).
     pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
 }
 

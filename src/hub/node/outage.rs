@@ -5,7 +5,7 @@ use crate::{BoxError, metrics, trace};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Counts the failures of one operation of the backend, and logs the begin and the end of each
-/// outage once.
+/// outage.
 ///
 /// An outage begins with the first failure of the operation. It ends with the first success of a
 /// request that was sent after the last failure. A success of a request that was sent earlier does
@@ -23,8 +23,8 @@ struct State {
 }
 
 impl Outage {
-    /// Creates a tracker for one operation of the backend, at first without an outage. `operation`
-    /// is the name of the operation in the metric and in log messages.
+    /// Creates a tracker for the outages of one operation of the backend. `operation` is the name
+    /// of the operation in log messages and in the metric that counts failures.
     pub(super) fn of(operation: &'static str) -> Self {
         Self { operation, state: Mutex::default() }
     }

@@ -33,9 +33,8 @@ pub(in crate::hub) enum RunError {
     /// The function call that several requests for one key share has failed: it returned `None`,
     /// panicked or was aborted.
     Failed,
-    /// The request for a key was rejected: it could share no call for its key, and too many calls
-    /// for other keys run or wait to run. A call runs the function that was passed to
-    /// [`SingleFlight::run`].
+    /// The request for a key was rejected: it could share no function call for its key, and too
+    /// many calls for other keys run or wait to run.
     Full,
 }
 
@@ -52,19 +51,19 @@ struct Calls<K, T> {
     next_number: u64,
 }
 
-/// One call of the function that was passed to [`SingleFlight::run`], for one key. All concurrent
-/// requests for this key share the call. The call runs, or waits for a permit of the semaphore that
-/// limits the number of running calls.
+/// The entry of one key in the map of shared function calls. A function call runs for this key, or
+/// waits for a permit of the semaphore that limits the number of running calls. Requests that
+/// arrive during a call share the next call, and keep the entry.
 #[derive(Debug)]
 struct Call<T> {
-    /// A number that identifies this call of the function that was passed to [`SingleFlight::run`].
-    /// Concurrent requests for one key share one call. Earlier and later calls for an equal key
-    /// have other numbers.
+    /// A number that identifies this entry in the map of calls. Earlier and later entries for an
+    /// equal key have other numbers.
     number: u64,
     is_running: bool,
-    /// The channel to the requests that wait for the next result of the shared function call.
-    /// Requests subscribe to the channel only while the map of all calls is locked. So no request
-    /// can join a call that is being removed.
+    /// The channel of the next function call for this key, which sends its result to the waiting
+    /// requests. A call that already runs has its own channel. Requests subscribe to the channel
+    /// only while the map of all calls is locked. So no request can join an entry that is being
+    /// removed.
     callers: Callers<T>,
 }
 
@@ -85,9 +84,7 @@ impl<K, T> SingleFlight<K, T> {
 }
 
 impl<K: Eq + Hash, T> SingleFlight<K, T> {
-    /// Returns the number of calls that run or wait to run. A call runs the function that was
-    /// passed to [`SingleFlight::run`], for one key, and all concurrent requests for this key share
-    /// it.
+    /// Returns the number of keys with a shared function call that runs or waits to run.
     pub(super) fn len(&self) -> usize {
         self.shared.calls().by_key.len()
     }
@@ -238,9 +235,10 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         }
     }
 
-    /// Marks the shared function call as running, and returns the channel to the requests that wait
-    /// for its result. Requests that arrive later get a new channel. If no request waits any more,
-    /// removes the call and returns `None`.
+    /// Notes that the function now runs for the waiting requests of this key. Returns the channel
+    /// that sends the result to these requests. Requests that arrive later get a new channel, and
+    /// share the next call of the function. If no request waits any more, removes the key from the
+    /// map of calls and returns `None`.
     fn begin(&self) -> Option<Callers<T>> {
         let mut calls = self.shared.calls();
         let withdrawn = calls.remove_if_unused(&self.key, self.number);
@@ -253,9 +251,9 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Notes that the function has returned for the requests that were waiting when it was called.
-    /// Forgets the call if no further request for its key waits. Otherwise the task calls the
-    /// function again for the further requests.
+    /// Notes that the function has returned. Removes the key from the map of calls if no further
+    /// request for it waits. Otherwise [`serve`](Self::serve) calls the function again for the
+    /// further requests.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {

@@ -17,12 +17,12 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Locals {
     topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
-    /// The members of topics without a subscription, sorted by the end of their grace time, when
-    /// they leave. The number distinguishes members whose grace times end at the same time.
+    /// The members without a subscription, which will leave, sorted by the end of their grace time.
+    /// The number in each key distinguishes members whose grace times end at the same time.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members that have joined or left topics, while no record in the log announces this to
-    /// the other nodes yet. The members are in the order of their joins and leaves.
+    /// The members that have joined or left topics, in this order, while no record in the log
+    /// announces this to the other nodes yet.
     changed: BTreeMap<u64, Key>,
 }
 
@@ -41,14 +41,12 @@ struct Local {
     /// flag is set before the record is appended. If that append fails, all members of the local
     /// node are announced again.
     is_announced: bool,
-    /// Set if the log already had a record that this name is a member of the topic when the local
-    /// node last missed records of the log. After such a loss, the node writes a new record about
-    /// all of its members. For this member, the new record only repeats the earlier record, and
-    /// does not count as a join.
+    /// Set if the local node had announced this member before it last missed records of the log.
+    /// After such a loss, the node writes a new record about all of its members. For this member,
+    /// the new record only repeats the announcement, and does not count as a join.
     was_announced: bool,
     /// Set if this member has joined or left the topic, and no record in the log announces this to
-    /// the other nodes yet. The number is the key of the member in `Locals::changed`, which keeps
-    /// the changes in their order.
+    /// the other nodes yet. The number is the key of the member in `Locals::changed`.
     changed: Option<u64>,
 }
 
@@ -59,8 +57,9 @@ impl Local {
 }
 
 impl Locals {
-    /// Adds a subscription of a member on the local node. If the member had no subscription and was
-    /// about to leave at the end of its grace time, it stays.
+    /// Counts a new subscription on the local node that makes the name `member` a member of
+    /// `topic`. If the name had no subscription left, but its grace time was not over, it stays a
+    /// member.
     pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
         local.subscriptions += 1;
@@ -70,10 +69,9 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Updates `changed`, the list of the members to announce to the other nodes, after a join or a
-    /// leave of a member. If the member has joined or left since its last announcement in the log,
-    /// adds it to the list. Otherwise removes it from the list. Forgets a member that has left,
-    /// unless its leave has to be announced.
+    /// Adds the member to `changed`, the list of members to announce to the other nodes, if it has
+    /// joined or left since its last announcement. Otherwise removes it from the list. Also removes
+    /// the member from `topics` if it has left and its leave need not be announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
         let Some(local) = local else { return };
@@ -95,8 +93,9 @@ impl Locals {
         }
     }
 
-    /// Removes a subscription of a member on the local node. After its last subscription, the
-    /// member stays for the time `grace`. Then [`expire`](Self::expire) ends its membership.
+    /// Counts the end of a subscription that made the name `member` a member of `topic`. After its
+    /// last subscription, the name stays a member for the time `grace`. Then
+    /// [`expire`](Self::expire) ends its membership.
     pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
         let of_topic = self.topics.get_mut(topic);
         let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
@@ -114,8 +113,8 @@ impl Locals {
         self.topics.get_mut(topic)?.get_mut(member)
     }
 
-    /// Ends the membership of each member without a subscription whose grace time ends at `now` or
-    /// before.
+    /// Ends the membership of each member whose grace time is over at `now`. The grace time begins
+    /// when the last subscription of the member ends.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(first) = self.leaving.first_entry().filter(|first| first.key().0 <= now) {
             let (topic, member) = first.remove();
@@ -126,8 +125,8 @@ impl Locals {
         }
     }
 
-    /// Returns the next time when a member without a subscription leaves, because its grace time
-    /// ends. Returns `None` if there is no such member.
+    /// Returns the next time when a grace time ends, so that a member leaves its topic. Returns
+    /// `None` if all members have a subscription.
     pub(super) fn next_end(&self) -> Option<Instant> {
         self.leaving.first_key_value().map(|((end, _), _)| *end)
     }
@@ -142,9 +141,9 @@ impl Locals {
         self.topics.is_empty()
     }
 
-    /// Returns the joins and leaves of members that the local node has not announced to the other
-    /// nodes yet, in their order. From now on, these changes count as announced, so the caller must
-    /// append them to the log.
+    /// Returns the joins and leaves on the local node that it has not announced to the other nodes
+    /// yet, in their order. From now on, these changes count as announced, so the caller must
+    /// append them to the log that the nodes share.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -161,8 +160,8 @@ impl Locals {
         changes
     }
 
-    /// Returns the number of entries about members on the local node, and the capacity of the map
-    /// of topics. A test of the memory use calls this method.
+    /// Returns the number of entries for members in all maps, and the capacity of the map of
+    /// topics. A test of the memory use calls this method.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let members = self.topics.values().map(HashMap::len).sum::<usize>();

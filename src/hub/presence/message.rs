@@ -13,19 +13,19 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
-/// The approximate maximum size in bytes of a record about the members of topics. Longer content is
-/// split into several records. NATS accepts messages of up to 1 MiB by default.
+/// The approximate maximum size in bytes of a presence record. Longer content is split into several
+/// records. NATS accepts messages of up to 1 MiB by default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The first bytes of each record about the members of topics. Other records in the same topic,
-/// `tower-sse/nodes`, are signs of life of nodes.
+/// The first bytes of each presence record. Other records in the same topic, `tower-sse/nodes`, are
+/// signs of life of nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
 /// A map from the name of each topic to the names of its members on one node.
 pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
-/// A message from one node to the other nodes about the members of topics. Each message is one
-/// record in the log.
+/// A message from one node to the other nodes about presence: the names that are members of topics.
+/// Each message is one record in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
     /// The members that have joined or left topics on the node `author` since its previous record
@@ -61,14 +61,14 @@ pub(super) enum Message {
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// Identifies the node that has written a record about members of topics. `lease` is the time of
-/// silence after which the other nodes declare the node dead.
+/// Identifies the node that reports its members in a record. `lease` is the time of silence after
+/// which the other nodes declare the node dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,
-    /// The number of this record among the records of its node about members. The number increases
-    /// with each record, so that readers can ignore a record that arrives late. If a list of
-    /// members is split into several records, all of them have the same number.
+    /// The sequence number of this record among the records of its node that report its members.
+    /// The number increases with each record, so that readers can ignore a record that arrives
+    /// late. If a list of members is split into several records, all of them have the same number.
     pub(super) number: u64,
     pub(super) lease: Duration,
 }
@@ -132,9 +132,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is a message about members of topics: it is in the topic
-/// `tower-sse/nodes`, and begins with the prefix of these messages. The topic is checked because an
-/// event of another topic can have the same bytes.
+/// Returns `true` if a record is a presence message: it is in the topic `tower-sse/nodes`, and
+/// begins with the prefix of these messages. The topic is checked because an event of another topic
+/// can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
@@ -172,9 +172,9 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a message about members of topics from a record. Returns `None` if the record is not
-    /// about members, or if it has another format, for example because another version of this
-    /// crate has written it.
+    /// Parses a presence message from a record. Returns `None` if the record is no presence
+    /// message, or if it has another format, for example because another version of this crate has
+    /// written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;
@@ -235,8 +235,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic in a message about members of topics. Returns `None` for a reserved
-/// name, because such a topic cannot have members, and for a name that is too long.
+/// Parses the name of a topic in a presence message. Returns `None` for a reserved name, because
+/// such a topic has no presence, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

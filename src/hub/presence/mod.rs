@@ -63,9 +63,10 @@ pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 /// to the log at the same time. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
-/// A part of the time limit of [`members`], which waits for the members of topics on other nodes.
-/// The limit is the sum of this time, the grace time of members and the lease (the silence after
-/// which a node is declared dead). After the limit, the call returns an error.
+/// The share of the time limit of [`members`] for requests to the backend and answers of other
+/// nodes. The limit also includes the lease (the silence after which a node is declared dead) and
+/// the grace time that the members of a dead node get. After the limit, [`members`] returns an
+/// error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A join or a leave of a member of a topic, on any node.
@@ -112,8 +113,8 @@ pub(super) struct Presences {
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when the announcer has something to do. The announcer is the task that appends the
-    /// records about members of topics to the log.
+    /// Notified when the announcer, the task that appends presence records to the log, has
+    /// something to do.
     changed: Notify,
     /// Notified when the known members of topics have changed, so that the callers that wait in
     /// [`until`](Self::until) check again whether their wait is over.
@@ -154,10 +155,10 @@ impl Presences {
     }
 
     /// Calls `is_done` with the current state of the members of topics, and returns its result.
-    /// Then calls [`release`](Self::release), which stores the values that can end a wait in
-    /// [`until`](Self::until). The next call of `release` notifies the waiting callers if its
-    /// values differ from the stored ones. So a caller whose check has seen the stored values is
-    /// notified even of a change back to earlier values.
+    /// Then calls [`release`](Self::release), which notifies the callers of [`until`](Self::until)
+    /// if the state differs from the state at the previous `release`. So these callers are notified
+    /// of each change from a state that `is_done` has seen, even of a change back to an earlier
+    /// state.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -179,9 +180,9 @@ impl Presences {
     }
 
     /// Updates the members of topics from the records of `page`, the next part of the log. `beats`
-    /// are the signs of life of nodes in this page. Each of them has its position in the log, the
-    /// node, and the number of the sign of life. The caller adds the other records of the page to
-    /// their topics after this call.
+    /// are the signs of life of nodes in this page: the position of each in the log, its node, and
+    /// its sequence number. The caller adds the other records of the page to their topics after
+    /// this call.
     pub(super) fn note(&self, page: &Page, beats: Beats) {
         let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
@@ -272,9 +273,10 @@ impl Presences {
         self.events.is_some() && self.state().has_members_or_events(topic)
     }
 
-    /// Creates the event of a join or a leave of a member, ready to be published. Returns `None` if
-    /// the application has set no function that creates these events. Also returns `None` if the
-    /// function returns `None`, panics, or gives the event a name that is reserved for the hub.
+    /// Creates the event that reports a join or a leave to the subscribers of the topic. Returns
+    /// `None` if the application has set no function that creates these events. Also returns `None`
+    /// if the function returns `None`, panics, or names the event `gap` or `hub-cursor`, which are
+    /// reserved.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
         let mut event = None;
@@ -324,8 +326,9 @@ impl Presences {
         (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
     }
 
-    /// Returns the shortest lease of the other nodes with members of topics. A lease is the time of
-    /// silence after which a node is declared dead. Returns `None` if no other node has members.
+    /// Returns the shortest lease of the other nodes that have members, names that are present in
+    /// topics. A lease is the time of silence after which a node is declared dead. Returns `None`
+    /// if there is no such node.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
         self.state().view.leases(self.node).map(|(_, shortest)| shortest)
     }

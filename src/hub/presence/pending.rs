@@ -1,5 +1,6 @@
-//! The join and leave events of members of topics that are still to be published: the local node
-//! has not found them in the log yet.
+//! The join and leave events that are still to be published: the local node has not found them in
+//! the log yet. They report to the subscribers of a topic that a name has become a member of the
+//! topic, or has left it.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -12,11 +13,10 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of join and leave events of members that one append to the log contains.
+/// The maximum number of join and leave events that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of a join or leave event of a member, in bytes. A larger event is not
-/// published. The events of one append have at most twice this size together, so at least two
-/// events fit.
+/// The maximum size of a join or leave event, in bytes. A larger event is not published. The events
+/// of one append have at most twice this size together, so at least two events fit.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// The minimum pause before the local node publishes a join or leave event if another node has
@@ -24,14 +24,14 @@ pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 /// Usually the other node publishes the event during the pause.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The join and leave events of members that are not in the log yet, by topic. Every node that
-/// knows all members has the same unpublished events, so if one node dies, another node publishes
-/// them. An event is removed when the local node reads it from the log.
+/// The join and leave events that are not published in the log yet, by topic. Every node that knows
+/// all members has the same unpublished events, so if one node dies, another node publishes them.
+/// An event is removed when the local node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics whose members may have join and leave events that are not in the log yet, but
-    /// that have no task to publish these events.
+    /// The topics that may have unpublished join and leave events, but that have no task to publish
+    /// them.
     idle: HashSet<Arc<str>>,
 }
 
@@ -41,15 +41,14 @@ struct OfTopic {
     next_number: u64,
     by_event: HashMap<Bytes, BTreeSet<u64>>,
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Set while a task of the local node publishes the join and leave events of the topic's
-    /// members.
+    /// Set while a task of the local node publishes the join and leave events of the topic.
     is_publishing: bool,
-    /// The handle of the task that publishes the join and leave events of the topic's members.
-    /// `None` until the task was spawned.
+    /// The handle of the task that publishes the join and leave events of the topic. `None` until
+    /// the task was spawned.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the join and leave events of the topic's members, when one of
-    /// these events does not have to be published any more. The task may be waiting until this
-    /// event is due.
+    /// Wakes the task that publishes the join and leave events of the topic, when one of these
+    /// events does not have to be published any more. The task may be waiting until this event is
+    /// due.
     changed: Arc<Notify>,
 }
 
@@ -60,8 +59,8 @@ struct PendingEvent {
     /// local node has joined or left, or the local node has declared the node of the member dead.
     is_own: bool,
     event: Bytes,
-    /// The time when the local node publishes this join or leave event of a member, unless another
-    /// node has published it before.
+    /// The time when the local node publishes this join or leave event, unless another node has
+    /// published it before.
     due: Instant,
 }
 
@@ -108,15 +107,15 @@ impl Pending {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if a topic has join or leave events of members that are not in the log yet.
+    /// Returns `true` if a topic has join or leave events that are not in the log yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
-    /// Adds a join or leave event of a member of `topic` to the events that are not in the log yet.
-    /// `is_own` is `true` if the local node has written the join or the leave into the log. The
-    /// local node then publishes the event immediately. Otherwise the node that has written it
-    /// first gets 0.3 s to 0.6 s to publish the event.
+    /// Adds a join or leave event of `topic` to the events that are not in the log yet. `is_own` is
+    /// `true` if the local node has caused the join or the leave. The local node then publishes the
+    /// event immediately. Otherwise the node that has caused it first gets a random time of 0.3 s
+    /// to 0.6 s to publish the event.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -128,9 +127,9 @@ impl Pending {
         }
     }
 
-    /// Removes a member's join or leave event from the events that are still to be published,
-    /// because the local node has read it from the log. Also removes the earlier unpublished events
-    /// of the same member. Has no effect if `event` is not one of the unpublished events.
+    /// Removes a join or leave event from the events that are still to be published, because the
+    /// local node has read it from the log. Also removes the earlier unpublished events of the same
+    /// member. Has no effect if `event` is not one of the unpublished events.
     pub(super) fn note(&mut self, topic: &str, event: &Bytes) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         let Some(number) = of_topic.by_event.get(event).and_then(BTreeSet::first).copied() else { return };
@@ -144,16 +143,16 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Drops all unpublished join and leave events of a topic's members without publishing them.
-    /// Called if the topic is finished, or if the backend refuses the events.
+    /// Drops all unpublished join and leave events of a topic. Called if the topic is finished, or
+    /// if the backend refuses the events.
     pub(super) fn forget(&mut self, topic: &str) {
         self.topics.get_mut(topic).into_iter().for_each(OfTopic::clear);
         self.remove_if_done(topic);
     }
 
-    /// Drops `event`, a join or leave event of a topic's members that the backend refuses, without
-    /// publishing it. Returns `false`, and drops nothing, if the event is not the topic's first
-    /// unpublished event any more, for example because another node has published it.
+    /// Drops `event`, a join or leave event that the backend refuses, without publishing it.
+    /// Returns `false`, and drops nothing, if the event is not the topic's first unpublished event
+    /// any more, for example because another node has published it.
     pub(super) fn forget_refused(&mut self, topic: &str, event: &Bytes) -> bool {
         let is_dropped =
             self.topics.get_mut(topic).is_some_and(|of_topic| of_topic.remove_first_if(|first| first.event == event));
@@ -161,19 +160,18 @@ impl Pending {
         is_dropped
     }
 
-    /// Drops the unpublished leave events of a topic's members that come before the first
-    /// unpublished join event. Called if the application has removed the topic: a leave event does
-    /// not create a removed topic again, but a join event does.
+    /// Drops the unpublished leave events of a topic that come before its first unpublished join
+    /// event. Called if the application has removed the topic: a leave event does not create a
+    /// removed topic again, but a join event does.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         self.forget_first_while(topic, |event| event.is_leave);
     }
 
-    /// Drops leave events of a topic's members that other nodes should have published by now.
-    /// Begins with the first unpublished event, and stops at an event that is not such a leave
-    /// event. The node that writes a leave into the log has 0.3 s to 0.6 s to publish the event of
-    /// the leave. It publishes no event if it knows that the application has removed the topic. The
-    /// local node may not know of the removal, so this method is called if the topic does not exist
-    /// on the local node.
+    /// Drops the first unpublished events of a topic, as long as they are leave events that another
+    /// node should have published by now. The node that causes a leave has a random time of 0.3 s
+    /// to 0.6 s to publish the event of the leave. It publishes no event if it knows that the
+    /// application has removed the topic. The local node may not know of the removal, so this
+    /// method is called if the topic does not exist on the local node.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
         self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
     }
@@ -185,24 +183,24 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Drops all join and leave events of members that are not in the log yet, without publishing
-    /// them. The tasks that publish events continue to run.
+    /// Drops all join and leave events that are not in the log yet. The tasks that publish events
+    /// continue to run.
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
         free_if_empty(&mut self.topics);
     }
 
-    /// Drops all join and leave events of members that are not in the log yet, and returns the
-    /// tasks that publish them. The caller aborts the tasks after it has released its lock, because
-    /// dropping a task takes the same lock.
+    /// Drops all join and leave events that are not in the log yet, and returns the tasks that
+    /// publish them. The caller aborts the tasks after it has released its lock, because dropping a
+    /// task takes the same lock.
     pub(super) fn end(&mut self) -> Vec<AbortHandle> {
         let topics = mem::take(self).topics;
         topics.into_values().filter_map(|of_topic| of_topic.task).collect()
     }
 
-    /// Stores the handle of the task that publishes the join and leave events of a topic's members.
-    /// Has no effect if the task has already ended.
+    /// Stores the handle of the task that publishes the join and leave events of a topic. Has no
+    /// effect if the task has already ended.
     pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
         let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
         of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));
@@ -219,12 +217,12 @@ impl Pending {
         free_if_empty(&mut self.topics);
     }
 
-    /// Returns the topics whose members have unpublished join or leave events, but that have no
-    /// task to publish them. The caller must spawn a task for each of these topics, because they
-    /// count as topics with a task from now on.
+    /// Returns the topics that have unpublished join or leave events, but no task to publish them.
+    /// The caller must spawn a task for each of these topics, because they count as topics with a
+    /// task from now on.
     ///
-    /// The second part of each pair wakes the task of the topic when an event does not have to be
-    /// published any more, for example because another node has published it.
+    /// The [`Notify`] of each topic wakes its task when an event does not have to be published any
+    /// more, for example because another node has published it.
     pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
         let begin = |topic: Arc<str>| {
             let idle = self.topics.get_mut(&topic).filter(|it| !it.is_publishing && !it.events.is_empty())?;
@@ -234,9 +232,9 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter_map(begin).collect()
     }
 
-    /// Returns the first unpublished join and leave events of a topic's members, at most `max`, for
-    /// one append to the log. If another node has written the first of these joins and leaves into
-    /// the log, that node has 0.3 s to 0.6 s to publish the event. Before the end of this time,
+    /// Returns the first unpublished join and leave events of a topic, at most `max`, for one
+    /// append to the log. If another node has caused the first of these joins and leaves, that node
+    /// has a random time of 0.3 s to 0.6 s to publish the event. Before the end of this time,
     /// returns `Err` with this end. Returns `None` if there are no unpublished events. The task
     /// that publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
@@ -257,9 +255,9 @@ impl Pending {
         Some(Ok(batch.map(|pending| pending.event.clone()).collect()))
     }
 
-    /// Notes that the task that publishes the join and leave events of a topic's members was
-    /// dropped or has ended early. The unpublished events stay, and [`begin`](Self::begin) returns
-    /// the topic again, so that another task is started.
+    /// Notes that the task that publishes the join and leave events of a topic was dropped or has
+    /// ended early. The unpublished events stay, and [`begin`](Self::begin) returns the topic
+    /// again, so that another task is started.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             (of_topic.is_publishing, of_topic.task) = (false, None);
@@ -310,7 +308,7 @@ mod tests {
         assert_eq!(texts(&mut pending), ["b-", "c-"]);
     }
 
-    /// Another node can publish an event while this node waits for the response that refuses it.
+    /// Another node can publish an event before the local node learns that the backend refuses it.
     #[tokio::test]
     async fn refused_event_is_dropped_only_while_it_is_first() {
         let mut pending = Pending::default();
@@ -342,8 +340,8 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// This test would take minutes if each published join event of a member needed a walk over all
-    /// unpublished events.
+    /// This test would take minutes if each published join event needed a walk over all unpublished
+    /// events.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;

@@ -1,5 +1,6 @@
-//! The state of the members of topics on all nodes, as far as the local node knows it, and the
-//! records about members that the local node has to append to the log.
+//! The members of topics (names that are present in them) on all nodes, as far as the local node
+//! knows them. Also the records about members that the announcer, a task of the local node, still
+//! has to append to the log.
 
 use super::{
     Presences,
@@ -34,16 +35,15 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The minimum number of remembered finished topics at which a cleanup takes place. Finished topics
-/// are remembered because joins and leaves of their members are not published as events. The
-/// cleanup forgets finished topics that have no members and no unpublished events.
+/// The minimum number of remembered finished topics at which a cleanup takes place. The local node
+/// remembers these topics, to drop the join and leave events of their members. The cleanup forgets
+/// the topics that have neither members nor events to drop.
 const MAX_ENDED: usize = 1000;
 
 /// The maximum length of each of two queues. One queue has the questions of other nodes about
-/// topics, such as the number of subscriptions, that wait for answers. The other queue has the
-/// messages to other nodes, such as requests and answers, that wait for the task that appends them
-/// to the log. If a queue is full, a further question gets no answer, and a further message is not
-/// sent.
+/// topics. The other queue has the messages to other nodes that wait for the announcer, the task
+/// that appends them to the log. If a queue is full, a further question gets no answer, and a
+/// further message is not sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes about members of topics that one append to the log
@@ -62,15 +62,15 @@ pub(super) struct State {
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
-    /// In a hub without a backend: the joins and leaves of members whose events are not published
+    /// In a hub without a backend: the joins and leaves of members that are not published as events
     /// yet.
     pub(super) unpublished: VecDeque<Transition>,
     /// Set while a thread publishes the join and leave events of members, in a hub without a
     /// backend.
     pub(super) is_publishing: bool,
-    /// The messages to other nodes that the announcer, a task, has to append to the log. They are
-    /// requests and answers. The joins and leaves of members on the local node are not in this
-    /// queue.
+    /// The messages to other nodes that the announcer has to append to the log: requests for
+    /// members, rosters, answers to questions about topics, and declarations that a node is dead.
+    /// The joins and leaves of members on the local node are not in this queue.
     outgoing: VecDeque<Message>,
     /// The questions of other nodes that wait for an answer: whether a topic exists on the local
     /// node, and how many subscriptions it has on this node. Each entry has the id of the question
@@ -83,12 +83,11 @@ pub(super) struct State {
     /// The number of the newest record of the local node about its members of topics. The number
     /// lets other nodes detect records that arrive late. 0 before the first record.
     number: u64,
-    /// Set if the next record of the local node about its members of topics must list all of them.
-    /// The reason can be that the log has outdated or incomplete records about them, for example
-    /// after a failed append, or that another node has asked for them.
+    /// Set if the next record of the local node about its members must list all of them. One reason
+    /// is that the records in the log are outdated or incomplete, for example after a failed
+    /// append. Another reason is a request of another node for these members.
     needs_full: bool,
-    /// Set while the announcer, a task of the local node, appends records about the members of
-    /// topics on the local node.
+    /// Set while the announcer appends records about the members of topics on the local node.
     is_appending: bool,
     /// The number of the newest append of records about the members of topics on the local node.
     /// The number increases by one with each append, successful or not.
@@ -110,16 +109,16 @@ pub(super) struct State {
     /// number after the last cleanup. So the average cost of the cleanups per finished topic stays
     /// constant.
     cleanup_at: usize,
-    /// The time when the local node last requested the members of topics (the names present in
-    /// them) on the other nodes. The node sends its next request only after a pause of 2 s to 8 s
-    /// since this time. `None` before the first request.
+    /// The time when the local node last requested the members of topics on the other nodes. The
+    /// node sends its next request only after a pause of 2 s to 8 s since this time. `None` before
+    /// the first request.
     asked_at: Option<Instant>,
-    /// The number of requests for the members of topics on the other nodes that the local node has
-    /// appended since it last knew the members on all nodes. The pause between two requests depends
-    /// on this number.
+    /// The number of requests for the members on other nodes since the local node last knew the
+    /// members on all nodes. A request whose append has failed does not count. Each request doubles
+    /// the pause before the next one, from 2 s up to 8 s.
     asked: u32,
-    /// The time until which the announcer, the task that appends the records about members of
-    /// topics, sleeps. Work that is due before this time has to wake the announcer.
+    /// The time until which the announcer sleeps. Work that is due before this time has to wake the
+    /// announcer.
     pub(super) wakes_at: Option<Instant>,
     /// Set if another node has answered a question of the local node, and the callers that wait for
     /// the answer were not woken yet. The question is whether a topic exists on the other nodes,
@@ -139,13 +138,13 @@ pub(super) struct State {
     /// ends the memberships whose grace time is over. `None` before its first start, and after it
     /// has ended because it had nothing more to do.
     pub(super) task: Option<AbortHandle>,
-    /// The tokio runtime on which the announcer, the task that ends grace times, runs in a hub
-    /// without a backend: the runtime of the last join, leave or other call about members that was
-    /// made on a runtime.
+    /// In a hub without a backend: the tokio runtime of the announcer, the task that ends
+    /// memberships after their grace time. It is the runtime of the last join, leave or other call
+    /// about members that was made on a runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the tokio runtime of the announcer, the task that ends memberships, has no timers.
-    /// Then the announcer does not run. A member whose grace time after its last subscription is
-    /// over leaves only when a member joins or leaves, or when the application reads members.
+    /// Set if the tokio runtime of the announcer has no timers, so that the announcer does not run.
+    /// A member whose grace time is over then leaves late: when any member joins or leaves, or when
+    /// the application reads members.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -158,18 +157,16 @@ pub(super) enum Knowledge {
     /// may have been evicted before the node has read them.
     #[default]
     Unknown,
-    /// The local node has requested the members of topics (the names present in them) from the
-    /// other nodes, and waits for their answers.
+    /// The local node has requested the members of topics from the other nodes, and waits for their
+    /// answers.
     Asked {
-        /// The random number that identifies the request of the local node for the members of
-        /// topics on the other nodes.
+        /// The random number that identifies the request for members.
         id: u64,
-        /// The time when the local node created its request for the members of topics on the other
-        /// nodes. When the node reads this request in the log, the field is set to the time of that
-        /// read.
+        /// The time when the local node created the request for members. When the node reads this
+        /// request in the log, the field is set to the time of that read.
         at: Instant,
-        /// The position in the log of the local node's request for the members of topics on the
-        /// other nodes. `None` until the local node has read the request in the log.
+        /// The position of the request for members in the log. `None` until the local node has read
+        /// the request there.
         position: Option<Position>,
         /// The list of all nodes with members of topics, sent by another node that knows all
         /// members. The local node then waits until each listed node has sent its members, or was
@@ -200,8 +197,8 @@ impl State {
     }
 
     /// Returns the number of the append that writes the newest join or leave of a member on the
-    /// local node to the log. This append may still have to begin. When it has succeeded, the log
-    /// has all joins and leaves on the local node so far.
+    /// local node to the log. The append may not have begun yet. After its success, the log has all
+    /// joins and leaves on the local node so far.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
@@ -247,8 +244,8 @@ impl State {
         self.view.members(topic).next().is_some() || self.pending.has(topic)
     }
 
-    /// Notes that a finished topic is used again, so that joins and leaves of its members are
-    /// published as events again.
+    /// Notes that a finished topic was opened again, for example by a new event. Joins and leaves
+    /// of its members are published as events again.
     pub(super) fn note_reopened(&mut self, topic: &str) {
         self.ended.remove(topic);
     }
@@ -265,10 +262,10 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members of topics on all nodes, and their join and leave events that are not
-    /// published yet. Called if records of the log were evicted before the local node has read
-    /// them, or if the node begins to read another log. If the node needs the members, it requests
-    /// them again.
+    /// Forgets the members that the local node has read from the log, and the join and leave events
+    /// that are not published yet. Called if records of the log were evicted before the local node
+    /// has read them, or if the node begins to read another log. If the node needs the members, it
+    /// requests them again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
@@ -416,8 +413,8 @@ impl State {
     }
 
     /// Marks the members of topics on all nodes as known, because the local node has read all
-    /// answers to its request with the id `request`. Has no effect if the node has sent another
-    /// request since.
+    /// answers to its request for them. `request` is the id of this request. Has no effect if the
+    /// node has sent another request since.
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             self.note_complete();
@@ -466,18 +463,18 @@ impl State {
         longest.min(first * (1 << self.asked.saturating_sub(1).min(8)))
     }
 
-    /// Queues a message to other nodes for the announcer, the task that appends it to the log.
-    /// Drops the message if 10,000 messages are already waiting.
+    /// Queues a message to other nodes for the announcer. Drops the message if 10,000 messages are
+    /// already waiting.
     pub(super) fn send(&mut self, message: Message) {
         if self.outgoing.len() < MAX_WAITING {
             self.outgoing.push_back(message);
         }
     }
 
-    /// Returns the next records for the announcer, the task that appends them to the log, and
-    /// removes them from the queues. If the local node needs the members of topics on other nodes,
-    /// first adds a request for them. If it is time to send a roster, the list of nodes with
-    /// members, adds it, too. Returns `None` if there is nothing to append.
+    /// Returns the next records for the announcer, and removes them from the queues. If the local
+    /// node needs the members of topics on other nodes, first adds a request for them. If it is
+    /// time to send a roster, the list of nodes with members, adds it, too. Returns `None` if there
+    /// is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -576,17 +573,17 @@ impl State {
         Some(Message::Changes { author, changes: Vec::new() }.record())
     }
 
-    /// Returns the number of entries about members, and the capacity of the maps of topics. A test
-    /// of the memory use calls this method.
+    /// Returns two numbers for a test of the memory use: the stored entries about members, and the
+    /// capacity of the maps whose keys are topics.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> (usize, usize) {
         let ([locals, local_topics], [members, topics]) = (self.locals.size(), self.view.size());
         (locals + members + self.unpublished.len(), local_topics + topics)
     }
 
-    /// Returns the time when the announcer must run next. The announcer is the task that appends
-    /// records about members of topics to the log. It also ends the membership of a member when the
-    /// grace time after its last subscription is over. Returns `None` if it has nothing to do.
+    /// Returns the time when the announcer must run next: to append records about members, or to
+    /// end a membership whose grace time is over. Returns `None` if the announcer has nothing to
+    /// do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();

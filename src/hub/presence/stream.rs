@@ -1,5 +1,5 @@
-//! [`PresenceStream`], which yields the joins and leaves of members (the names that are present in
-//! a topic), and the state that the stream shares with the hub.
+//! [`PresenceStream`], a stream of the joins and leaves of members (the names that are present in a
+//! topic). Also the state that it shares with the hub.
 
 use super::{Presence, announcer, free_if_empty, state::State, view::Transition};
 use crate::hub::core::Core;

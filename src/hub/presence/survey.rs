@@ -1,6 +1,6 @@
 //! A question of the local node to all other nodes about a topic: does the topic exist on them, and
-//! how many subscriptions does it have there? Questions and answers are records in the log. The
-//! search of the log for records of the topic itself is in `search.rs`.
+//! how many subscriptions does it have there? Questions and answers are records in the log. A topic
+//! with records in the log exists, too: `search.rs` looks for them.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -83,9 +83,9 @@ async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Resul
     if core.is_shut_down() { Err(Error::shut_down()) } else { Ok(asked.answers()) }
 }
 
-/// Returns `true` if a topic exists on the local node, in the log of the backend, or on another node
-/// that answers within one second. The other nodes are asked last, because the question is a record
-/// in the log.
+/// Returns `true` if a topic exists on the local node, in the log of the backend, or on another
+/// node that answers within one second. The other nodes are asked last, because the question is a
+/// record in the log.
 pub(in crate::hub) async fn exists_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<bool, Error> {
     if core.is_in_log(topic).await? {
         return Ok(true);

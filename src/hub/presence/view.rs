@@ -15,10 +15,10 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum number of nodes without members (names that are present in topics) that stay in
-/// memory after a cleanup of the list of nodes. The cleanup forgets the nodes that have been silent
-/// for longest. A node without members is kept for the number of its newest record about members. A
-/// record with a smaller number has arrived late, and is ignored.
+/// The maximum number of nodes without members that stay in memory after a cleanup of the list of
+/// nodes. The cleanup forgets the nodes that have been silent for longest. A node without members
+/// stays in memory because of the number of its newest record about members: a record with a
+/// smaller number has arrived late, and is ignored.
 const MAX_EMPTY_NODES: usize = 1_000;
 
 /// The maximum of the random pause before the local node declares a silent node dead. The pause
@@ -31,9 +31,9 @@ pub(super) struct View {
     /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
     /// The next cleanup takes place when this number of nodes is known. A number below 2,000 counts
-    /// as 2,000. A cleanup forgets nodes without members (names that are present in topics). Then
-    /// it sets this field to twice the number of the remaining nodes. So the average cost of
-    /// handling a record does not grow with the number of nodes.
+    /// as 2,000. A cleanup forgets nodes without members. Then it sets this field to twice the
+    /// number of the remaining nodes. So the average cost of handling a record does not grow with
+    /// the number of nodes.
     cleanup_at: usize,
 }
 
@@ -48,10 +48,10 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of this node about its members, the names that are present
-    /// in topics there. Each node numbers these records. A record with the same number as the
-    /// newest one, or a smaller number, has arrived late and is ignored. Only the parts of one long
-    /// list of members all have the same number, and are not late.
+    /// The number of the newest record of this node about its members. Each node numbers these
+    /// records. A record with the same number as the newest one, or a smaller number, has arrived
+    /// late and is ignored. Only the parts of one long list of members all have the same number,
+    /// and are not late.
     number: u64,
     /// The number of the newest sign of life of this [`Node`] that was read from the log. A record
     /// that declares the node dead contains the number of the newest sign of life that the author
@@ -59,17 +59,16 @@ struct Node {
     /// and has no effect.
     beat: u64,
     lease: Duration,
-    /// Set if the hub of this node is shut down, and the node has written its last record about the
-    /// presence of its members.
+    /// Set if the hub of this node is shut down, and the node has written its last record about its
+    /// members.
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
-    /// A new list of all members of this node (names that are present in topics), while only some
-    /// parts of the list were read. When the last part is read, the list replaces `members`. `None`
-    /// if no list is incomplete.
+    /// A new list of all members of this node, while only some parts of the list were read. When
+    /// the last part is read, the list replaces `members`. `None` if no list is incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of this node, the names that are present in topics
-    /// there. This is known after a list of all its members was read, or a record that declares the
+    /// Set if `members` are exactly the members of the node that this [`Node`] describes. This is
+    /// known after the local node has read a list of all of them, or a record that declares the
     /// node dead. Before that, the node may have further members, from earlier records that the
     /// local node has not read.
     is_exact: bool,
@@ -103,14 +102,13 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when the local node declares this other node dead, if it reads nothing more
-    /// from the other node: no record and no sign of life. By then, the other node has been silent
-    /// for the lease that it has announced, plus `grace`, plus a random time. `grace` is how long a
-    /// name stays a member of a topic after its last subscription. Silence before `contact_since`,
-    /// the end of the last outage of the backend, does not count.
+    /// Returns the time when the local node declares this other node dead, unless a further record
+    /// or sign of life of that node is read before. By then, the other node has been silent for its
+    /// lease, plus the grace time `grace` of its members, plus a random time. Silence before
+    /// `contact_since`, the end of the last outage of the backend, does not count.
     ///
-    /// If the local node has already declared the other node dead, it repeats this after one more
-    /// lease at the earliest.
+    /// If the local node has already declared the other node dead, returns the time when it repeats
+    /// the declaration: at the earliest one lease after the last one.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -167,10 +165,9 @@ impl View {
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
 
-    /// Notes that a record of a node about its members (the names that are present in topics) was
-    /// read. Stores the number of this record, the current time as the time when the node was last
-    /// heard of, and the node's lease. The lease is the silence after which the node counts as
-    /// dead. Returns the node.
+    /// Notes that a record of a node about its members was read. Stores the number of this record,
+    /// the current time as the time when the node was last heard of, and the node's lease. The
+    /// lease is the silence after which the node counts as dead. Returns the node.
     ///
     /// Returns `None` if the record has arrived late. `is_new` decides this: it gets the number of
     /// the newest record of the node that was read before, and returns `false` if the record is
@@ -204,10 +201,10 @@ impl View {
         transitions
     }
 
-    /// Adds a part of a list of all members of a node: the names that are present in topics there.
-    /// When the last part is added, the whole list replaces the members of the node that were known
-    /// before. Returns the joins and leaves that this replacement causes. The result is empty for
-    /// all other parts, and for a part that arrives late.
+    /// Adds a part of a list of all members of a node. When the last part is added, the whole list
+    /// replaces the members of the node that were known before. Returns the joins and leaves that
+    /// this replacement causes. The result is empty for all other parts. It is also empty for a
+    /// part that is older than another record of the node that was read before.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };
@@ -248,10 +245,10 @@ impl View {
         }
     }
 
-    /// Removes all members of the node `node` (the names that are present in topics there), because
-    /// the node `by` has declared it dead. Returns the leaves of the members that are not present
-    /// on another node. `number` and `beat` are the numbers of the newest record about members and
-    /// of the newest sign of life of `node` that `by` had read.
+    /// Removes all members of the node `node`, because the node `by` has declared it dead. Returns
+    /// the leaves of the members that are not present on another node. `number` and `beat` are the
+    /// numbers of the newest record about members and of the newest sign of life of `node` that
+    /// `by` had read.
     ///
     /// If a record or a sign of life of `node` with a greater number was read, `node` is alive. The
     /// function then removes no member, and returns `None`.
@@ -267,23 +264,21 @@ impl View {
         Some(self.replace(by, node, Members::new()))
     }
 
-    /// Returns the nodes with members (names that are present in topics), each with its lease, the
-    /// silence after which it counts as dead. Includes nodes whose list of members was read only in
-    /// part.
+    /// Returns the nodes with members, each with its lease, the silence after which it counts as
+    /// dead. Includes nodes whose list of members was read only in part.
     pub(super) fn roster(&self) -> Vec<Listed> {
         let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
         holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
     }
 
-    /// Returns `true` if all members of the node `node` are known: the names that are present in
-    /// topics there. They are known if the local node has read a list of all of them, or a record
-    /// that declares `node` dead.
+    /// Returns `true` if all members of the node `node` are known. They are known if the local node
+    /// has read a list of all of them, or a record that declares `node` dead.
     pub(super) fn is_exact(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.is_exact)
     }
 
-    /// Returns `true` if a node other than the local node has members: names that are present in
-    /// topics there. `own` identifies the local node.
+    /// Returns `true` if a node other than the local node has members. `own` identifies the local
+    /// node.
     pub(super) fn has_others(&self, own: u64) -> bool {
         self.others(own).next().is_some()
     }
@@ -293,27 +288,26 @@ impl View {
         others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
     }
 
-    /// Returns the longest and the shortest lease of the other nodes with members (names that are
-    /// present in topics). A lease is the silence after which a node is declared dead. The local
-    /// node, `own`, and nodes that are shut down are left out. Returns `None` if no node remains.
+    /// Returns the longest and the shortest lease of the other nodes with members. A lease is the
+    /// silence after which a node is declared dead. The local node, `own`, and nodes that are shut
+    /// down are left out. Returns `None` if no node remains.
     pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
         let leases = || self.others(own).filter(|(_, node)| !node.is_shut_down).map(|(_, node)| node.lease);
         leases().max().zip(leases().min())
     }
 
     /// Returns the earliest time when the local node, `own`, declares another node dead, if it
-    /// reads nothing more from that node. Only nodes with members (names that are present in
-    /// topics) count: returns `None` if no other node has members. Silence before `contact_since`,
-    /// the end of the last outage of the backend, does not count.
+    /// reads nothing more from that node. Only nodes with members count: returns `None` if no other
+    /// node has members. Silence before `contact_since`, the end of the last outage of the backend,
+    /// does not count.
     pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
         self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
     }
 
-    /// Finds the other nodes that count as dead at `now` and have members (names that are present
-    /// in topics). Notes that the local node, `own`, declares these nodes dead. Returns the id of
-    /// each of these nodes, the number of its newest record about members, and the number of its
-    /// newest sign of life. Silence before `contact_since`, the end of the last outage of the
-    /// backend, does not count.
+    /// Finds the other nodes that count as dead at `now` and have members. Notes that the local
+    /// node, `own`, declares these nodes dead. Returns the id of each of these nodes, the number of
+    /// its newest record about members, and the number of its newest sign of life. Silence before
+    /// `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(
         &mut self,
         own: u64,
@@ -331,8 +325,8 @@ impl View {
         dead
     }
 
-    /// Forgets nodes without members (names that are present in topics) if too many nodes are
-    /// known. Keeps the 1,000 nodes without members that have been silent for the shortest time.
+    /// Forgets nodes without members if too many nodes are known. Keeps the 1,000 nodes without
+    /// members that have been silent for the shortest time.
     fn forget_empty(&mut self) {
         if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;
@@ -347,8 +341,8 @@ impl View {
         self.cleanup_at = 2 * self.nodes.len();
     }
 
-    /// Returns the number of entries for members (names that are present in topics), and the
-    /// capacity of the map of topics. Tests check both numbers to detect memory that is not freed.
+    /// Returns the number of entries for members, and the capacity of the map of topics. Tests
+    /// check both numbers to detect memory that is not freed.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let of_topics = self.topics.values().map(BTreeMap::len).sum::<usize>();
@@ -361,9 +355,8 @@ impl View {
         *self = Self::default();
     }
 
-    /// Removes all nodes and their members (names that are present in topics) and returns them,
-    /// because the hub is shut down. The caller drops them after it has released the lock, because
-    /// dropping them can take long.
+    /// Removes all nodes and their members and returns them, because the hub is shut down. The
+    /// caller drops them after it has released the lock, because dropping them can take long.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }
@@ -391,7 +384,7 @@ mod tests {
         }
     }
 
-    /// Records of the dead node can be in the log in another order than that of their numbers.
+    /// A node numbers its records, but the log can have them in another order.
     #[tokio::test(start_paused = true)]
     async fn late_record_of_a_dead_node_is_ignored_after_its_sign_of_life() {
         let mut view = View::default();

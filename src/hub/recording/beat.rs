@@ -9,9 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log that nodes use to inform each other about recordings (tasks that publish
-/// streams) and about members (names that are present in topics). Nodes read its records, but do
-/// not retain them as events of a topic.
+/// The topic of the log that nodes use to inform each other about recordings and about members
+/// (names that are present in topics). Nodes read its records, but do not retain them as events of
+/// a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
@@ -23,19 +23,17 @@ const MAX_BYTES: usize = 64 << 10;
 /// dead. A received lease outside of this range is set to the nearer limit.
 pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
-/// A message about recordings (tasks that publish streams into topics), from one node to the other
-/// nodes of the hub. Each message is a record in the log.
+/// A message about recordings, from one node to the other nodes of the hub. Each message is a
+/// record in the log.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Beat(Beat),
-    /// Requests every node to stop its recordings of this topic: the tasks that publish a stream
-    /// into it.
+    /// Requests every node to stop its recordings of this topic.
     Stop(Arc<str>),
 }
 
-/// A beat: a sign of life of a node, with all recordings of the node. A recording is a task that
-/// publishes a stream into a topic. Each beat replaces the earlier beats of the node. A large beat
-/// is split into parts, and each part is one record.
+/// A beat: a sign of life of a node, with all recordings of the node. Each beat replaces the
+/// earlier beats of the node. A large beat is split into parts, and each part is one record.
 ///
 /// When a recording begins between two such beats, the node reports it in an
 /// [addition](Self::is_addition). This is a beat that lists only what is new, and does not replace
@@ -58,16 +56,15 @@ pub(super) struct Beat {
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if this sign of life is an addition: it lists only new recordings (tasks that publish
-    /// streams into topics), and topics that now have subscribers. The lists in earlier signs of
-    /// life stay valid. If the flag is not set, the lists of this sign of life replace the earlier
+    /// Set if this sign of life is an addition: it lists only recordings, and topics with
+    /// subscribers, that are new since the last sign of life. The lists in earlier signs of life
+    /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
     /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
 }
 
 impl Beat {
-    /// Splits the beat, a sign of life of a node, into parts of about 64 KiB. Each part is appended
-    /// to the log as one record.
+    /// Splits the beat into parts of about 64 KiB. Each part is appended to the log as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
         let part =
             |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
@@ -101,15 +98,13 @@ pub(super) struct Announced {
     /// The random number that identifies this recording.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
-    /// recording, a task that publishes a stream into a topic, dies. Without a will, this is empty,
-    /// and the other node only finishes the topic.
+    /// recording dies. Without a will, this field is empty, and the other node only finishes the
+    /// topic.
     pub(super) will: Bytes,
-    /// Set if this recording, a task that publishes a stream into a topic, ends after some time
-    /// without subscribers. Other nodes then report in their signs of life if they have subscribers
-    /// of the topic.
+    /// Set if this recording ends after some time without subscribers. Other nodes then report in
+    /// their signs of life if they have subscribers of the topic.
     pub(super) needs_subscribers: bool,
-    /// Set if each event of this recording, a task that publishes a stream into a topic, replaces
-    /// the previous event of the topic.
+    /// Set if each event of this recording replaces the previous event of the topic.
     pub(super) latest_only: bool,
 }
 
@@ -137,9 +132,8 @@ impl Message {
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a message about recordings (tasks that publish streams into topics) from a record of
-    /// another node. Returns `None` if the record has another format, for example because another
-    /// version of this crate wrote it.
+    /// Parses a message about recordings from a record of another node. Returns `None` if the
+    /// record has another format, for example because another version of this crate wrote it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;
@@ -161,14 +155,13 @@ impl Message {
     }
 }
 
-/// The beats (signs of life of nodes) in one page, a part of the log. Each entry consists of the
-/// position of the beat in the log, its node, and its number.
+/// The beats (signs of life of nodes) in one page, a part of the log. Each entry has the position
+/// of the beat in the log, the node of the beat, and its sequence number, `Beat::number`.
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the log records that contain the events of this recording, a task that
-    /// publishes a stream into a topic. The kind is `State` if each event replaces the previous
-    /// event of the topic, and otherwise `Event`.
+    /// Returns the kind of the log records that contain the events of this recording. The kind is
+    /// `State` if each event replaces the previous event of the topic, and otherwise `Event`.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

@@ -28,22 +28,21 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// The maximum pause between two runs of the keeper, the task that sends the signs of life of this
-/// node. In each run, the keeper looks for subscribers on this node to topics into which other
-/// nodes publish recordings (streams). So it finds such subscribers within a second.
+/// The maximum pause between two runs of the keeper. In each run, the keeper looks for subscribers
+/// on this node to topics with recordings of other nodes. So these nodes learn of such subscribers
+/// within about a second. Without subscribers, they may end the recordings.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause after a failed request to the backend, before the keeper tries again. The keeper is
-/// the task that sends the signs of life of this node.
+/// The pause after a failed request to the backend, before the keeper tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// The minimum time limit of a request to the backend by the keeper, the task that sends the signs
-/// of life of this node. Usually the limit is a third of the lease, the silence after which this
-/// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
+/// The minimum time limit of a request to the backend by the keeper. Usually the limit is a third
+/// of the lease, the silence after which this node counts as dead. If the lease is short, a slow
+/// backend could not respond in a third of it.
 pub(super) const MIN_TIME: Duration = Duration::from_millis(500);
 
 /// The lower limit of the time without a successful request to the backend that counts as an
@@ -52,9 +51,8 @@ pub(super) const MIN_TIME: Duration = Duration::from_millis(500);
 /// as an outage without this limit.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
-/// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
-/// into topics), and takes over those of dead nodes. It also notices the death of nodes with
-/// members (names that are present in topics).
+/// Starts the keeper. This task announces the recordings of this node, and takes over those of dead
+/// nodes. It also notices the death of nodes with members (names that are present in topics).
 ///
 /// Has no effect if the hub has no backend, if no known node has a recording or a member, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -79,9 +77,8 @@ async fn keep(core: Weak<Core>) {
 #[derive(Default)]
 struct Keeper {
     /// The time of the last full beat, the sign of life of this node that lists all of its
-    /// recordings (tasks that publish streams into topics). Other beats only list what is new.
-    /// `None` before the first beat and after a failed append: the next full beat is then due
-    /// immediately.
+    /// recordings. Other beats only list what is new. `None` before the first beat and after a
+    /// failed append: the next full beat is then due immediately.
     beat_at: Option<Instant>,
     /// The lease in the last beat (sign of life): the silence after which the other nodes consider
     /// this node dead. If the lease becomes longer, the shorter one applies until the next beat.
@@ -90,20 +87,19 @@ struct Keeper {
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
     /// the topics to report change, the next beat is due immediately.
     watching: HashSet<Arc<str>>,
-    /// Set if the last sign of life of this node was sent for one of three reasons: recordings
-    /// (tasks that publish streams), subscribers, or members (names that are present in topics).
-    /// When nothing of this is left, the node sends one more, empty sign of life. Without it, the
-    /// other nodes would wait until the silence of this node counts as its death.
+    /// Set if the last sign of life of this node was sent for one of three reasons: recordings,
+    /// subscribers, or members. When nothing of this is left, the node sends one more, empty sign
+    /// of life. Without it, the other nodes would wait until the silence of this node counts as its
+    /// death.
     has_content: bool,
     /// The tracker of the appends of signs of life, which logs each outage once. While these
-    /// appends fail, new recordings of this node (tasks that publish streams) wait: a recording
-    /// publishes its first event only after a sign of life that lists the recording. `None` before
-    /// the first append.
+    /// appends fail, new recordings of this node wait: a recording publishes its first event only
+    /// after a sign of life that lists the recording. `None` before the first append.
     appends: Option<Appends>,
 }
 
-/// The input of one run of the keeper, the task that sends the signs of life of this node: the
-/// state of this node and of the other nodes when the run begins.
+/// The input of one run of the keeper: the state of this node and of the other nodes when the run
+/// begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -111,22 +107,19 @@ struct Plan {
     /// this node.
     has_members: bool,
     /// The lease that this node announces: the silence after which other nodes consider it dead. It
-    /// is the shortest lease of its recordings (tasks that publish streams into topics) and of its
-    /// members (names that are present in topics). Without either, it is the default of 10 seconds.
+    /// is the shortest lease of its recordings and of its members. Without either, it is the
+    /// default of 10 seconds.
     lease: Duration,
-    /// The shortest lease of all nodes with recordings (tasks that publish streams) or members
-    /// (names that are present in topics). A lease is the silence after which a node counts as
-    /// dead. The shortest lease determines how often the keeper, the task that sends the signs of
-    /// life, runs.
+    /// The shortest lease of all nodes with recordings or members. A lease is the silence after
+    /// which a node counts as dead. The shortest lease determines how often the keeper runs.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
 }
 
 impl Plan {
-    /// Collects the input of one run of the keeper, the task that sends signs of life. The input is
-    /// the recordings (tasks that publish streams) and members (names that are present in topics)
-    /// of this node, and the state of the other nodes.
+    /// Collects the input of one run of the keeper: the recordings and members of this node, and
+    /// the state of the other nodes.
     ///
     /// Returns `None` if this node has no recording and no member, and no other node is left to
     /// watch. Also returns `None` if the hub is shut down and its recordings have ended.
@@ -162,9 +155,9 @@ impl Plan {
 
 impl Keeper {
     /// Runs the keeper once: appends the sign of life of this node if it is due, and takes over the
-    /// recordings of dead nodes. A recording is a task that publishes a stream into a topic.
-    /// Returns the time of the next run. Returns `None` if the keeper has to end. During requests
-    /// to the backend, the keeper holds no reference to the hub, so that the hub can be dropped.
+    /// recordings of dead nodes. Returns the time of the next run. Returns `None` if the keeper has
+    /// to end. During requests to the backend, the keeper holds no reference to the hub, so that
+    /// the hub can be dropped.
     async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
         let core = weak.upgrade()?;
         let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);
@@ -229,18 +222,18 @@ impl Keeper {
         Some((next.max(now + TICK / 100), recordings))
     }
 
-    /// Returns the time when the next full beat (sign of life) is due: a third of the lease after the
-    /// last full beat. `lease` is the lease of the next beat. Returns `None` if no beat was
-    /// appended yet, or if the last append has failed.
+    /// Returns the time when the next full beat (sign of life) is due: a third of the lease after
+    /// the last full beat. `lease` is the lease of the next beat. A shorter lease of the last beat
+    /// applies instead. Returns `None` if no beat was appended yet, or if the last append has
+    /// failed.
     fn next_beat(&self, lease: Duration) -> Option<Instant> {
         let shorter = self.lease.map_or(lease, |announced| announced.min(lease));
         self.beat_at.map(|at| at + shorter / BEATS)
     }
 
-    /// Appends a beat, the sign of life of this node. The beat lists the recordings in `plan`, the
-    /// tasks of this node that publish streams into topics. It also lists the topics that have
-    /// subscribers on this node and a recording on another node. If `plan` is `None`, the beat
-    /// lists nothing.
+    /// Appends a beat, the sign of life of this node. The beat lists the recordings in `plan`. It
+    /// also lists the topics that have subscribers on this node and a recording on another node. If
+    /// `plan` is `None`, the beat lists nothing.
     ///
     /// A large beat consists of several records. `lease` is the silence after which this node
     /// counts as dead. Returns `None` if the backend does not confirm each record in time: within a
@@ -277,11 +270,11 @@ impl Keeper {
         Some(())
     }
 
-    /// Appends a sign of life of this node that lists only what is new: recordings (tasks that
-    /// publish streams into topics) that have begun on this node, and topics that now have
-    /// subscribers on this node. The latter are only topics with a recording on another node, which
-    /// would otherwise end for lack of subscribers. Returns `None` if the backend does not confirm
-    /// the records within the time limit of [`beat`](Self::beat), and otherwise `Some(())`.
+    /// Appends a sign of life of this node that lists only what is new. It lists recordings that
+    /// have begun on this node. It also lists topics that now have subscribers on this node and
+    /// have recordings on other nodes, which could otherwise end for lack of subscribers. Returns
+    /// `None` if the backend does not confirm the records within the time limit of
+    /// [`beat`](Self::beat), and otherwise `Some(())`.
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -312,9 +305,9 @@ impl Keeper {
     /// nevertheless. The next beat is then a full one, which lists all recordings of this node
     /// again.
     ///
-    /// `locals` are the recordings (tasks that publish streams) in the beat. New recordings wait
-    /// until a beat that lists them is in the log. So a failure is logged, once per outage. If the
-    /// beat has no recordings, its failure delays none, and is not logged.
+    /// `locals` are the recordings in the beat. New recordings wait until a beat that lists them is
+    /// in the log. So a failure delays them, and one line is logged per outage. If the beat has no
+    /// recordings, its failure delays none, and no line is logged.
     async fn append(
         &mut self,
         recordings: &Recordings,
@@ -344,11 +337,10 @@ impl Keeper {
     }
 
     /// Starts one task for each recording of a dead node, and for each recording that its node no
-    /// longer lists, although the topic is not finished. A recording is a task that publishes a
-    /// stream into a topic. The new task takes over the recording: it publishes the will, the event
-    /// that the recording's node has written to the log for this case, and finishes the topic.
-    /// Returns the earliest time when another node, alive now, counts as dead if it gives no
-    /// further sign of life. Returns `None` if no other node is alive.
+    /// longer lists, although the topic is not finished. The task takes over the recording: it
+    /// publishes the will, the event that the recording's node has written to the log for this
+    /// case, and finishes the topic. Returns the earliest time when another node, alive now, counts
+    /// as dead if it gives no further sign of life. Returns `None` if no other node is alive.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();
@@ -371,9 +363,8 @@ impl Keeper {
     }
 }
 
-/// Notes that this node could not append a sign of life that lists these recordings (tasks that
-/// publish streams) to the log. Recordings that an earlier sign of life has listed are not
-/// affected.
+/// Notes that this node could not append a sign of life that lists these recordings to the log.
+/// Recordings that an earlier sign of life has listed are not affected.
 fn note_not_announced(locals: &[Arc<Local>], error: &str) {
     let error = error.into();
     locals.iter().for_each(|local| local.note_not_announced(&error));
@@ -384,10 +375,10 @@ fn note_not_announced(locals: &[Arc<Local>], error: &str) {
 /// Returns `None` if the backend does not respond in this time, or if another log has replaced the
 /// log.
 ///
-/// A node counts as dead after a time of silence. If this node has had an outage before this call,
-/// only silence after the end of this call counts. The reason is that the other nodes may have had
-/// the same outage, and could not send signs of life. An outage means that the previous call
-/// failed, or that the last successful call was more than `longest_gap` before this call.
+/// A node counts as dead after a time of silence. If this call ends an outage, it stores the
+/// current time in [`Contact::since`], and only silence after that time counts. The other nodes may
+/// have had the same outage, and could not send signs of life. An outage means that the previous
+/// call failed, or that the last successful call was more than `longest_gap` before this call.
 async fn probe(
     core: &Weak<Core>,
     recordings: &Recordings,
@@ -418,8 +409,8 @@ async fn probe(
 }
 
 /// The number of topics that this node has finished in place of one other node. That node is dead
-/// or has given up its recordings, the tasks that publish streams into these topics. All tasks that
-/// take over these recordings share the number, and the last of them logs it.
+/// or has given up its recordings of these topics. All tasks that take over these recordings share
+/// the number, and the last of them logs it.
 #[derive(Default)]
 struct Finished(AtomicUsize);
 
@@ -439,9 +430,9 @@ impl Drop for Finished {
     }
 }
 
-/// Takes over a recording, a task that has published a stream into a topic, after its node `node`
-/// has died: publishes its will and finishes its topic. The will is the event that the recording
-/// has announced for this case.
+/// Takes over a recording of the node `node`, which has died or has given the recording up:
+/// publishes its will and finishes its topic. The will is the event that the recording has
+/// announced for this case.
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
 /// only if the appending node has read all records of the topic. So the will is published once.
@@ -522,23 +513,22 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
 }
 
 /// Tests whether the backend accepts any record. Called after the backend has refused a record by
-/// which this node ends a dead node's recording, a task that publishes a stream. Appends a harmless
-/// record: a request to stop the recordings of a topic that cannot have recordings. Returns `true`
-/// if the backend accepts this record.
+/// which this node ends the recording of another node. Appends a harmless record: a request to stop
+/// the recordings of a topic that cannot have recordings. Returns `true` if the backend accepts
+/// this record.
 async fn accepts_records(backend: &BackendClient) -> bool {
     backend.append_record(Message::Stop(beat::TOPIC.into()).record()).await.is_ok()
 }
 
 /// Returns the kind and the event of the next record that this node has to append to take over a
-/// recording of the dead node `node`. The recording was a task that published a stream into a
-/// topic, and the takeover only ends the topic. The first record is the will, the event that the
-/// recording has announced for this case. The second record finishes the topic. The second record
-/// is enough in three cases: there is no will, the will is in the topic already, or the recording
-/// may have ended in a part of the log that this node could not read. `has_published_will` is
-/// `true` if this node has published the will.
+/// recording of the node `node`. The first record is the will, the event that the recording has
+/// announced for the death of its node. The second record finishes the topic. The second record is
+/// enough in three cases: there is no will, the will is in the topic already, or the recording may
+/// have ended in a part of the log that this node could not read. `has_published_will` is `true` if
+/// this node has published the will.
 ///
-/// Returns `None` if this node must not take over the recording, for example because the node
-/// `node` is alive.
+/// Returns `None` if this node must not take over the recording, for example because `node` is
+/// alive and still lists the recording.
 fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<(RecordKind, Bytes)> {
     if has_published_will {
         return Some((RecordKind::Finish, Bytes::new()));

@@ -29,18 +29,17 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
-/// The maximum size of the will of a recording, in bytes. A recording is a task that publishes a
-/// stream into a topic. The will is the event that another node publishes if the node of the
-/// recording dies. Each sign of life of a node contains the wills of all its recordings.
+/// The maximum size of the will of a recording, in bytes. The will is the event that another node
+/// publishes if the node of the recording dies. Each sign of life of a node contains the wills of
+/// all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The time between two rounds of [`drain`]. Each round ends all recordings of this node (tasks
-/// that publish streams into topics), also recordings that were started since the round before.
+/// The time between two rounds of [`drain`]. Each round ends all recordings of this node, also
+/// recordings that were started since the round before.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`]: the time that a node may be silent before another node takes
-/// over its recordings, the tasks that publish streams. The other node publishes their last events
-/// and finishes their topics.
+/// over its recordings. The other node publishes their wills and finishes their topics.
 const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings of a recording, a task that publishes a stream into a topic.
@@ -78,8 +77,8 @@ pub struct Recorder {
 }
 
 struct Settings {
-    /// The limits that the recording, the task that publishes the stream, sets for the retained
-    /// events of the topic. `None` if the recording does not change the limits of the topic.
+    /// The limits that the recording sets for the retained events of the topic. `None` if the
+    /// recording does not change the limits of the topic.
     retention: Option<Retention>,
     abandon_after: Option<Duration>,
     time_limit: Option<Duration>,
@@ -194,11 +193,11 @@ impl Recorder {
     /// finished without another event.
     ///
     /// If this process dies during the recording, another node of the hub publishes this event and
-    /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
-    /// about one second. If this process was only paused and comes back, it publishes nothing more,
-    /// so the event is published once. Without another node, the next process that connects to the
-    /// log publishes it. Without a backend, the will is published only by
-    /// [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits
+    /// finishes the topic. The other node does so at most about one second after this process has
+    /// been silent for the [`lease`](Self::lease). If this process was only paused and comes back,
+    /// it publishes nothing more, so the event is published once. Without another node, the next
+    /// process that connects to the log publishes it. Without a backend, the will is published only
+    /// by [`Hub::drain_recordings`](super::Hub::drain_recordings). [`Recording::announced`] waits
     /// until the other nodes can read the will in the log. The will is not published if the log has
     /// [lost records](Outcome::Interrupted) that may include the end of the recording.
     ///
@@ -216,9 +215,9 @@ impl Recorder {
     }
 
     /// Sets how long this node may be silent before another node takes over the recording:
-    /// publishes its [`will`](Self::will) and finishes its topic. Default: 10 seconds. The minimum
-    /// is 100 milliseconds, and the maximum is one hour: a value outside of this range is set to
-    /// the nearer limit.
+    /// publishes the [`will`](Self::will) as its last event and finishes its topic. Default: 10
+    /// seconds. The minimum is 100 milliseconds, and the maximum is one hour: a value outside of
+    /// this range is set to the nearer limit.
     ///
     /// This node sends three signs of life within the shortest lease of its recordings. Each sign
     /// of life covers all of its recordings. If the lease is shorter than about ten response times
@@ -291,10 +290,11 @@ impl Recording {
     ///
     /// The recording polls its stream only after this sign of life is in the log, usually some
     /// milliseconds after the start. If the process dies earlier, the topic has no event of the
-    /// recording, but it is not finished either. Clients wait there for ever if a response has sent
-    /// them to the topic, or if you have published another event to it. So await this method before
-    /// you return the response that starts a job. Without a backend, or if the log already has this
-    /// sign of life, the future completes on its first poll.
+    /// recording, but it is not finished either. Clients that a response has sent to the topic then
+    /// wait there for ever. So do clients that find the topic because you have published another
+    /// event to it. So await this method before you return the response that starts a job. Without
+    /// a backend, or if the log already has this sign of life, the future completes on its first
+    /// poll.
     ///
     /// # Errors
     ///
@@ -354,10 +354,10 @@ impl Recording {
         .await
     }
 
-    /// Returns the error of [`announced`](Self::announced) for a recording, a task that publishes a
-    /// stream. The recording has ended before a sign of life that lists it was in the log.
-    /// `has_outcome` is `false` if the task has ended without an [`Outcome`], because its runtime
-    /// was shut down.
+    /// Returns the error of [`announced`](Self::announced) for a recording that has ended too
+    /// early: before the log had a sign of life that lists the recording. `has_outcome` is `false`
+    /// if the task of the recording has ended without an [`Outcome`], because its runtime was shut
+    /// down.
     fn not_announced(&self, has_outcome: bool) -> Error {
         match check_topic(self.topic()) {
             Err(error) => error,
@@ -380,8 +380,8 @@ fn check_size(will: &Bytes) -> Result<(), BoxError> {
     }
 }
 
-/// Stops the recordings of this topic on all nodes: the tasks that publish a stream into it.
-/// Returns an error if the backend does not acknowledge the request to the other nodes.
+/// Stops the recordings of this topic on all nodes. Returns an error if the backend does not
+/// acknowledge the request to the other nodes.
 pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error> {
     core.recordings.stop(topic);
     match &core.backend {
@@ -390,10 +390,10 @@ pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error
     }
 }
 
-/// Waits for up to `time` until all recordings of this node have ended: the tasks that publish
-/// streams into topics. Then makes each remaining recording publish its will (the last event, which
-/// is also published if the node dies) and finish its topic. Waits without a time limit until they
-/// have ended. Returns the number of recordings that were running when `time` was over.
+/// Waits for up to `time` until all recordings of this node have ended. Then makes each remaining
+/// recording publish its will (the last event, which is also published if the node dies) and finish
+/// its topic. Waits without a time limit until they have ended. Returns the number of recordings
+/// that were running when `time` was over.
 pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
     let mut running = core.recordings.running.subscribe();
     let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();

@@ -1,5 +1,5 @@
-//! The recordings of this node and of the other nodes, as far as this node has read the log. A
-//! recording is a task that publishes a stream into a topic.
+//! The recordings of this node, and those of the other nodes as this node has read them in the log.
+//! A recording is a task that publishes a stream into a topic.
 
 use super::{
     beat::{Announced, Beat, Beats, Message},
@@ -31,16 +31,15 @@ use tokio::{
     time::Instant,
 };
 
-/// The recordings of this node, and those of the other nodes, as far as this node has read the log.
-/// A recording is a task that publishes a stream into a topic.
+/// The recordings of this node, and those of the other nodes as this node has read them in the log.
 pub(in crate::hub) struct Recordings {
     /// The random number that identifies this node.
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
     /// Wakes the keeper, the task that sends the signs of life of this node. This happens when a
-    /// recording of this node (a task that publishes a stream into a topic) begins or ends, and
-    /// when the hub is shut down. It also happens when this node has appended the joins or leaves
-    /// of members (names that are present in a topic) to the log.
+    /// recording of this node begins or ends, and when the hub is shut down. It also happens when
+    /// this node has appended the joins or leaves of members (names that are present in a topic) to
+    /// the log.
     pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait until this node has read more of the log.
     progressed: Notify,
@@ -49,22 +48,21 @@ pub(in crate::hub) struct Recordings {
     pub(super) next_beat: AtomicU64,
     pub(super) running: watch::Sender<usize>,
     /// Logs outages: one line when the backend begins to refuse the records of this node's
-    /// recordings (tasks that publish streams into topics), and one line when it accepts them
-    /// again.
+    /// recordings, and one line when it accepts them again.
     pub(super) outage: Arc<Outage>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     /// The end of the part of the log that was applied to this `State`, as a position. The state
-    /// contains what this node knows about the recordings of all nodes (tasks that publish streams
-    /// into topics). If records of this part are read a second time, they have no effect.
+    /// contains what this node knows about the recordings of all nodes. If records of this part are
+    /// read a second time, they have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Set while the keeper runs, the task that sends the signs of life of this node.
+    /// Set while the keeper runs.
     is_kept: bool,
     pub(super) contact: Contact,
 }
@@ -82,16 +80,15 @@ pub(super) struct Contact {
 }
 
 /// Another node of the hub, as its beats describe it. A beat is a sign of life that lists the
-/// recordings of its node: the tasks that publish streams into topics.
+/// recordings of its node.
 pub(super) struct Peer {
     lease: Duration,
     /// The time when this node read the newest sign of life of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts that this node has read so far of a beat whose last part is still missing. A beat
-    /// is a sign of life that lists the recordings of the other node (tasks that publish streams).
-    /// A large beat has several parts. `None` if no beat is incomplete.
+    /// The parts that this node has read so far of a beat whose last part is still missing. `None`
+    /// if no beat is incomplete.
     incoming: Option<Beat>,
     /// The number of the newest beat (sign of life) that this node has read from the other node. A
     /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,
@@ -99,9 +96,9 @@ pub(super) struct Peer {
     number: u64,
 }
 
-/// The recordings of other nodes that are over, because their topics were finished. A recording is
-/// a task that publishes a stream into a topic. If a node that was paused announces such a
-/// recording again, the announcement is ignored.
+/// The recordings of other nodes that need no takeover any more, for example because their topics
+/// were finished. If a node that was paused announces such a recording again, the announcement is
+/// ignored.
 #[derive(Default)]
 struct Settled {
     ids: HashSet<u64>,
@@ -109,9 +106,8 @@ struct Settled {
 }
 
 impl Settled {
-    /// The number of ended recordings of other nodes that this node remembers, to ignore late
-    /// announcements of them. A recording is a task that publishes a stream into a topic. Beyond
-    /// this number, this node forgets the oldest of them.
+    /// The maximum number of ended recordings of other nodes that this node remembers, to ignore
+    /// late announcements of them. Beyond this number, this node forgets the oldest of them.
     const MAX: usize = 10_000;
 
     fn note(&mut self, id: u64) {
@@ -132,33 +128,29 @@ pub(super) struct Foreign {
     /// Set if the will of this recording is already in the topic. The will is the event that one of
     /// the remaining nodes publishes if the recording's node dies.
     pub(super) has_will: bool,
-    /// Set while the local node takes over this recording, a task of another node that published a
-    /// stream into a topic. The local node then publishes the last event of the recording and
-    /// finishes its topic.
+    /// Set while the local node takes over this recording: publishes its will and finishes its
+    /// topic.
     pub(super) is_claimed: bool,
-    /// Set if the newest sign of life of the other node does not list this recording (a task there
-    /// that publishes a stream into a topic) any more, although the topic is not finished. This
-    /// node then publishes the last event of the recording and finishes its topic, without waiting
+    /// Set if the newest sign of life of the other node does not list this recording any more,
+    /// although the topic is not finished. This node then takes the recording over, without waiting
     /// until the other node counts as dead.
     pub(super) is_orphan: bool,
-    /// Set if this recording (a task of another node that publishes a stream into a topic) may have
-    /// ended in a part of the log that was lost or evicted before this node has read it. If this
-    /// node takes the recording over, it then only finishes the topic. It does not publish the
-    /// will, the event that the recording has announced for the death of its node. The next sign of
-    /// life that lists the recording clears this flag.
+    /// Set if this recording may have ended in a part of the log that was lost or evicted before
+    /// this node has read it. If this node takes the recording over, it then only finishes the
+    /// topic. It does not publish the will, the event that the recording has announced for the
+    /// death of its node. The next sign of life that lists the recording clears this flag.
     pub(super) is_uncertain: bool,
 }
 
-/// A note that the local node is taking over a recording: a task that published a stream into a
-/// topic, on a node that is dead or has given the recording up. The local node is about to publish
-/// the last event of the recording and to finish its topic. The note stores whether the topic was
-/// finished in the meantime.
+/// A note that the local node is taking over a recording of another node, which is dead or has
+/// given the recording up. The local node is about to publish the will of the recording and to
+/// finish its topic. The note stores whether the topic was finished in the meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
     /// Set if the recording that this node takes over may already have ended, in a part of the log
-    /// that this node could not read. A recording is a task of a node that publishes a stream into
-    /// a topic. The topic may already have a newer recording, which this node must not end.
+    /// that this node could not read. The topic may already have a newer recording, which this node
+    /// must not end.
     is_uncertain: AtomicBool,
 }
 
@@ -166,32 +158,28 @@ pub(super) struct Claim {
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The requested outcome of this recording, a task that publishes a stream into a topic. For
-    /// example, it is [`Outcome::Stopped`] if the application has stopped the recording. `None` if
-    /// nothing has requested the end of the recording.
+    /// The requested outcome of this recording, such as [`Outcome::Stopped`] if the application has
+    /// stopped the recording. `None` if nothing has requested the end of the recording.
     pub(super) stop: watch::Sender<Option<Outcome>>,
     /// The state of this recording's announcement to the other nodes: whether an attempt has
-    /// succeeded, and how many have failed. A recording is a task that publishes a stream into a
-    /// topic.
+    /// succeeded, and how many have failed.
     pub(super) announcement: watch::Sender<Announcement>,
-    /// The tracker of the appends to the backend's log by this recording, a task that publishes a
-    /// stream into a topic. It notes which appends fail and succeed, so that the beginning and the
-    /// end of each outage of the backend are logged once.
+    /// The tracker of the appends to the backend's log by this recording. It notes which appends
+    /// fail and succeed, so that the beginning and the end of each outage of the backend are logged
+    /// once.
     pub(super) appends: Appends,
     state: Mutex<LocalState>,
 }
 
-/// The state of the announcement of a recording, a task of this node that publishes a stream into a
-/// topic. The announcement is a record in the log that informs the other nodes of the recording and
-/// of its will. If this node dies, another node publishes the will as the last event of the topic.
+/// The state of the announcement of a recording of this node. The announcement is a record in the
+/// log that informs the other nodes of the recording and of its will. If this node dies, another
+/// node publishes the will as the last event of the topic.
 #[derive(Clone, Default)]
 pub(super) struct Announcement {
-    /// Set once this node has announced this recording, a task that publishes a stream into a
-    /// topic, to the other nodes. If this node dies after that, another node publishes the will of
-    /// the recording, which is its last event for this case, and finishes its topic.
+    /// Set once this node has announced this recording to the other nodes. If this node dies after
+    /// that, another node publishes the will of the recording and finishes its topic.
     pub(super) is_done: bool,
-    /// The number of failed attempts to announce this recording, a task that publishes a stream
-    /// into a topic, to the other nodes.
+    /// The number of failed attempts to announce this recording to the other nodes.
     pub(super) failures: u64,
     /// The error of the last failed attempt.
     pub(super) error: Arc<str>,
@@ -199,42 +187,37 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set while this recording, a task that publishes a stream into a topic, repeats an append for
-    /// one of three reasons: the backend does not respond, it refuses a single record, or the log
-    /// has records of the topic that this node has not read yet. A request to end the recording,
-    /// such as a stop by the application, then need not wait for the append, which the backend may
-    /// never accept.
+    /// Set while this recording repeats an append for one of three reasons: the backend does not
+    /// respond, it refuses a single record, or the log has records of the topic that this node has
+    /// not read yet. A request to end the recording, such as a stop by the application, then need
+    /// not wait for the append, which the backend may never accept.
     is_retrying: bool,
-    /// The end of the log, as far as this node knew it, when this recording was started. A
-    /// recording is a task that publishes a stream into a topic. A request to stop the recordings
-    /// of the topic is a record in the log. If the position of the request is not after
-    /// `started_at`, the request was meant for an earlier recording, and is ignored.
+    /// The end of the log, as far as this node knew it, when this recording was started. A request
+    /// to stop the recordings of the topic is a record in the log. If the position of the request
+    /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
     started_at: Position,
-    /// The position of the last record that this recording (a task that publishes a stream into a
-    /// topic) is known to have appended to the log. A later record of its topic is either from an
-    /// append in progress, or from another publisher or node. So only later records are examined:
-    /// they may finish the topic, or may be the will, which another node publishes if it considers
-    /// this node dead.
+    /// The position of the last record that this recording is known to have appended to the log. A
+    /// later record of its topic is either from an append in progress, or from another publisher or
+    /// node. So only later records are examined: they may finish the topic, or may be the will,
+    /// which another node publishes if it considers this node dead.
     appended: Position,
     /// The position up to which a log that has replaced another one can contain copies of earlier
-    /// records of this recording (a task that publishes a stream into a topic). An equal record up
-    /// to this position is not from the current append.
+    /// records of this recording. An equal record up to this position is not from the current
+    /// append.
     earlier_through: Position,
-    /// Set if this recording, a task that publishes a stream into a topic, must publish nothing
-    /// more. The reason is that its topic is finished, that its topic has a name that recordings
-    /// cannot use, or that the hub is shut down.
+    /// Set if this recording must publish nothing more. The reason is that its topic is finished,
+    /// that its topic has a name that recordings cannot use, or that the hub is shut down.
     has_ended: bool,
     /// Set if the hub is shut down.
     is_shut_down: bool,
-    /// Set if this recording (a task that publishes a stream into a topic) must publish no further
-    /// event, and only finishes its topic. The reason is that another node has considered this node
-    /// dead and has published the will of the recording, its last event for this case. The flag is
-    /// also set if this may have happened in a part of the log that was lost or evicted before this
-    /// node has read it.
+    /// Set if this recording must publish no further event, and only finishes its topic. The reason
+    /// is that another node has considered this node dead and has published the will of the
+    /// recording. The flag is also set if this may have happened in a part of the log that was lost
+    /// or evicted before this node has read it.
     is_silenced: bool,
-    /// The records of the topic that this node has read from the log since this recording, the task
-    /// that publishes a stream into the topic, began its current append. If the append gets no
-    /// response, these records show whether it has succeeded. `None` if no append is in progress.
+    /// The records of the topic that this node has read from the log since this recording began its
+    /// current append. If the append gets no response, these records show whether it has succeeded.
+    /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
@@ -257,10 +240,10 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node, a task that publishes a stream into a topic. `last` is the
-    /// greatest position of the backend's log that this node knows, and `None` for a hub in memory.
-    /// If a request to stop the recordings of the topic is at or before this position in the log,
-    /// it was meant for an earlier recording and does not stop this one.
+    /// Adds a recording of this node. `last` is the greatest position of the backend's log that
+    /// this node knows, and `None` for a hub in memory. If a request to stop the recordings of the
+    /// topic is at or before this position in the log, it was meant for an earlier recording and
+    /// does not stop this one.
     pub(super) fn add(&self, local: &Arc<Local>, last: impl FnOnce() -> Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -287,41 +270,40 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Stops the recordings of a topic on this node: the tasks that publish a stream into it. They
-    /// publish the event of [`Recorder::on_stop`](super::Recorder::on_stop) and finish the topic.
+    /// Stops the recordings of a topic on this node. These recordings publish the event of
+    /// [`Recorder::on_stop`](super::Recorder::on_stop) and finish the topic.
     pub(super) fn stop(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Requests all recordings of this node (tasks that publish streams into topics) to end with
-    /// the outcome [`Outcome::Interrupted`]. Each recording publishes its will, the last event that
-    /// another node would publish if this node died, and finishes its topic.
+    /// Requests all recordings of this node to end with the outcome [`Outcome::Interrupted`]. Each
+    /// recording publishes its will, the last event that another node would publish if this node
+    /// died, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Marks the recordings of this topic on this node (the tasks that publish streams into it) as
-    /// ended, because the topic is finished. They publish nothing more. Returns these recordings.
-    /// The caller calls [`end`](Local::end) on each recording after it has released its locks.
+    /// Marks the recordings of this topic on this node as ended, because the topic is finished.
+    /// They publish nothing more. Returns these recordings. The caller calls [`end`](Local::end) on
+    /// each recording after it has released its locks.
     pub(in crate::hub) fn note_finished(&self, topic: &str) -> Vec<Arc<Local>> {
         let locals = self.state().local.get(topic).cloned().unwrap_or_default();
         locals.iter().for_each(|local| local.lock().has_ended = true);
         locals
     }
 
-    /// Ends all recordings of this node, the tasks that publish streams into topics, immediately.
-    /// They publish nothing more, and do not finish their topics.
+    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
+    /// their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.shut_down());
         self.progressed.notify_waiters();
         self.changed.notify_one();
     }
 
-    /// Notes that a recording (a task that publishes a stream into a topic) of another node,
-    /// `node`, needs no takeover by this node any more. Its topic is finished, or will be finished
-    /// by a newer recording of the topic, or the backend refuses the records of the takeover. If a
-    /// later sign of life of the other node still lists this recording, this node ignores the
-    /// entry.
+    /// Notes that a recording of another node, `node`, needs no takeover by this node any more. Its
+    /// topic is finished, a newer recording will finish the topic, or the backend refuses the
+    /// records that the takeover appends. If a later sign of life of the other node still lists
+    /// this recording, this node ignores the entry.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -330,10 +312,10 @@ impl Recordings {
         }
     }
 
-    /// Registers that the local node is about to take over a recording of the node `node`: a task
-    /// there that published a stream into a topic. The node is dead or has given the recording up,
-    /// so the local node publishes the last event of the recording and finishes its topic. The
-    /// returned [`Claim`] later shows whether the topic was finished after this registration.
+    /// Registers that the local node is about to take over a recording of the node `node`, which is
+    /// dead or has given the recording up. The local node then publishes the will of the recording
+    /// and finishes its topic. The returned [`Claim`] later shows whether the topic was finished
+    /// after this registration.
     pub(super) fn claim(&self, node: u64, announced: &Announced) -> Arc<Claim> {
         let topic = announced.topic.clone();
         let mut state = self.state();
@@ -348,10 +330,9 @@ impl Recordings {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
 
-    /// Updates what is known about recordings (tasks that publish streams) from a page, the next
-    /// part of the backend's log. The caller adds the events of the page to their topics after this
-    /// call. Returns the beats of the page, which are the signs of life of the nodes, in the order
-    /// of the log.
+    /// Updates what is known about recordings from a page, the next part of the backend's log. The
+    /// caller adds the events of the page to their topics after this call. Returns the beats of the
+    /// page, which are the signs of life of the nodes, in the order of the log.
     pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
         let mut beats = Beats::new();
         let mut state = self.state();
@@ -372,8 +353,8 @@ impl Recordings {
     }
 
     /// Notes that the backend does not accept records of this node. The other nodes may have the
-    /// same outage and be unable to send signs of life, so their silence does not count until this
-    /// node has read the whole log again.
+    /// same outage and be unable to send signs of life. So they count as dead only after a lease of
+    /// silence that begins when this node has read the whole log again.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }
@@ -388,15 +369,14 @@ impl Recordings {
         (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// Notes that the keeper, the task that sends the signs of life of this node, does not run. It
-    /// can then be started again.
+    /// Notes that the keeper does not run. It can then be started again.
     pub(super) fn release_keeper(&self) {
         self.state().is_kept = false;
     }
 
-    /// Returns `true` if `record` is a message between nodes about their recordings (tasks that
-    /// publish streams) or about members (the names that are present in topics). The caller then
-    /// does not add the record to a topic.
+    /// Returns `true` if `record` is a message between nodes about their recordings or about
+    /// members (the names that are present in topics). The caller then does not add the record to a
+    /// topic.
     pub(in crate::hub) fn is_own(record: &Record) -> bool {
         Message::is_of(record)
     }
@@ -408,10 +388,10 @@ impl Recordings {
         contain_panic("waker", || self.progressed.notify_waiters());
     }
 
-    /// Prepares the recordings, the streams that nodes publish into topics, for another log that
-    /// has replaced the log of the backend. The recordings continue in the other log. This node
-    /// reads the other log after the position `after`, and learns the state of the recordings from
-    /// it. `last` is the last position of the other log.
+    /// Prepares the recordings for another log that has replaced the log of the backend. The
+    /// recordings continue in the other log. This node reads the other log after the position
+    /// `after`, and learns the state of the recordings from it. `last` is the last position of the
+    /// other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -423,9 +403,9 @@ impl Recordings {
         }
     }
 
-    /// Announces the recordings of this node (tasks that publish streams) again, because another log
-    /// has replaced the log, and wakes the tasks that wait in [`progressed`](Self::progressed). The
-    /// caller has called [`reset`](Self::reset), and holds no lock.
+    /// Announces the recordings of this node again, because another log has replaced the log, and
+    /// wakes the tasks that wait in [`progressed`](Self::progressed). The caller has called
+    /// [`reset`](Self::reset), and holds no lock.
     pub(in crate::hub) fn announce_again(&self) {
         let locals: Vec<_> = self.state().locals().cloned().collect();
         locals.iter().for_each(|local| local.note_unannounced());
@@ -448,8 +428,7 @@ impl Recordings {
     }
 
     /// Returns `true` if this node knows a newer recording in the topic of `announced`, which is a
-    /// recording on this or another node. A recording is a task that publishes a stream into a
-    /// topic. The end of the newer recording then finishes the topic.
+    /// recording on this or another node. The end of the newer recording then finishes the topic.
     ///
     /// Called if `announced` may have ended in a part of the log that this node could not read.
     /// Another recording of the topic counts as newer if it is on this node and not over. It also
@@ -464,7 +443,8 @@ impl Recordings {
     }
 
     /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
-    /// unknown, because this node has not reached the backend for the time `lease`.
+    /// unknown, because this node has not been in contact with the backend for the time `lease`, or
+    /// for half a second if that is longer.
     pub(super) fn is_watched_elsewhere(&self, topic: &str, lease: Duration) -> bool {
         let state = self.state();
         let now = Instant::now();
@@ -479,10 +459,9 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end. The keeper is the task that sends the signs of life
-    /// of this node, and takes over the recordings (tasks that publish streams) of dead nodes. It
-    /// must end if no recording, no other node and no member (a name that is present in a topic) is
-    /// left. The keeper then counts as ended, so that it can be started again.
+    /// Returns `true` if the keeper, the task that sends the signs of life of this node, must end:
+    /// if no recording, no other node and no member (a name that is present in a topic) is left.
+    /// The keeper then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -494,18 +473,17 @@ impl State {
     }
 
     /// Handles a loss: the log has evicted or lost records up to `evicted_through` that this node
-    /// has not read. The loss concerns all known recordings (tasks that publish streams), except
-    /// the recordings of this node that have started after the lost part of the log. The lost
-    /// records may include the end of a recording, or its will (the event that another node
-    /// publishes if the recording's node dies). So these recordings publish no further event. Their
-    /// topics are finished, because readers would otherwise wait for ever. If a topic is finished
-    /// twice, its readers do not notice this.
+    /// has not read. These records may include the end of a known recording, or its will (the event
+    /// that another node publishes if the recording's node dies). So this node ends its own
+    /// recordings without a further event, and takes over recordings of dead nodes without
+    /// publishing their wills. The topics are finished, because readers would otherwise wait for
+    /// ever. If a topic is finished twice, its readers do not notice this.
     ///
-    /// The loss concerns a recording of this node even if this node was in contact with the backend
-    /// until now. In a failover that splits the servers, another node may have taken over the
-    /// recording on the new server, while the old server still confirmed the signs of life of this
-    /// node. The position of the will is then in a range that this node has already read from the
-    /// old server. So this node does not read the will any more.
+    /// A recording of this node ends even if this node was in contact with the backend until now.
+    /// In a failover that splits the servers, the old server may still confirm the signs of life of
+    /// this node, while another node already takes over its recording on the new server. The will
+    /// is then at a position that this node has already read on the old server. So this node does
+    /// not read the will any more.
     ///
     /// A recording of this node that has started after the lost part continues. Other nodes take it
     /// over only after they have read its announcement, which is also after the lost part.
@@ -527,16 +505,16 @@ impl State {
     }
 
     /// Returns the topics with a recording on another node that ends after some time without
-    /// subscribers. A recording is a task that publishes a stream into a topic. This node reports
-    /// to the other nodes which of these topics have subscribers here.
+    /// subscribers. This node reports to the other nodes which of these topics have subscribers
+    /// here.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
     }
 
-    /// Applies a message of a node about recordings, the tasks that publish streams: a request to
-    /// stop recordings, or a beat. A beat is a sign of life that lists the recordings of its node.
-    /// For a beat, returns its position, its node and its number.
+    /// Applies a message of a node about recordings: a request to stop recordings, or a beat. A
+    /// beat is a sign of life that lists the recordings of its node. For a beat, returns its
+    /// position, its node and its sequence number.
     fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
         match Message::parse(record)? {
             Message::Stop(topic) => {
@@ -605,10 +583,10 @@ impl Peer {
         }
     }
 
-    /// Replaces the known recordings (tasks that publish streams) of the other node by the
-    /// recordings in `beat`, a sign of life that lists all of them. If a known recording is not in
-    /// the list, its node has given the recording up without finishing its topic. Such a recording
-    /// is marked as an orphan, and the local node takes it over.
+    /// Replaces the known recordings of the other node by the recordings in `beat`, a sign of life
+    /// that lists all of them. If a known recording is not in the list, its node has given the
+    /// recording up without finishing its topic. Such a recording is marked as an orphan, and the
+    /// local node takes it over.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
@@ -626,7 +604,7 @@ impl Peer {
     }
 
     /// Adds the content of a beat, a sign of life of the other node, to what is known about that
-    /// node: its recordings (tasks that publish streams), and the topics with subscribers there.
+    /// node: its recordings, and the topics with subscribers there.
     fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
@@ -681,8 +659,8 @@ impl Local {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests this recording, a task that publishes a stream into a topic, to end with this
-    /// outcome. Has no effect if an end was requested earlier.
+    /// Requests this recording to end with this outcome. Has no effect if an end was requested
+    /// earlier.
     pub(super) fn stop(&self, outcome: Outcome) {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
@@ -691,16 +669,15 @@ impl Local {
         });
     }
 
-    /// Ends this recording, a task that publishes a stream into a topic, immediately. The recording
-    /// publishes no last event, and does not finish its topic.
+    /// Ends this recording immediately. The recording publishes no last event, and does not finish
+    /// its topic.
     pub(in crate::hub) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
     }
 
-    /// Ends this recording, a task that publishes a stream into a topic, in the same way as
-    /// [`end`](Self::end): immediately and without a last event. Also remembers that the reason is
-    /// the shutdown of the hub.
+    /// Ends this recording in the same way as [`end`](Self::end): immediately and without a last
+    /// event. Also remembers that the reason is the shutdown of the hub.
     pub(super) fn shut_down(&self) {
         self.lock().is_shut_down = true;
         self.end();
@@ -710,8 +687,7 @@ impl Local {
         self.lock().is_shut_down
     }
 
-    /// Ends this recording, a task that publishes a stream into a topic, without another event. The
-    /// recording only finishes its topic.
+    /// Makes this recording finish its topic and end, without publishing a further event.
     fn silence(&self) {
         self.lock().is_silenced = true;
         self.stop(Outcome::Interrupted);
@@ -729,8 +705,8 @@ impl Local {
         self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
     }
 
-    /// Notes a failed attempt to announce this recording, a task that publishes a stream into a
-    /// topic, to the other nodes. Has no effect if an earlier attempt has succeeded.
+    /// Notes a failed attempt to announce this recording to the other nodes. Has no effect if an
+    /// earlier attempt has succeeded.
     pub(super) fn note_not_announced(&self, error: &Arc<str>) {
         self.announcement.send_if_modified(|announcement| {
             if !announcement.is_done {
@@ -749,9 +725,9 @@ impl Local {
         self.lock().is_retrying = true;
     }
 
-    /// Notes that the log now contains further records of the current append by this recording, a
-    /// task that publishes a stream into a topic. The recording then no longer counts as retrying,
-    /// so a request to end it waits for the append again.
+    /// Notes that the log now contains further records of the current append by this recording. The
+    /// recording then no longer counts as retrying. So a request to end it waits for the append.
+    /// Only during a retry, such a request does not wait.
     pub(super) fn note_progress(&self) {
         self.lock().is_retrying = false;
     }
@@ -783,9 +759,8 @@ impl Local {
         state.seen = state.seen.take().map(|_| Vec::new());
     }
 
-    /// Prepares an append to the log by this recording, a task that publishes a stream. From now
-    /// on, the records of its topic that this node reads are kept, to detect whether the append has
-    /// succeeded.
+    /// Prepares an append to the log by this recording. From now on, the records of its topic that
+    /// this node reads are kept, to detect whether the append has succeeded.
     pub(super) fn begin_append(&self) {
         let mut state = self.lock();
         state.is_retrying = false;
@@ -797,11 +772,11 @@ impl Local {
     }
 
     /// Returns `true` if the log already contains `records`, from an earlier attempt of this
-    /// recording (a task that publishes a stream) that got no response. Returns `false` if the
-    /// caller has to append them. `is_unsure` is `true` if at least one earlier attempt got no
-    /// response. `may_continue` is `true` if one of these attempts also contained further records.
-    /// Records that follow `records` in the log may then be from that attempt, and are not taken
-    /// for records of another publisher.
+    /// recording that got no response. Returns `false` if the caller has to append them.
+    /// `is_unsure` is `true` if at least one earlier attempt got no response. `may_continue` is
+    /// `true` if one of these attempts also contained further records. Records that follow
+    /// `records` in the log may then be from that attempt. Without such an attempt, they are from
+    /// another publisher: if they finish the topic, for example, this recording ends.
     ///
     /// Returns `None` if the caller must not append `records`: the topic is finished, the hub is
     /// shut down, or another node has published the recording's will, the event for the death of
@@ -840,8 +815,8 @@ impl Local {
         (!state.has_ended && (is_finish || !state.is_silenced)).then_some(false)
     }
 
-    /// Notes that an append to the log by this recording, a task that publishes a stream, has
-    /// succeeded. `position` is the position of the last appended record.
+    /// Notes that an append to the log by this recording has succeeded. `position` is the position
+    /// of the last appended record.
     pub(super) fn note_appended(&self, position: Position) {
         self.lock().complete_append(position, &self.announced.will);
     }
@@ -854,17 +829,17 @@ impl Local {
         self.lock().is_silenced
     }
 
-    /// Returns `true` if this recording, a task that publishes a stream into a topic, must append
-    /// nothing more to the log. The reason is that its topic is finished, that its topic has a name
-    /// that recordings cannot use, or that the hub is shut down.
+    /// Returns `true` if this recording must append nothing more to the log. The reason is that its
+    /// topic is finished, that its topic has a name that recordings cannot use, or that the hub is
+    /// shut down.
     pub(super) fn has_ended(&self) -> bool {
         self.lock().has_ended
     }
 
-    /// Returns `true` if this recording, a task that publishes a stream into a topic, must publish
-    /// no further event. Its topic is finished, the hub is shut down, or another node has published
-    /// the recording's will (the event for the death of this node), or may have published it in a
-    /// part of the log that this node could not read.
+    /// Returns `true` if this recording must publish no further event. The reason is that its topic
+    /// is finished or has an invalid name, that the hub is shut down, or that another node has
+    /// published the will of the recording. The result is also `true` if a will may be in a part of
+    /// the log that this node could not read.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.is_silenced
@@ -872,11 +847,10 @@ impl Local {
 }
 
 impl LocalState {
-    /// Handles a record of the topic that this recording, a task that publishes a stream, has not
-    /// appended itself. If the record finishes the topic, the recording must publish nothing more.
-    /// If the event of the record is equal to `will`, the recording must publish no further event,
-    /// and only finishes the topic. `will` is the event that another node publishes if it considers
-    /// this node dead.
+    /// Handles a record of the topic that this recording has not appended itself. If the record
+    /// finishes the topic, the recording must publish nothing more. If the event of the record is
+    /// equal to `will`, the recording must publish no further event, and only finishes the topic.
+    /// `will` is the event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         // The will of a recording without a will is empty, and so may be a record of another program.

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The value of the field `operation` in the lines that are logged about outages. It names the
-/// requests that fail: the appends of recordings, the tasks that publish streams into topics.
+/// requests that fail: the appends of recordings.
 const OPERATION: &str = "recording";
 
 /// Logs the beginning and the end of each outage once, for all recordings of a node.
@@ -24,8 +24,7 @@ pub(super) struct Outage(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of tasks whose last append to the log has failed. Each task has an [`Appends`] of
-    /// its own.
+    /// The number of tasks whose last append to the log has failed, according to their [`Appends`].
     failing: usize,
     is_logged: bool,
 }
@@ -41,7 +40,7 @@ impl Outage {
 #[derive(Debug)]
 pub(super) struct Appends {
     outage: Arc<Outage>,
-    /// Set if the last append to the log by this task has failed.
+    /// Set if the last append that the task has reported to this tracker has failed.
     is_failing: AtomicBool,
 }
 
@@ -50,7 +49,7 @@ impl Appends {
         Self { outage: outage.clone(), is_failing: AtomicBool::new(false) }
     }
 
-    /// Notes a failed append. Logs it if it begins an outage.
+    /// Notes a failed append. Logs a line with `error` if this failure begins an outage.
     pub(super) fn failed(&self, error: &BoxError) {
         let mut state = self.outage.state();
         if !self.is_failing.swap(true, Relaxed) {
@@ -65,7 +64,8 @@ impl Appends {
         }
     }
 
-    /// Notes a successful append. Logs the end of the outage if it ends one.
+    /// Notes a successful append. Logs a line if this ends an outage: no task is left whose last
+    /// append has failed.
     pub(super) fn succeeded(&self) {
         let mut state = self.outage.state();
         if self.is_failing.swap(false, Relaxed) {
@@ -79,9 +79,8 @@ impl Appends {
     }
 
     /// Notes that the task, such as a recording, makes no further appends. A failure of its last
-    /// append then no longer delays the end of an outage. Does not end the outage itself, because
-    /// the backend may still refuse appends: the task may have given up. Calling this again has no
-    /// effect.
+    /// append then no longer prevents the end of the outage. The outage does not end now: the task
+    /// may have given up because the backend refuses its appends. Calling this again has no effect.
     pub(super) fn end(&self) {
         let mut state = self.outage.state();
         if self.is_failing.swap(false, Relaxed) {

@@ -1,6 +1,6 @@
 /// The reasons why a [`Recording`](super::Recording), a task that publishes a stream into a topic,
-/// has ended. The topic is then finished, except after some [interruptions](Self::Interrupted), and
-/// except if it [does not exist](Self::Failed).
+/// has ended. The topic is then finished, except after some [interruptions](Self::Interrupted), or
+/// if the hub [could not create it](Self::Failed).
 ///
 /// # Examples
 ///
@@ -16,8 +16,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The stream has ended without an error, and all of its events were published, including
-    /// [`end_with`](super::Recorder::end_with).
+    /// The stream has ended without an error, and all of its events and the event of
+    /// [`end_with`](super::Recorder::end_with) were published.
     Finished,
     /// The recording, the task that publishes a stream into a topic, has failed: the stream
     /// returned an error or panicked, or one of its events or
@@ -34,17 +34,17 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// Something outside of the recording has ended it. After the first two of the following
-    /// causes, its topic is finished. After the other causes, the topic may be unfinished when the
-    /// recording ends, even if a node or a newer recording finishes it later:
+    /// Something outside of the recording has ended it. After the first two causes below, its topic
+    /// is finished. After the other causes, the topic may be unfinished when the recording ends,
+    /// and another node or a newer recording may finish it later:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).
     /// - The log has lost or evicted records before this node has read them. Redis loses records in
     ///   a failover, a crash, or with `FLUSHALL`. Any backend evicts records that a node could not
     ///   read for longer than they are retained. These records may show that another node has taken
-    ///   over the recording, so the recording publishes no further event, and only finishes its
-    ///   topic. If the topic has a newer recording, that recording finishes it instead.
+    ///   over the recording, so this recording publishes no further event. The recording finishes
+    ///   its topic, unless a newer recording of the topic does so later.
     /// - The hub was [shut down](crate::hub::Hub::shutdown), or its tokio runtime was.
     /// - Another node has published the [`will`](super::Recorder::will), because this node did not
     ///   renew its [`lease`](super::Recorder::lease) in time. The other node or this node then

@@ -45,14 +45,13 @@ const MAX_BATCH: usize = 64;
 /// that the backend can refuse this item without the others.
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
-/// The maximum length, in bytes, of the name of a topic into which a recording publishes. A
-/// recording is a task of this node that publishes a stream into a topic. A longer name could make
-/// the signs of life of this node so large that the backend refuses them. Other nodes would then
-/// take over all recordings of this node.
+/// The maximum length, in bytes, of the name of a topic into which a recording publishes. A longer
+/// name could make the signs of life of this node so large that the backend refuses them. Other
+/// nodes would then take over all recordings of this node.
 const MAX_TOPIC_BYTES: usize = 16 << 10;
 
-/// Returns an error if a recording, a task that publishes a stream, cannot publish into this topic:
-/// if its name is reserved or too long.
+/// Returns an error if a recording cannot publish into this topic: if its name is reserved or too
+/// long.
 pub(super) fn check_topic(topic: &str) -> Result<(), Error> {
     check_reserved(topic)?;
     if topic.len() > MAX_TOPIC_BYTES { Err(Error::topic_too_long(topic, MAX_TOPIC_BYTES)) } else { Ok(()) }
@@ -61,8 +60,7 @@ pub(super) fn check_topic(topic: &str) -> Result<(), Error> {
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
-/// The stream of a recording, a task that publishes the stream into a topic. The type of the stream
-/// is erased.
+/// The stream that a recording publishes. The type of the stream is erased.
 pub(super) struct Items {
     poll: Box<PollItem>,
     /// The last result of the stream (an item, an error or the end), if it did not fit into the
@@ -104,16 +102,16 @@ impl Items {
     }
 }
 
-/// The next action of a recording, the task that publishes a stream into a topic: it publishes
-/// events, fails with an error, or ends with an outcome.
+/// The next action of a recording: it publishes events, fails with an error, or ends with an
+/// outcome.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
     End(Outcome),
 }
 
-/// Runs a recording, a task that publishes a stream into a topic, until it ends. Then sends the
-/// result, such as finished or failed, through `outcome`.
+/// Runs a recording until it ends. Then sends the result, such as finished or failed, through
+/// `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -125,9 +123,8 @@ pub(super) async fn run(
     outcome.send_replace(Some(ended));
 }
 
-/// An entry in the list of this node's recordings, the tasks that publish streams into topics.
-/// Dropping this value removes the recording from the list, for example when the tokio runtime is
-/// shut down.
+/// An entry in the list of this node's recordings. Dropping this value removes the recording from
+/// the list, for example when the tokio runtime is shut down.
 pub(super) struct Registered {
     core: Arc<Core>,
     local: Arc<Local>,
@@ -291,9 +288,8 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     })
 }
 
-/// Publishes a batch of events of a recording, the task that publishes a stream into a topic. Sets
-/// the retention limits of the topic first, because the hub may have dropped the topic and its
-/// limits while the stream was silent.
+/// Publishes a batch of events of a recording. Sets the retention limits of the topic first,
+/// because the hub may have dropped the topic and its limits while the stream was silent.
 async fn publish(
     core: &Arc<Core>,
     local: &Local,
@@ -331,8 +327,8 @@ async fn publish(
     append::append(core, local, events.into_iter().map(record).collect()).await
 }
 
-/// Finishes the topic of a recording, a task that publishes a stream into the topic. Has no effect
-/// if the recording must publish nothing more: the topic may then belong to a newer recording.
+/// Finishes the topic of a recording. Has no effect if the recording must publish nothing more: the
+/// topic may then belong to a newer recording.
 async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     if local.has_ended() {
         return Err(Failure::Ended);
@@ -349,9 +345,8 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application that returns the last event of a recording, a task that
-/// publishes a stream into a topic. If the function panics, the panic is logged and the result is
-/// `None`.
+/// Calls a function of the application that returns the last event of a recording. If the function
+/// panics, the panic is logged and the result is `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());
@@ -365,9 +360,8 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-/// Waits until this node has announced the recording in the log. The recording is a task that
-/// publishes a stream into a topic. If this node dies, the other nodes then publish its last event
-/// and finish its topic.
+/// Waits until this node has announced the recording in the log. If this node dies later, another
+/// node publishes the will of the recording and finishes its topic.
 async fn announced(local: &Local) {
     let mut announcement = local.announcement.subscribe();
     // The sender is in `local`, so the channel is open.

@@ -10,10 +10,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// Keeps tokio from advancing the paused clock of a test until this value is dropped.
 ///
 /// Tokio advances a paused clock to the next timer when all tasks wait. Tokio does not see that the
-/// thread of the writer is busy, so each append would exceed the timeout of its request. Tokio does
-/// see its own blocking threads, and advances no clock while such a thread is busy. So a blocking
-/// thread waits as long as this value exists. Dropping the runtime waits for this blocking thread.
-/// Without the feature `test-util`, this type does nothing.
+/// thread that stores appends is busy, so the hub's timeout would end each append. While one of
+/// tokio's own blocking threads is busy, tokio does not advance the clock. So a blocking thread
+/// waits as long as this value exists, and dropping the runtime waits for this thread. Without the
+/// feature `test-util`, this type does nothing.
 pub(super) struct StoppedClock {
     #[cfg(feature = "test-util")]
     _dropped: Option<mpsc::Sender<()>>,

@@ -18,7 +18,7 @@ struct Inner {
     kind: Kind,
 }
 
-/// The consequence of an error for the database of the log.
+/// The extent of an error: the request, a page of the database, or the whole database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Only the requested operation failed. The database is as it was before the operation.
@@ -38,7 +38,7 @@ impl FileError {
         self.0.kind
     }
 
-    /// Adds the failed operation and the path of the log to the message of this error.
+    /// Adds the failed operation and the path of the log to the message.
     pub(super) fn context(&self, operation: &str, path: &Path) -> Self {
         Self::new(self.kind(), format!("cannot {operation} the log {path:?}: {self}"))
     }
@@ -67,7 +67,7 @@ impl<E: Into<redb::Error>> From<E> for FileError {
 
 /// Calls a function that uses the database, and converts a panic into an error. The database panics
 /// when it interprets some damaged pages. In a commit, a second panic can happen while the first
-/// one unwinds. The second panic cannot be caught, and aborts the process.
+/// unwinds. The second cannot be caught, and aborts the process.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

@@ -1,4 +1,4 @@
-//! The lock of a database file: all kinds of storage lock the file in the same way.
+//! The lock of a database file, the same for every kind of storage [`Device`].
 
 use redb::{BackendError, StorageBackend, backends::FileBackend};
 use std::{
@@ -8,11 +8,12 @@ use std::{
     ops::Bound,
 };
 
-/// The length in bytes of the magic number, which identifies each file of the database `redb` at
-/// its beginning. If the creation of the database was interrupted, these bytes are still zero.
+/// The length in bytes of the magic number at the beginning of each `redb` file. If the creation of
+/// the database was interrupted, these bytes are still zero.
 const MAGIC: usize = 9;
-/// The maximum length in bytes of a database file whose creation was interrupted. Such a file is
-/// emptied before it is opened. A longer file is not emptied, even if it begins with zeros.
+/// The maximum length in bytes of a database file whose creation was interrupted. Such a file
+/// begins with zeros, and is emptied before it is opened. A longer file may contain records, so it
+/// is never emptied.
 const MAX_NEW: u64 = 8 << 20;
 
 /// A storage device for the database `redb`. Each implementation contains a [`FileBackend`], which

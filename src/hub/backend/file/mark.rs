@@ -1,5 +1,5 @@
-//! The mark of a log: a small file beside the database with the state of the log. When the log is
-//! opened, the mark shows whether the database was replaced by a copy, or has lost records.
+//! The mark file of a log: a small file beside the database with the state of the log. When the log
+//! is opened, the mark file shows whether the database was replaced by a copy, or has lost records.
 
 use super::error::{FileError, file_error};
 use crate::hub::backend::Position;
@@ -12,39 +12,36 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The first line of a mark, the small file with the state of a log. The line contains the version
-/// of the format of marks.
+/// The first line of a mark file, with the version of its format.
 const TITLE: &str = "tower-sse mark 1";
 
-/// The maximum difference in milliseconds between the time in a mark (a small file with the state
-/// of a log) and the modification time of this file. A greater difference shows that an older mark
-/// was copied over this file.
+/// The maximum difference in milliseconds between the time in a mark file and the modification time
+/// of this file. A greater difference shows that an older mark file was copied over this file.
 ///
-/// A write of a mark has two steps: it writes the current time with the other contents, and then
-/// sets the modification time of the file to this time. If the process is killed between the two
-/// steps, the modification time is the time of the first step, which is a little later than the
-/// time in the mark.
+/// A write of a mark file has two steps: it writes the current time with the other contents, and
+/// then sets the modification time of the file to this time. If the process is killed between the
+/// two steps, the modification time is the time of the first step, which is a little later than the
+/// time in the mark file.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The maximum difference in milliseconds between the time in a mark (a small file with the state
-/// of a log) and the modification time of this file, if the machine has crashed. A greater
-/// difference shows that an older mark was copied over this file. The maximum is greater than
-/// [`MAX_DELAY_MS`], which applies without a crash. The reason is that after a crash, the disk may
-/// have the modification time of one write, but the contents of an earlier write.
+/// The maximum difference in milliseconds between the time in a mark file and the modification time
+/// of this file, if the machine has crashed. A greater difference shows that an older mark file was
+/// copied over this file. The maximum is greater than [`MAX_DELAY_MS`], which applies without a
+/// crash. The reason is that after a crash, the disk may have the modification time of one write,
+/// but the contents of an earlier write.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
-/// The contents of a mark, the small file beside the database: the state of the log when the mark
-/// was written.
+/// The contents of a mark file: the state of the log when the mark file was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents {
     /// The epoch of the log: the number that identifies one lifetime of the log.
     pub(super) epoch: u64,
-    /// The last position that the log has stored. This position is written to the mark, a small
-    /// file beside the database, before the records up to this position are acknowledged. So no
-    /// acknowledged record has a greater position.
+    /// The last position that the log has stored. This position is written to the mark file before
+    /// the records up to this position are acknowledged. So no acknowledged record has a greater
+    /// position.
     pub(super) last: Position,
-    /// The time when this state of the log was written to the small file beside the database, in
-    /// milliseconds since 1970.
+    /// The time when this state of the log was written to the mark file, in milliseconds since
+    /// 1970.
     time: u64,
     /// Identifies the database file of the log in its file system.
     file: FileId,
@@ -77,23 +74,21 @@ impl FileId {
     }
 }
 
-/// The reason why the log in the database is not the log that the mark describes. (A mark is a
-/// small file beside the database with the state of the log.) The log then gets a new epoch, the
-/// number that identifies one lifetime of the log.
+/// The reason why the log in the database is not the log that the mark file describes. The log then
+/// gets a new epoch, the number that identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replaced {
-    /// The mark file, a small file beside the database with the state of the log, did not exist, or
-    /// its contents cannot be decoded.
+    /// The mark file did not exist, or its contents cannot be decoded.
     NoMark,
     /// The epoch, the number that identifies one lifetime of the log, differs between the database
-    /// and the mark file (a small file with the state of the log).
+    /// and the mark file.
     OtherEpoch,
-    /// The last position of the log is smaller than the last position in the mark file, a small
-    /// file beside the database. So the log has lost records, for example because an older copy has
-    /// replaced the database.
+    /// The last position of the log is smaller than the last position in the mark file. So the log
+    /// has lost records, for example because an older copy has replaced the database.
     Shorter,
-    /// The mark file contains the state of another database file, because both files were copied or
-    /// moved. Or an older mark file was copied over the mark file.
+    /// The mark file contains the inode and the creation time of another database file, because
+    /// both files were copied, or moved to another file system. Or an older mark file was copied
+    /// over the mark file.
     Copied,
     /// The machine has crashed while the log was open with `Durability::Process`, so the log may
     /// have lost records.
@@ -101,8 +96,8 @@ pub(super) enum Replaced {
 }
 
 impl Contents {
-    /// Returns this state of the log as the text of the mark file, a small file beside the
-    /// database. All such texts have the same length, so a write replaces the whole earlier text.
+    /// Returns this state of the log as the text of the mark file. All such texts have the same
+    /// length, so a write replaces the whole earlier text.
     fn encode(&self) -> String {
         let Self { epoch, last, time, file, boot, is_lost_with_machine } = self;
         let mut text = String::new();
@@ -120,9 +115,8 @@ impl Contents {
     }
 
     /// Returns `true` if the machine has crashed since this state of the log was written to the
-    /// small file beside the database: the machine has restarted, and the log was not closed
-    /// properly before. On systems other than Linux, each restart of the process counts as a
-    /// restart of the machine.
+    /// mark file: the machine has restarted, and the log was not closed properly before. On systems
+    /// other than Linux, each restart of the process counts as a restart of the machine.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
@@ -146,22 +140,21 @@ impl Contents {
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    /// The file handle that holds the lock of the mark file (the small file beside the database).
-    /// `None` if the handle `file` holds the lock. There are two handles if the mark file was first
-    /// opened for reading only, and later for writing: `file` is the later one.
+    /// The file handle that holds the lock of the mark file. `None` if the handle `file` holds the
+    /// lock. There are two handles if the mark file was first opened for reading only, and later
+    /// for writing: `file` is the later one.
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
-    /// The state of the log that the mark file, a small file beside the database, contained when it
-    /// was opened. Also the time of the last change of the file before it was opened, in
-    /// milliseconds since 1970. `None` if the mark file was new or could not be decoded.
+    /// The state of the log that the mark file contained when it was opened. Also the time of the
+    /// last change of the file before it was opened, in milliseconds since 1970. `None` if the mark
+    /// file was new or could not be decoded.
     found: Option<(Contents, u64)>,
 }
 
 impl Mark {
-    /// Opens and locks the mark file of a log, which keeps the state of the log until the log is
-    /// opened again. Creates the file if it does not exist. Returns `None` if the file is already
-    /// locked, usually by another process.
+    /// Opens and locks the mark file of a log. Creates the file if it does not exist. Returns
+    /// `None` if the file is already locked, usually by another process.
     ///
     /// If the process has no permission to write, an existing mark file is opened for reading.
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
@@ -195,9 +188,9 @@ impl Mark {
         Ok(Some(Self { path, file, locked: None, is_read_only, contents: none, found }))
     }
 
-    /// If the mark file, the small file with the state of the log, could only be opened for
-    /// reading, tries again to open it for writing. If this fails, or if the path of the mark file
-    /// now leads to another file, the mark file stays open for reading.
+    /// If the mark file could only be opened for reading, tries again to open it for writing. If
+    /// this fails, or if the path of the mark file now leads to another file, the mark file stays
+    /// open for reading.
     pub(super) fn reopen(&mut self) {
         if !self.is_read_only {
             return;
@@ -210,10 +203,10 @@ impl Mark {
         }
     }
 
-    /// Compares the log in the database with the mark, the state of the log in a small file beside
-    /// the database. Returns `None` if the mark describes the log in the database, and otherwise
-    /// the reason why it does not. `epoch` is the number in the database that identifies the
-    /// lifetime of its log, and `last` is the last position. `file` identifies the database file.
+    /// Compares the log in the database with the state of the log in the mark file. Returns `None`
+    /// if the mark file describes the log in the database, and otherwise the reason why it does
+    /// not. `epoch` and `last` are the epoch and the last position in the database. `file` is the
+    /// inode and the creation time of the database file.
     pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
         let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
         let max_delay = if found.is_after_crash() { MAX_DELAY_AFTER_CRASH_MS } else { MAX_DELAY_MS };
@@ -259,16 +252,14 @@ impl Mark {
         Ok(())
     }
 
-    /// Writes `last`, the last position of the log, to the mark file (a small file beside the
-    /// database), without waiting for the disk.
+    /// Writes `last`, the last position of the log, to the mark file, without waiting for the disk.
     pub(super) fn advance(&mut self, last: Position) -> Result<(), FileError> {
         self.contents.last = last;
         self.write()
     }
 
-    /// Records in the mark file, a small file beside the database, that the log was closed
-    /// properly. Waits until the mark file is on the disk. Call this method only when all records
-    /// of the log are on the disk.
+    /// Records in the mark file that the log was closed properly. Waits until the mark file is on
+    /// the disk. Call this method only when all records of the log are on the disk.
     pub(super) fn end(&mut self) -> Result<(), FileError> {
         (self.contents.boot, self.contents.is_lost_with_machine) = (None, false);
         self.write()?;

@@ -92,7 +92,7 @@ use tokio::{
 ///
 /// | | publishing | reading |
 /// |---|---|---|
-/// | the disk is full | an error until there is space | continues, with pauses |
+/// | the disk is full | an error until there is space | continues, with the pauses below |
 /// | the files cannot be written (permissions, or a read-only file system) | an error | continues |
 /// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
 /// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
@@ -101,8 +101,8 @@ use tokio::{
 /// verification takes seconds for some hundred megabytes, and readers wait meanwhile. Then a pause
 /// begins, which is four times as long as the verification, and at least a second. Publishing
 /// returns the same error until the end of the pause. The file is not opened again before that, so
-/// readers wait at most a fifth of the time. If the commit has failed because of a damaged page,
-/// the file stays open, and readers do not wait.
+/// readers wait at most a fifth of the time. If a damaged page made the commit fail, the file stays
+/// open, and readers do not wait.
 ///
 /// Each record has a checksum, which is compared when the record is read.
 ///
@@ -110,9 +110,9 @@ use tokio::{
 /// damaged, `connect` returns an error. Move the two files away to start with an empty log.
 ///
 /// The database panics on some damaged pages. The backend catches most of these panics, and returns
-/// an error or reports a gap. Some damaged pages end the process when the next event is published,
-/// because a second panic occurs during the first: for example, a page that was replaced by another
-/// page of the file. With `panic = "abort"`, each of these panics ends the process.
+/// an error or reports a gap. Some damaged pages, such as a page that was replaced by another page
+/// of the file, end the process when the next event is published, because a second panic occurs
+/// during the first. With `panic = "abort"`, each of these panics ends the process.
 ///
 /// # Size of the file
 ///

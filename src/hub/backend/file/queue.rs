@@ -76,8 +76,9 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The number of queued appends that makes [`push`](Queue::push) wake the writer. Each wake-up
-    /// takes a system call, so earlier appends do not wake it. `None` if the writer does not wait.
+    /// The number of queued appends that makes [`push`](Queue::push) wake the sleeping writer. Each
+    /// wake-up takes a system call, so earlier appends do not wake the writer. `None` while the
+    /// writer is awake.
     awaited: Option<usize>,
     /// The number of appends that were left in the queue after its last cleanup: a cleanup removes
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
@@ -85,11 +86,11 @@ struct Waiting {
     cleaned: usize,
 }
 
-/// The queue removes the appends of publishers that have stopped waiting when it has at least this
-/// number of appends. The queue becomes this long, for example, if the disk does not respond.
+/// The minimum number of queued appends for a cleanup, which removes the appends of publishers that
+/// have stopped waiting. The queue becomes this long, for example, if the disk does not respond.
 const MANY: usize = 4096;
 
-/// The next work of the writer, the thread that stores appends.
+/// The next work of the writer.
 pub(super) enum Work {
     Appends(Batch),
     /// No append has arrived before the deadline of [`take`](Queue::take), the time when the writer
@@ -125,8 +126,8 @@ impl Queue {
         }
     }
 
-    /// Reports to the writer, the thread that stores appends, that a reader could not use the
-    /// database. The writer can then open the database again.
+    /// Reports to the writer that a reader could not use the database. The writer can then open the
+    /// database again.
     pub(super) fn report(&self, error: FileError) {
         self.lock().failure = Some(error);
         self.changed.notify_one();
@@ -141,8 +142,7 @@ impl Queue {
     /// This wait ends earlier if half of them are in the queue, or all of them if `expected` is at
     /// most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append, at most
     /// until the time `deadline` (`None`: without a time limit). Returns the first appends of the
-    /// next commit, or other work for the writer, the thread that stores appends: for example, the
-    /// report of a failed read.
+    /// next commit, or other work for the writer: for example, the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
         let waiting = self.wait(self.lock(), awaited(expected), Some(window));
         let mut waiting = self.wait(waiting, 1, deadline);
@@ -157,11 +157,12 @@ impl Queue {
         Work::Appends(batch)
     }
 
-    /// Adds the appends at the front of the queue to the batch, and stops before an append with a
-    /// condition (that its topic is unchanged). Before that, waits for half of the missing appends,
-    /// or for all if at most 8 ([`FEW`]) are missing, but only until the time `window`. The number
-    /// of missing appends is `expected` minus the number in the batch. Returns `false` if it has
-    /// added no append, for example because none is missing.
+    /// Waits for further appends until the deadline `window`, and adds those at the front of the
+    /// queue to the batch. `expected` is the number of appends that the batch should reach. The
+    /// wait ends early when half of the missing appends are in the queue, or all if at most 8
+    /// ([`FEW`]) are missing. Stops adding before an append with a condition (that its topic is
+    /// unchanged). Returns `false` if no append was added, for example because the batch already
+    /// has `expected` appends.
     pub(super) fn take_more(&self, batch: &mut Batch, expected: usize, window: Instant) -> bool {
         let before = batch.appends.len();
         if before >= expected {
@@ -199,9 +200,9 @@ impl Queue {
     }
 }
 
-/// Returns the number of appends that the writer, the thread that stores appends, waits for.
-/// `missing` is the number of appends that the writer expects for a commit and does not have yet.
-/// The result is half of `missing`, or all if `missing` is at most 8 ([`FEW`]).
+/// Returns the number of appends that the writer waits for. `missing` is the number of appends that
+/// the writer expects for a commit and does not have yet. The result is half of `missing`, or all
+/// if `missing` is at most 8 ([`FEW`]).
 fn awaited(missing: usize) -> usize {
     if missing > FEW { missing / 2 } else { missing }
 }
@@ -225,8 +226,8 @@ mod tests {
         }
     }
 
-    /// The writer begins a commit with half of the expected appends, and adds the others that
-    /// arrive before the time `window`.
+    /// A batch begins with half of the 64 expected appends. Further appends are added if they
+    /// arrive before the deadline `window`.
     #[test]
     fn batch_grows_while_appends_arrive() {
         let (queue, tasks) = (Queue::default(), ReplyTasks::default());

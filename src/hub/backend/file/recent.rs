@@ -4,20 +4,20 @@
 use crate::hub::backend::{Bounds, Page, Position, Record};
 use std::mem;
 
-/// The maximum number of records in memory. A page, the result of one read of the log, has about
-/// this number of records, too.
+/// The maximum number of records that a log keeps in memory for its follower. One read of the file
+/// returns about this number of records, too.
 const MAX_RECORDS: usize = 1000;
 
-/// The maximum size in bytes of the records in memory.
+/// The maximum total size in bytes of the records that a log keeps in memory for its follower.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The records of the last commits that no reader has taken yet. The first reader takes them, and
-/// other readers read the file. If the first reader is so slow that the records exceed the limits,
-/// the records are dropped, and it reads the file, too.
+/// The records of the last commits, in memory until the first reader takes them. Other readers read
+/// the file. If the records exceed [`MAX_RECORDS`] or [`MAX_BYTES`] earlier, they are dropped, and
+/// all readers read the file.
 #[derive(Default)]
 pub(super) struct Recent {
-    /// Set while records are kept: from the first request of a reader until the records exceed the
-    /// limits. A log without readers keeps none.
+    /// Set while new records are kept in memory: from the first `take` call of a reader until the
+    /// records exceed a limit. A log without readers keeps no records.
     is_followed: bool,
     epoch: u64,
     /// The position before the first record in memory.
@@ -49,10 +49,9 @@ impl Recent {
         }
     }
 
-    /// Removes all records from memory. Returns those after the position `after` as a page, the
-    /// result of one read of the log. Returns `None`, and removes nothing, if memory does not have
-    /// all of these records, or if `bounds`, the range that readers may read, excludes some
-    /// records.
+    /// Returns the records after the position `after` as one page, and removes all records from
+    /// memory. Returns `None`, and removes nothing, if memory lacks some of these records, or if
+    /// `bounds`, the range that readers may read, excludes some of these records.
     pub(super) fn take(&mut self, after: Position, bounds: &Bounds) -> Option<Page> {
         self.is_followed = true;
         let is_complete = self.epoch == bounds.epoch && (self.after..self.through).contains(&after);

@@ -11,28 +11,27 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-/// The result of an append. `None` if the append requires an unchanged topic, and this condition
-/// does not hold.
+/// The result of an append. `None` if the append requires that its topic has no newer record, and
+/// this condition does not hold.
 pub(super) type Outcome = Result<Option<Appended>, FileError>;
 
 /// A publisher that waits for the result of its append.
 pub(super) struct Publisher {
     reply: oneshot::Sender<Outcome>,
-    /// Stops the paused clock of a test until the reply is sent: a blocking thread of the
-    /// publisher's runtime waits as long as this value exists. The future of the publisher does not
-    /// own this value, because such a future may exist for long without being polled. The runtime
-    /// could not shut down before the end of the future, because its shutdown waits for the
-    /// blocking thread.
+    /// Keeps tokio from advancing the paused clock of a test until the reply is sent: a blocking
+    /// thread of the publisher's runtime waits as long as this value exists. The publisher's future
+    /// does not own this value, because the future may exist for long without being polled. The
+    /// shutdown of the runtime, which waits for the blocking thread, would wait as long.
     clock: StoppedClock,
-    /// The task that passes the results of appends to the publishers in the runtime of this
-    /// publisher. `None` if the publisher runs outside of a runtime.
+    /// The task in this publisher's runtime that passes results to all publishers of this runtime.
+    /// `None` if the publisher runs outside of a runtime.
     task: Option<ReplyTask>,
 }
 
 type ReplyTask = mpsc::UnboundedSender<Replies>;
 
 impl Publisher {
-    /// Returns `true` if the publisher has stopped waiting.
+    /// Returns `true` if the publisher no longer waits for the result of its append.
     pub(super) fn has_left(&self) -> bool {
         self.reply.is_closed()
     }
@@ -56,8 +55,8 @@ impl Drop for Replies {
 ///
 /// Waking a task from a thread outside of its runtime takes a system call in this thread, and
 /// another one in the runtime. With many publishers in one commit, these calls would take longer
-/// than the commit. So the writer, the thread that stores appends, wakes one task in each runtime,
-/// and that task wakes the publishers of its runtime.
+/// than the commit. So the thread that stores appends wakes one task in each runtime, and that task
+/// wakes the publishers of its runtime.
 #[derive(Default)]
 pub(super) struct ReplyTasks(Mutex<HashMap<Id, ReplyTask>>);
 

@@ -40,8 +40,8 @@ impl Retention {
     }
 
     /// Returns how long the writer, the thread that stores appends, can wait until it has to remove
-    /// expired records. `oldest` is the time when the oldest record was appended, and `now` is the
-    /// current time, both in milliseconds since 1970. `None` means that records do not expire.
+    /// expired records, or `None` if records do not expire. `oldest` is the time when the oldest
+    /// record was appended, and `now` is the current time, both in milliseconds since 1970.
     ///
     /// The writer waits until the oldest record has exceeded the maximum age by 1/16, so that it
     /// removes several expired records together.

@@ -140,7 +140,7 @@ impl Store {
         Ok(database.map(|database| (Self { database, read_only }, second)))
     }
 
-    /// Returns the state of the log, or `None` if the database is new.
+    /// Returns the epoch, the positions and the size of the log, or `None` if the database is new.
     pub(super) fn tail(&self) -> Result<Option<Tail>, FileError> {
         guarded(|| self.read_tail())
     }
@@ -288,9 +288,9 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads records from the database into `page`, the result of one read of the log, until the
-    /// page is complete or the position `last` is reached. A page is complete when it has reached
-    /// the limits of its size, or when a damaged record follows its records.
+    /// Reads records from the database into `page` until the page is complete or the position
+    /// `last` is reached. A page is complete when it has reached the limits of its size, or when a
+    /// damaged record follows its records.
     fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
         guarded(|| {
             for entry in self.records.range(keys(page.next(), last))? {

@@ -37,26 +37,25 @@ const EVICTIONS: u64 = 1000;
 /// after the position, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
-/// The minimum pause after a failure of the log, such as a failed commit. During the pause, the
-/// database is not opened again. After a failed commit, publishing returns its error during the
-/// pause.
+/// The minimum pause after a failure of the log. During the pause, the writer does not open the
+/// database again, unless a commit fails. After a failed commit, all appends during the pause
+/// return the error of that commit.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The minimum pause after the database was opened again, as a multiple of the time that the
-/// opening took. During the pause, the database is not opened once more. Readers wait only while
-/// the database is being opened. The pause is at least four times as long, so readers wait at most
-/// a fifth of the time.
+/// opening took. During the pause, only a failed commit makes the writer open the database once
+/// more. Readers wait only while the database is being opened. The pause is at least four times as
+/// long, so readers wait at most a fifth of the time (a third if commits also fail).
 const PAUSE_FACTOR: u32 = 4;
 
-/// The maximum time until the writer checks again whether the oldest record of the log has expired.
+/// The maximum interval between two checks of whether the oldest record of the log has expired.
 const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A database file is compacted (made smaller) only if it is longer than twice the size of its
-/// records plus this number of bytes.
+/// A database file is compacted only if it is longer than twice the size of its records plus this
+/// number of bytes.
 const SMALL: u64 = 4 << 20;
 
-/// The maximum time that the writer, the thread that stores appends, waits for further appends to
-/// share a commit.
+/// The maximum time that the writer waits for further appends to share a commit.
 const MAX_WINDOW: Duration = Duration::from_micros(500);
 
 pub(super) struct Writer {
@@ -72,9 +71,9 @@ pub(super) struct Writer {
     /// The error of the last failed commit. Until `pause_end`, all appends return this error,
     /// and are not tried. `None` if appends can be tried.
     refusal: Option<FileError>,
-    /// The end of the pause after the last failure of the log. Before this time, the writer does
-    /// not open the database again, even if a reader reports a failure, or if an append arrives
-    /// while the file can only be read.
+    /// The end of the pause after the last failure of the log. Before this time, the writer opens
+    /// the database again only after a failed commit. It does not if a reader reports a failure, or
+    /// if an append arrives while the file can only be read.
     pause_end: Instant,
     /// The number of appends in the last commit, and the time that the commit took. They decide how
     /// long the next commit waits for further appends.
@@ -84,8 +83,7 @@ pub(super) struct Writer {
 type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
 
 /// The outcome of a transaction: the new state of the log, and the last position of each append.
-/// The position is `None` if the append requires an unchanged topic, and this condition does not
-/// hold.
+/// The position is `None` if the condition of the append does not hold.
 struct Stored {
     tail: Tail,
     oldest: Option<u64>,
@@ -112,9 +110,9 @@ impl Writer {
         self.close();
     }
 
-    /// Returns the error for appends if the log cannot be written, and `None` if it can be written.
-    /// If it cannot be written, and the pause after the last failure has ended, the function first
-    /// opens the database again. It then returns `None` if the log has become writable.
+    /// Returns the error for appends if the log cannot be written, and `None` if it can. If it
+    /// cannot be written, and the pause after the last failure has ended, the function first opens
+    /// the database again. It then returns `None` if the log has become writable.
     fn refused(&mut self) -> Option<FileError> {
         if self.is_paused() && self.refusal.is_some() {
             return self.refusal.clone();
@@ -140,9 +138,9 @@ impl Writer {
         matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none())
     }
 
-    /// Returns the time when the writer, the thread that stores appends, has to apply the
-    /// retention, even if no append arrives. Returns `None` if the log is empty or cannot be
-    /// written, or if it is within its limits and records do not expire.
+    /// Returns the time when the writer has to apply the retention, even if no append arrives.
+    /// Returns `None` if the log is empty or cannot be written, or if it is within its limits and
+    /// records do not expire.
     fn deadline(&self) -> Option<Instant> {
         if !self.is_writable() || self.tail.records() == 0 {
             return None;
@@ -157,8 +155,9 @@ impl Writer {
         Some(if self.refusal.is_some() { due.max(self.pause_end) } else { due })
     }
 
-    /// Stores appends in the log with one commit, and applies the retention. Adds appends that
-    /// arrive until the time `window`. If the batch is empty, only applies the retention.
+    /// Stores the appends of `batch` with one commit, and applies the retention. Further appends
+    /// can join the batch until the deadline `window`. `batch` is empty if only the retention is
+    /// due.
     fn append(&mut self, mut batch: Batch, window: Instant) {
         // The futures of some appends may have been dropped while they waited.
         batch.appends.retain(|append| !append.publisher.has_left());
@@ -252,10 +251,9 @@ impl Writer {
     }
 
     /// Makes the changes of one transaction: appends records, and evicts the oldest records if the
-    /// retention requires it. `unchanged` has one value for each append: `true` if the log in the
-    /// database fulfils the condition of the append. Adds appends that arrive until the time
-    /// `window`, so that this thread already stores the first appends while other publishers
-    /// prepare theirs.
+    /// retention requires it. `unchanged[n]` is the result of `is_unchanged` for append `n` of
+    /// `batch`. Further appends can join the batch until the deadline `window`. So the writer
+    /// already stores the first appends while other publishers prepare theirs.
     fn change(
         &self,
         transaction: &WriteTransaction,
@@ -357,10 +355,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the database and opens it again after the failure `error`, unless the error is a
-    /// damaged page. After an I/O error, the database cannot even be read. After a damaged page,
-    /// the database stays open, because its other pages can still be read. In both cases, a pause
-    /// begins: before it ends, the database is not opened again.
+    /// Handles the failure `error` of the database. After a damaged page, the database stays open,
+    /// because its other pages can still be read. After any other failure, this method closes the
+    /// database and opens it again immediately: after an I/O error, for example, the database
+    /// cannot even be read. Then a pause begins. Before the pause ends, only a failed commit makes
+    /// the writer call this method again.
     fn reopen(&mut self, error: &FileError) {
         let begin = Instant::now();
         self.refusal = None;
@@ -408,7 +407,7 @@ impl Writer {
     }
 }
 
-/// Sends the error to the publishers of all appends.
+/// Sends `error` to the publishers of these appends.
 fn refuse(appends: Vec<Append>, error: &FileError) {
     replies::send(appends.into_iter().map(|append| (append.publisher, Err(error.clone()))));
 }
@@ -420,7 +419,7 @@ fn pause_end(begin: Instant, end: Instant) -> Instant {
     end + PAUSE.max((end - begin) * PAUSE_FACTOR)
 }
 
-/// Opens a log in a file, and starts its writer, the thread that stores appends.
+/// Opens a log in a file, and starts its writer.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
     let path = &resolved(path);
     let mut mark = locked(|| Mark::open(path))?;
@@ -478,8 +477,8 @@ fn resolved(path: &Path) -> PathBuf {
     absolute(&path).unwrap_or(path)
 }
 
-/// Writes the mark of an open log, a small file beside the database that contains the state of the
-/// log. If the write fails, the log can only be read.
+/// Writes the mark of an open log, a small file beside the database with the state of the log. If
+/// the write fails, the log can only be read.
 fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
     if store.read_only.is_none() {
         let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);
@@ -487,8 +486,8 @@ fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, dura
     }
 }
 
-/// Opens the database of a log. Returns the database, a handle of its file, and the state of the
-/// log, which is `None` if the database is new.
+/// Opens the database of a log. Returns the database, a handle of its file, and the epoch,
+/// positions and size of the log, which are `None` if the database is new.
 fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(Store, File, Option<Tail>), FileError> {
     let (store, file) = Store::open(path, durability, is_created)?;
     let tail = store.tail()?;

@@ -73,9 +73,9 @@ enum Published {
 }
 
 impl NatsBackend {
-    /// Appends records as one message of the NATS stream, and returns the epoch (the identity) of
-    /// the log and the position of the last record. Returns `None`, and appends nothing, if
-    /// `condition` does not hold: the log has another epoch, or the topic may have a newer record.
+    /// Appends records as one message of the NATS stream, and returns the epoch of the log and the
+    /// position of the last record. Returns `None`, and appends nothing, if the log has another
+    /// epoch than `condition`, or if the topic may have a record after the position in `condition`.
     /// Without a condition, the result is never `None`.
     pub(super) async fn store(
         &self,
@@ -135,10 +135,10 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if `condition` holds: the log has a certain epoch (identity),
-    /// and no record of the topic after a certain position. Returns the log as the local node knew
-    /// it before the publication, and the sequence of the stored message. Returns `None` if the
-    /// condition does not hold.
+    /// Publishes the message `new` if `condition` holds: the log has a certain epoch, and no record
+    /// of the topic after a certain position. Returns the log that the stream held directly before
+    /// the publication, and the sequence of the stored message. Returns `None` if the condition
+    /// does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 cannot reliably compare the
     /// sequence of the last message of one topic. For such a server, the message also expects the

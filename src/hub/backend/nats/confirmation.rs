@@ -19,23 +19,21 @@ use tokio::{sync::oneshot, time::timeout};
 /// The maximum time that a publisher waits, after the NATS server's acknowledgement, until the
 /// local node reads the message back from the stream. The log in the stream may have been replaced,
 /// and the acknowledgement does not say which log has stored the message. After this time, the
-/// publisher asks the server.
+/// publisher sends the server a request to check which log the stream holds.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// The published messages whose publishers wait for a confirmation. Another log can replace the log
-/// in the NATS stream, and the server's acknowledgement does not say which of them has stored a
-/// message. A message is confirmed when the follower, the task that reads the stream, has received
-/// it from one of the logs.
+/// The published messages whose publishers wait for a confirmation. A message is confirmed when the
+/// follower has received it from the NATS stream.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer. While it is `false`, publishers do not wait for the follower.
+    /// `true` while the follower receives new messages through a NATS consumer. While this field is
+    /// `false`, publishers do not wait for the follower.
     is_following: AtomicBool,
 }
 
-/// Waits until the follower, the task that reads the NATS stream, receives one published message.
-/// Dropping the value ends the wait.
+/// Waits until the follower, the task that reads the NATS stream, receives one particular message
+/// that this node has published. Dropping this value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -48,7 +46,7 @@ impl Confirmations {
     }
 
     /// Registers a NATS message before it is published. `id` is the message id. The returned value
-    /// waits until the follower, the task that reads the stream, receives the message.
+    /// waits until the follower receives the message.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
@@ -56,8 +54,8 @@ impl Confirmations {
     }
 
     /// Sends `epoch` to the publisher of the NATS message `message` if the publisher waits for it.
-    /// The follower, the task that reads the stream, calls this method when it has received the
-    /// message. `epoch` identifies the log that has stored the message.
+    /// The follower calls this method when it has received the message. `epoch` identifies the log
+    /// that has stored the message.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -71,9 +69,9 @@ impl Confirmations {
         }
     }
 
-    /// Sets whether the follower, the task that reads the NATS stream, receives new messages
-    /// through a consumer. Without a consumer, the follower may receive a published message late.
-    /// The publisher then does not wait until the follower has received the message.
+    /// Sets whether the follower receives new messages through a consumer. Without a consumer, the
+    /// follower may receive a published message late. The publisher then does not wait until the
+    /// follower has received the message.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
@@ -81,8 +79,8 @@ impl Confirmations {
 
 impl Pending<'_> {
     /// Returns the epoch (the identity) of the log that has stored the published message. Returns
-    /// `None` if the follower, the task that reads the stream, does not receive the message within
-    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]).
+    /// `None` if the follower does not receive the message within 5 milliseconds
+    /// ([`FOLLOWER_TIMEOUT`]).
     ///
     /// Does not wait if the follower has no NATS consumer.
     pub(super) async fn epoch(mut self) -> Option<u64> {

@@ -6,11 +6,11 @@ use crate::BoxError;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use std::{mem, time::Duration};
 
-/// The maximum number of NATS messages that one read of the log returns, as a page.
+/// The maximum number of NATS messages in a page, the result of one read of the log.
 pub(super) const PAGE_MESSAGES: usize = 1000;
 
-/// The approximate number of bytes that one read of the log in the NATS stream returns, as a page.
-/// [`max_page_bytes`] adds room for the largest message.
+/// The approximate maximum size of a page of NATS messages, in bytes. [`max_page_bytes`] adds room
+/// for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
 /// The time without a request to a consumer after which the NATS server deletes the consumer.

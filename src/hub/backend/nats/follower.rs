@@ -62,15 +62,15 @@ pub(super) struct Follower {
 }
 
 enum Source {
-    /// The NATS server is creating a consumer, which will deliver the new messages of the log. The
-    /// number counts the failed attempts to create it. Meanwhile, the follower requests messages
-    /// one by one.
+    /// The NATS server is creating a consumer, which will deliver the new messages of the log.
+    /// Meanwhile, the follower reads these messages one by one. The number counts the failed
+    /// attempts to create the consumer.
     ///
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
     Starting(Starting, u32),
-    /// The NATS server has created a consumer for the follower, which reads the new messages of the
-    /// log. The follower has not checked yet that the stream still holds the same log.
+    /// The NATS server has created a consumer for the follower. The follower has not checked yet
+    /// that the stream still holds the same log.
     Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
     /// The NATS consumer has failed with this error. The follower, which reads the new messages of

@@ -29,9 +29,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The maximum time that a read of messages waits for the NATS client to reconnect. After the
-/// reconnect, the read requests the messages one by one. If the client does not reconnect in this
-/// time, the read returns an error.
+/// The maximum time that a read of messages waits for the NATS client to reconnect. After a
+/// reconnect, the messages are requested one by one. If the client does not reconnect in this time,
+/// the read returns an error.
 const RECONNECTION: Duration = Duration::from_secs(1);
 
 /// The time to wait for a response of JetStream before a read-only request is sent again.
@@ -157,10 +157,10 @@ struct Health {
     /// A pair: the number of times that the connection to NATS was lost, and a `bool` that is
     /// `true` while there is a connection.
     losses: watch::Sender<(u64, bool)>,
-    /// The time of the latest sign that the connection to NATS does not work: it was lost, or the
-    /// client tried to reconnect. `None` while the connection works. A reconnect that the backend
-    /// forces sets the time only if the time is `None`, because a forced reconnect is no sign that
-    /// the client itself still tries to connect.
+    /// The time of the latest sign that the connection to NATS does not work: it was lost, the
+    /// client tried to reconnect, or the backend forced a reconnect because no response arrived.
+    /// `None` while the connection works. A forced reconnect does not replace an earlier time,
+    /// because it does not show that the client itself still tries to connect.
     trouble: Mutex<Option<Instant>>,
 }
 

@@ -1,5 +1,6 @@
-//! The format of records in NATS messages. The topic is the subject, the kind is a header, and the
-//! events of one append are the payload.
+//! The format of records in NATS messages. Each message contains the records of one append: their
+//! topic is the subject, their kind, such as event or finish, is a header, and their events are the
+//! payload.
 
 use crate::{
     BoxError,
@@ -25,8 +26,7 @@ const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
 /// Returns the position of the last event in the NATS message with this sequence. Each message
-/// takes 65,536 positions ([`EVENTS`]), even if it contains fewer events. Its last event has the
-/// greatest of these positions.
+/// takes 65,536 positions ([`EVENTS`]). Its last event has the greatest of these positions.
 pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
@@ -210,10 +210,10 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Appends the events of a NATS message to `page`, the result of one read of the log, but only
-/// events after the position `after`. `stream` is the name of the JetStream stream. Afterwards the
-/// page ends at the position of the message, even if no event was appended. A message whose subject
-/// is not that of a topic, or whose kind is unknown, has no events.
+/// Appends the events of a NATS message to `page`, but only events after the position `after`.
+/// `stream` is the name of the JetStream stream. Afterwards the page ends at the position of the
+/// message, even if no event was appended. A message whose subject is not that of a topic, or whose
+/// kind is unknown, has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;

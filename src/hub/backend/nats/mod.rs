@@ -69,7 +69,7 @@ use tokio::{sync::Mutex, time::timeout};
 /// its place, the node adds a mark, which begins a new log. The node also adds a mark if the stream
 /// stores a new message under a sequence that the node has already seen. From then on no node
 /// accepts an id of the old log. A client that reconnects with such an id gets a
-/// [gap](crate::hub::Gap).
+/// [gap](crate::hub::Gap), which reports missing events.
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
 /// itself. If all nodes that know a message stop, and the stream then loses this message, nodes
@@ -115,9 +115,8 @@ use tokio::{sync::Mutex, time::timeout};
 ///
 /// Other programs can publish to other subjects of the stream. Nodes skip these messages. If the
 /// client library cannot parse the headers of such a message, the library ends the connection. The
-/// node then requests this message alone. The follower of each node, the task that reads new
-/// messages, loses its connection once. If a later read of old events comes to this message, the
-/// node that reads loses its connection again.
+/// node then requests this message alone. So each node loses its connection once when this message
+/// is new, and again when a later read of old events reaches the message.
 ///
 /// # Resources and permissions
 ///

@@ -1,4 +1,4 @@
-//! Single-flight for checks of the JetStream stream: concurrent callers share one check.
+//! Single-flight for checks that the JetStream stream still holds the same log.
 
 use crate::BoxError;
 use std::sync::{
@@ -14,9 +14,8 @@ use tokio::sync::Mutex;
 /// the call. A caller that arrives during a check waits for the next check.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,
-    /// The last check of the JetStream stream that has ended: its number in the order of the
-    /// checks, and its result. `None` before the first check has ended. The lock is held while a
-    /// check runs.
+    /// The last check that has ended: its number (the checks are counted from 1), and its result.
+    /// `None` before the first check has ended. The lock is held while a check runs.
     last: Mutex<Option<Ended<T>>>,
 }
 

@@ -24,7 +24,7 @@ use tokio::time::sleep;
 /// wait is one second.
 const DELETION: Duration = Duration::from_secs(1);
 
-/// The JetStream error code of a response that says that the requested message does not exist.
+/// The JetStream error code for a requested message that does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
 /// Sends requests about one JetStream stream over one connection to NATS.
@@ -81,8 +81,8 @@ impl Stream<'_> {
     /// Returns an error if an existing stream cannot be used as a log.
     ///
     /// Set `existed` to `true` if this process has already used the stream. If the stream is then
-    /// missing, it was deleted, so the function waits for one second ([`DELETION`]) before it
-    /// creates the stream again.
+    /// missing, it was deleted, and the server may still be removing its files. So the function
+    /// waits for one second ([`DELETION`]) before it creates the stream again.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -128,8 +128,8 @@ impl Stream<'_> {
     }
 
     /// Returns the message with this sequence, or `None` if the JetStream stream does not have it.
-    /// Use this function for a message that is known to be large. Without a response, it sends the
-    /// request again only after half of the request timeout, and not after 250 milliseconds.
+    /// Use this function for a message known to be large. Without a response, it repeats the
+    /// request after half of the request timeout instead of 250 milliseconds.
     pub(super) async fn get_large(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message_with_interval(self.link.large_message_interval(), &json!({ "seq": sequence })).await
     }

@@ -29,9 +29,9 @@ impl Log {
     }
 
     /// Appends records of one topic if the topic has no record after the position `since`. Returns
-    /// `None`, and appends nothing, if it has. Also returns `None` if the log has another epoch (a
-    /// number that identifies one lifetime of the log), if records after `since` were evicted, or
-    /// if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
+    /// `None`, and appends nothing, if it has. Also returns `None` if the log has another epoch
+    /// than `epoch` (a number that identifies one lifetime of the log), if records after `since`
+    /// were evicted, or if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
     ///
     /// Shares a transaction with the other appends that wait at the same time, like
     /// [`append`](Self::append). The condition also covers the records of the earlier appends in
@@ -132,8 +132,7 @@ impl Log {
     }
 
     /// Performs appends in one transaction, in their order. Returns the result of each append:
-    /// `None` if the append requires an unchanged topic and this condition does not hold, so that
-    /// it has appended nothing.
+    /// `None` if the append has a [`Condition`] that does not hold, so that nothing was appended.
     async fn append_now(self: &Arc<Self>, group: &[Waiting]) -> Result<Vec<Option<Appended>>, RequestError> {
         let records = || group.iter().flat_map(|append| &append.records);
         let kinds: Vec<_> = records().map(|record| page::kind_to_sql(record.kind)).collect();

@@ -30,8 +30,7 @@ const UNUSABLE: &str = "Postgres cannot be used";
 /// The hosts of a Postgres server, and the settings for connections to this server.
 #[derive(Clone)]
 pub(super) struct Server {
-    /// The settings for connections to the hosts in the URL of the Postgres server, one entry for
-    /// each host.
+    /// The settings for connections to each host in the URL of the Postgres server.
     hosts: Vec<Config>,
     #[cfg(feature = "postgres-tls")]
     tls: Option<Arc<Tls>>,
@@ -65,7 +64,8 @@ impl Server {
         })
     }
 
-    /// Sets the PEM files for TLS. Has no effect if connections to the server do not use TLS.
+    /// Sets the PEM files for TLS: root certificates, client certificate and private key. Has no
+    /// effect if connections to the server do not use TLS.
     #[cfg(feature = "postgres-tls")]
     pub(super) fn set_tls_files(&mut self, files: &Files) {
         if let Some(tls) = &mut self.tls {
@@ -159,8 +159,8 @@ pub(super) struct Connection {
 /// at the end of the connection.
 #[derive(Default)]
 struct Signal {
-    /// Wakes the waiting task. A stored permit means that a Postgres notification has arrived since
-    /// the last wait, or that the connection has ended.
+    /// Wakes the follower, which waits in [`notified`](Connection::notified). A wake-up while the
+    /// follower does not wait ends its next wait immediately.
     notify: Notify,
     has_ended: AtomicBool,
 }

@@ -1,4 +1,4 @@
-//! Errors of connections to Postgres and of requests to Postgres.
+//! Errors of connections and requests to Postgres.
 
 use super::schema;
 use std::{error::Error, fmt, sync::Arc};
@@ -12,7 +12,8 @@ pub(super) struct RequestError {
     /// `true` if the connection cannot be used after this error, so that the next request needs a
     /// new connection.
     breaks_connection: bool,
-    /// `true` if the log, or a table of it, was locked for too long.
+    /// `true` if another transaction locked the log, or a table of it, for longer than the
+    /// `lock_timeout`.
     is_locked: bool,
 }
 
@@ -58,7 +59,7 @@ impl RequestError {
     }
 
     /// Returns `true` if the error of a transaction with several appends may concern only one
-    /// append. The other appends may then succeed in a transaction without this append.
+    /// append. The others may then succeed in another transaction.
     pub(super) fn can_concern_one_append(&self) -> bool {
         !self.breaks_connection && !self.is_locked
     }

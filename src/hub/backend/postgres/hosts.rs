@@ -44,7 +44,7 @@ pub(super) fn split(config: &Config) -> Result<Vec<Config>, BoxError> {
         .collect())
 }
 
-/// Copies all settings of a Postgres URL except the hosts, their addresses, and their ports.
+/// Returns a copy of the settings of a Postgres URL without hosts, addresses and ports.
 fn without_hosts(config: &Config) -> Config {
     let mut copy = Config::new();
     config.get_user().map(|user| copy.user(user));

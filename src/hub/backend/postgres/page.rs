@@ -13,11 +13,11 @@ use tokio_postgres::{
 
 /// The maximum number of records in a page, the result of one read of the log.
 const MAX_RECORDS: i64 = 1000;
-/// The maximum number of records that a query examines to find the records of the wanted topics.
-/// Records of other topics count, too. Examining them takes about 10 ms.
+/// The maximum number of records that a query examines to find the records of the wanted topics,
+/// including records of other topics. Examining this number takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The maximum size in bytes of a page of the log: 64 KiB if the query is for some topics, and 1
-/// MiB if it is for all topics. The last record of a page can exceed the size.
+/// The maximum size in bytes of a page: 64 KiB if the query is for some topics, and 1 MiB if it is
+/// for all topics. The last record of a page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
 /// The newest record that this process knows, and its epoch, the number that identifies one
@@ -30,8 +30,8 @@ pub(super) struct Known {
     pub(super) stored_at: SystemTime,
 }
 
-/// The newest record that this process knows, as parameters of a query. The server checks that the
-/// log still has this record.
+/// The newest record that this process knows, as parameters of an SQL query. The server checks that
+/// the log still has this record.
 pub(super) struct KnownParameters {
     epoch: Option<i64>,
     position: Option<i64>,
@@ -56,13 +56,13 @@ impl KnownParameters {
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// `true` if the log is on the Postgres server that has issued its epoch (the number that
-    /// identifies the log), and has the newest record that this process knows. The record may be
-    /// missing only if it was evicted, or if it is from an earlier epoch.
+    /// `true` if the log is on the Postgres server that has issued its epoch, and has the newest
+    /// record that this process knows. The record may be missing only if it was evicted, or if it
+    /// is from an earlier epoch.
     pub(super) is_current: bool,
     /// The number of records that the read has returned, including records that this crate cannot
-    /// decode, because a program other than a hub has inserted them. The node counts all of them as
-    /// new records for its next eviction.
+    /// decode, because a program other than a hub has inserted them. All of them count towards the
+    /// number of new records after which the node starts an eviction.
     pub(super) count: usize,
 }
 

@@ -19,7 +19,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// The maximum number of records in a transaction that several appends share. An append with more
 /// records has a transaction of its own.
 const MAX_RECORDS: usize = 1000;
-/// The maximum number of conditional appends in a transaction. Each of them takes about 0.1 ms.
+/// The maximum number of appends with a [`Condition`] in a transaction. Each of them takes about
+/// 0.1 ms.
 const MAX_CONDITIONAL: usize = 100;
 
 /// The maximum number of records that a conditional append examines. The condition is that the log
@@ -27,9 +28,8 @@ const MAX_CONDITIONAL: usize = 100;
 /// position. Examining 5,000 takes about 3 ms. If more records follow the position, the append
 /// appends nothing.
 pub(super) const MAX_EXAMINED: i64 = 5000;
-/// The maximum number of records that the conditional appends of a transaction examine together, as
-/// this process estimates it. A conditional append examines the records after a certain position,
-/// to detect a new record of its topic. Examining 50,000 takes about 30 ms.
+/// The maximum for the estimated number of records that the conditional appends of a transaction
+/// examine together. Examining 50,000 takes about 30 ms.
 const MAX_EXAMINED_TOGETHER: i64 = 50_000;
 
 /// The topics of the hub itself: one for signs of life and other messages between nodes, and one
@@ -75,7 +75,8 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Returns `true` if this is an append to a topic of the hub itself, such as a sign of life.
+    /// Returns `true` if this append is of the hub itself, such as a sign of life of the node: its
+    /// topic is one of [`HUB_TOPICS`].
     fn is_of_hub(&self) -> bool {
         self.records.first().is_some_and(|record| HUB_TOPICS.contains(&&*record.topic))
     }
@@ -101,9 +102,8 @@ struct Size {
 
 impl Size {
     /// Adds an append to the size of the transaction: its numbers of bytes, records, conditional
-    /// appends, and examined records. A conditional append examines the records after a certain
-    /// position, to detect a new record of its topic. Their number is estimated from `newest`, the
-    /// position of the newest record in the log that this process knows.
+    /// appends, and examined records. The number of examined records is estimated from `newest`,
+    /// the position of the newest record in the log that this process knows.
     fn add(&mut self, append: &Waiting, newest: i64) {
         if let Some(condition) = append.condition {
             // The append also examines the earlier records of the transaction. Other nodes may have
@@ -140,8 +140,7 @@ impl Appends {
     /// such as signs of life of this node.
     ///
     /// `newest` is the position of the newest record in the log that this process knows. It serves
-    /// to estimate how many records a conditional append examines. Such an append examines the
-    /// records after a certain position, to detect a new record of its topic.
+    /// to estimate how many records a conditional append examines.
     pub(super) fn next_group(&self, newest: i64) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut size) = (Vec::new(), Size::default());
@@ -214,7 +213,7 @@ mod tests {
     }
 
     /// Creates a queue with these appends. Each pair is one append: the sizes of its records in
-    /// bytes, and the position after which the log must have no record of the topic. `None` stands
+    /// bytes, and the position after which the log must have no record of its topic. `None` stands
     /// for an append without this condition.
     fn queue(appends: impl IntoIterator<Item = (Vec<usize>, Option<i64>)>) -> (Appends, Results) {
         let queue = Appends::default();
@@ -228,8 +227,7 @@ mod tests {
         (queue, results)
     }
 
-    /// Takes all appends from the queue, in groups that share a transaction. Returns the number of
-    /// appends in each group.
+    /// Empties the queue with [`Appends::next_group`]. Returns the number of appends in each group.
     fn groups(queue: &Appends, newest: i64) -> Vec<usize> {
         std::iter::from_fn(|| Some(queue.next_group(newest).len()).filter(|len| *len > 0)).collect()
     }

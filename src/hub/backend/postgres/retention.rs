@@ -14,9 +14,9 @@ use tokio_postgres::types::{ToSql, Type};
 /// takes about 10 ms. If this node has appended or read more records than this since its previous
 /// batch, the next batch deletes up to that greater number of records.
 const MAX_DELETED: u64 = 1000;
-/// The size of deleted records, in bytes, that ends a batch. A batch is one transaction of an
-/// eviction. If this node has appended or read more bytes than this since its previous batch, the
-/// next batch stops only at that larger number of bytes.
+/// The size of deleted records, in bytes, that ends a batch. If this node has appended or read more
+/// bytes than this since its previous batch, the next batch stops only at that larger number of
+/// bytes.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// The number of new records after which a node starts an eviction, the deletion of the oldest
@@ -34,8 +34,9 @@ pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
     /// The number of records that this node has appended or read since its last batch, a
-    /// transaction that deletes old records. The next batch can delete at least this number of
-    /// records. `bytes_since_batch` is the size of these records.
+    /// transaction that deletes old records. The next batch can delete this number of records, or
+    /// 1,000 ([`MAX_DELETED`]) if that is more, so that evictions keep up with appends.
+    /// `bytes_since_batch` is the size of these records.
     since_batch: AtomicU64,
     bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
@@ -44,7 +45,7 @@ pub(super) struct Eviction {
 
 impl Log {
     /// Adds `records` to the number of new records. If there are enough of them for an eviction,
-    /// the deletion of the oldest records, returns `true` and sets the number to 0.
+    /// returns `true` and sets the number to 0.
     fn counts_enough(&self, records: usize) -> bool {
         let enough = (self.settings.max_records / 4).clamp(1, MAX_NEW);
         let is_enough = self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough;
@@ -55,7 +56,7 @@ impl Log {
     }
 
     /// Counts records that this node has appended or read. If there are enough of them, starts an
-    /// eviction, the deletion of the oldest records.
+    /// eviction.
     ///
     /// Appends do not wait until the eviction has ended. But appends and evictions use the same
     /// connection, whose requests run one after the other. So an append waits for at most one batch
@@ -70,9 +71,9 @@ impl Log {
         }
     }
 
-    /// Starts an eviction, the deletion of the oldest records, if enough time has passed since the
-    /// last eviction began: a quarter of the maximum age, but at most ten seconds. The follower,
-    /// the task that reads the log, calls this function at least once a second.
+    /// Starts an eviction if enough time has passed since the last eviction began: a quarter of the
+    /// maximum age, but at most ten seconds. The follower, the task that reads the log, calls this
+    /// function at least once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
         let interval = (self.settings.max_age / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,8 +91,8 @@ impl Log {
     }
 
     /// Deletes the records of the log that are older than the maximum age, or beyond the maximum
-    /// number of records. The caller must have set `is_running`. This function clears it at its
-    /// end.
+    /// number of records. The caller must have set `is_running`, which prevents a second eviction
+    /// at the same time. This function clears the flag at its end.
     async fn evict(&self) {
         // Clears the flag also if the future is dropped.
         let _running = Running(&self.eviction.is_running);

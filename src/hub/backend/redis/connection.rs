@@ -35,10 +35,10 @@ use tokio::{
 /// requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of the regions of all Redis servers. The region of a server is a sequence number: this
-/// crate gives it to the first entry of each millisecond on this server. (An entry id consists of a
-/// time in milliseconds and a sequence number.) Each server has its own region, so two masters of a
-/// split brain hardly ever issue the same id.
+/// The range that contains the region of each Redis server. The region is the sequence number that
+/// this crate gives to the first entry of each millisecond on a server. (An entry id is a time in
+/// milliseconds and a sequence number.) The region is a hash of the server's `run_id`, so two
+/// masters of a split brain hardly ever issue the same id.
 ///
 /// The first entry of a new stream is an exception: its sequence number is smaller than all regions
 /// (`BEGINNINGS` in `log.lua`). Above the region of each server, at least 65,535 sequence numbers

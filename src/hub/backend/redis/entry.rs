@@ -42,14 +42,13 @@ pub(super) struct Entry {
     /// The position through which this entry reports lost entries. `None` if it reports no loss. A
     /// reader that gets this entry next reports a gap if it has read the log only up to a smaller
     /// position. In an entry with a record, this is the newest lost position that the hub knew when
-    /// it added the entry. In a mark, an entry that only reports a loss, it is the position
-    /// directly before the mark. No entry has that position, so each reader has read only up to a
-    /// smaller position, and reports a gap.
+    /// it added the entry. A mark, an entry that only reports a loss, reports it to every reader.
+    /// So in a mark, this is the position directly before the mark: no entry has this position, so
+    /// each reader that gets the mark next has read only up to a smaller position.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry that this entry reports. `None` if this entry reports
-    /// no loss. In a mark, an entry that only reports a loss, `lost_for_readers_before` is not this
-    /// position, but the position directly before the mark. In all other entries, both positions
-    /// are equal.
+    /// no loss. This position equals `lost_for_readers_before`, except in a mark, an entry that
+    /// only reports a loss.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
@@ -155,9 +154,9 @@ pub(super) struct DecodedBatch {
     /// The position of the last entry of the batch. If the batch is empty, this is the position of
     /// the entry that the reader has read last.
     pub(super) through: Position,
-    /// `true` if the predecessor of the first entry of the batch is unknown: other software than a
-    /// hub has added this first entry, or Redis has returned it without its contents, because it
-    /// was deleted during the read.
+    /// `true` if the first entry of the batch does not show the position of its predecessor, unlike
+    /// the entries of a hub. Either other software has added this entry, or Redis has returned it
+    /// without its contents, because it was deleted during the read.
     pub(super) begins_with_foreign_entry: bool,
     /// The position of the predecessor of the first entry of the batch. `None` if it is unknown
     /// (see `begins_with_foreign_entry`).
@@ -175,8 +174,7 @@ pub(super) struct DecodedBatch {
     /// acknowledged entry is lost if the batch has passed its position, and no range contains it.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
-    /// The size in bytes of the largest entry in this batch, the entries that one read has
-    /// returned.
+    /// The size in bytes of the largest entry in this batch.
     pub(super) largest: usize,
 }
 
@@ -184,11 +182,11 @@ pub(super) struct DecodedBatch {
 /// log up to the position `after`. Calls `topic` with the topic name of each entry. `topic` returns
 /// the name as a shared string, or `None` if the records of the topic are not wanted.
 ///
-/// For every entry of a hub, the position of its predecessor is known. A batch reports missing
-/// entries only between `after` and its first entry. So the batch ends before a later entry that
-/// does not follow its predecessor in the batch, or that reports a loss of entries between the two.
-/// The next read begins with this entry, and reports the missing entries. Entries of other software
-/// add no record to the batch.
+/// Each entry of a hub shows the position of its predecessor. A batch can report missing entries
+/// only before its first entry. So the batch ends before a later entry if entries between this
+/// entry and the preceding entry of the batch are missing or reported as lost. The next read begins
+/// with the later entry, and reports the missing entries. Entries of other software add no record
+/// to the batch.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -249,9 +247,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns `true` if a failover has lost the newest entries of the log, including the entry at
-/// `after`, the last entry that a reader has read. The reader gets the entry `next` now, whose
-/// predecessor is then at a position before `after`.
+/// Returns `true` if the predecessor of the entry `next` is before `after`, the last position that
+/// its reader has read, and `after` is not directly before `next`. A failover has then lost the
+/// newest entries of the log, including the entry at `after`.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }
@@ -282,7 +280,7 @@ mod tests {
         Some(name.into())
     }
 
-    /// Generates the positions of the entries of a Redis stream, each with `true` if a hub has
+    /// Generates a random Redis stream: the position of each entry, with `true` if a hub has
     /// written the entry, and `false` if other software has.
     fn stream(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<(Position, bool)>> {
         let mut at = 1_000_000_u64 << SEQUENCE_BITS;

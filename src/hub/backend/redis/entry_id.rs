@@ -1,4 +1,4 @@
-//! Conversion between the ids of entries in Redis (`<ms>-<sequence>`) and the positions of the hub.
+//! Conversion between Redis entry ids (`<ms>-<sequence>`) and positions, which are 64-bit numbers.
 
 use crate::{
     BoxError,
@@ -11,11 +11,11 @@ pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
 /// The greatest sequence number that fits into a position. If an entry id has a greater sequence
 /// number, its position contains this number instead. So several ids can have the same position.
-/// Only other software chooses such ids; hubs do not.
+/// Only other software chooses such ids.
 pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
-/// The position of every entry id whose time is too great for the bits of a position. Only other
-/// software chooses such ids; hubs do not.
+/// The position of every entry id whose time (milliseconds since 1970) does not fit into the upper
+/// bits of a position. Only other software chooses such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
 /// One day in milliseconds. An entry id is considered a mistake of other software if its time is
@@ -81,8 +81,8 @@ mod tests {
         Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
-    /// Generates a position that a hub can issue. A position packs the time and the sequence number
-    /// of an entry id into 64 bits. Both numbers fit, so no other entry id has the same position.
+    /// Generates a position that a hub can issue. The generated time and sequence number fit into
+    /// the position, so only one entry id has this position.
     fn issued(u: &mut Unstructured<'_>) -> arbitrary::Result<Position> {
         Ok(at(u.int_in_range(0..=(u64::MAX >> SEQUENCE_BITS) - 1)?, u.int_in_range(0..=OVERFLOW_SEQUENCE - 1)?))
     }

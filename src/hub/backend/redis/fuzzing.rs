@@ -1,4 +1,4 @@
-//! Access to the functions that convert entries and entry ids of Redis, for the fuzz targets only.
+//! Access to the functions that convert Redis entries and entry ids, for fuzz targets only.
 
 use super::{
     super::{Page, Position, RecordKind},
@@ -12,8 +12,8 @@ pub fn position(id: &[u8]) -> Option<Position> {
     entry_id::position(id)
 }
 
-/// Returns the Redis entry id with this position. If several ids have this position, returns the
-/// greatest of them.
+/// Returns the greatest Redis entry id with this position. Several ids share a position if their
+/// numbers are too great for it.
 pub fn id(position: Position) -> String {
     entry_id::id(position)
 }
@@ -23,8 +23,8 @@ pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }
 
-/// Decodes a response to `XREAD` as a page, for a reader that has read the log up to the position
-/// `after`. The page has the records of all topics.
+/// Decodes a response to `XREAD` as a page, for a reader that has read the log up to `after`. The
+/// page has the records of all topics.
 pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     let batch = entry::decode(entry::stream_entries(answer)?, after, |topic| Some(topic.into()))?;
     let evicted_through = batch.evicted_through.unwrap_or_default();

@@ -20,11 +20,11 @@ const MAX_ACKNOWLEDGED: usize = 1 << 16;
 /// acknowledgement for at most 2 seconds by default, so the range of its entry is still remembered.
 const MAX_RUNS: usize = 4096;
 
-/// The number of failed attempts to report a loss, after which a process reports the loss without a
-/// complete search of the log. A process that detects a loss adds a mark, an entry that reports the
-/// loss. Before that, it searches the log for the mark of another process that reports the same
-/// loss. If there are too many entries to search, it adds no mark, and tries again later. After
-/// this number of attempts, it adds the mark in spite of an incomplete search.
+/// The number of failed attempts to report a loss of entries. Before a process adds a mark, an
+/// entry that reports the loss, it searches the log for a mark of another process that reports the
+/// same loss. If there are too many entries to search, the attempt fails, and the process tries
+/// again later. After this number of failed attempts, it adds the mark in spite of an incomplete
+/// search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Detects lost entries: compares the positions that this process has published or read with the
@@ -60,9 +60,9 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Sets the position after which this process reads next. If its previous read ended at another
-    /// position, also forgets the positions of the entries that this process has read, because the
-    /// next entries do not continue them.
+    /// Sets the position after which this process reads the log next. If its previous read ended at
+    /// another position, also forgets which entries this process has read, because the next entries
+    /// do not directly follow them.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -71,8 +71,9 @@ impl Losses {
         }
     }
 
-    /// Forgets all detected losses, because another log has replaced the log. Also forgets the
-    /// positions of acknowledged entries that are after `newest`, the end of the new log.
+    /// Forgets all detected losses of entries, because another log has replaced the log. Also
+    /// forgets the entries after `newest`, the end of the new log, that the server has acknowledged
+    /// to this process.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
         self.forget_lost();
@@ -129,9 +130,9 @@ impl Losses {
         }
     }
 
-    /// Records that the Redis stream has lost the entry with this position.
-    /// [`attempt`](Self::attempt) then lets its caller report this loss to all readers, with an
-    /// entry that the caller adds to the stream.
+    /// Notes that the Redis stream has lost the entry with this position. The caller of
+    /// [`attempt`](Self::attempt) then adds an entry to the stream that reports this loss to all
+    /// readers.
     pub(super) fn note_missing(&mut self, position: Position) {
         self.lost = self.lost.max(Some(position));
     }
@@ -148,35 +149,35 @@ impl Losses {
         (self.lost, self.marked, self.attempts) = (None, None, 0);
     }
 
-    /// Records the position of a mark, an entry in the log that reports the loss of other entries.
+    /// Stores the position of a mark, an entry in the log that reports the loss of other entries.
     /// Until this process has read up to the mark, [`attempt`](Self::attempt) returns `None`, so
-    /// that no second mark is added.
+    /// that its caller adds no second mark.
     pub(super) fn note_marked(&mut self, mark: Position) {
         (self.marked, self.attempts) = (Some(mark), 0);
     }
 
-    /// Returns the position of the mark, the entry that reports the loss of other entries, if this
-    /// process has not read the log up to this position yet. Otherwise returns `None`.
+    /// Returns the position of the mark, the entry that reports the loss, if this process has not
+    /// read the log up to this position yet. Otherwise returns `None`.
     pub(super) fn unread_mark(&self) -> Option<Position> {
         self.marked.filter(|mark| self.through < *mark)
     }
 
-    /// Records that the log ends at the position `newest`. If this is before the mark, the entry
-    /// that reports the loss of other entries, the log has lost the mark, too. The loss then has to
-    /// be reported again.
+    /// Notes that the log ends at the position `newest`. If the mark, the entry that reports the
+    /// loss of other entries, is after this end, the log has lost the mark, too. The loss is then
+    /// not reported any more, and needs a new mark.
     pub(super) fn note_end(&mut self, newest: Position) {
         self.marked = self.marked.filter(|mark| *mark <= newest);
     }
 
-    /// Returns the position of the newest lost entry whose loss the log does not report yet, and
-    /// counts an attempt to report it. The caller then adds a mark, an entry that reports the loss,
-    /// unless the log already has a mark that reports it. The `bool` is `true` after four attempts
-    /// ([`MAX_ATTEMPTS`]): the caller then adds the mark even if the log has too many entries to
-    /// search for such a mark.
+    /// Returns the position of the newest lost entry, if its loss has to be reported, and counts an
+    /// attempt to report it. The caller then adds a mark, an entry that reports the loss, unless it
+    /// finds a mark of another process in the log. If the log has too many entries for this search,
+    /// the caller adds the mark only if the `bool` is `true`: after four attempts
+    /// ([`MAX_ATTEMPTS`]).
     ///
     /// Returns `None` if no loss has to be reported, or if a mark was added and this process has
-    /// not read up to it yet. If this process has read past the position of the mark and the loss
-    /// is still not reported, the log has lost the mark. This call is then a new attempt.
+    /// not read up to it yet. If this process has read past the mark's position without finding the
+    /// mark, the log has lost the mark, and this call is a new attempt.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.marked = self.unread_mark();
@@ -187,10 +188,10 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores `regressed_to`, the end of the log that a check has found, and returns the end that
-    /// the previous check has stored. An end is `None` if the log did not end before the last
-    /// position that this process has read. If both ends are known, and the new end is later, other
-    /// processes append at positions that this process has already passed.
+    /// Stores the result of a check, and returns that of the previous check: the end of the log if
+    /// it is before the last position that this process has read, and otherwise `None`. A log with
+    /// such an end has lost its newest entries. If the end is later than at the previous check,
+    /// other processes append at positions that this process has already passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -322,9 +323,9 @@ mod tests {
         assert_eq!(losses.attempt(), Some((at(2), false)));
     }
 
-    /// If two checks find that the log ends before the read position, and the end is later the
-    /// second time, other processes append there. A read between the two checks makes this
-    /// conclusion wrong: the log may have grown past the read position, and then lost entries
+    /// If two checks find that the log ends before the last read position, and the end is later the
+    /// second time, other processes append before that position. After a read between the checks,
+    /// this conclusion would be wrong: the log had grown past that position, and has lost entries
     /// again.
     #[test]
     fn end_of_the_log_before_a_read_is_forgotten() {

@@ -45,10 +45,11 @@ use tokio::sync::Mutex;
 ///   response, `publish` returns an error, and the events may be in the log. The backend does not
 ///   send them again.
 /// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
-///   examines the entries after the given position, which takes about 1.6 microseconds for each
-///   entry. It appends nothing if there are 2,000 such entries or more, if an entry after the
-///   position is missing, or if the stream was deleted. But an entry that a failover has lost
-///   counts as missing only in the processes that had read or published it.
+///   searches the entries after the given position for entries of the topic, which takes about 1.6
+///   microseconds for each entry. It appends nothing if the search finds an entry, if there are
+///   2,000 entries or more to search, if one of these is missing, or if the stream was deleted. But
+///   an entry that a failover has lost counts as missing only in the processes that had read or
+///   published it.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.
@@ -67,7 +68,7 @@ use tokio::sync::Mutex;
 ///   hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
-///   events detects this within 3 seconds. If the new stream is deleted, too, within two
+///   events detects this within 3 seconds. If the new stream is itself deleted within two
 ///   milliseconds after its creation, every client gets a gap.
 ///   [`Gap::resumed`](crate::hub::Gap::resumed), the id of the first event after this gap, may then
 ///   be smaller than the real id of that event.
@@ -118,9 +119,9 @@ use tokio::sync::Mutex;
 ///
 /// Entries that other software has added to the stream are skipped. If the id of such an entry has
 /// a time after the year 2527, hubs still read the stream. Publishing then returns an error until
-/// the stream is deleted. After the deletion, a new log begins with ids of the current time, and
-/// clients with a greater id get a gap. The new log begins in the same way if the deleted stream
-/// had any id more than a day ahead of the server's clock.
+/// the stream is deleted. After the deletion of a stream with an id more than a day ahead of the
+/// server's clock, the new log begins with ids of the current time. Clients with a greater id get a
+/// gap.
 ///
 /// # Examples
 ///
@@ -444,8 +445,8 @@ impl RedisBackend {
     }
 
     /// Removes entries that are older than the maximum age from the Redis stream. Called after an
-    /// append has failed because the server has no memory. Other appends need no such call, because
-    /// the script of a successful append removes old entries itself.
+    /// append has failed because the server has no memory. A successful append needs no such call,
+    /// because its script removes old entries itself.
     async fn trim(&self) {
         let age = self.max_age_ms();
         let newest = entry_id::ms(self.high_watermark());
