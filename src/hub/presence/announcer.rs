@@ -234,7 +234,7 @@ async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<(u64, Position)>) 
         answer_questions(&core);
         drop(core);
         let request = presence.state().answered(&presence);
-        // The position up to which the log can have answers that the local node has not read yet.
+        // The log can have answers up to this position that the local node has not read yet.
         let mut unread = None;
         if let Some(request) = request {
             // A node that is always a second behind a busy log would never reach a later end, so

@@ -538,8 +538,8 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     }
 }
 
-/// The number of messages, from the oldest one on, in which [`named_by_messages`] looks for the id
-/// of the log. Messages of other programs do not name the log.
+/// The maximum number of messages, from the oldest one on, that [`named_by_messages`] examines to
+/// find the id of the log. Messages of other programs do not name the log.
 const MAX_EXAMINED: usize = 32;
 
 /// Returns an unpublished mark for a JetStream stream without marks. Its log id is from a header of
