@@ -232,8 +232,10 @@ impl NatsBackend {
                 // attempt. The request may be lost, for example with the cluster server that
                 // received it.
                 let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8).min(deadline);
-                // The last attempt ends with the request timeout, which `soon` measures.
-                let patience = if can_repeat_at(patience) { patience } else { deadline + self.timeout };
+                // The last attempt ends with the request timeout, which `soon` measures. An attempt
+                // that ended at the same time would be followed by further ones in the same poll.
+                let can_repeat = patience < deadline && can_repeat_at(patience);
+                let patience = if can_repeat { patience } else { deadline + self.timeout };
                 match timeout_at(patience, losses.unless_lost(attempt)).await {
                     Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
                     Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),

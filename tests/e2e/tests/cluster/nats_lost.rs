@@ -64,6 +64,20 @@ async fn short_duplicate_window_stores_one_copy_if_an_acknowledgement_is_lost() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unanswered_message_is_sent_a_few_times() {
+    const MANY: usize = 1000;
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let log = nats(&wire.url());
+    log.bounds().await.expect("the server responds");
+    wire.lose_acknowledgements(MANY);
+    log.append(vec![record("news", "unsure")]).await.expect_err("no acknowledgement arrives");
+    sleep(Duration::from_secs(1)).await;
+    let sent = MANY - wire.acknowledgements_to_lose();
+    assert!((2..=6).contains(&sent), "{sent} copies");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn short_duplicate_window_stores_one_copy_if_the_connection_is_lost() {
     let store = store_with_short_duplicate_window().await;
     let wire = Wire::to(store.address()).await;
