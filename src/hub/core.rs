@@ -66,6 +66,10 @@ pub(super) struct Core {
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
+    /// The newest position of a record before the newest multiple of a step that the clients of
+    /// Durable Streams move by, in a log whose ids contain times.
+    #[cfg(feature = "durable-streams")]
+    pub(super) step_end: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
     /// Wakes the janitor, the task that removes expired events, when it has to sleep less long: a
@@ -90,6 +94,8 @@ impl Core {
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
+            #[cfg(feature = "durable-streams")]
+            step_end: AtomicU64::new(0),
             wake_queue: Arc::default(),
             recordings,
             presence,

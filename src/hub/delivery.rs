@@ -1,5 +1,7 @@
 //! Delivery of records from the log of a backend into the topics of this process.
 
+#[cfg(feature = "durable-streams")]
+use super::durable_streams;
 use super::{
     backend::{Bounds, Page, Position, Record, RecordKind},
     config::HubConfig,
@@ -39,6 +41,8 @@ impl Node for Core {
         if let Some(backend) = &self.backend {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
+        #[cfg(feature = "durable-streams")]
+        durable_streams::forget_step(self);
         self.recordings.reset(bounds.evicted_through, bounds.last);
         let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
@@ -58,6 +62,8 @@ impl Node for Core {
         let now = Instant::now();
         // Recordings and presence process the records before the position of the page is committed.
         let beats = self.recordings.note(&page);
+        #[cfg(feature = "durable-streams")]
+        durable_streams::note_step(self, &page);
         self.presence.note(&page, beats);
         keeper::start(self);
         if page.evicted_through > self.committed() {

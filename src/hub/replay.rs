@@ -355,9 +355,6 @@ impl Subscription {
             self.set_state(State::Pauses(pause(&self.core)));
             return None;
         };
-        if page.evicted_through > self.cursor {
-            self.core.backend.as_ref().inspect(|backend| backend.advance_evicted(page.epoch, page.evicted_through));
-        }
         if replay.is_unsure && page.through < self.cursor {
             // The log has never had this position, so the client resumes with the oldest retained
             // event.

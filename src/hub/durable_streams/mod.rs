@@ -132,6 +132,7 @@ use http::{
 use offset::InvalidOffset;
 use percent_encoding::percent_decode_str;
 use reading::{Begin, ReadError, Reading, Rest};
+pub(super) use reading::{forget_step, note_step};
 use response::{Mode, Query};
 use std::{
     convert::Infallible,

@@ -3,7 +3,7 @@
 
 use super::{
     super::{
-        backend::{IdFormat, Position},
+        backend::{self, IdFormat, Position},
         core::Core,
         error::{Error, ErrorKind, SubscriptionError},
         gap::LagPolicy,
@@ -19,7 +19,10 @@ use crate::{Event, preamble::Purpose};
 use bytes::Bytes;
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Release},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -279,15 +282,19 @@ impl Reading {
     /// the client has missed no event.
     ///
     /// The caller must have read all events of the topic up to `committed`. The new position is a
-    /// multiple of [`step`]. So all waiting clients of the topic get the same position, send it as
-    /// the same offset, and a cache can join their requests into one.
+    /// multiple of [`step`], or the position of the last record before it. So all waiting clients of
+    /// the topic get the same position, send it as the same offset, and a cache can join their
+    /// requests into one.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
         }
-        let step = step(self.epoch().ids);
-        let end = Position::new(committed.get() / step * step);
-        if end > self.position() {
+        let end = match self.epoch().ids {
+            // A position without a record would look like that of a lost record.
+            IdFormat::Times => Position::new(self.core.step_end.load(Acquire)),
+            ids => Position::new(committed.get() / step(ids) * step(ids)),
+        };
+        if end > self.position() && end <= committed {
             self.position = Some(end);
             self.subscription.cursor = self.subscription.cursor.max(end);
         }
@@ -511,6 +518,23 @@ fn step(ids: IdFormat) -> u64 {
         IdFormat::Messages => 256 * IdFormat::MESSAGE,
         IdFormat::Times => (1 << 16) << IdFormat::SEQUENCE_BITS,
     }
+}
+
+/// Notes the position of the last record before the newest multiple of [`step`], if `page`, the
+/// next page of the log, crosses this multiple. Has no effect in a log whose ids contain no times.
+pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
+    let (ids, before) = (core.epoch().ids, core.committed());
+    let multiple = Position::new(page.through.get() / step(ids) * step(ids));
+    if ids == IdFormat::Times && before < multiple {
+        let mut earlier = page.records.iter().rev().map(|(position, _)| *position).filter(|at| *at < multiple);
+        let end = earlier.next().unwrap_or(before);
+        core.step_end.store(end.get(), Release);
+    }
+}
+
+/// Forgets the position of [`note_step`], because another log has replaced the log.
+pub(in crate::hub) fn forget_step(core: &Core) {
+    core.step_end.store(0, Release);
 }
 
 /// Waits until the local node has read from the log all events that it knows to be there, but for

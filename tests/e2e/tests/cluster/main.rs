@@ -35,6 +35,7 @@ mod redis;
 mod redis_access;
 mod redis_failover;
 mod redis_loss;
+mod redis_offsets;
 mod redis_timeouts;
 mod redis_unchanged;
 mod registry;
