@@ -75,7 +75,7 @@ impl Log {
         if self.appends.push(Waiting { records, condition, result }) {
             let running = Running::new(&self.appends);
             // A publisher that drops its future must not interrupt the appends of others.
-            tokio::spawn(Arc::clone(self).run_appends(running));
+            self.spawn(Arc::clone(self).run_appends(running));
         }
         match appended.await {
             Ok(result) => Ok(result?),

@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, Mutex as SyncMutex, OnceLock, PoisonError},
     time::Duration,
 };
-use tokio::sync::Mutex;
+use tokio::{runtime::Handle, sync::Mutex};
 
 /// A log, the ordered list of the events of all topics, in a schema of a
 /// [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
@@ -64,6 +64,9 @@ struct Log {
     appends: Arc<Appends>,
     eviction: Eviction,
     known: SyncMutex<Option<Known>>,
+    /// The tokio runtime of the last request for the bounds, which is that of the hub. The tasks
+    /// that callers share run there. The runtime of a publisher may not run any more.
+    runtime: SyncMutex<Option<Handle>>,
 }
 
 /// Calls the SQL function `append` for each range of the records, in the order of the ranges. The
@@ -270,6 +273,17 @@ impl Log {
             appends: Arc::default(),
             eviction: Eviction::default(),
             known: SyncMutex::default(),
+            runtime: SyncMutex::default(),
+        }
+    }
+
+    /// Spawns a task that callers share, in the runtime of the hub. Without a hub, the task runs in
+    /// the runtime of the caller.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match runtime {
+            Some(runtime) => drop(runtime.spawn(task)),
+            None => drop(tokio::spawn(task)),
         }
     }
 
@@ -315,7 +329,9 @@ impl Log {
 
 impl Backend for PostgresBackend {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log().bounds().await
+        let log = self.log();
+        *log.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Handle::try_current().ok();
+        log.bounds().await
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {

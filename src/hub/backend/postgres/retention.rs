@@ -86,16 +86,16 @@ impl Log {
         if self.eviction.is_running.swap(true, Relaxed) {
             return;
         }
-        let log = Arc::clone(self);
-        tokio::spawn(async move { log.evict().await });
+        // The guard exists before the task, because a runtime that shuts down can drop a task
+        // before it polls the task for the first time.
+        let running = Running(Arc::clone(self));
+        self.spawn(async move { running.0.evict().await });
     }
 
     /// Deletes the records of the log that are older than the maximum age, or beyond the maximum
     /// number of records. The caller must have set `is_running`, which prevents a second eviction
     /// at the same time. This function clears the flag at its end.
     async fn evict(&self) {
-        // Clears the flag also if the future is dropped.
-        let _running = Running(&self.eviction.is_running);
         *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
         // An interval of SQL ends at 178,000,000 years.
@@ -122,10 +122,31 @@ impl Log {
     }
 }
 
-struct Running<'a>(&'a AtomicBool);
+/// Clears the flag of a running eviction when the task of the eviction ends or is dropped.
+struct Running(Arc<Log>);
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.store(false, Relaxed);
+        self.0.eviction.is_running.store(false, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::backend::postgres::PostgresBackend;
+    use tokio::runtime::Builder;
+
+    #[test]
+    fn eviction_after_a_dropped_task_starts_another() {
+        let backend = PostgresBackend::new("postgres://host").unwrap();
+        let log = backend.log();
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let entered = runtime.enter();
+        log.evict_by_age();
+        assert!(log.eviction.is_running.load(Relaxed));
+        drop(entered);
+        drop(runtime);
+        assert!(!log.eviction.is_running.load(Relaxed));
     }
 }

@@ -12,9 +12,11 @@ use e2e::{Store, StoreKind, eventually};
 use futures_util::future::{Either, join_all};
 use std::{
     future::Future,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_sse::{
     BoxError, Event,
@@ -185,4 +187,30 @@ async fn locked_log_fails_all_appends_after_one_attempt() {
     assert!(begin.elapsed() < TIMEOUT * 3 / 2, "{:?}", begin.elapsed());
     application.batch_execute("ROLLBACK").await.expect("it rolls back");
     assert_eq!(data(&log).await, [""; 0], "no append is performed later");
+}
+
+/// A thread with a runtime of its own publishes with `block_on`. Then its runtime does not run.
+#[test]
+fn publisher_whose_runtime_has_stopped_delays_no_other() {
+    let runtime = |builder: &mut tokio::runtime::Builder| builder.enable_all().build().expect("a runtime");
+    let hub = runtime(tokio::runtime::Builder::new_multi_thread().worker_threads(2));
+    let (store, log) = hub.block_on(start());
+    let log = Arc::new(log);
+    hub.block_on(log.bounds()).expect("the server runs");
+    let operator = hub.block_on(application(&store));
+    hub.block_on(operator.batch_execute("BEGIN; LOCK TABLE tower_sse.records")).expect("it locks the table");
+    let first = Arc::clone(&log);
+    let publisher = thread::spawn(move || {
+        let own = runtime(&mut tokio::runtime::Builder::new_current_thread());
+        own.block_on(first.append(vec![record("t", "first")])).expect("it waits for the lock");
+        own
+    });
+    thread::sleep(Duration::from_millis(300));
+    let second = Arc::clone(&log);
+    let second = hub.spawn(async move { second.append(vec![record("t", "second")]).await });
+    thread::sleep(Duration::from_millis(300));
+    hub.block_on(operator.batch_execute("COMMIT")).expect("it commits");
+    let _stopped = publisher.join().expect("the append succeeds");
+    let second = hub.block_on(async { timeout(SOON, second).await }).expect("it does not wait for the stopped runtime");
+    second.expect("no panic").expect("the append succeeds");
 }
