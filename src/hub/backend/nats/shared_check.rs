@@ -1,11 +1,18 @@
 //! Single-flight for checks that the JetStream stream still holds the same log.
 
 use crate::BoxError;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
+
+/// The maximum time that a caller waits for the checks of other callers. After this time, it runs a
+/// check of its own. Without this limit, a caller that is not polled would block the others.
+const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// Runs a check of whether the JetStream stream still holds the log that this process knows.
 /// Concurrent callers share one check.
@@ -30,7 +37,7 @@ impl<T> Default for SharedCheck<T> {
 impl<T: Clone> SharedCheck<T> {
     pub(super) async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let before = self.begun.load(SeqCst);
-        let mut last = self.last.lock().await;
+        let Ok(mut last) = timeout(MAX_WAIT, self.last.lock()).await else { return check.await };
         let shared = last.as_ref().filter(|(number, _)| *number > before);
         let result = match shared {
             Some((_, result)) => result.clone(),
@@ -48,8 +55,12 @@ impl<T: Clone> SharedCheck<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::atomic::AtomicUsize, time::Duration};
-    use tokio::time::{sleep, timeout};
+    use std::{
+        pin::pin,
+        sync::atomic::AtomicUsize,
+        task::{Context, Waker},
+    };
+    use tokio::time::sleep;
 
     #[derive(Default)]
     struct Checks {
@@ -77,6 +88,15 @@ mod tests {
         };
         let (first, later) = tokio::join!(checks.run(), later);
         assert_eq!((first.unwrap(), later.0.unwrap(), later.1.unwrap(), later.2.unwrap()), (0, 1, 1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn caller_that_is_not_polled_does_not_block_others() {
+        let checks = Checks::default();
+        let mut stalled = pin!(checks.run());
+        assert!(stalled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let time = MAX_WAIT + Duration::from_millis(1500);
+        assert_eq!(timeout(time, checks.run()).await.expect("it runs a check").unwrap(), 1);
     }
 
     #[tokio::test(start_paused = true)]
