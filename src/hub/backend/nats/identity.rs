@@ -106,8 +106,8 @@ pub(super) struct KnownLog {
     /// twice within this time.
     pub(super) duplicate_window: Duration,
     /// The time when the local node adds one more mark. Without this mark, retention could remove
-    /// all marks. Each message that arrives earlier postpones this time to half of `max_age` after
-    /// its arrival, because the messages of a hub name the log in a header.
+    /// all marks. Each message of a hub that arrives earlier postpones this time to half of
+    /// `max_age` after its arrival, because such a message names the log in a header.
     renewal: Instant,
 }
 
@@ -332,7 +332,10 @@ impl Identity {
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
         if known.newest < newest {
             known.newest = newest;
-            known.renewal = Instant::now() + known.max_age.unwrap_or_default() / 2;
+            // Messages of other programs are no witnesses, and do not name the log.
+            if witnesses.iter().next().is_some() {
+                known.renewal = Instant::now() + known.max_age.unwrap_or_default() / 2;
+            }
         }
         witnesses.iter().for_each(|witness| known.witnesses.add(witness));
     }
@@ -694,21 +697,38 @@ mod tests {
         }
     }
 
-    #[test]
-    fn mark_at_the_end_of_the_range_evicts_up_to_the_last_event() {
-        let log = KnownLog {
+    fn known_log() -> KnownLog {
+        KnownLog {
             id: "".into(),
             epoch: 0,
-            mark: u64::MAX,
-            last_event: 7,
-            newest: u64::MAX,
+            mark: 1,
+            last_event: 0,
+            newest: 1,
             is_truncated: false,
             witnesses: Witnesses::default(),
             checked_end: None,
             max_age: None,
             duplicate_window: Duration::ZERO,
             renewal: Instant::now(),
-        };
+        }
+    }
+
+    /// Otherwise, retention could remove all messages that name the log.
+    #[test]
+    fn messages_of_other_programs_do_not_postpone_the_next_mark() {
+        let identity = Identity::default();
+        let due = Instant::now();
+        *identity.lock() = Some(KnownLog { max_age: Some(Duration::from_secs(60)), renewal: due, ..known_log() });
+        identity.note_message(0, 2, Witnesses::default());
+        assert_eq!(identity.known().unwrap().renewal, due);
+        identity.note_message(0, 3, Some(Witness::new(3, "id", 10)).into());
+        let known = identity.known().unwrap();
+        assert!(known.renewal > due && known.newest == 3);
+    }
+
+    #[test]
+    fn mark_at_the_end_of_the_range_evicts_up_to_the_last_event() {
+        let log = KnownLog { mark: u64::MAX, last_event: 7, newest: u64::MAX, ..known_log() };
         let state = State { first: u64::MAX, last: u64::MAX, messages: 1, ..State::default() };
         assert_eq!(log.evicted_through(&state), position(7));
     }
