@@ -44,11 +44,14 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// elected leader may not have applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
+/// The time after which a node tries again to add one more mark, if the stream has not accepted it.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
+
 /// The time that a node waits, after it has connected, before it adds one more mark (a message that
 /// identifies the log). The node adds this mark only if the JetStream stream has a maximum age of
 /// messages, because the newest mark may then soon expire. The node waits at most a quarter of the
-/// maximum age. If a message arrives earlier, the mark is due half of the maximum age after this
-/// message: the messages of a hub also identify the log, in a header.
+/// maximum age. If a message of a hub arrives earlier, the mark is due half of the maximum age
+/// after this message, because it also identifies the log, in a header.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
@@ -391,7 +394,7 @@ impl Identity {
         let Some(known) = known else {
             let known = first(stream, &state).await?;
             state = stream.state_or_create(false).await?;
-            return Ok((self.adopt(stream, known, &state).await?, state));
+            return Ok((self.adopt(stream, None, known, &state).await?, state));
         };
         let mut verdict = self.compare(stream, &known, &state).await?;
         let (times, pause) = SETTLING;
@@ -418,7 +421,7 @@ impl Identity {
         match another {
             Some(mark) if mark.id != known.id || verdict != Verdict::Same => {
                 state = stream.state_or_create(true).await?;
-                Ok((self.adopt(stream, mark, &state).await?, state))
+                Ok((self.adopt(stream, Some(known.epoch), mark, &state).await?, state))
             }
             mark => {
                 let known = self.keep(stream, known, mark, &state).await?;
@@ -461,7 +464,13 @@ impl Identity {
 
     /// Makes the log that `mark` identifies the current log of the local node. Later checks compare
     /// the stream with this log.
-    async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
+    async fn adopt(
+        &self,
+        stream: &Stream<'_>,
+        before: Option<u64>,
+        mark: Mark,
+        state: &State,
+    ) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
             id: mark.id,
@@ -475,7 +484,12 @@ impl Identity {
             duplicate_window: state.duplicate_window,
             renewal: Instant::now() + FIRST_RENEWAL.min(state.max_age.unwrap_or_default() / 4),
         };
-        *self.lock() = Some(known.clone());
+        let mut current = self.lock();
+        // A check that was paused must not replace the result of a later one.
+        if current.as_ref().map(|current| current.epoch) != before {
+            return Err("the log was replaced meanwhile".into());
+        }
+        *current = Some(known.clone());
         Ok(known)
     }
 
@@ -500,9 +514,8 @@ impl Identity {
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
         if is_due || state.messages == 0 {
-            // Publishing fails if there is a newer message by now. That message then identifies the
-            // log. Publishing also fails if the stream is full and rejects messages. So errors are
-            // ignored here.
+            // Publishing fails if there is a newer message by now, or if the stream is full and
+            // rejects messages. A later check then tries again.
             let last_event = if state.last == known.mark { known.last_event } else { state.last };
             let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
                 .header(LAST_EVENT, last_event.to_string())
@@ -510,10 +523,14 @@ impl Identity {
             let renewed = publish(stream, renewal).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
-                if let Some(mark) = renewed {
-                    (now.mark, now.last_event) = (mark, last_event);
-                }
-                now.renewal = Instant::now() + state.max_age.unwrap_or_default() / 2;
+                let pause = match renewed {
+                    Some(mark) => {
+                        (now.mark, now.last_event) = (mark, last_event);
+                        state.max_age.unwrap_or_default() / 2
+                    }
+                    None => RENEWAL_PAUSE,
+                };
+                now.renewal = Instant::now() + pause;
             }
         }
         let mut now = self.lock();

@@ -75,6 +75,9 @@ fn is_plain(byte: u8) -> bool {
 /// subject of a topic in the JetStream stream with the name `stream`. Another program may have
 /// written it in another way, with which no read of the topic would find the message.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
+    if subject.len() > MAX_SUBJECT_BYTES {
+        return None;
+    }
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
     while let Some((plain, escaped)) = rest.split_once('=') {

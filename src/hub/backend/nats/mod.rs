@@ -105,7 +105,7 @@ use tokio::{sync::Mutex, time::timeout};
 /// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and,
 /// if set, [`max_bytes`](Self::max_bytes). Beyond these limits, the server removes the oldest
 /// messages. The marks, which identify the log, count as messages. Each log begins with a mark, and
-/// a node adds another mark whenever half of `max_age` has passed without a message.
+/// a node adds another mark whenever half of `max_age` has passed without a message of a hub.
 ///
 /// The backend does not change the configuration of an existing stream. The stream must have the
 /// subject `<stream>.>` and the retention `limits`, and acknowledge messages. It must have no limit

@@ -3,15 +3,16 @@
 use crate::BoxError;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex as SyncMutex, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 use tokio::{sync::Mutex, time::timeout};
 
-/// The maximum time that a caller waits for the checks of other callers. After this time, it runs a
-/// check of its own. Without this limit, a caller that is not polled would block the others.
+/// The maximum time that a caller waits for the checks of other callers. After this time, it shares
+/// a new check with later callers. Without this limit, a caller that is not polled would block the
+/// others.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// Runs a check of whether the JetStream stream still holds the log that this process knows.
@@ -21,23 +22,35 @@ const MAX_WAIT: Duration = Duration::from_secs(3);
 /// the call. A caller that arrives during a check waits for the next check.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,
-    /// The last check that has ended: its number (the checks are counted from 1), and its result.
-    /// `None` before the first check has ended. The lock is held while a check runs.
-    last: Mutex<Option<Ended<T>>>,
+    last: SyncMutex<Arc<Last<T>>>,
 }
+
+/// The last check that has ended: its number (the checks are counted from 1), and its result.
+/// `None` before the first check has ended. The lock is held while a check runs.
+type Last<T> = Mutex<Option<Ended<T>>>;
 
 type Ended<T> = (u64, Result<T, Arc<str>>);
 
 impl<T> Default for SharedCheck<T> {
     fn default() -> Self {
-        Self { begun: AtomicU64::new(0), last: Mutex::new(None) }
+        Self { begun: AtomicU64::new(0), last: SyncMutex::default() }
     }
 }
 
 impl<T: Clone> SharedCheck<T> {
     pub(super) async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let before = self.begun.load(SeqCst);
-        let Ok(mut last) = timeout(MAX_WAIT, self.last.lock()).await else { return check.await };
+        let current = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = loop {
+            let shared = Arc::clone(&current());
+            if let Ok(last) = timeout(MAX_WAIT, Arc::clone(&shared).lock_owned()).await {
+                break last;
+            }
+            let mut current = current();
+            if Arc::ptr_eq(&current, &shared) {
+                *current = Arc::default();
+            }
+        };
         let shared = last.as_ref().filter(|(number, _)| *number > before);
         let result = match shared {
             Some((_, result)) => result.clone(),
@@ -66,6 +79,7 @@ mod tests {
     struct Checks {
         shared: SharedCheck<usize>,
         count: AtomicUsize,
+        fails: bool,
     }
 
     impl Checks {
@@ -73,7 +87,7 @@ mod tests {
             let check = async {
                 let number = self.count.fetch_add(1, SeqCst);
                 sleep(Duration::from_secs(1)).await;
-                if number == 2 { Err("the third fails".into()) } else { Ok(number) }
+                if number == 2 && self.fails { Err("the third fails".into()) } else { Ok(number) }
             };
             self.shared.run(check).await
         }
@@ -95,13 +109,16 @@ mod tests {
         let checks = Checks::default();
         let mut stalled = pin!(checks.run());
         assert!(stalled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        let time = MAX_WAIT + Duration::from_millis(1500);
-        assert_eq!(timeout(time, checks.run()).await.expect("it runs a check").unwrap(), 1);
+        let time = Duration::from_millis(1500);
+        let both = async { tokio::join!(checks.run(), checks.run()) };
+        let (one, other) = timeout(MAX_WAIT + time, both).await.expect("they run a check");
+        assert_eq!((one.unwrap(), other.unwrap()), (1, 1), "they share it");
+        assert_eq!(timeout(time, checks.run()).await.expect("it does not wait").unwrap(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn failed_or_dropped_check_delays_others_once() {
-        let checks = Checks::default();
+        let checks = Checks { fails: true, ..Checks::default() };
         let tick = Duration::from_millis(1);
         let (dropped, waiting) = tokio::join!(timeout(tick, checks.run()), async {
             sleep(tick / 2).await;

@@ -79,7 +79,7 @@ impl Log {
         }
         match appended.await {
             Ok(result) => Ok(result?),
-            Err(_) => Err("the runtime of the publisher has ended".into()),
+            Err(_) => Err("the runtime that performs the appends has ended".into()),
         }
     }
 
@@ -271,7 +271,7 @@ mod tests {
             drop(entered);
             drop(runtime);
             let Poll::Ready(Err(error)) = poll() else { panic!("the append still waits") };
-            assert_eq!(error.to_string(), "the runtime of the publisher has ended");
+            assert_eq!(error.to_string(), "the runtime that performs the appends has ended");
         }
     }
 }

@@ -330,7 +330,9 @@ impl Log {
 impl Backend for PostgresBackend {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let log = self.log();
-        *log.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Handle::try_current().ok();
+        if let Ok(runtime) = Handle::try_current() {
+            *log.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(runtime);
+        }
         log.bounds().await
     }
 

@@ -12,7 +12,7 @@ use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
 const SOON: Duration = Duration::from_secs(20);
 
 /// Waits until a server process waits for a lock of another one.
-async fn a_request_waits(store: &Store) {
+pub(crate) async fn a_request_waits(store: &Store) {
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
     eventually(SOON, "a request waits", async || if store.sql(waiting) == "0" { Err("none") } else { Ok(()) }).await;
 }

@@ -4,6 +4,7 @@
 //! futures of a `join_all` have been polled, so that all of their appends wait at the same time.
 
 use crate::{
+    postgres_operators::a_request_waits,
     postgres_sql::{application, data, start},
     setup::connect,
     unchanged::{postgres, record},
@@ -195,7 +196,7 @@ fn publisher_whose_runtime_has_stopped_delays_no_other() {
     let runtime = |builder: &mut tokio::runtime::Builder| builder.enable_all().build().expect("a runtime");
     let hub = runtime(tokio::runtime::Builder::new_multi_thread().worker_threads(2));
     let (store, log) = hub.block_on(start());
-    let log = Arc::new(log);
+    let log = Arc::new(log.timeout(PATIENT));
     hub.block_on(log.bounds()).expect("the server runs");
     let operator = hub.block_on(application(&store));
     hub.block_on(operator.batch_execute("BEGIN; LOCK TABLE tower_sse.records")).expect("it locks the table");
@@ -205,7 +206,7 @@ fn publisher_whose_runtime_has_stopped_delays_no_other() {
         own.block_on(first.append(vec![record("t", "first")])).expect("it waits for the lock");
         own
     });
-    thread::sleep(Duration::from_millis(300));
+    hub.block_on(a_request_waits(&store));
     let second = Arc::clone(&log);
     let second = hub.spawn(async move { second.append(vec![record("t", "second")]).await });
     thread::sleep(Duration::from_millis(300));
