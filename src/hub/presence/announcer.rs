@@ -184,6 +184,15 @@ fn spawn(handle: &Handle, core: &Arc<Core>) -> AbortHandle {
     handle.spawn(announce(Arc::downgrade(core))).abort_handle()
 }
 
+/// The end of the log when the time for the answers to a request was over.
+#[derive(Clone, Copy)]
+struct AnswersEnd {
+    /// The id of the request, and the end of the time for the answers. The time becomes longer when
+    /// the local node reads of a node with a longer lease.
+    request: (u64, Instant),
+    through: Position,
+}
+
 async fn announce(core: Weak<Core>) {
     let mut failures = 0;
     let mut answers_end = None;
@@ -220,9 +229,9 @@ async fn announce(core: Weak<Core>) {
 /// holds no reference to the hub, so that the hub can be dropped.
 ///
 /// Returns the [`Presences`] of the hub, and `true` if all of this was successful. `false` means
-/// that a request to the backend has failed, or that the local node could not read the log in time.
-/// The caller then tries again after a pause. Returns `None` if the hub was dropped.
-async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<(u64, Position)>) -> Option<(Arc<Presences>, bool)> {
+/// that a request to the backend has failed. The caller then tries again after a pause. Returns
+/// `None` if the hub was dropped.
+async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<AnswersEnd>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let core = weak.upgrade()?;
         let presence = core.presence.clone();
@@ -239,18 +248,17 @@ async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<(u64, Position)>) 
         if let Some(request) = request {
             // A node that is always a second behind a busy log would never reach a later end, so
             // the backend is asked only once for each request.
-            let asked = answers_end.filter(|(id, _)| *id == request);
-            let through = match asked {
-                Some((_, through)) => through,
+            let through = match answers_end.filter(|end| end.request == request) {
+                Some(end) => end.through,
                 None => match backend.newest().await {
                     Some(newest) => newest,
                     None => return Some((presence, false)),
                 },
             };
-            *answers_end = Some((request, through));
+            *answers_end = Some(AnswersEnd { request, through });
             if weak.upgrade()?.committed() >= through {
                 let mut state = presence.state();
-                state.end_request(request);
+                state.end_request(request.0);
                 presence.release(state);
                 start(&weak.upgrade()?);
             } else {
@@ -444,6 +452,8 @@ impl Publishing {
             pending.forget(&self.topic);
         } else {
             self.has_given_up = pending.forget_refused(&self.topic, first);
+            // Otherwise another node has published the event, so the backend accepts events.
+            self.refused_since = self.refused_since.filter(|_| self.has_given_up);
         }
     }
 }

@@ -403,11 +403,12 @@ impl State {
     }
 
     /// If every other node has had enough time to answer the local node's request for the members
-    /// of topics, returns the id of this request. Otherwise returns `None`.
-    pub(super) fn answered(&self, own: &Presences) -> Option<u64> {
-        let is_over = self.answered_at(own).is_some_and(|at| at <= Instant::now());
+    /// of topics, returns the id of this request, and the end of the time for the answers. Otherwise
+    /// returns `None`.
+    pub(super) fn answered(&self, own: &Presences) -> Option<(u64, Instant)> {
+        let at = self.answered_at(own).filter(|at| *at <= Instant::now())?;
         match self.knowledge {
-            Knowledge::Asked { id, .. } if is_over => Some(id),
+            Knowledge::Asked { id, .. } => Some((id, at)),
             _ => None,
         }
     }

@@ -538,7 +538,11 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let peer = state.peers.get_mut(&node)?;
     let now = Instant::now();
     // This process may have been paused since it has found that the node is dead.
-    let is_in_contact = last.is_some_and(|last| now.duration_since(last) < (peer.lease() / BEATS).max(MIN_TIME));
+    // With a very short lease, the contact must be later than the death.
+    let is_in_contact = last.is_some_and(|last| {
+        let age = now.duration_since(last);
+        age < peer.lease() / BEATS || (age < MIN_TIME && last >= peer.dies_at(since))
+    });
     let is_dead = peer.is_dead(now, since);
     let foreign = peer.recordings.get_mut(&announced.topic)?;
     if foreign.announced.id != announced.id {

@@ -398,6 +398,11 @@ impl Recordings {
         state.local.values().flatten().for_each(|local| local.reset(last));
         // A completed takeover is repeated if the other log does not have its records.
         state.settled = Settled::default();
+        state.contact.last = None;
+        // A node without recordings may have some in the other log, with earlier numbers.
+        for peer in state.peers.values_mut().filter(|peer| peer.recordings.is_empty()) {
+            (peer.number, peer.incoming) = (0, None);
+        }
         for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
             (foreign.has_will, foreign.is_claimed) = (false, false);
         }
