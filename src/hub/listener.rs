@@ -1,4 +1,5 @@
 use super::{
+    backend::Position,
     error::SubscriptionError,
     gap::Gap,
     item::{Item, Topics, decode_first},
@@ -131,7 +132,7 @@ pub struct Listener {
     /// The cursor of the subscription immediately before the error that has ended the listener.
     /// [`cursor`](Self::cursor) then returns this position, so that a new listener begins there and
     /// reports the missing events. `None` without an error.
-    failed_at: Option<EventId>,
+    failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,
 }
@@ -169,8 +170,11 @@ impl Listener {
     /// events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
-        let known = self.last.as_ref().or(self.failed_at.as_ref());
-        known.cloned().unwrap_or_else(|| self.subscription.cursor())
+        match (&self.last, self.failed_at) {
+            (Some(last), _) => last.clone(),
+            (None, Some(position)) => self.subscription.epoch.id(position),
+            (None, None) => self.subscription.cursor(),
+        }
     }
 
     /// Decodes the next event that was read from the hub but not yielded yet. Returns `None` if
@@ -210,7 +214,7 @@ impl Stream for Listener {
                 this.events_in_turn += 1;
                 return Poll::Ready(Some(Ok(published)));
             }
-            let (before, gap_after) = (this.subscription.cursor, this.subscription.unreported_gap().cloned());
+            let before = this.subscription.resume_position();
             let item = this.subscription.poll_item(Purpose::Items, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
@@ -218,7 +222,7 @@ impl Stream for Listener {
             match ready!(item) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => {
-                    this.failed_at = Some(gap_after.unwrap_or_else(|| this.subscription.epoch.id(before)));
+                    this.failed_at = Some(before);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Ok(Item { events, topics })) => {

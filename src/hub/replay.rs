@@ -163,12 +163,23 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns the id after which events up to the cursor are or may be missing, if no gap event
-    /// has reported them to the client yet. Otherwise returns `None`.
-    pub(super) fn unreported_gap(&self) -> Option<&EventId> {
+    /// Returns `true` if events up to the cursor are or may be missing, and no gap event has reported
+    /// them to the client yet.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn has_unreported_gap(&self) -> bool {
+        self.unreported_gap_after().is_some()
+    }
+
+    fn unreported_gap_after(&self) -> Option<Position> {
         let pending_gap = self.replay.as_ref()?.pending_gap.as_ref()?;
         let is_passed = pending_gap.is_confirmed || pending_gap.after < self.cursor;
-        is_passed.then_some(&pending_gap.requested)
+        is_passed.then_some(pending_gap.after)
+    }
+
+    /// Returns the position after which a client that reconnects now misses no event without a gap:
+    /// the cursor, or an earlier position if the cursor is already after unreported missing events.
+    pub(super) fn resume_position(&self) -> Position {
+        self.unreported_gap_after().map_or(self.cursor, |after| after.min(self.cursor))
     }
 
     /// Returns `true` while it is not known whether the position after which the subscription
@@ -221,6 +232,7 @@ impl Subscription {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
             // A shutdown ends all topics of a hub, so watching the first topic is enough.
             if self.readers.first_mut().is_some_and(|reader| reader.watch_shutdown(cx.waker())) {
+                self.cursor = self.resume_position();
                 self.replay = None;
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
@@ -248,7 +260,7 @@ impl Subscription {
                     // A read that is rejected because too many reads are waiting is also retried,
                     // because the client already has its response.
                     let page = ready!(Pin::new(page).poll(cx)).ok();
-                    let cursor = self.cursor;
+                    let (cursor, resume_position) = (self.cursor, self.resume_position());
                     let gap = self.apply_page(page);
                     self.has_unsent_cursor |= self.cursor != cursor;
                     let Some(gap) = gap else { continue };
@@ -256,6 +268,7 @@ impl Subscription {
                     self.has_unsent_cursor = false;
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if !self.has_control_events || (has_lagged && self.ends_at_gap()) {
+                        self.cursor = resume_position;
                         self.replay = None;
                         return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }
@@ -361,6 +374,7 @@ impl Subscription {
             replay.is_unsure = false;
             if let Some(pending_gap) = &mut replay.pending_gap {
                 (pending_gap.reason, pending_gap.is_confirmed) = (GapReason::Ahead, true);
+                pending_gap.after = Position::START;
             }
             replay.state = State::Idle;
             self.cursor = Position::START;

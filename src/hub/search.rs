@@ -10,6 +10,7 @@ use super::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
+    runtime::Handle,
     task::JoinHandle,
     time::{error::Elapsed, sleep, timeout},
 };
@@ -83,10 +84,15 @@ impl Core {
         // The search runs in a task of its own, because a caller that is not polled would keep its
         // permit.
         let mut search = Search(runtime.spawn(async move { timeout(SEARCH_TIMEOUT, core.search(&topic)).await }));
-        match (&mut search.0).await {
-            Ok(Ok(searched)) => searched,
-            Ok(Err(_)) => Err(failed("the log was not searched to its end within ten seconds")),
-            Err(_) => Err(failed("the runtime of the hub has ended")),
+        // The runtime of the hub may not run while the caller waits in another one.
+        let searched = match Handle::try_current() {
+            Ok(_) => timeout(2 * SEARCH_TIMEOUT, &mut search.0).await,
+            Err(_) => Ok((&mut search.0).await),
+        };
+        match searched {
+            Ok(Ok(Ok(searched))) => searched,
+            Ok(Err(_)) => Err(failed("the task of the search has ended")),
+            Err(_) | Ok(Ok(Err(_))) => Err(failed("the log was not searched to its end within ten seconds")),
         }
     }
 

@@ -358,9 +358,7 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn cursor(&self) -> EventId {
-        // The cursor can already be after the missing events. With the earlier id, a client that
-        // reconnects gets the gap.
-        self.unreported_gap().cloned().unwrap_or_else(|| self.epoch.id(self.cursor))
+        self.epoch.id(self.resume_position())
     }
 
     /// Returns `true` if all topics are finished and the stream has no more items. A response to

@@ -29,7 +29,7 @@ pin_project! {
         #[pin]
         state: State<I, S, A>,
         // Dropped last: `serve` returns when the server of the last connection is dropped, and the
-        // bodies and handlers of the state must be dropped before.
+        // bodies of the state must be dropped before.
         server: Arc<Server>,
     }
 }

@@ -233,6 +233,21 @@ async fn slow_client_is_disconnected_and_then_gone() {
     assert_eq!(get(&streams, &format!("/t?offset={offset}&live=sse")).await.status, 410);
 }
 
+/// The first part of the stream has no event, but an offset.
+#[tokio::test(start_paused = true)]
+async fn slow_client_of_an_empty_topic_is_disconnected() {
+    let hub = Hub::builder().max_events(1).build();
+    let topic = hub.topic("t");
+    let streams = all(&hub).existing(|_| true);
+    let mut client = Client::new(&streams, "/t?offset=-1&live=sse").await;
+    let events = client.read();
+    let offset = control(&events[0])["streamNextOffset"].as_str().unwrap().to_owned();
+    publish_all(&topic, 1..3).await;
+    assert_eq!(client.read(), []);
+    assert!(client.body.is_end_stream());
+    assert_eq!(get(&streams, &format!("/t?offset={offset}&live=sse")).await.status, 410);
+}
+
 #[tokio::test(start_paused = true)]
 async fn busy_event_stream_gets_no_heartbeat_event() {
     let hub = Hub::new();

@@ -205,8 +205,15 @@ fn oldest_event_that_is_evicted_meanwhile_is_no_gap() {
     let hub = Hub::builder().max_events(1).build();
     let topic = hub.topic("t");
     topic.publish_now(Event::new("0")).unwrap();
+    struct EndAtDrop<'a>(&'a AtomicBool);
+    impl Drop for EndAtDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
     let is_done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = EndAtDrop(&is_done);
         scope.spawn(|| {
             while !is_done.load(Relaxed) {
                 topic.publish_now(Event::new("1")).unwrap();
@@ -216,11 +223,7 @@ fn oldest_event_that_is_evicted_meanwhile_is_no_gap() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         for _ in 0..20_000 {
             let answer = runtime.block_on(get(&streams, "/t?offset=-1"));
-            if answer.status != 200 {
-                is_done.store(true, Relaxed);
-                panic!("{}", answer.text());
-            }
+            assert_eq!(answer.status, 200, "{}", answer.text());
         }
-        is_done.store(true, Relaxed);
     });
 }

@@ -240,41 +240,75 @@ async fn state_of_a_single_topic_is_not_skipped() {
     assert_eq!(data_soon(&mut earliest).await, ["state"]);
 }
 
-/// The first page after the missing events has no event, so the gap is reported with a later page.
-/// Until then, no cursor is after the missing events.
-#[tokio::test(start_paused = true)]
-async fn cursor_stays_before_a_gap_until_it_is_reported() {
+/// Returns a hub, a client of the topic "a" that has fallen behind the log, and its last id. The
+/// first page after the missing events has no event, so the gap is reported with a later page.
+async fn behind_a_gap(start: impl AsyncFn(&Hub)) -> (Hub, task::Spawn<Subscription>, EventId) {
     let shared = Shared::new(5);
     let connection = shared.connect();
     let hub = Hub::builder().max_events(1).backend(connection.clone()).connect().await.unwrap();
-    let mut listener = task::spawn(hub.listen(["a"], Start::Latest).await.unwrap());
     let mut events = task::spawn(hub.topic("a").subscribe(Start::Latest).await.unwrap());
+    start(&hub).await;
     let first = publish(&hub, "a", 0).await;
     settle().await;
-    assert!(listener.poll_next().is_ready() && listener.poll_next().is_pending());
     assert_eq!(data(&mut events), ["0"]);
-    assert_eq!((listener.cursor(), events.cursor()), (first.clone(), first.clone()));
-
+    assert_eq!(events.cursor(), first);
     connection.page.store(1, Relaxed);
     (1..5).for_each(|n| shared.append_event("a", &n.to_string()));
     shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: "no event".into() }]);
     (5..9).for_each(|n| shared.append_event("a", &n.to_string()));
     settle().await;
-    let lagged = loop {
-        match listener.poll_next() {
-            Poll::Ready(item) => break item,
-            Poll::Pending => assert_eq!(listener.cursor(), first),
-        }
-        sleep(Duration::from_millis(1)).await;
-    };
-    assert_eq!(lagged.unwrap().unwrap_err(), SubscriptionError::Lagged);
-    let again = hub.listen(["a"], listener.cursor()).await.unwrap();
-    assert_eq!(again.gap().map(Gap::requested), Some(&first));
+    (hub, events, first)
+}
 
+#[tokio::test(start_paused = true)]
+async fn cursor_stays_before_a_gap_until_it_is_reported() {
+    let (hub, mut events, first) = behind_a_gap(async |_| {}).await;
     while events.poll_next().is_pending() {
         assert_eq!(events.cursor(), first);
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(events.gap().map(Gap::requested), Some(&first));
     assert_ne!(events.cursor(), first);
+    drop(hub);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cursor_stays_before_a_gap_at_a_shutdown() {
+    let mut has_ended = false;
+    for polls in 0..10 {
+        let (hub, mut events, first) = behind_a_gap(async |_| {}).await;
+        for _ in 0..polls {
+            if events.poll_next().is_ready() {
+                break;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        hub.shutdown();
+        if events.gap().is_none() {
+            while !matches!(events.poll_next(), Poll::Ready(None | Some(Err(_)))) {}
+            has_ended |= events.gap().is_none();
+            assert!(events.gap().is_some() || events.cursor() == first, "after {polls} polls");
+        }
+    }
+    assert!(has_ended, "the shutdown ended a replay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn cursor_of_lagged_listener_is_before_the_gap() {
+    let listener = std::cell::RefCell::new(None);
+    let (hub, ..) = behind_a_gap(async |hub| {
+        *listener.borrow_mut() = Some(task::spawn(hub.listen(["a"], Start::Latest).await.unwrap()));
+    })
+    .await;
+    let mut listener = listener.take().unwrap();
+    let lagged = loop {
+        match listener.poll_next() {
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+            Poll::Ready(item) => break item,
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    assert_eq!(lagged.unwrap().unwrap_err(), SubscriptionError::Lagged);
+    let again = hub.listen(["a"], listener.cursor()).await.unwrap();
+    assert!(again.gap().is_some());
 }

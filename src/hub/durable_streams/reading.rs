@@ -238,8 +238,11 @@ impl Reading {
                     Poll::Pending if self.awaits_backend() => return Poll::Pending,
                     Poll::Pending if self.is_missing() => return Poll::Ready(Err(self.not_found())),
                     Poll::Pending => {
-                        // An event that arrives from now on is after the position.
-                        self.position = Some(self.position());
+                        // An event that arrives from now on is after the position. Evicted events
+                        // can be after the last event that was found.
+                        let has_gap = self.subscription.gap().is_some();
+                        let end = if has_gap { self.subscription.cursor } else { Position::START };
+                        self.position = Some(self.position().max(end));
                         self.advance(committed);
                         return Poll::Ready(Ok(()));
                     }
@@ -305,7 +308,9 @@ impl Reading {
     /// next request then continues the search, which can take several requests in a large log.
     pub(super) fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
-        let is_known = self.pending.is_empty() && subscription.unreported_gap().is_none() && !subscription.is_unsure();
+        // A client without a position misses no events, so it needs no gap.
+        let has_gap = self.position.is_some() && subscription.has_unreported_gap();
+        let is_known = self.pending.is_empty() && !has_gap && !subscription.is_unsure();
         // A reader without a position began at the start of the log.
         let has_moved = is_known && subscription.cursor > self.position.unwrap_or(Position::START);
         if has_moved {
@@ -502,6 +507,8 @@ impl Reading {
         let committed = self.core.committed();
         let fill = self.fill(&mut page, size, cx);
         if page.count == 0 && matches!(fill, Ok(Fill::Waits)) {
+            // The response now tells the client its position. Later gaps are errors.
+            self.position = Some(self.position());
             self.advance(committed);
         }
         (page, fill)

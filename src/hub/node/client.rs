@@ -390,6 +390,15 @@ impl BackendClient {
                 // the read.
                 let mut removals = lock(&state).removals_of(&topics);
                 let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
+                // The watermark of a page can be that of a hole in the log, and a client chooses
+                // `after`. Only the bounds say what the log has evicted.
+                if page.evicted_through > lock(&state).evicted_through {
+                    let bounds = in_time(backend.bounds()).await.ok();
+                    let mut state = lock(&state);
+                    let same = bounds.filter(|bounds| bounds.epoch == state.epoch);
+                    let evicted_through = same.map_or(Position::START, |bounds| bounds.evicted_through);
+                    state.evicted_through = state.evicted_through.max(evicted_through);
+                }
                 let state = lock(&state);
                 if state.epoch == page.epoch {
                     removals.extend(state.removals_of(&topics));
