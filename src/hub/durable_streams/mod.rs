@@ -48,7 +48,7 @@
 //! | 404 | the topic does not exist, or is not [readable](DurableStreams::readable) |
 //! | 410 | events after the offset are missing: they are not retained any more, or the offset is from another log |
 //! | 500 | the data of the next event is not [base64](Content::base64), as the content of the topic requires |
-//! | 503 | the hub is shut down, its backend does not respond, or the hub is at a limit. `Retry-After` is one second |
+//! | 503 | the hub is shut down, its backend does not respond, the node is more than a second behind the log and does not know the topic, or the hub is at a limit. `Retry-After` is one second |
 //!
 //! The body of an error is a text for developers. A response to `HEAD` has no body.
 //!

@@ -194,7 +194,7 @@ pub(super) fn of_error(read: ReadError) -> Response<StreamBody> {
         ReadError::NotBase64 => {
             error(StatusCode::INTERNAL_SERVER_ERROR, "the data of the event after this offset is not base64")
         }
-        ReadError::Backend => error(unavailable, "the log does not respond; try again with the same offset"),
+        ReadError::Backend => error(unavailable, "the log cannot be read in time; try again with the same offset"),
         ReadError::Shutdown => error(unavailable, "the server shuts down; another server may answer"),
         ReadError::Subscribe(read) => error(read.status(), read.to_string()),
     }
