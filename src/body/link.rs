@@ -152,7 +152,8 @@ pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
 impl LayerHandle {
     /// Attaches the settings of a layer to the body, and returns `None`. Returns the layer if the
-    /// body was already polled or dropped. A middleware may poll the body in another thread at the same time.
+    /// body was already polled or dropped. A middleware may poll the body in another thread at the
+    /// same time.
     ///
     /// A layer counts once, even if it is applied to a router and again to a route of that router.
     /// If several layers register the stream under the same key of the same stream registry, only

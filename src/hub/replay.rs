@@ -163,8 +163,8 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns `true` if events up to the cursor are or may be missing, and no gap event has reported
-    /// them to the client yet.
+    /// Returns `true` if events up to the cursor are or may be missing, and no gap event has
+    /// reported them to the client yet.
     #[cfg(feature = "durable-streams")]
     pub(super) fn has_unreported_gap(&self) -> bool {
         self.unreported_gap_after().is_some()

@@ -286,8 +286,8 @@ impl Reading {
     /// the client has missed no event.
     ///
     /// The caller must have read all events of the topic up to `committed`. The new position is a
-    /// multiple of [`step`], or the position of the last record before it. So all waiting clients of
-    /// the topic get the same position, send it as the same offset, and a cache can join their
+    /// multiple of [`step`], or the position of the last record before it. So all waiting clients
+    /// of the topic get the same position, send it as the same offset, and a cache can join their
     /// requests into one.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
@@ -508,7 +508,7 @@ impl Reading {
         let committed = self.core.committed();
         let fill = self.fill(&mut page, size, cx);
         if page.count == 0 && matches!(fill, Ok(Fill::Waits)) {
-            // The response now tells the client its position. Later gaps are errors.
+            // The response now contains the client's position. Later gaps are errors.
             self.position = Some(self.position());
             self.advance(committed);
         }

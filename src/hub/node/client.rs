@@ -476,8 +476,8 @@ impl BackendClient {
         self.runtime.get().cloned()
     }
 
-    /// Calls `create`, which creates a timer, inside the tokio runtime of the hub. The caller may be
-    /// outside of a runtime, where creating a timer panics.
+    /// Calls `create`, which creates a timer, inside the tokio runtime of the hub. The caller may
+    /// be outside of a runtime, where creating a timer panics.
     pub(in crate::hub) fn in_runtime<T>(&self, create: impl FnOnce() -> T) -> T {
         let _context = self.runtime.get().map(Handle::enter);
         create()

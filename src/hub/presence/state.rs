@@ -403,8 +403,8 @@ impl State {
     }
 
     /// If every other node has had enough time to answer the local node's request for the members
-    /// of topics, returns the id of this request, and the end of the time for the answers. Otherwise
-    /// returns `None`.
+    /// of topics, returns the id of this request, and the end of the time for the answers.
+    /// Otherwise returns `None`.
     pub(super) fn answered(&self, own: &Presences) -> Option<(u64, Instant)> {
         let at = self.answered_at(own).filter(|at| *at <= Instant::now())?;
         match self.knowledge {

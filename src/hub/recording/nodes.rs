@@ -201,9 +201,8 @@ struct LocalState {
     /// node. So only later records are examined: they may finish the topic, or may be the will,
     /// which another node publishes if it considers this node dead.
     appended: Position,
-    /// The position up to which a log that has replaced another one can contain copies of earlier
-    /// records of this recording. An equal record up to this position is not from the current
-    /// append.
+    /// A log that has replaced another one can contain copies of earlier records of this recording,
+    /// up to this position. An equal record up to this position is not from the current append.
     earlier_through: Position,
     /// Set if this recording must publish nothing more. The reason is that its topic is finished,
     /// that its topic has a name that recordings cannot use, or that the hub is shut down.
@@ -755,7 +754,7 @@ impl Local {
     }
 
     /// Notes that another log with the last position `last` has replaced the log. The other log may
-    /// be a copy, in which the records keep their positions.
+    /// be a copy. The records of a copy keep their positions.
     fn reset(&self, last: Position) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
@@ -858,7 +857,7 @@ impl LocalState {
     /// `will` is the event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
-        // The will of a recording without a will is empty, and so may be a record of another program.
+        // Without a will, `will` is empty. A record of another program can be empty, too.
         let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
         self.is_silenced |= is_will && !will.is_empty();
     }

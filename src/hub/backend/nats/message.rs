@@ -73,7 +73,7 @@ fn is_plain(byte: u8) -> bool {
 
 /// Returns the name of the topic that has this NATS subject. Returns `None` if `subject` is not the
 /// subject of a topic in the JetStream stream with the name `stream`. Another program may have
-/// written it in another way, with which no read of the topic would find the message.
+/// written the subject in another way. No read of the topic would find such a message.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     if subject.len() > MAX_SUBJECT_BYTES {
         return None;

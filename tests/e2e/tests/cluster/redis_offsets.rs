@@ -30,8 +30,8 @@ async fn get(streams: &DurableStreams, offset: &str) -> (StatusCode, String, Str
     (status, next.unwrap_or_default(), String::from_utf8(body.to_vec()).expect("text"))
 }
 
-/// While its topic is quiet, a client of Durable Streams moves to the last entry before a multiple of
-/// 65,536 ms. A position without an entry would look like that of a lost entry.
+/// While its topic is quiet, a client of Durable Streams moves to the last entry before a multiple
+/// of 65,536 ms. A position without an entry would look like that of a lost entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn offset_of_a_quiet_topic_is_no_gap() {
     let store = Store::start(StoreKind::Redis, &[]).await;
