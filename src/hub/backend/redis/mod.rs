@@ -86,7 +86,9 @@ use tokio::sync::Mutex;
 ///   that were published between the failover and the mark. Then they get a gap at the position of
 ///   the mark.
 /// - A loss is not reported if no process that knew of it can report it: each of them has ended
-///   before it has connected to the new master, or has no permission to write there.
+///   before it has connected to the new master, or has no permission to write there. The same holds
+///   if each of them connects only after the first entry after the loss was trimmed, or if software
+///   other than a hub has added that entry.
 /// - Two masters at the same time (split brain) may give the same id to two events. An id consists
 ///   of a time in milliseconds and a sequence number. To make equal ids improbable, each server has
 ///   its own first sequence number for every millisecond: one of 655,360, derived from its
