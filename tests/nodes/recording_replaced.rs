@@ -7,7 +7,7 @@ use super::{
     recording::{LEASE, SECOND, channel, log, record},
     two,
 };
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::time::{sleep, timeout};
 use tower_sse::{
     Event,
@@ -30,18 +30,24 @@ async fn connect(shared: &Shared) -> (Hub, Faulty) {
     (Hub::builder().backend(connection.clone()).connect().await.unwrap(), connection)
 }
 
-/// The log is replaced between the two records of a takeover, the will and the end.
-#[tokio::test(start_paused = true)]
-async fn takeover_is_repeated_in_another_log() {
+/// Returns two nodes. The first has a recording with one event, and hangs from now on.
+async fn with_dead_node() -> (Shared, [Hub; 2], [Faulty; 2], impl Sized) {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, Hub::builder).await;
     let (sender, items) = channel();
-    let _recording = record(&hubs[0], "a", items).start();
+    let recording = record(&hubs[0], "a", items).start();
     sender.send(Event::new("1")).unwrap();
     sleep(SECOND).await;
     connections[0].set(Mode::Hangs);
+    (shared, hubs, connections, (sender, recording))
+}
+
+/// The log is replaced between the two records of a takeover, the will and the end.
+#[tokio::test(start_paused = true)]
+async fn takeover_is_repeated_in_another_log() {
+    let (shared, _hubs, connections, _running) = with_dead_node().await;
     // Before the node appends the end, it waits until it has read the will.
-    connections[1].lag.store(400, std::sync::atomic::Ordering::Relaxed);
+    connections[1].lag.store(400, Relaxed);
     let will = async {
         while log(&shared, "a") != ["1", "will"] {
             sleep(SECOND / 100).await;
@@ -55,13 +61,7 @@ async fn takeover_is_repeated_in_another_log() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_takeover_is_repeated() {
-    let shared = Shared::new(PLENTY);
-    let (hubs, connections) = two(&shared, Hub::builder).await;
-    let (sender, items) = channel();
-    let _recording = record(&hubs[0], "a", items).start();
-    sender.send(Event::new("1")).unwrap();
-    sleep(SECOND).await;
-    connections[0].set(Mode::Hangs);
+    let (shared, _hubs, _connections, _running) = with_dead_node().await;
     sleep(LEASE * 2).await;
     assert_eq!(log(&shared, "a"), ["1", "will", "."]);
     fail_over(&shared, 2);

@@ -13,7 +13,7 @@ use tokio_test::task;
 use tower_sse::{
     Event, EventId,
     hub::{
-        ErrorKind, Gap, Hub, Start, Subscription, SubscriptionError,
+        ErrorKind, Gap, Hub, Listener, Start, Subscription, SubscriptionError,
         backend::{Record, RecordKind},
     },
 };
@@ -240,14 +240,15 @@ async fn state_of_a_single_topic_is_not_skipped() {
     assert_eq!(data_soon(&mut earliest).await, ["state"]);
 }
 
-/// Returns a hub, a client of the topic "a" that has fallen behind the log, and its last id. The
-/// first page after the missing events has no event, so the gap is reported with a later page.
-async fn behind_a_gap(start: impl AsyncFn(&Hub)) -> (Hub, task::Spawn<Subscription>, EventId) {
+/// Returns a hub, a listener and a client of the topic "a" that have fallen behind the log, and the
+/// last id of the client. The first page after the missing events has no event, so the gap is
+/// reported with a later page.
+async fn behind_a_gap() -> (Hub, task::Spawn<Listener>, task::Spawn<Subscription>, EventId) {
     let shared = Shared::new(5);
     let connection = shared.connect();
     let hub = Hub::builder().max_events(1).backend(connection.clone()).connect().await.unwrap();
     let mut events = task::spawn(hub.topic("a").subscribe(Start::Latest).await.unwrap());
-    start(&hub).await;
+    let listener = task::spawn(hub.listen(["a"], Start::Latest).await.unwrap());
     let first = publish(&hub, "a", 0).await;
     settle().await;
     assert_eq!(data(&mut events), ["0"]);
@@ -257,26 +258,25 @@ async fn behind_a_gap(start: impl AsyncFn(&Hub)) -> (Hub, task::Spawn<Subscripti
     shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: "no event".into() }]);
     (5..9).for_each(|n| shared.append_event("a", &n.to_string()));
     settle().await;
-    (hub, events, first)
+    (hub, listener, events, first)
 }
 
 #[tokio::test(start_paused = true)]
 async fn cursor_stays_before_a_gap_until_it_is_reported() {
-    let (hub, mut events, first) = behind_a_gap(async |_| {}).await;
+    let (_hub, _, mut events, first) = behind_a_gap().await;
     while events.poll_next().is_pending() {
         assert_eq!(events.cursor(), first);
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(events.gap().map(Gap::requested), Some(&first));
     assert_ne!(events.cursor(), first);
-    drop(hub);
 }
 
 #[tokio::test(start_paused = true)]
 async fn cursor_stays_before_a_gap_at_a_shutdown() {
     let mut has_ended = false;
     for polls in 0..10 {
-        let (hub, mut events, first) = behind_a_gap(async |_| {}).await;
+        let (hub, _, mut events, first) = behind_a_gap().await;
         for _ in 0..polls {
             if events.poll_next().is_ready() {
                 break;
@@ -295,12 +295,7 @@ async fn cursor_stays_before_a_gap_at_a_shutdown() {
 
 #[tokio::test(start_paused = true)]
 async fn cursor_of_lagged_listener_is_before_the_gap() {
-    let listener = std::cell::RefCell::new(None);
-    let (hub, ..) = behind_a_gap(async |hub| {
-        *listener.borrow_mut() = Some(task::spawn(hub.listen(["a"], Start::Latest).await.unwrap()));
-    })
-    .await;
-    let mut listener = listener.take().unwrap();
+    let (hub, mut listener, ..) = behind_a_gap().await;
     let lagged = loop {
         match listener.poll_next() {
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}

@@ -395,9 +395,9 @@ impl BackendClient {
                 if page.evicted_through > lock(&state).evicted_through {
                     let bounds = in_time(backend.bounds()).await.ok();
                     let mut state = lock(&state);
-                    let same = bounds.filter(|bounds| bounds.epoch == state.epoch);
-                    let evicted_through = same.map_or(Position::START, |bounds| bounds.evicted_through);
-                    state.evicted_through = state.evicted_through.max(evicted_through);
+                    if let Some(bounds) = bounds.filter(|bounds| bounds.epoch == state.epoch) {
+                        state.evicted_through = state.evicted_through.max(bounds.evicted_through);
+                    }
                 }
                 let state = lock(&state);
                 if state.epoch == page.epoch {

@@ -35,8 +35,8 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The minimum number of remembered finished topics at which a cleanup takes place. The local node
-/// remembers these topics, to drop the join and leave events of their members. The cleanup forgets
+/// The number of finished topics that the local node remembers before it forgets some of them. It
+/// remembers finished topics, to drop the join and leave events of their members. A cleanup forgets
 /// the topics that have neither members nor events to drop.
 const MAX_ENDED: usize = 1000;
 

@@ -217,6 +217,11 @@ impl KnownLog {
         self.checked_end.is_some() && self.checked_end == state.end()
     }
 
+    /// Returns `true` if the stream retains none of the remembered messages.
+    fn has_no_witness(&self, state: &State) -> bool {
+        self.witnesses.iter().all(|witness| witness.sequence < state.first)
+    }
+
     /// Skips marks, which contain no event. If only marks are between the position `through` and
     /// the newest mark, returns the position of the newest mark. Otherwise returns `through`.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
@@ -411,7 +416,7 @@ impl Identity {
             (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
             // The stream retains nothing that the local node remembers, so it has to find out the
             // log like a node that has just connected.
-            (Verdict::Same, _) if known.witnesses.iter().all(|witness| witness.sequence < state.first) => {
+            (Verdict::Same, _) if known.has_no_witness(&state) && !known.has_checked(&state) => {
                 named_by_messages(stream, &state).await?
             }
             // An older mark changes nothing: the known mark may have been deleted since.

@@ -313,6 +313,19 @@ mod tests {
         });
     }
 
+    /// The subjects of the same topic in another spelling. No read of the topic would find them.
+    #[test]
+    fn subject_in_another_spelling_is_no_topic() {
+        assert_eq!(topic("shop", "shop.user=2E42=").as_deref(), Some("user.42"));
+        for subject in ["shop.user.42=", "shop.user=2e42=", "shop.=+F=", "shop.=75ser=", "shop.a.b=2Ec=", "shop.user=2"]
+        {
+            assert_eq!(topic("shop", subject), None, "{subject}");
+        }
+        let longest = "x".repeat(MAX_SUBJECT_BYTES - "shop.=".len());
+        assert!(topic("shop", &format!("shop.{longest}=")).is_some());
+        assert_eq!(topic("shop", &format!("shop.{longest}x=")), None);
+    }
+
     #[test]
     fn whatever_the_subject_is_it_is_a_topic_or_none() {
         arbtest(|u| {
