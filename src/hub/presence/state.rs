@@ -35,9 +35,9 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The number of finished topics that the local node remembers before it forgets some of them. It
-/// remembers finished topics, to drop the join and leave events of their members. A cleanup forgets
-/// the topics that have neither members nor events to drop.
+/// A cleanup takes place when the local node remembers this number of finished topics or more. The
+/// node remembers finished topics, to drop the join and leave events of their members. The cleanup
+/// forgets the topics that have neither members nor events to drop.
 const MAX_ENDED: usize = 1000;
 
 /// The maximum length of each of two queues. One queue has the questions of other nodes about
