@@ -1,20 +1,16 @@
 //! Connections to Postgres: URLs, notifications, and requests with a time limit.
 
-use super::{error::RequestError, hosts, schema::Schema};
+use super::{error::RequestError, hosts, notifications::Notifications, schema::Schema};
 use crate::BoxError;
 #[cfg(feature = "postgres-tls")]
 use crate::hub::backend::tls::{Files, Tls};
 use std::{
     future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Notify,
     task::AbortHandle,
     time::timeout,
 };
@@ -151,18 +147,8 @@ impl Server {
 /// responses are outstanding.
 pub(super) struct Connection {
     pub(super) client: Client,
-    signal: Arc<Signal>,
+    pub(super) notifications: Arc<Notifications>,
     driver: AbortHandle,
-}
-
-/// A signal that wakes the follower, the task that reads the log, after a Postgres notification and
-/// at the end of the connection.
-#[derive(Default)]
-struct Signal {
-    /// Wakes the follower, which waits in [`notified`](Connection::notified). A wake-up while the
-    /// follower does not wait ends its next wait immediately.
-    notify: Notify,
-    has_ended: AtomicBool,
 }
 
 impl Connection {
@@ -171,28 +157,21 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let signal = Arc::<Signal>::default();
-        let signalled = Arc::clone(&signal);
+        let notifications = Arc::<Notifications>::default();
+        let received = Arc::clone(&notifications);
         let driver = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-                if matches!(message, AsyncMessage::Notification(_)) {
-                    signalled.notify.notify_one();
+                if let AsyncMessage::Notification(notification) = message {
+                    received.push(notification.payload());
                 }
             }
-            signalled.has_ended.store(true, Relaxed);
-            signalled.notify.notify_one();
+            received.end();
         });
-        Self { client, signal, driver: driver.abort_handle() }
-    }
-
-    /// Waits for a Postgres notification (`NOTIFY`), or for the end of the connection. Returns
-    /// immediately if a notification has arrived since the previous call.
-    pub(super) async fn notified(&self) {
-        self.signal.notify.notified().await;
+        Self { client, notifications, driver: driver.abort_handle() }
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.signal.has_ended.load(Relaxed) || self.client.is_closed()
+        self.notifications.has_ended() || self.client.is_closed()
     }
 
     /// Sends a query as an unnamed statement, which needs no state of the Postgres session. Returns

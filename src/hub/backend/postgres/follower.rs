@@ -23,6 +23,14 @@ const FOLLOW: &str = "tower-sse-follow";
 /// connections. At this interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The follower, the task that reads new records: its connection, and how far it has read.
+pub(super) struct Follower {
+    connection: Connection,
+    /// The epoch of the log and the position up to which the log was read. `None` before the first
+    /// read on this connection, during each read, and if the log had more records than were read.
+    read: Option<(u64, Position)>,
+}
+
 impl Log {
     /// Waits until the log has records after the position `after`, and returns the next page of the
     /// log.
@@ -36,44 +44,79 @@ impl Log {
         page
     }
 
-    async fn next_page_on(self: &Arc<Self>, slot: &mut Option<Connection>, after: Position) -> Result<Page, BoxError> {
-        if slot.as_ref().is_none_or(Connection::has_ended) {
-            *slot = Some(self.listen().await?);
+    async fn next_page_on(self: &Arc<Self>, slot: &mut Option<Follower>, after: Position) -> Result<Page, BoxError> {
+        if slot.as_ref().is_none_or(|follower| follower.connection.has_ended()) {
+            *slot = Some(Follower { connection: self.listen().await?, read: None });
         }
-        let Some(connection) = slot else { return Err("there is no connection".into()) };
+        let Some(follower) = slot else { return Err("there is no connection".into()) };
         loop {
-            let query = PageQuery::new(self, Wanted::All, after);
-            let rows =
-                connection.query(&self.what(), &self.sql.page, &query.parameters(), self.settings.timeout).await?;
-            let page = query.decode(self, &rows)?;
-            if !page.is_current || page.last < after {
-                return Err(self.is_replaced().into());
-            }
-            if page.page.through > after || page.page.evicted_through > after {
-                let bytes = page.page.records.iter().map(|(_, record)| record.event.len()).sum();
-                self.note_new(page.count, bytes);
+            let next = match follower.take(self, after) {
+                Some(page) => Some(page),
+                None if follower.must_read(after) => follower.read(self, after).await?,
+                None => None,
+            };
+            if let Some(page) = next {
                 self.evict_by_age();
-                return Ok(page.page);
+                return Ok(page);
             }
-            if timeout(POLL_INTERVAL, connection.notified()).await.is_err() {
+            if timeout(POLL_INTERVAL, follower.connection.notifications.next()).await.is_err() {
                 self.evict_by_age();
+                follower.read = None;
             }
         }
     }
 
-    /// Opens the connection of the follower, the task that reads new records, and executes `LISTEN`
-    /// on the connection. The follower reads the log only after `LISTEN`, so that it misses no
-    /// notification.
+    /// Opens the connection of the follower, the task that reads new records, and listens to the
+    /// notifications of the log. The follower reads the log only then, so that it misses none.
     async fn listen(&self) -> Result<Connection, RequestError> {
         let settings = &self.settings;
         let server = settings.follower.as_ref().unwrap_or(&settings.server);
         let connection = server.connect(FOLLOW, &settings.schema, settings.timeout).await?;
-        let listen = settings.schema.sql("LISTEN \"{channel}\"");
-        let listening = timeout(settings.timeout, connection.client.batch_execute(&listen)).await;
-        match listening {
-            Ok(listening) => listening.map_err(|source| RequestError::new(&self.what(), &source))?,
-            Err(_) => return Err(RequestError::broken(format!("{} does not answer", self.what()))),
-        }
+        connection.query(&self.what(), &self.sql.listen, &[], settings.timeout).await?;
         Ok(connection)
     }
+}
+
+impl Follower {
+    /// Returns the records of the next notification, if they directly follow the position `after`.
+    fn take(&mut self, log: &Arc<Log>, after: Position) -> Option<Page> {
+        let (epoch, _) = self.read.filter(|(_, through)| *through == after)?;
+        let notification = self.connection.notifications.take(after, epoch)?;
+        log.note_known(notification.newest);
+        self.read = Some((epoch, notification.through()));
+        let count = notification.count;
+        let page = notification.into_page();
+        log.note_new(count, bytes(&page));
+        Some(page)
+    }
+
+    /// Returns `true` if the log may have records after the position `after` that no notification
+    /// contains.
+    fn must_read(&self, after: Position) -> bool {
+        self.read.is_none_or(|(_, through)| through != after) || self.connection.notifications.must_read()
+    }
+
+    /// Reads the log after the position `after`. Returns `None` if there are no new records.
+    async fn read(&mut self, log: &Arc<Log>, after: Position) -> Result<Option<Page>, BoxError> {
+        self.read = None;
+        self.connection.notifications.clear();
+        let query = PageQuery::new(log, Wanted::All, after);
+        let (sql, time) = (&log.sql.page, log.settings.timeout);
+        let rows = self.connection.query(&log.what(), sql, &query.parameters(), time).await?;
+        let read = query.decode(log, &rows)?;
+        if !read.is_current || read.last < after {
+            return Err(log.is_replaced().into());
+        }
+        let page = read.page;
+        self.read = Some((page.epoch, page.through)).filter(|_| page.through >= read.last);
+        if page.through <= after && page.evicted_through <= after {
+            return Ok(None);
+        }
+        log.note_new(read.count, bytes(&page));
+        Ok(Some(page))
+    }
+}
+
+fn bytes(page: &Page) -> usize {
+    page.records.iter().map(|(_, record)| record.event.len()).sum()
 }

@@ -6,6 +6,7 @@ mod connection;
 mod error;
 mod follower;
 mod hosts;
+mod notifications;
 mod page;
 mod queue;
 mod retention;
@@ -16,7 +17,8 @@ mod tls;
 use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::BoxError;
 use commands::Commands;
-use connection::{Connection, Server};
+use connection::Server;
+use follower::Follower;
 use page::{Known, KnownParameters};
 use queue::Appends;
 use retention::Eviction;
@@ -60,7 +62,7 @@ struct Log {
     commands: Mutex<Commands>,
     /// The connection of the follower, the task that reads new records. `None` before its first
     /// use, and after the connection is lost.
-    follower: Mutex<Option<Connection>>,
+    follower: Mutex<Option<Follower>>,
     appends: Arc<Appends>,
     eviction: Eviction,
     known: SyncMutex<Option<Known>>,
@@ -87,6 +89,7 @@ const APPEND: &str = "SELECT call.n, ends.epoch, ends.last, ends.stored_at
 struct Statements {
     append: String,
     bounds: String,
+    listen: String,
     page: String,
     evict: String,
 }
@@ -173,8 +176,7 @@ impl PostgresBackend {
     }
 
     /// Sets the name of the Postgres schema that contains the log. Default: `tower_sse`. All hubs
-    /// with the same schema share their topics and events. The channel of `NOTIFY` has the same
-    /// name.
+    /// with the same schema share their topics and events.
     ///
     /// # Errors
     ///
@@ -262,6 +264,7 @@ impl Log {
         let sql = Statements {
             append: settings.schema.sql(APPEND),
             bounds: settings.schema.sql("SELECT * FROM {schema}.bounds($1, $2, $3)"),
+            listen: settings.schema.sql("SELECT {schema}.listen()"),
             page: settings.schema.sql("SELECT * FROM {schema}.page($1, $2, $3, $4, $5, $6, $7, $8)"),
             evict: settings.schema.sql("SELECT {schema}.evict($1, $2, $3, $4)"),
         };

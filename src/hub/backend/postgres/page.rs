@@ -5,7 +5,7 @@ use crate::{
     BoxError,
     hub::backend::{Page, Position, Record, RecordKind},
 };
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, str, sync::Arc, time::SystemTime};
 use tokio_postgres::{
     Row,
     types::{ToSql, Type},
@@ -125,8 +125,7 @@ impl<'a> PageQuery<'a> {
             let topic: &[u8] = row.try_get(2)?;
             let topic = match names.get(topic) {
                 Some(name) => Some(name.clone()),
-                // A name that is not UTF-8 is of another program.
-                None => std::str::from_utf8(topic).ok().map(|name| names.entry(topic).or_insert(name.into()).clone()),
+                None => name(topic).map(|name| names.entry(topic).or_insert(name).clone()),
             };
             if let (Some(topic), Some(kind)) = (topic, kind(row.try_get(1)?)) {
                 let event: &[u8] = row.try_get(3)?;
@@ -194,6 +193,17 @@ pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
         RecordKind::Remove => b'r',
     };
     byte as i8
+}
+
+/// Decodes a record. Returns `None` if another program has inserted the record, with a kind or a
+/// topic that this crate does not use.
+pub(super) fn record(byte: i8, topic: &[u8], event: Vec<u8>) -> Option<Record> {
+    Some(Record { topic: name(topic)?, kind: kind(byte)?, event: event.into() })
+}
+
+/// Returns the name of a topic. A name that is not UTF-8 is of another program.
+fn name(topic: &[u8]) -> Option<Arc<str>> {
+    str::from_utf8(topic).ok().map(Arc::from)
 }
 
 fn kind(byte: i8) -> Option<RecordKind> {

@@ -4,7 +4,7 @@ use crate::{BoxError, hub::backend::fnv::fnv};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
 /// The version of the tables and functions in Postgres that this crate creates and uses.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
 /// Each node must be able to read the event within the timeout of a request. A node that cannot
@@ -15,6 +15,11 @@ const MAX_BYTES: usize = 1 << 20;
 /// which only a program other than a hub can insert. A read that returns such a record could take
 /// longer than the timeout of a request, and nodes would repeat this read again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
+
+/// The maximum number of records of one transaction that a Postgres notification contains. After
+/// more records, a notification only wakes the followers of the nodes, the tasks that read new
+/// records. To read many records together takes less time than to notify of each of them.
+const MAX_NOTIFIED: usize = 16;
 
 /// The greatest position that a record can have, so that positions do not overflow. After a record
 /// at this position, which only a program other than a hub can insert, nothing can be appended any
@@ -54,13 +59,13 @@ impl Schema {
     pub(super) fn sql(&self, text: &str) -> String {
         let hash = fnv(&self.name);
         text.replace("{schema}", &format!("\"{}\"", self.name))
-            .replace("{channel}", &self.name)
             // The key is positive, and smaller than the greatest one. The next key is used, too.
             .replace("{lock}", &(hash >> 2).to_string())
             .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
             .replace("{evicting}", &format!("tower_sse.evicting_{hash:x}"))
             .replace("{max_position}", &MAX_POSITION.to_string())
             .replace("{max_record_bytes}", &MAX_RECORD_BYTES.to_string())
+            .replace("{max_notified}", &MAX_NOTIFIED.to_string())
             .replace("{max_bytes}", &MAX_BYTES.to_string())
             .replace("{version}", &VERSION.to_string())
     }
@@ -119,7 +124,7 @@ INSERT INTO {schema}.version VALUES ({version}) ON CONFLICT DO NOTHING;
         // The casts fail if a table does not exist.
         let find = self.sql(
             "SELECT max(version), '{schema}.log'::regclass::oid, '{schema}.records'::regclass::oid,
-                '{schema}.positions'::regclass::oid, '{schema}.inbox'::regclass::oid
+                '{schema}.positions'::regclass::oid, '{schema}.inbox'::regclass::oid, {schema}.channel() IS NOT NULL
             FROM {schema}.version",
         );
         let rows = match client.query_typed(&find, NO_PARAMETERS).await {

@@ -1,5 +1,5 @@
--- Version 2 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
--- advisory lock, {channel} the channel of NOTIFY, and {pending} and {evicting} the names of settings.
+-- Version 3 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
+-- advisory lock, and {pending} and {evicting} the names of settings.
 --
 -- Each statement can run again, so that a table that was dropped is created again, and an older
 -- version is updated. Nodes of the older version use the functions until they connect again. An
@@ -42,6 +42,36 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
     event bytea NOT NULL,
     PRIMARY KEY (transaction, n)
 );
+
+-- The channel of NOTIFY. A role that knows the name could read and forge notifications, which contain
+-- events. So the name is random, and only the roles of nodes may read it.
+CREATE TABLE IF NOT EXISTS {schema}.channel (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    name text NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', '')
+);
+INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- Runs as the owner of the table, which need not be the owner of the functions that call it.
+CREATE OR REPLACE FUNCTION {schema}.channel() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+DECLARE
+    name text := (SELECT channel.name FROM {schema}.channel);
+BEGIN
+    IF name IS NULL THEN
+        RAISE EXCEPTION 'the table {schema}.channel is empty' USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN name;
+END
+$tower_sse$;
+
+-- Listens to the channel. The text of the query, which other roles may be able to read in
+-- pg_stat_activity, does not contain the name.
+CREATE OR REPLACE FUNCTION {schema}.listen() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    EXECUTE format('LISTEN %I', {schema}.channel());
+END
+$tower_sse$;
 
 -- Runs as the owner of the schema. Otherwise a role that may not call one of the functions below would
 -- find another identity than the other roles, and start a new epoch.
@@ -102,9 +132,9 @@ BEGIN
 END
 $tower_sse$;
 
--- Wakes the followers. If a session listens and stays in a transaction, the queue of the server
--- becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly full. Followers also
--- read once a second.
+-- Wakes the followers, which then read the log. If a session listens and stays in a transaction,
+-- the queue of the server becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly
+-- full. Followers also read once a second.
 --
 -- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
 -- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
@@ -112,7 +142,45 @@ CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     IF pg_notification_queue_usage() < 0.9 THEN
-        PERFORM pg_notify('{channel}', '');
+        PERFORM pg_notify({schema}.channel(), '');
+    END IF;
+END
+$tower_sse$;
+
+-- Sends the records from the position `first` on to the followers, with the position of the record
+-- before them. A follower that has read the log up to this position need not read these records.
+--
+-- The caller holds the lock of the log, and sees all records that were committed before.
+CREATE OR REPLACE FUNCTION {schema}.notify_of(first bigint) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+DECLARE
+    -- A payload must be shorter than a page of the server, which is almost always 8,192 bytes.
+    max_bytes bigint := current_setting('block_size')::bigint - 292;
+    payload text;
+    record record;
+BEGIN
+    SELECT log.epoch || ' ' || log.evicted_through || ' ' || greatest(log.evicted_through, (
+        SELECT max(records.position) FROM {schema}.records
+        WHERE records.position > log.evicted_through AND records.position < first
+    ))
+    INTO payload FROM {schema}.log;
+    FOR record IN
+        SELECT records.position, kind::text, (extract(epoch FROM stored_at) * 1000000)::bigint AS micros, topic, event,
+            octet_length(topic) + octet_length(event) AS bytes
+        FROM {schema}.records WHERE records.position >= first ORDER BY records.position
+    LOOP
+        IF octet_length(payload) + record.bytes > max_bytes THEN
+            payload := NULL;
+            EXIT;
+        END IF;
+        payload := payload || E'\n' || record.position || ' ' || record.kind || ' ' || record.micros || ' '
+            || translate(encode(record.topic, 'base64'), E'\n', '') || ' '
+            || translate(encode(record.event, 'base64'), E'\n', '');
+    END LOOP;
+    IF octet_length(payload) <= max_bytes AND pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify({schema}.channel(), payload);
+    ELSE
+        PERFORM {schema}.notify();
     END IF;
 END
 $tower_sse$;
@@ -228,7 +296,11 @@ BEGIN
     INSERT INTO {schema}.records
         SELECT first + new.n - 1, new.kind, new.topic, new.event, append.stored_at
         FROM unnest(kinds, topics, events) WITH ORDINALITY AS new (kind, topic, event, n);
-    PERFORM {schema}.notify();
+    IF cardinality(kinds) <= {max_notified} THEN
+        PERFORM {schema}.notify_of(first);
+    ELSE
+        PERFORM {schema}.notify();
+    END IF;
 END
 $tower_sse$;
 
@@ -448,6 +520,9 @@ $tower_sse$;
 CREATE OR REPLACE FUNCTION {schema}.move_to_log() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
+DECLARE
+    first bigint;
+    count bigint;
 BEGIN
     -- A sequential scan would read rows of other transactions, with which this one would then conflict
     -- if both are serializable. So the settings above exclude it.
@@ -459,13 +534,21 @@ BEGIN
         PERFORM {schema}.new_epoch();
     END IF;
     PERFORM {schema}.pass_newest();
-    INSERT INTO {schema}.records
-        SELECT nextval('{schema}.positions'), 'e', mine.topic, mine.event, clock_timestamp() FROM (
-            SELECT inbox.topic, inbox.event FROM {schema}.inbox
-            WHERE inbox.transaction = pg_current_xact_id() ORDER BY inbox.n
-        ) AS mine;
+    WITH moved AS (
+        INSERT INTO {schema}.records
+            SELECT nextval('{schema}.positions'), 'e', mine.topic, mine.event, clock_timestamp() FROM (
+                SELECT inbox.topic, inbox.event FROM {schema}.inbox
+                WHERE inbox.transaction = pg_current_xact_id() ORDER BY inbox.n
+            ) AS mine
+            RETURNING records.position
+    ) SELECT min(moved.position), count(*) INTO first, count FROM moved;
     DELETE FROM {schema}.inbox WHERE inbox.transaction = pg_current_xact_id();
-    PERFORM {schema}.notify();
+    -- At a higher isolation level, the transaction may not see the record before its first one.
+    IF count <= {max_notified} AND current_setting('transaction_isolation') = 'read committed' THEN
+        PERFORM {schema}.notify_of(first);
+    ELSE
+        PERFORM {schema}.notify();
+    END IF;
     RETURN NULL;
 END
 $tower_sse$;
@@ -507,8 +590,8 @@ $tower_sse$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
 
--- Version 1 has no `new_epoch_after`. Each role that may call `new_epoch` needs it, also the owner of
--- the other functions, if another role runs this update.
+-- Older versions lack some functions. Each role that may call `new_epoch` needs them, also the owner
+-- of the other functions, if another role runs this update.
 DO $tower_sse$
 DECLARE
     role regrole;
@@ -517,7 +600,8 @@ BEGIN
         SELECT grantee FROM pg_proc, aclexplode(proacl)
         WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
     LOOP
-        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint) TO ' || role;
+        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint), {schema}.channel(), {schema}.listen(),
+            {schema}.notify_of(bigint) TO ' || role;
     END LOOP;
 END
 $tower_sse$;

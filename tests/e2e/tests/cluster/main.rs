@@ -21,6 +21,7 @@ mod postgres_access;
 mod postgres_application;
 mod postgres_epochs;
 mod postgres_hosts;
+mod postgres_notifications;
 mod postgres_operators;
 mod postgres_order;
 mod postgres_schema;

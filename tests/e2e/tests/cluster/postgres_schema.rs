@@ -6,7 +6,7 @@ use crate::{
     unchanged::{append, postgres},
 };
 use e2e::{Store, StoreKind};
-use tower_sse::hub::backend::{Backend, PostgresBackend};
+use tower_sse::hub::backend::{Backend, Position, PostgresBackend};
 
 /// Marks the schema as older, so that the next node updates it.
 const OLDER_VERSION: &str = "DELETE FROM tower_sse.version; INSERT INTO tower_sse.version VALUES (1)";
@@ -90,7 +90,8 @@ async fn schema_update_keeps_the_permissions_of_nodes() {
          GRANT UPDATE ON tower_sse.log TO \"Node\";
          GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO \"Node\";
          CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA tower_sse TO app;
-         DROP FUNCTION tower_sse.new_epoch_after",
+         DROP FUNCTION tower_sse.new_epoch_after, tower_sse.channel, tower_sse.listen, tower_sse.notify_of;
+         DROP TABLE tower_sse.channel",
     );
     store.sql(OLDER_VERSION);
     let superuser = postgres(&store.url());
@@ -107,6 +108,8 @@ async fn schema_update_keeps_the_permissions_of_nodes() {
         assert!(epoch > before, "{what} starts an epoch");
     }
     assert_eq!(store.sql("SELECT has_function_privilege('app', 'tower_sse.new_epoch_after(bigint)', 'EXECUTE')"), "f");
+    let last = append(&node, "t", 2).await;
+    assert_eq!(node.follow(Position::START).await.expect("a page").through, last);
 }
 
 /// A migration creates the schema and a trigger that publishes, before any node runs.
