@@ -124,7 +124,7 @@ INSERT INTO {schema}.version VALUES ({version}) ON CONFLICT DO NOTHING;
         // The casts fail if a table does not exist.
         let find = self.sql(
             "SELECT max(version), '{schema}.log'::regclass::oid, '{schema}.records'::regclass::oid,
-                '{schema}.positions'::regclass::oid, '{schema}.inbox'::regclass::oid, {schema}.channel() IS NOT NULL
+                '{schema}.positions'::regclass::oid, '{schema}.inbox'::regclass::oid, '{schema}.channel'::regclass::oid
             FROM {schema}.version",
         );
         let rows = match client.query_typed(&find, NO_PARAMETERS).await {

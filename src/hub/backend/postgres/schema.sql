@@ -44,32 +44,19 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
 );
 
 -- The channel of NOTIFY. A role that knows the name could read and forge notifications, which contain
--- events. So the name is random, and only the roles of nodes may read it.
+-- events. So the name is random, and other roles may not read it. The functions below choose it.
 CREATE TABLE IF NOT EXISTS {schema}.channel (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name text NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', '')
 );
-INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
-
--- Runs as the owner of the table, which need not be the owner of the functions that call it.
-CREATE OR REPLACE FUNCTION {schema}.channel() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $tower_sse$
-DECLARE
-    name text := (SELECT channel.name FROM {schema}.channel);
-BEGIN
-    IF name IS NULL THEN
-        RAISE EXCEPTION 'the table {schema}.channel is empty' USING ERRCODE = 'undefined_object';
-    END IF;
-    RETURN name;
-END
-$tower_sse$;
 
 -- Listens to the channel. The text of the query, which other roles may be able to read in
 -- pg_stat_activity, does not contain the name.
-CREATE OR REPLACE FUNCTION {schema}.listen() RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION {schema}.listen() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    EXECUTE format('LISTEN %I', {schema}.channel());
+    INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
+    EXECUTE format('LISTEN %I', (SELECT channel.name FROM {schema}.channel));
 END
 $tower_sse$;
 
@@ -132,33 +119,35 @@ BEGIN
 END
 $tower_sse$;
 
--- Wakes the followers, which then read the log. If a session listens and stays in a transaction,
--- the queue of the server becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly
--- full. Followers also read once a second.
+-- Sends the records from the position `first` on to the followers, with the position of the record
+-- before them. A follower that has read the log up to this position need not read these records. If
+-- the records do not fit, or without `first`, the notification only makes the followers read.
+--
+-- With `first`, the caller holds the lock of the log, and sees all records of earlier transactions.
+--
+-- If a session listens and stays in a transaction, the queue of the server becomes full, and NOTIFY
+-- fails. So nothing is sent if the queue is nearly full. Followers also read once a second.
 --
 -- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
 -- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
-CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $tower_sse$
-BEGIN
-    IF pg_notification_queue_usage() < 0.9 THEN
-        PERFORM pg_notify({schema}.channel(), '');
-    END IF;
-END
-$tower_sse$;
-
--- Sends the records from the position `first` on to the followers, with the position of the record
--- before them. A follower that has read the log up to this position need not read these records.
 --
--- The caller holds the lock of the log, and sees all records that were committed before.
-CREATE OR REPLACE FUNCTION {schema}.notify_of(first bigint) RETURNS void LANGUAGE plpgsql
+-- Runs as the owner of `channel`, which need not be the owner of the functions that call this one.
+CREATE OR REPLACE FUNCTION {schema}.notify_of(first bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     -- A payload must be shorter than a page of the server, which is almost always 8,192 bytes.
     max_bytes bigint := current_setting('block_size')::bigint - 292;
+    channel text := (SELECT channel.name FROM {schema}.channel);
     payload text;
     record record;
 BEGIN
+    IF pg_notification_queue_usage() >= 0.9 THEN
+        RETURN;
+    END IF;
+    IF channel IS NULL THEN
+        INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
+        channel := (SELECT channel.name FROM {schema}.channel);
+    END IF;
     SELECT log.epoch || ' ' || log.evicted_through || ' ' || greatest(log.evicted_through, (
         SELECT max(records.position) FROM {schema}.records
         WHERE records.position > log.evicted_through AND records.position < first
@@ -177,11 +166,15 @@ BEGIN
             || translate(encode(record.topic, 'base64'), E'\n', '') || ' '
             || translate(encode(record.event, 'base64'), E'\n', '');
     END LOOP;
-    IF octet_length(payload) <= max_bytes AND pg_notification_queue_usage() < 0.9 THEN
-        PERFORM pg_notify({schema}.channel(), payload);
-    ELSE
-        PERFORM {schema}.notify();
-    END IF;
+    PERFORM pg_notify(channel, CASE WHEN octet_length(payload) <= max_bytes THEN payload ELSE '' END);
+END
+$tower_sse$;
+
+-- Makes the followers read the log.
+CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    PERFORM {schema}.notify_of(NULL);
 END
 $tower_sse$;
 
@@ -530,7 +523,7 @@ BEGIN
     -- A deferred trigger of the application may publish after this one.
     PERFORM set_config('{pending}', '', true);
     PERFORM pg_advisory_xact_lock({lock});
-    IF NOT {schema}.is_current(NULL, NULL, NULL) THEN
+    IF NOT EXISTS (SELECT FROM {schema}.log WHERE log.identity = {schema}.identity()) THEN
         PERFORM {schema}.new_epoch();
     END IF;
     PERFORM {schema}.pass_newest();
@@ -600,7 +593,7 @@ BEGIN
         SELECT grantee FROM pg_proc, aclexplode(proacl)
         WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
     LOOP
-        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint), {schema}.channel(), {schema}.listen(),
+        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint), {schema}.listen(),
             {schema}.notify_of(bigint) TO ' || role;
     END LOOP;
 END

@@ -90,7 +90,7 @@ async fn schema_update_keeps_the_permissions_of_nodes() {
          GRANT UPDATE ON tower_sse.log TO \"Node\";
          GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO \"Node\";
          CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA tower_sse TO app;
-         DROP FUNCTION tower_sse.new_epoch_after, tower_sse.channel, tower_sse.listen, tower_sse.notify_of;
+         DROP FUNCTION tower_sse.new_epoch_after, tower_sse.listen, tower_sse.notify_of;
          DROP TABLE tower_sse.channel",
     );
     store.sql(OLDER_VERSION);
