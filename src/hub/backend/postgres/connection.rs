@@ -1,4 +1,4 @@
-//! Connections to Postgres: URLs, notifications, and requests with a time limit.
+//! Connections to Postgres: URLs, and requests with a time limit.
 
 use super::{error::RequestError, hosts, notifications::Notifications, schema::Schema};
 use crate::BoxError;

@@ -26,8 +26,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The follower, the task that reads new records: its connection, and how far it has read.
 pub(super) struct Follower {
     connection: Connection,
-    /// The epoch of the log and the position up to which the log was read. `None` before the first
-    /// read on this connection, during each read, and if the log had more records than were read.
+    /// The epoch of the log, and the end of the part of the log that this node has. `None` before
+    /// the first read on this connection, during each read, and if the last read did not reach the
+    /// end of the log.
     read: Option<(u64, Position)>,
 }
 

@@ -5,7 +5,6 @@ use crate::hub::backend::{Page, Position, Record};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::{
     collections::VecDeque,
-    str,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -51,7 +50,7 @@ pub(super) struct Notification {
     /// The position of the record before the first of these records.
     previous: Position,
     records: Vec<(Position, Record)>,
-    /// The number of records, including those that this crate cannot decode.
+    /// The number of records, including records that this crate cannot decode.
     pub(super) count: usize,
     /// The newest of these records, and the epoch of the log.
     pub(super) newest: Known,
@@ -104,8 +103,8 @@ impl Notifications {
         *self.lock() = Queue::default();
     }
 
-    /// Takes the first notification of records after the position `after`, up to which the caller
-    /// has read the log with this epoch. Forgets the notifications of earlier records.
+    /// Takes the first notification of records after the position `after`. The caller has read the
+    /// log with this epoch up to this position. Forgets the notifications of earlier records.
     ///
     /// Returns `None` if there is no such notification. Also returns `None` if it is of another
     /// epoch, or if other records are between `after` and its records. In these cases, the caller
@@ -126,7 +125,7 @@ impl Notifications {
 
 impl Notification {
     /// Parses the payload of the SQL function `notify_of`. Its first line has the epoch of the log,
-    /// the position up to which records were evicted, and the position of the previous record. Each
+    /// its eviction watermark, and the position of the record before the first of the records. Each
     /// further line is a record: its position, kind, time in microseconds, topic and event. Returns
     /// `None` for any other payload.
     fn parse(payload: &str) -> Option<Self> {

@@ -53,8 +53,8 @@ async fn follower_reads_no_record_that_is_in_a_notification() {
     assert!(reads <= 3 + begin.elapsed().as_secs(), "{reads} reads in {:?}", begin.elapsed());
 }
 
-/// Transactions of all sizes and isolation levels, some of which are rolled back, and large events,
-/// for which the follower has to read the log.
+/// Transactions of all sizes and isolation levels. Some of them are rolled back, and some publish
+/// events that are too large for a notification, so that the follower has to read the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_receives_each_record_once_and_in_order() {
     const APPLICATIONS: usize = 4;
@@ -146,8 +146,8 @@ async fn notifications_of_other_programs_lose_no_record() {
     assert_eq!(followed, (0..5).map(|n| record("t", n)).collect::<Vec<_>>());
 }
 
-/// Another program inserts a record without a notification. A notification that is lost, or that the
-/// server had no room for, has the same effect.
+/// Another program inserts a record without a notification. The loss of a notification has the same
+/// effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn record_without_a_notification_is_read_before_later_ones() {
     let (store, log) = start().await;
