@@ -192,15 +192,6 @@ impl Store {
         }
     }
 
-    /// Sends a signal to the main process of the server only, such as `HUP`.
-    ///
-    /// # Panics
-    ///
-    /// If the server does not run.
-    pub fn signal_one(&self, name: &str) {
-        self.process.as_ref().expect("the server runs").signal(name);
-    }
-
     /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. At the
     /// limit, writes fail as they do with a full disk.
     ///

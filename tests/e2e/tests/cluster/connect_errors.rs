@@ -30,12 +30,14 @@ async fn wrong_password_is_an_error_without_the_password(kind: StoreKind) {
             (&[], "postgres:secret@", "postgres:guessed@", "password authentication failed for user")
         }
     };
-    let store = Store::start(kind, arguments).await;
+    let mut store = Store::start(kind, arguments).await;
     if kind == StoreKind::Postgres {
-        store.sql("ALTER ROLE postgres PASSWORD 'secret'");
+        store.sql("SET password_encryption = 'scram-sha-256'; ALTER ROLE postgres PASSWORD 'secret'");
         let rules = store.folder().join("data/pg_hba.conf");
         std::fs::write(rules, "host all all 127.0.0.1/32 scram-sha-256\n").expect("the file can be written");
-        store.signal_one("HUP");
+        // A server that reads its rules again may accept connections before.
+        store.kill();
+        store.restart().await;
     }
     connect(kind, &store.url_with(right)).await.expect("the password is right");
     let without = match kind {

@@ -14,7 +14,7 @@ use tower_sse::hub::backend::{Backend, Position, PostgresBackend};
 async fn tls_checks_certificates_of_server_and_client() {
     let folder = certificates("DNS:localhost");
     let path = |name: &str| folder.path().join(name).to_str().expect("the path is UTF-8").to_owned();
-    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let mut store = Store::start(StoreKind::Postgres, &[]).await;
     store.add_certificates(&folder);
     store.sql("ALTER SYSTEM SET ssl = on");
     store.sql("ALTER SYSTEM SET ssl_ca_file = 'ca.pem'");
@@ -22,7 +22,8 @@ async fn tls_checks_certificates_of_server_and_client() {
     store.sql("CREATE ROLE client SUPERUSER LOGIN");
     let rules = "hostssl all client all cert\nhost all postgres all trust\n";
     std::fs::write(store.folder().join("data/pg_hba.conf"), rules).expect("the file can be written");
-    store.signal_one("HUP");
+    store.kill();
+    store.restart().await;
 
     let port = store.address().port();
     let url = |host: &str, mode: &str| format!("postgres://client@{host}:{port}/postgres?{mode}");
