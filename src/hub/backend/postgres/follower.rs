@@ -12,24 +12,34 @@ use crate::{
     hub::backend::{Page, Position},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The Postgres setting `application_name` of the connection of the follower, the task that reads
 /// new records. A name in the URL replaces it.
 const FOLLOW: &str = "tower-sse-follow";
 
-/// The time without a Postgres notification after which the follower, the task that reads new
-/// records, looks for records nevertheless. A notification may get lost, for example in a pool of
-/// connections. At this interval, the follower also checks whether an eviction by age is due.
+/// The maximum time between two reads of the log by the follower, the task that reads new records.
+/// A notification may get lost, for example in a pool of connections. A read also checks whether
+/// another log has replaced the log, while notifications of the earlier server still arrive. At this
+/// interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The follower, the task that reads new records: its connection, and how far it has read.
 pub(super) struct Follower {
     connection: Connection,
-    /// The epoch of the log, and the end of the part of the log that this node has. `None` before
-    /// the first read on this connection, during each read, and if the last read did not reach the
-    /// end of the log.
-    read: Option<(u64, Position)>,
+    /// `None` before the first read on this connection, during each read, and if the last read did
+    /// not reach the end of the log.
+    state: Option<State>,
+}
+
+/// What the follower knows of the log.
+struct State {
+    /// The epoch, the number that identifies one lifetime of the log.
+    epoch: u64,
+    /// The end of the part of the log that the follower has returned to the hub.
+    through: Position,
+    /// The time of the last read of the log.
+    read_at: Instant,
 }
 
 impl Log {
@@ -47,13 +57,13 @@ impl Log {
 
     async fn next_page_on(self: &Arc<Self>, slot: &mut Option<Follower>, after: Position) -> Result<Page, BoxError> {
         if slot.as_ref().is_none_or(|follower| follower.connection.has_ended()) {
-            *slot = Some(Follower { connection: self.listen().await?, read: None });
+            *slot = Some(Follower { connection: self.listen().await?, state: None });
         }
         let Some(follower) = slot else { return Err("there is no connection".into()) };
         loop {
             let next = match follower.take(self, after) {
                 Some(page) => Some(page),
-                None if follower.must_read(after) => follower.read(self, after).await?,
+                None if follower.must_read(self, after) => follower.read(self, after).await?,
                 None => None,
             };
             if let Some(page) = next {
@@ -62,7 +72,6 @@ impl Log {
             }
             if timeout(POLL_INTERVAL, follower.connection.notifications.next()).await.is_err() {
                 self.evict_by_age();
-                follower.read = None;
             }
         }
     }
@@ -81,10 +90,13 @@ impl Log {
 impl Follower {
     /// Returns the records of the next notification, if they directly follow the position `after`.
     fn take(&mut self, log: &Arc<Log>, after: Position) -> Option<Page> {
-        let (epoch, _) = self.read.filter(|(_, through)| *through == after)?;
-        let notification = self.connection.notifications.take(after, epoch)?;
+        if !self.is_current(log, after) {
+            return None;
+        }
+        let state = self.state.as_mut()?;
+        let notification = self.connection.notifications.take(after, state.epoch)?;
         log.note_known(notification.newest);
-        self.read = Some((epoch, notification.through()));
+        state.through = notification.through();
         let count = notification.count;
         let page = notification.into_page();
         log.note_new(count, bytes(&page));
@@ -93,13 +105,23 @@ impl Follower {
 
     /// Returns `true` if the log may have records after the position `after` that no notification
     /// contains.
-    fn must_read(&self, after: Position) -> bool {
-        self.read.is_none_or(|(_, through)| through != after) || self.connection.notifications.must_read()
+    fn must_read(&self, log: &Log, after: Position) -> bool {
+        !self.is_current(log, after) || self.connection.notifications.must_read()
+    }
+
+    /// Returns `true` if the follower has all records up to the position `after`, has read the log
+    /// less than a second ago, and if this process knows of no later epoch.
+    fn is_current(&self, log: &Log, after: Position) -> bool {
+        self.state.as_ref().is_some_and(|state| {
+            state.through == after
+                && state.read_at.elapsed() < POLL_INTERVAL
+                && log.known().is_none_or(|known| known.epoch as u64 <= state.epoch)
+        })
     }
 
     /// Reads the log after the position `after`. Returns `None` if there are no new records.
     async fn read(&mut self, log: &Arc<Log>, after: Position) -> Result<Option<Page>, BoxError> {
-        self.read = None;
+        self.state = None;
         self.connection.notifications.clear();
         let query = PageQuery::new(log, Wanted::All, after);
         let (sql, time) = (&log.sql.page, log.settings.timeout);
@@ -109,7 +131,9 @@ impl Follower {
             return Err(log.is_replaced().into());
         }
         let page = read.page;
-        self.read = Some((page.epoch, page.through)).filter(|_| page.through >= read.last);
+        if page.through >= read.last {
+            self.state = Some(State { epoch: page.epoch, through: page.through, read_at: Instant::now() });
+        }
         if page.through <= after && page.evicted_through <= after {
             return Ok(None);
         }

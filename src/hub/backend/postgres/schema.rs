@@ -16,9 +16,9 @@ const MAX_BYTES: usize = 1 << 20;
 /// longer than the timeout of a request, and nodes would repeat this read again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
-/// The maximum number of records of one transaction that a Postgres notification contains. After
-/// more records, a notification only wakes the followers of the nodes, the tasks that read new
-/// records. To read many records together takes less time than to notify of each of them.
+/// The maximum number of records in a Postgres notification. If a transaction appends more records,
+/// its notification only wakes the followers of the nodes, the tasks that read new records. To read
+/// many records together takes less time than to notify of each of them.
 const MAX_NOTIFIED: usize = 16;
 
 /// The greatest position that a record can have, so that positions do not overflow. After a record

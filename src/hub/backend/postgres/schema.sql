@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS {schema}.channel (
 -- Listens to the channel. The text of the query, which other roles may be able to read in
 -- pg_stat_activity, does not contain the name.
 CREATE OR REPLACE FUNCTION {schema}.listen() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $tower_sse$
+SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $tower_sse$
 BEGIN
     INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
     EXECUTE format('LISTEN %I', (SELECT channel.name FROM {schema}.channel));
@@ -121,51 +121,69 @@ $tower_sse$;
 
 -- Sends the records from the position `first` on to the followers, with the position of the record
 -- before them. A follower that has read the log up to this position need not read these records. If
--- the records do not fit, or without `first`, the notification only makes the followers read.
+-- the records do not fit, or `first` is NULL, the notification is empty, and the followers read the
+-- log. They also read the log once a second.
 --
--- With `first`, the caller holds the lock of the log, and sees all records of earlier transactions.
+-- With `first`, the caller holds the lock of the log, sees all records of earlier transactions, and
+-- has excluded plans without the index.
 --
 -- If a session listens and stays in a transaction, the queue of the server becomes full, and NOTIFY
--- fails. So nothing is sent if the queue is nearly full. Followers also read once a second.
+-- fails. So nothing is sent if the queue is nearly full, and no records if more than 1 % of it is in
+-- use (80 MB by default). Only the first notification of a transaction contains records, because
+-- equal notifications of a transaction are sent once.
 --
 -- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
 -- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
 --
--- Runs as the owner of `channel`, which need not be the owner of the functions that call this one.
+-- Callers can make the server report statements and plans, which contain the channel, as messages to
+-- the client. The setting of client_min_messages excludes this.
 CREATE OR REPLACE FUNCTION {schema}.notify_of(first bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $tower_sse$
+SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $tower_sse$
 DECLARE
-    -- A payload must be shorter than a page of the server, which is almost always 8,192 bytes.
-    max_bytes bigint := current_setting('block_size')::bigint - 292;
+    usage double precision := pg_notification_queue_usage();
     channel text := (SELECT channel.name FROM {schema}.channel);
-    payload text;
+    -- A payload must be somewhat shorter than a page of the server, which usually has 8,192 bytes.
+    max_bytes bigint := current_setting('block_size')::bigint - 1024;
+    payload text := '';
     record record;
 BEGIN
-    IF pg_notification_queue_usage() >= 0.9 THEN
+    IF usage >= 0.9 THEN
         RETURN;
     END IF;
-    IF channel IS NULL THEN
+    IF channel IS NULL AND current_setting('transaction_isolation') = 'read committed' THEN
         INSERT INTO {schema}.channel DEFAULT VALUES ON CONFLICT DO NOTHING;
         channel := (SELECT channel.name FROM {schema}.channel);
     END IF;
-    SELECT log.epoch || ' ' || log.evicted_through || ' ' || greatest(log.evicted_through, (
-        SELECT max(records.position) FROM {schema}.records
-        WHERE records.position > log.evicted_through AND records.position < first
-    ))
-    INTO payload FROM {schema}.log;
-    FOR record IN
-        SELECT records.position, kind::text, (extract(epoch FROM stored_at) * 1000000)::bigint AS micros, topic, event,
-            octet_length(topic) + octet_length(event) AS bytes
-        FROM {schema}.records WHERE records.position >= first ORDER BY records.position
-    LOOP
-        IF octet_length(payload) + record.bytes > max_bytes THEN
-            payload := NULL;
-            EXIT;
-        END IF;
-        payload := payload || E'\n' || record.position || ' ' || record.kind || ' ' || record.micros || ' '
-            || translate(encode(record.topic, 'base64'), E'\n', '') || ' '
-            || translate(encode(record.event, 'base64'), E'\n', '');
-    END LOOP;
+    IF channel IS NULL THEN
+        -- The snapshot of this transaction is older than the name. Nobody listens to this channel.
+        PERFORM pg_notify('tower_sse', '');
+        RETURN;
+    END IF;
+    IF first IS NOT NULL AND usage < 0.01 THEN
+        SELECT log.epoch || ' ' || log.evicted_through || ' ' || greatest(log.evicted_through, previous.position)
+        INTO payload FROM {schema}.log LEFT JOIN LATERAL (
+            SELECT records.position, records.xmin FROM {schema}.records
+            WHERE records.position > log.evicted_through AND records.position < first
+            ORDER BY records.position DESC LIMIT 1
+        ) AS previous ON true
+        WHERE previous.xmin IS DISTINCT FROM pg_current_xact_id()::xid;
+        FOR record IN
+            SELECT * FROM {schema}.records WHERE records.position >= first ORDER BY records.position
+        LOOP
+            -- Another program may have inserted a record that has no such text.
+            IF octet_length(payload) + octet_length(record.topic) + octet_length(record.event) <= max_bytes
+                AND record.kind IN ('e', 's', 'f', 'r') AND isfinite(record.stored_at)
+            THEN
+                payload := payload || E'\n' || record.position || ' ' || record.kind::text || ' '
+                    || (extract(epoch FROM record.stored_at) * 1000000)::bigint || ' '
+                    || translate(encode(record.topic, 'base64'), E'\n', '') || ' '
+                    || translate(encode(record.event, 'base64'), E'\n', '');
+            ELSE
+                payload := NULL;
+                EXIT;
+            END IF;
+        END LOOP;
+    END IF;
     PERFORM pg_notify(channel, CASE WHEN octet_length(payload) <= max_bytes THEN payload ELSE '' END);
 END
 $tower_sse$;
@@ -218,9 +236,9 @@ CREATE OR REPLACE FUNCTION {schema}.bounds(
     OUT epoch bigint, OUT evicted_through bigint, OUT last bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $tower_sse$
 BEGIN
-    -- Nodes do not use this table. The cast fails if the table does not exist. The node then connects
-    -- again, and creates the table.
-    PERFORM '{schema}.inbox'::regclass;
+    -- Nodes that only read do not use these tables. A cast fails if its table does not exist. The
+    -- node then connects again, and creates the table.
+    PERFORM '{schema}.inbox'::regclass, '{schema}.channel'::regclass;
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM set_config('lock_timeout', '1000', true);
         PERFORM pg_advisory_xact_lock({lock});
@@ -583,18 +601,29 @@ $tower_sse$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
 
--- Older versions lack some functions. Each role that may call `new_epoch` needs them, also the owner
--- of the other functions, if another role runs this update.
+-- Older versions lack some functions and a table. If another role runs this update, such as a
+-- superuser, they belong to the owner of the other functions nevertheless. Otherwise this owner could
+-- run code with the permissions of the superuser, because the functions use tables of the owner. Each
+-- role that may call `new_epoch` needs the functions.
 DO $tower_sse$
 DECLARE
+    owner regrole := (SELECT proowner FROM pg_proc WHERE oid = '{schema}.new_epoch()'::regprocedure);
     role regrole;
+    name text;
 BEGIN
-    FOR role IN
-        SELECT grantee FROM pg_proc, aclexplode(proacl)
-        WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
-    LOOP
-        EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.new_epoch_after(bigint), {schema}.listen(),
-            {schema}.notify_of(bigint) TO ' || role;
+    IF (SELECT relowner FROM pg_class WHERE oid = '{schema}.channel'::regclass) <> owner THEN
+        EXECUTE 'ALTER TABLE {schema}.channel OWNER TO ' || owner;
+    END IF;
+    FOREACH name IN ARRAY ARRAY['new_epoch_after(bigint)', 'listen()', 'notify_of(bigint)'] LOOP
+        IF (SELECT proowner FROM pg_proc WHERE oid = ('{schema}.' || name)::regprocedure) <> owner THEN
+            EXECUTE 'ALTER FUNCTION {schema}.' || name || ' OWNER TO ' || owner;
+        END IF;
+        FOR role IN
+            SELECT grantee FROM pg_proc, aclexplode(proacl)
+            WHERE pg_proc.oid = '{schema}.new_epoch()'::regprocedure AND grantee <> 0
+        LOOP
+            EXECUTE 'GRANT EXECUTE ON FUNCTION {schema}.' || name || ' TO ' || role;
+        END LOOP;
     END LOOP;
 END
 $tower_sse$;

@@ -108,6 +108,12 @@ async fn schema_update_keeps_the_permissions_of_nodes() {
         assert!(epoch > before, "{what} starts an epoch");
     }
     assert_eq!(store.sql("SELECT has_function_privilege('app', 'tower_sse.new_epoch_after(bigint)', 'EXECUTE')"), "f");
+    for of_others in [
+        "SELECT count(*) FROM pg_class WHERE relnamespace = 'tower_sse'::regnamespace AND relowner <> 'owner'::regrole",
+        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'tower_sse'::regnamespace AND proowner <> 'owner'::regrole",
+    ] {
+        assert_eq!(store.sql(of_others), "0", "{of_others}");
+    }
     let last = append(&node, "t", 2).await;
     assert_eq!(node.follow(Position::START).await.expect("a page").through, last);
 }
