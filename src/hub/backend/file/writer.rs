@@ -355,9 +355,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Handles the failure `error` of the database. After a damaged page, the database stays open,
-    /// because its other pages can still be read. After any other failure, this method closes the
-    /// database and opens it again immediately: after an I/O error, for example, the database
+    /// Handles the failure `error` of the database. After a damaged page, an open database stays
+    /// open, because its other pages can still be read. After any other failure, this method closes
+    /// the database and opens it again immediately: after an I/O error, for example, the database
     /// cannot even be read. Then a pause begins. Before the pause ends, only a failed commit makes
     /// the writer call this method again.
     fn reopen(&mut self, error: &FileError) {
@@ -365,7 +365,8 @@ impl Writer {
         self.refusal = None;
         // Opening a database with a damaged page fails if the database was not closed properly. But
         // its other pages can be read as long as it is open.
-        if error.kind() != Kind::Damage {
+        let is_open = self.shared.store().is_ok();
+        if error.kind() != Kind::Damage || !is_open {
             self.replace_store(error);
         }
         self.pause_end = pause_end(begin, Instant::now());
