@@ -182,16 +182,13 @@ impl Store {
     /// of all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
         let snapshot = self.snapshot()?;
+        // A commit may have evicted records after `last` which it has just appended. The page has
+        // to end at `last` all the same.
+        let evicted_through = snapshot.evicted_through.min(last);
         if after >= last {
-            let evicted_through = snapshot.evicted_through;
-            return Ok(Page {
-                epoch: snapshot.epoch,
-                evicted_through,
-                through: last.max(evicted_through),
-                ..Page::default()
-            });
+            return Ok(Page { epoch: snapshot.epoch, evicted_through, through: last, ..Page::default() });
         }
-        let mut page = PageReader::new(topics, snapshot.evicted_through, after);
+        let mut page = PageReader::new(topics, evicted_through, after);
         while page.next() <= last && !page.is_complete() {
             match snapshot.read(last, &mut page) {
                 Err(error) if error.kind() == Kind::Database => return Err(error),
