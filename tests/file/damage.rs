@@ -199,6 +199,23 @@ async fn damaged_last_record_is_a_gap() {
 }
 
 #[tokio::test]
+async fn log_whose_records_are_all_damaged_opens() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    for n in 0..3 {
+        let at = find(&folder.log(), format!("record-{n:04}").as_bytes());
+        change(&folder.log(), at, b'X');
+    }
+
+    let log = open(&folder);
+    assert_eq!(append(&log, "next").await, Position::new(4));
+    let page = log.follow(Position::START).await.unwrap();
+    assert_eq!((page.evicted_through, page.through), (Position::new(3), Position::new(4)));
+    assert_eq!(all_with_gaps(&log).await.0, [(Position::new(4), "next".to_owned())]);
+}
+
+#[tokio::test]
 async fn damaged_page_is_reported_and_others_are_read() {
     let folder = Folder::new();
     fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
