@@ -514,11 +514,13 @@ impl<E> PassthroughStream<E> {
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
+        let last = match (&self.phase, &outcome) {
+            // The trailers follow the final bytes.
+            (Phase::Draining(_), Some(Ok(_))) => self.end(),
+            _ => self.byte_order_mark.release().map(|rest| Ok(Frame::data(rest))),
+        };
         self.phase = Phase::Held { outcome, delay: FlushDelay::default() };
-        match self.byte_order_mark.release() {
-            Some(rest) => Poll::Ready(Some(Ok(Frame::data(rest)))),
-            None => self.poll_held(cx),
-        }
+        if last.is_some() { Poll::Ready(last) } else { self.poll_held(cx) }
     }
 
     /// Returns the outcome of the inner body that was kept: trailers, an error or the end. An error
