@@ -227,17 +227,17 @@ impl LastPing {
                 cork.take_moved();
                 *self = Self::Silent(Box::pin(sleep(MAX_SILENCE)));
             }
+            Self::Silent(deadline) if cork.take_moved() => deadline.as_mut().reset(Instant::now() + MAX_SILENCE),
             Self::Silent(_) => {}
         }
         let Self::Silent(deadline) = self else { return Poll::Pending };
         loop {
             ready!(deadline.as_mut().poll(cx));
             // A client that reads slowly acknowledges the PING when it has read all bytes before it.
-            let is_stalled = !cork.take_moved() && !cork.is_blocked();
-            if is_stalled && cork.is_within_frame() {
-                return Poll::Ready(());
-            }
-            if is_stalled {
+            if !cork.is_blocked() {
+                if cork.is_within_frame() {
+                    return Poll::Ready(());
+                }
                 cork.answer_ping();
                 streams.wake_connection();
                 *self = Self::Answered;
