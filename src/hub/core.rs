@@ -516,7 +516,11 @@ impl Core {
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {
-        self.registry.lock().exists(name)
+        let mut registry = self.registry.lock();
+        if let Some(topic) = registry.topics.get(name).cloned() {
+            registry.refresh(&topic, Instant::now());
+        }
+        registry.exists(name)
     }
 
     /// Returns `true` if the topic is in the memory of the local node, and the node
