@@ -609,7 +609,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.inner.poll(cx).map_ok(|response| {
-            if let Some(rejected) = response.extensions().get::<Rejected>().cloned() {
+            if let Some(rejected) = Rejected::of(&response) {
                 reject_again(response, rejected, this.settings)
             } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
@@ -642,7 +642,7 @@ fn make_correct<B: Body>(
         Err(limit) => {
             trace::refused(&request);
             metrics::refused();
-            return reject(response, Rejected { limit, settings: Settings::clone(settings) });
+            return reject(response, limit, Settings::clone(settings));
         }
     };
     let mut layer = AppliedLayer::new(settings, permits, registrations, request);

@@ -27,7 +27,10 @@
 //! cursor.
 
 use bytes::Bytes;
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicU8, Ordering},
+};
 use tokio_stream::Stream;
 
 /// The data that a response sends before the first item of its stream: the first bytes of the body,
@@ -92,28 +95,56 @@ pub(crate) enum Purpose {
     End,
 }
 
-/// The hub subscriptions and hub listeners that a response has polled inside its stream: none, one,
-/// or several. Several have no common cursor (the id where a client resumes): the newest cursor of
-/// one can be after an undelivered event of another.
+/// The number of hub subscriptions and hub listeners that a response has polled inside its stream:
+/// none, one, or several. Several have no common cursor (the id where a client resumes): the newest
+/// cursor of one can be after an undelivered event of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reached {
+    response: ResponseNumber,
+    count: Count,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    None,
+    One,
+    Several,
+}
+
+/// The number of a response. A hub subscription stores the number of the response that has polled
+/// it last, so that the response counts it once. An adapter may move the subscription in memory, so
+/// its address does not identify it.
+///
+/// The number of a response is greater than 0. It repeats after 255 responses, to save memory in
+/// the subscriptions. This matters only if a subscription moves from one response to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reached(usize);
+pub(crate) struct ResponseNumber(u8);
 
 impl Reached {
-    const NONE: usize = 0;
-    /// The value for several subscriptions. The inner number is 0 for no subscription, the address
-    /// in memory of the only subscription, or 1 for several. An address is never 1, because
-    /// subscriptions are aligned.
-    pub(crate) const SEVERAL: Self = Self(1);
+    /// Returns the state of a new response, which has polled no subscription.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        Self { response: ResponseNumber(NEXT.fetch_add(1, Ordering::Relaxed).max(1)), count: Count::None }
+    }
 
     /// Returns `true` if the response has polled exactly one hub subscription or hub listener so
     /// far.
     pub(crate) fn is_one(self) -> bool {
-        self.0 != Self::NONE && self != Self::SEVERAL
+        self.count == Count::One
     }
 
+    /// Sets that the subscriptions inside the stream have no common cursor.
+    pub(crate) fn set_several(&mut self) {
+        self.count = Count::Several;
+    }
+
+    /// Counts a subscription, unless `polled_by` shows that this response has counted it before.
     #[cfg(feature = "hub")]
-    fn add(&mut self, address: usize) {
-        *self = if self.0 == Self::NONE || self.0 == address { Self(address) } else { Self::SEVERAL };
+    fn add(&mut self, polled_by: &mut ResponseNumber) {
+        if *polled_by != self.response {
+            *polled_by = self.response;
+            self.count = if self.count == Count::None { Count::One } else { Count::Several };
+        }
     }
 }
 
@@ -221,17 +252,17 @@ pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl Fn
 
 /// Returns why a response is currently polling its stream on this thread: for the next items,
 /// because a heartbeat is due, or for the newest cursor before the response ends early. A hub
-/// subscription or hub listener calls this function each time it is polled. `address` is the
-/// caller's address in memory, which distinguishes the caller from others in the same stream.
+/// subscription or hub listener calls this function each time it is polled. `polled_by` belongs to
+/// the caller, and becomes the number of the response.
 #[cfg(feature = "hub")]
-pub(crate) fn purpose_of_poll(address: usize) -> Purpose {
+pub(crate) fn purpose_of_poll(polled_by: &mut ResponseNumber) -> Purpose {
     CALL.with_borrow_mut(|call| match call {
         Call::Polls { purpose, reached } => {
-            reached.add(address);
+            reached.add(polled_by);
             if *purpose == Purpose::ItemsOfOne && !reached.is_one() { Purpose::Items } else { *purpose }
         }
         Call::Begins(_, reached) => {
-            reached.add(address);
+            reached.add(polled_by);
             Purpose::Items
         }
         Call::None | Call::Asks(_) => Purpose::Items,
@@ -248,10 +279,25 @@ mod tests {
     /// first one.
     #[test]
     fn second_subscription_of_a_poll_is_not_the_only_one() {
-        let mut reached = Reached::default();
-        for (address, purpose) in [(8, Purpose::ItemsOfOne), (16, Purpose::Items), (8, Purpose::Items)] {
-            poll_for(Purpose::ItemsOfOne, &mut reached, || assert_eq!(purpose_of_poll(address), purpose));
+        let mut reached = Reached::new();
+        let mut polled_by = [ResponseNumber::default(); 2];
+        for (n, purpose) in [(0, Purpose::ItemsOfOne), (1, Purpose::Items), (0, Purpose::Items)] {
+            poll_for(Purpose::ItemsOfOne, &mut reached, || {
+                assert_eq!(purpose_of_poll(&mut polled_by[n]), purpose);
+            });
         }
         assert!(!reached.is_one());
+    }
+
+    #[test]
+    fn subscription_that_moves_to_another_response_counts_there() {
+        let mut polled_by = ResponseNumber::default();
+        for _ in 0..2 {
+            let mut reached = Reached::new();
+            for _ in 0..2 {
+                poll_for(Purpose::Heartbeat, &mut reached, || purpose_of_poll(&mut polled_by));
+                assert!(reached.is_one());
+            }
+        }
     }
 }

@@ -10,18 +10,38 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
 };
 use http_body::Body;
+use std::sync::{Arc, Weak};
 
 /// A response extension that marks the rejection of a request over a limit of open streams. Outer
 /// layers do not handle the rejection as an event stream. They only supply the settings, such as
 /// the reconnect delay, that the rejecting layer leaves unset.
 #[derive(Clone)]
 pub(crate) struct Rejected {
-    pub(crate) limit: LimitReached,
-    pub(crate) settings: Settings,
+    limit: LimitReached,
+    settings: Settings,
+    head: Head,
+    /// Dangling after the body of the rejection was dropped. A middleware may replace the body, and
+    /// keep the extensions of the response.
+    body: Weak<()>,
+}
+
+/// The status of a rejection, and the headers that the rejection sets.
+type Head = (StatusCode, [Option<HeaderValue>; 3]);
+
+fn head(status: StatusCode, headers: &HeaderMap) -> Head {
+    (status, [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE].map(|name| headers.get(name).cloned()))
+}
+
+impl Rejected {
+    /// Returns the mark of a rejection, or `None` for every other response. A response whose body a
+    /// middleware has replaced is no rejection.
+    pub(crate) fn of<B>(response: &Response<B>) -> Option<Self> {
+        response.extensions().get::<Self>().filter(|rejected| rejected.body.strong_count() > 0).cloned()
+    }
 }
 
 /// Replaces the response of the handler by the rejection of a request over a limit of open streams.
@@ -31,53 +51,61 @@ pub(crate) struct Rejected {
 /// The headers of the handler are kept, such as its CORS headers, except for the headers that
 /// describe its body. Without the CORS headers, an `EventSource` of another origin would not
 /// reconnect.
-pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
-    let delay = rejected.settings.reconnect_delay(None);
-    let (mut head, body) = response.into_parts();
+pub(crate) fn reject<B: Body>(
+    response: Response<B>,
+    limit: LimitReached,
+    settings: Settings,
+) -> Response<ResponseBody<B>> {
+    let delay = settings.reconnect_delay(None);
+    let (mut parts, body) = response.into_parts();
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
-        head.headers.remove(of_the_body);
+        parts.headers.remove(of_the_body);
     }
-    let body = match rejected.settings.when_full.unwrap_or_default() {
+    let bytes = match settings.when_full.unwrap_or_default() {
         Overload::ServiceUnavailable => {
-            head.status = match rejected.limit {
+            parts.status = match limit {
                 LimitReached::Total => StatusCode::SERVICE_UNAVAILABLE,
                 LimitReached::Key => StatusCode::TOO_MANY_REQUESTS,
             };
             let seconds = delay.as_secs_f64().ceil() as u64;
-            head.headers.insert(RETRY_AFTER, seconds.into());
-            head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            let text = match rejected.limit {
+            parts.headers.insert(RETRY_AFTER, seconds.into());
+            parts.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            let text = match limit {
                 LimitReached::Total => "the limit of open event streams is reached; try again later",
                 LimitReached::Key => "your limit of open event streams is reached; close one, or try again later",
             };
-            ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
+            Bytes::from_static(text.as_bytes())
         }
         Overload::RetryLater => {
-            head.status = StatusCode::OK;
-            headers::complete(&mut head.headers);
-            ResponseBody::replaced(body, retry_line(delay))
+            parts.status = StatusCode::OK;
+            headers::complete(&mut parts.headers);
+            retry_line(delay)
         }
     };
-    head.extensions.remove::<LayerHandle>();
-    head.extensions.insert(rejected);
-    Response::from_parts(head, body)
+    let token = Arc::new(());
+    let rejected = Rejected { limit, settings, head: head(parts.status, &parts.headers), body: Arc::downgrade(&token) };
+    parts.extensions.remove::<LayerHandle>();
+    parts.extensions.insert(rejected);
+    Response::from_parts(parts, ResponseBody::replaced(body, bytes, token))
 }
 
 /// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
 /// rejected a request. Settings that the inner layer leaves unset, such as the reconnect delay, are
 /// taken from `outer`. The status, headers and body of the rejection are then replaced. If no
-/// setting is taken, the response is not changed.
+/// setting is taken, or if a middleware has changed the status or a header of the rejection, the
+/// response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,
     outer: &Settings,
 ) -> Response<ResponseBody<B>> {
-    if !rejected.settings.inherit(outer) {
+    let is_changed = rejected.head != head(response.status(), response.headers());
+    if is_changed || !rejected.settings.inherit(outer) {
         return response.map(ResponseBody::untouched);
     }
     for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
         response.headers_mut().remove(of_the_rejection);
     }
-    reject(response, rejected)
+    reject(response, rejected.limit, rejected.settings)
 }

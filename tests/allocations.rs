@@ -382,3 +382,17 @@ async fn registered_stream_takes_at_most_64_bytes() {
         assert!(registry.is_empty());
     }
 }
+
+#[test]
+fn registry_frees_memory_of_ended_streams() {
+    let registry = StreamRegistry::<u64>::new();
+    let count = AtomicU64::new(0);
+    let layer = SseLayer::new().register(&registry, move |_| Some(count.fetch_add(1, Relaxed)));
+    let open = || through(&layer, SseStream::new(stream::pending::<Event>()).into_http_response());
+    let held = measure(|| {
+        let streams: Vec<_> = (0..10_000).map(|_| open()).collect();
+        assert_eq!(registry.len(), streams.len());
+    });
+    assert!(registry.is_empty());
+    assert!(held.bytes_current < 1_000, "{} bytes", held.bytes_current);
+}

@@ -135,6 +135,61 @@ async fn contract_accepts_eviction_in_the_background() {
     .await;
 }
 
+/// A log whose pages contain no record if they report an eviction.
+#[derive(Clone)]
+struct GapFirst(MemoryBackend);
+
+impl GapFirst {
+    async fn gap(&self, after: Position) -> Result<Option<Page>, BoxError> {
+        let Bounds { epoch, evicted_through, .. } = self.0.bounds().await?;
+        let gap = Page { epoch, evicted_through, through: evicted_through, ..Page::default() };
+        Ok((evicted_through > after).then_some(gap))
+    }
+}
+
+impl Backend for GapFirst {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.0.bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.0.append(records).await
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.0.append_if_unchanged(records, epoch, since).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        match self.gap(after).await? {
+            Some(gap) => Ok(gap),
+            None => self.0.read(topics, after).await,
+        }
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        match self.gap(after).await? {
+            Some(gap) => Ok(gap),
+            None => self.0.follow(after).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn contract_accepts_pages_that_only_report_an_eviction() {
+    let logs = Mutex::new(HashMap::new());
+    contract::check(async |name: &str, max_records| {
+        let log = || GapFirst(MemoryBackend::new(max_records));
+        logs.lock().unwrap().entry(name.to_owned()).or_insert_with(log).clone()
+    })
+    .await;
+}
+
 /// A log that does not compare its topics as `append_if_unchanged` has to.
 #[derive(Clone)]
 struct Careless {

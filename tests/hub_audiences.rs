@@ -197,6 +197,25 @@ fn readers_wake_each_other_while_the_task_does_not_run() {
 }
 
 #[test]
+fn leaving_readers_wake_others_while_the_task_does_not_run() {
+    let topic = Hub::new().topic("news");
+    let mut subscriptions: Vec<_> =
+        (0..SUBSCRIBERS).map(|_| task::spawn(now(topic.subscribe(Start::Latest)).unwrap())).collect();
+    for subscription in &mut subscriptions {
+        assert!(subscription.poll_next().is_pending());
+    }
+    let publisher = runtime();
+    publisher.block_on(async { publish(&topic, "x") });
+    // Each subscription ends when it is woken.
+    let mut before = usize::MAX;
+    while subscriptions.len() < before {
+        before = subscriptions.len();
+        subscriptions.retain(|subscription| !subscription.is_woken());
+    }
+    assert_eq!(subscriptions.len(), 0, "subscriptions were not woken");
+}
+
+#[test]
 fn next_publisher_replaces_a_task_that_does_not_run() {
     let hub = Hub::new();
     let (first, second) = (hub.topic("first"), hub.topic("second"));

@@ -196,6 +196,16 @@ fn topics_expire_outside_of_a_runtime() {
     assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
 }
 
+#[test]
+fn expired_topic_does_not_exist_outside_of_a_runtime() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let topic = hub.topic("a");
+    topic.publish_now(Event::new("")).unwrap();
+    std::thread::sleep(Duration::from_millis(2));
+    assert!(!topic.exists());
+    assert_eq!(hub.stats().topics, 0);
+}
+
 /// An error needs no successful call before, which would remove expired events.
 #[test]
 fn full_hub_drops_expired_topics_outside_of_a_runtime() {

@@ -48,6 +48,11 @@ fn pass(kind: &str, layers: &[&SseLayer]) -> Response<BoxedBody> {
     layers.iter().fold(response(kind), |response, layer| boxed(through(*layer, response)))
 }
 
+/// Passes a response of a middleware through a layer outside of it.
+fn pass_on(response: Response<BoxedBody>, outer: &SseLayer) -> Response<BoxedBody> {
+    boxed(through(outer, response))
+}
+
 async fn text(response: Response<BoxedBody>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
@@ -234,6 +239,26 @@ async fn unset_overload_response_comes_from_outside() {
         let rejected = pass(kind, &[&inner, &outer]);
         assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(rejected.headers()[header::RETRY_AFTER], "7");
+    }
+}
+
+#[tokio::test]
+async fn rejection_that_a_middleware_has_changed_stays() {
+    let outer = SseLayer::new().when_full(Overload::RetryLater).retry(Duration::from_secs(7));
+    for kind in KINDS {
+        for inner in [SseLayer::new().max_streams(0), SseLayer::new().max_streams(0).when_full(Overload::RetryLater)] {
+            let rejected = || pass(kind, &[&inner]);
+            let replaced = rejected().map(|_| BoxedBody::new(String::from("busy").map_err(|error| match error {})));
+            assert!(text(pass_on(replaced, &outer)).await.ends_with("busy"), "{kind}");
+
+            let mut other_status = rejected();
+            *other_status.status_mut() = StatusCode::IM_A_TEAPOT;
+            assert_eq!(pass_on(other_status, &outer).status(), StatusCode::IM_A_TEAPOT);
+
+            let mut other_header = rejected();
+            other_header.headers_mut().insert(header::CACHE_CONTROL, "no-cache, private".parse().unwrap());
+            assert_eq!(pass_on(other_header, &outer).headers()[header::CACHE_CONTROL], "no-cache, private");
+        }
     }
 }
 

@@ -174,7 +174,7 @@ impl<S> SseBody<S> {
             has_event_heartbeat: false,
             has_preamble: false,
             has_id_to_keep: false,
-            reached: Reached::default(),
+            reached: Reached::new(),
             was_pending: false,
             observation: Observation::new(link),
         }
@@ -204,7 +204,7 @@ impl<S> SseBody<S> {
             has_event_heartbeat: false,
             has_preamble: false,
             has_id_to_keep: false,
-            reached: Reached::default(),
+            reached: Reached::new(),
             was_pending: false,
         }
     }
@@ -307,7 +307,7 @@ where
                 *self.held = None;
                 self.observation.defer_events(0);
                 // The stream is not asked for its cursor, which may be after the discarded items.
-                *self.reached = Reached::SEVERAL;
+                self.reached.set_several();
                 is_cursor = false;
                 frame = begin_frame(beginning);
                 self.end(&mut frame, cx);

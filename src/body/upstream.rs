@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -78,9 +79,9 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Creates a body that sends `bytes` instead of `body`, which is never polled. Used for
-    /// requests that a stream limit rejects.
-    pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
-        Self::treated(body, Treatment::Replaced(bytes))
+    /// requests that a stream limit rejects. The new body keeps `token` until it is dropped.
+    pub(crate) fn replaced(body: B, bytes: Bytes, token: Arc<()>) -> Self {
+        Self::treated(body, Treatment::Replaced { bytes, _token: token })
     }
 
     fn treated(body: B, treatment: Treatment<B::Error>) -> Self {
@@ -140,8 +141,11 @@ enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
     /// The bytes that are sent instead of the inner body, because a stream limit has rejected the
-    /// request.
-    Replaced(Bytes),
+    /// request. The token shows outer layers that the body is not dropped.
+    Replaced {
+        bytes: Bytes,
+        _token: Arc<()>,
+    },
 }
 
 impl<E> Treatment<E> {
@@ -154,8 +158,8 @@ impl<E> Treatment<E> {
         match self {
             Self::Stream(stream) => poll_observed(&mut Upstream { stream, body }, cx),
             Self::Encoded(stream) => poll_observed(&mut Upstream { stream, body }, cx),
-            Self::Replaced(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Replaced(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
+            Self::Replaced { bytes, .. } if bytes.is_empty() => Poll::Ready(None),
+            Self::Replaced { bytes, .. } => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
         }
     }
 
@@ -163,7 +167,7 @@ impl<E> Treatment<E> {
         match self {
             Self::Stream(stream) => stream.is_over(body),
             Self::Encoded(stream) => stream.is_ended || body.is_end_stream(),
-            Self::Replaced(bytes) => bytes.is_empty(),
+            Self::Replaced { bytes, .. } => bytes.is_empty(),
         }
     }
 
@@ -172,7 +176,7 @@ impl<E> Treatment<E> {
             Self::Encoded(stream) if stream.observation.is_without_layers() => body.size_hint(),
             // Heartbeats change the length, and so does a layer that ends the stream.
             Self::Stream(_) | Self::Encoded(_) => SizeHint::default(),
-            Self::Replaced(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Replaced { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
         }
     }
 }
@@ -510,11 +514,13 @@ impl<E> PassthroughStream<E> {
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
+        let last = match (&self.phase, &outcome) {
+            // The trailers follow the final bytes.
+            (Phase::Draining(_), Some(Ok(_))) => self.end(),
+            _ => self.byte_order_mark.release().map(|rest| Ok(Frame::data(rest))),
+        };
         self.phase = Phase::Held { outcome, delay: FlushDelay::default() };
-        match self.byte_order_mark.release() {
-            Some(rest) => Poll::Ready(Some(Ok(Frame::data(rest)))),
-            None => self.poll_held(cx),
-        }
+        if last.is_some() { Poll::Ready(last) } else { self.poll_held(cx) }
     }
 
     /// Returns the outcome of the inner body that was kept: trailers, an error or the end. An error

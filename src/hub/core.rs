@@ -487,7 +487,12 @@ impl Core {
         let expiry = contents.retention.expiry(now).filter(|_| contents.latest_only);
         let is_late = expiry.is_some_and(|expiry| contents.due.is_none_or(|due| due > expiry));
         let needs_check = is_last && (is_empty || is_late);
-        drop(contents);
+        // A subscription that was woken, and is dropped instead of polled, wakes others.
+        if waiter.is_some() {
+            drop(contents);
+        } else {
+            TopicState::unlock_and_help(contents);
+        }
         drop(waiter);
         count_wakers.wake();
         if needs_check {
@@ -511,7 +516,11 @@ impl Core {
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {
-        self.registry.lock().exists(name)
+        let mut registry = self.registry.lock();
+        if let Some(topic) = registry.topics.get(name).cloned() {
+            registry.refresh(&topic, Instant::now());
+        }
+        registry.exists(name)
     }
 
     /// Returns `true` if the topic is in the memory of the local node, and the node

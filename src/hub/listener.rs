@@ -14,7 +14,6 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    ptr,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -203,7 +202,7 @@ impl Stream for Listener {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         // Its events have ids of the same log as those of a subscription in the same response.
-        let _any = preamble::purpose_of_poll(ptr::from_ref(this).addr());
+        let _any = preamble::purpose_of_poll(&mut this.subscription.polled_by);
         if this.events_in_turn == MAX_EVENTS_PER_TURN {
             this.events_in_turn = 0;
             cx.waker().wake_by_ref();

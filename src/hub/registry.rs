@@ -295,6 +295,9 @@ impl Registry {
         let mut contents = topic.lock();
         contents.due = None;
         self.retained = self.retained - contents.evict(now);
+        if contents.awaited_until.is_some_and(|until| until <= now) {
+            (contents.awaited_until, contents.awaits_event) = (None, false);
+        }
         if let Some(expiry) = contents.expiry().filter(|expiry| *expiry > now) {
             // The next expiry is delayed by up to 1/16 of `max_age`, so that one pass removes many
             // events. New subscribers never receive expired events in any case.
@@ -406,6 +409,7 @@ impl Tombstones {
 #[cfg(all(test, not(tower_sse_loom)))]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn removed_topics_need_little_memory() {
@@ -420,6 +424,22 @@ mod tests {
         assert!(!registry.is_removed_with_members(&last));
         registry.note_removed_with_members(&last);
         assert!(!registry.is_removed_with_members(&last), "the topic exists");
+    }
+
+    /// A publisher has set the limits of the topic, and its event does not arrive.
+    #[test]
+    fn awaited_topic_does_not_exist_for_lookups_forever() {
+        let mut registry = Registry::default();
+        let topic = registry.topic(&"a".into(), &HubConfig::DEFAULT).unwrap();
+        let (now, time) = (Instant::now(), Duration::from_secs(60));
+        let mut contents = topic.lock();
+        (contents.subscribers, contents.lookups) = (1, 1);
+        (contents.awaited_until, contents.awaits_event) = (Some(now + time), true);
+        drop(contents);
+        registry.refresh(&topic, now);
+        assert!(registry.exists("a"));
+        registry.refresh(&topic, now + time);
+        assert!(!registry.exists("a"));
     }
 
     #[test]

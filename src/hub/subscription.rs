@@ -15,13 +15,12 @@ use super::{
 };
 use crate::{
     EncodedEvents, Event, EventId,
-    preamble::{self, Preamble, Purpose},
+    preamble::{self, Preamble, Purpose, ResponseNumber},
 };
 use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
-    ptr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -155,6 +154,8 @@ pub struct Subscription {
     /// the preamble, and the subscription passes it during this call. Later polls of the
     /// subscription pass no preamble.
     has_preamble: AtomicBool,
+    /// The response that has polled the subscription last, or the listener that has it.
+    pub(super) polled_by: ResponseNumber,
     /// Set if the client may have an older id than the cursor. A page of old records from the
     /// backend moves the cursor to the end of the page, but the client gets only the ids of its
     /// events in the page. The next heartbeat then sends the cursor.
@@ -220,6 +221,7 @@ impl Subscription {
             origin,
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
+            polled_by: ResponseNumber::default(),
             has_unsent_cursor: false,
             has_failed: false,
             memberships: None,
@@ -894,7 +896,7 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let purpose = preamble::purpose_of_poll(ptr::from_ref(this).addr());
+        let purpose = preamble::purpose_of_poll(&mut this.polled_by);
         if !mem::replace(this.has_preamble.get_mut(), true) {
             Preamble::offer(|| this.preamble(this.is_finished()));
         }

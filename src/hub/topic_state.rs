@@ -190,8 +190,9 @@ impl TopicState {
     /// Unlocks the contents of a topic. If the topic has changed and some of its waiting readers
     /// were not woken yet, wakes up to four of them. A reader reads the topic for one subscription.
     ///
-    /// Each reader that reads the topic calls this function. So the waiting readers are woken even
-    /// if the task of the [wake queue](super::wake_queue), which should wake them, does not run.
+    /// Each reader that reads or leaves the topic calls this function. So the waiting readers are
+    /// woken even if the task of the [wake queue](super::wake_queue), which should wake them, does
+    /// not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
         if contents.has_due() {

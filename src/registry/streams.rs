@@ -207,7 +207,7 @@ impl<K> Streams<K> {
     pub(super) fn remove(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) -> Removed<K> {
         let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
         if slots.is_some_and(|slots| !slots.block.is_closed(index.slot())) {
-            self.unlink(index, hash_of);
+            self.unlink(index, &hash_of);
             self.open -= 1;
         }
         let mut removed =
@@ -224,6 +224,13 @@ impl<K> Streams<K> {
         while let Some(None) = self.blocks.last() {
             self.blocks.pop();
             self.with_room.remove(&self.blocks.len());
+        }
+        if self.blocks.capacity() / 8 > self.blocks.len() {
+            self.blocks.shrink_to(2 * self.blocks.len());
+        }
+        if self.first.num_buckets() / 16 > self.first.len() {
+            // After a panic, the table stays as it is.
+            let _panicked = catch_unwind(AssertUnwindSafe(|| self.rebuild_table(&hash_of)));
         }
         removed
     }
@@ -265,21 +272,25 @@ impl<K> Streams<K> {
 
     /// Makes room for another key in the table `first`, which contains the first open stream of
     /// each key.
-    ///
-    /// `HashTable::reserve` would lose entries if hashing a key panics. This method builds another
-    /// table instead, so a panic changes nothing.
     fn reserve_key(&mut self, hash_of: impl Fn(&K) -> u64) {
-        if self.first.len() < self.first.capacity() {
-            return;
+        if self.first.len() == self.first.capacity() {
+            self.rebuild_table(hash_of);
         }
-        let mut larger = HashTable::with_capacity(4 + self.first.len() / 2 * 3);
+    }
+
+    /// Replaces the table `first` by a table with room for half as many further keys.
+    ///
+    /// `HashTable::reserve` and `HashTable::shrink_to` would lose entries if hashing a key panics.
+    /// This method builds another table instead, so a panic changes nothing.
+    fn rebuild_table(&mut self, hash_of: impl Fn(&K) -> u64) {
+        let mut table = HashTable::with_capacity(4 + self.first.len() / 2 * 3);
         for first in &self.first {
             if let Some(stream) = self.stream(*first) {
                 let hash = hash_of(&stream.key);
-                larger.insert_unique(hash, *first, |_| hash);
+                table.insert_unique(hash, *first, |_| hash);
             }
         }
-        self.first = larger;
+        self.first = table;
     }
 
     fn has_key(&self, index: Index, key: &K) -> bool

@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -33,7 +34,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 /// Serves an HTTP/2 connection until it is closed. `front` contains the first bytes of the client,
 /// which were read to detect the protocol.
 pub(super) fn serve<I, S, A>(
-    server: &Server,
+    server: &Arc<Server>,
     peer: Peer<I, S, A>,
     front: Bytes,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>>
@@ -50,7 +51,7 @@ where
     if let Some(size) = server.max_header_list_size {
         builder.max_header_list_size(size);
     }
-    let service = Http2Service { service, address };
+    let service = Http2Service { service, address, server: Arc::clone(server) };
     let cork = Cork::default();
     let io = Corked::new(Rewound::new(io, front), cork.clone());
     let connection = Connected {
@@ -226,17 +227,17 @@ impl LastPing {
                 cork.take_moved();
                 *self = Self::Silent(Box::pin(sleep(MAX_SILENCE)));
             }
+            Self::Silent(deadline) if cork.take_moved() => deadline.as_mut().reset(Instant::now() + MAX_SILENCE),
             Self::Silent(_) => {}
         }
         let Self::Silent(deadline) = self else { return Poll::Pending };
         loop {
             ready!(deadline.as_mut().poll(cx));
             // A client that reads slowly acknowledges the PING when it has read all bytes before it.
-            let is_stalled = !cork.take_moved() && !cork.is_blocked();
-            if is_stalled && cork.is_within_frame() {
-                return Poll::Ready(());
-            }
-            if is_stalled {
+            if !cork.is_blocked() {
+                if cork.is_within_frame() {
+                    return Poll::Ready(());
+                }
                 cork.answer_ping();
                 streams.wake_connection();
                 *self = Self::Answered;
@@ -254,6 +255,7 @@ impl LastPing {
 struct Http2Service<S, A> {
     service: S,
     address: A,
+    server: Arc<Server>,
 }
 
 impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Service<S, A> {
@@ -265,26 +267,35 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Ser
         let has_content = *request.method() != Method::HEAD;
         let request = with_connect_info(request, &self.address, RequestBody::new);
         let call = Call::new(self.service.clone(), request);
+        // The server is dropped last: after its last owner, `serve` returns.
+        let call = (call, Arc::clone(&self.server));
         let task = tokio::spawn(async move {
-            let response = call.await.map_err(Into::into)?;
-            Ok(response.map(|body| if has_content { Http2Body::Whole { body } } else { Http2Body::Empty }))
+            let (call, server) = call;
+            let body = |body| if has_content { Http2Body::Whole { body } } else { Http2Body::Empty };
+            let response = call.await.map(|response| response.map(body)).map_err(Into::into);
+            (response, server)
         });
         Http2Call { task }
     }
 }
 
 /// The future of the response to an HTTP/2 request. hyper drops it when the client resets the
-/// stream, which cancels the call of the service.
+/// stream, which cancels the call of the service. Another thread may still poll or drop the call at
+/// that time.
 struct Http2Call<B> {
-    task: JoinHandle<Result<Response<Http2Body<B>>, BoxError>>,
+    task: JoinHandle<CallOutput<B>>,
 }
+
+/// The response of a service to an HTTP/2 request, and the server, which is dropped after it.
+type CallOutput<B> = (Result<Response<Http2Body<B>>, BoxError>, Arc<Server>);
 
 impl<B> Future for Http2Call<B> {
     type Output = Result<Response<Http2Body<B>>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ended = ready!(Pin::new(&mut self.task).poll(cx));
         // A panic in the service ends the stream.
-        Poll::Ready(ready!(Pin::new(&mut self.task).poll(cx)).unwrap_or_else(|panic| Err(panic.into())))
+        Poll::Ready(ended.map_or_else(|panic| Err(panic.into()), |(response, _server)| response))
     }
 }
 

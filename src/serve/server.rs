@@ -15,14 +15,14 @@ pub(super) struct Server {
     pub(super) max_header_list_size: Option<u32>,
     /// The time from the accept of a connection until the head of its first request is complete.
     header_timeout: Option<Duration>,
-    /// A guard that cancels a token when the last connection drops this shared state. At a
-    /// shutdown, the server waits for this token.
+    /// A guard that cancels a token when the last connection or HTTP/2 handler drops this shared
+    /// state. At a shutdown, the server waits for this token.
     _open: DropGuard,
 }
 
 impl Server {
     /// Creates the state that all connections share. The guard `open` cancels its token when the
-    /// last connection drops the state. At a shutdown, the server waits for this token.
+    /// state is dropped. At a shutdown, the server waits for this token.
     pub(super) fn new(
         shutdown: CancellationToken,
         max_header_list_size: Option<u32>,

@@ -118,6 +118,40 @@ async fn moved_file_is_not_created_again() {
     assert!(!folder.log().exists(), "an empty log in its place would hide the records");
 }
 
+#[tokio::test]
+async fn file_that_was_damaged_is_opened_again() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    fill(&log, (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
+    drop(log);
+    closed(&folder).await;
+    // The database has no page in its memory.
+    let log = open(&folder);
+    log.open().await.unwrap();
+    let whole = fs::read(folder.log()).unwrap();
+    // An I/O error makes the log open its file again, and that fails because of the damage.
+    let mut damaged = whole[..whole.len() / 2].to_vec();
+    damaged[..9].copy_from_slice(b"not redb!");
+    fs::write(folder.log(), damaged).unwrap();
+    let begin = Instant::now();
+    let mut error = String::new();
+    while !error.contains("cannot open the log") {
+        assert!(begin.elapsed() < SOON, "the log does not open the file again: {error}");
+        for n in 0..30 {
+            let page = log.read(&["topic".into()], Position::new(n * 1000)).await;
+            error = page.err().map_or(error, |error| error.to_string());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    fs::write(folder.log(), whole).unwrap();
+    let begin = Instant::now();
+    while let Err(error) = log.append(vec![super::record("next")]).await {
+        assert!(begin.elapsed() < SOON, "the log does not open the file again: {error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(all(&log).await.len(), 30_001);
+}
+
 /// Copies this executable to a folder that any user can read.
 fn readable_executable(folder: &Folder) -> std::path::PathBuf {
     let copy = folder.path("child");
@@ -162,6 +196,23 @@ async fn damaged_last_record_is_a_gap() {
         let (records, gaps) = all_with_gaps(&log).await;
         assert_eq!((records.len(), gaps), (100, vec![(Position::new(100), Position::new(100))]), "{size}");
     }
+}
+
+#[tokio::test]
+async fn log_whose_records_are_all_damaged_opens() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    for n in 0..3 {
+        let at = find(&folder.log(), format!("record-{n:04}").as_bytes());
+        change(&folder.log(), at, b'X');
+    }
+
+    let log = open(&folder);
+    assert_eq!(append(&log, "next").await, Position::new(4));
+    let page = log.follow(Position::START).await.unwrap();
+    assert_eq!((page.evicted_through, page.through), (Position::new(3), Position::new(4)));
+    assert_eq!(all_with_gaps(&log).await.0, [(Position::new(4), "next".to_owned())]);
 }
 
 #[tokio::test]

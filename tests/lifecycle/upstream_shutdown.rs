@@ -167,6 +167,8 @@ async fn trailers_while_draining_are_passed_on() {
     let mut frame = || body.enter(|cx, body| body.poll_frame(cx)).map(|frame| frame.map(Result::unwrap));
     assert!(matches!(frame(), Poll::Ready(Some(frame)) if frame.is_data()));
     token.cancel();
+    let Poll::Ready(Some(retry)) = frame() else { panic!("the reconnect delay is not ready") };
+    assert_eq!(retry.into_data().unwrap(), "retry: 1000\n");
     let Poll::Ready(Some(last)) = frame() else { panic!("the trailers are not ready") };
     assert_eq!(last.into_trailers().unwrap(), trailers);
     assert!(matches!(frame(), Poll::Ready(None)));

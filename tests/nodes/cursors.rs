@@ -583,6 +583,37 @@ async fn shutdown_of_hub_skips_no_event_of_another_source() {
     }
 }
 
+/// Polls one source after the other, each at the same address.
+struct Rotating(Vec<Subscription>);
+
+impl Stream for Rotating {
+    type Item = Result<EncodedEvents, SubscriptionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        for _ in 0..self.0.len() {
+            let polled = Pin::new(&mut self.0[0]).poll_next(cx);
+            self.0.rotate_left(1);
+            if polled.is_ready() {
+                return polled;
+            }
+        }
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_hub_skips_no_event_of_source_at_same_address() {
+    let hub = hub(Shared::new(PLENTY).connect()).await;
+    let subscribe = async |topic| hub.topic(topic).subscribe(Start::Latest).await.unwrap();
+    let mut client = Client::of(Rotating(vec![subscribe("a").await, subscribe("b").await]));
+    client.read();
+    publish(&hub, "b", "undelivered").await;
+    settle().await;
+    hub.shutdown();
+    assert_eq!(client.read(), [""; 0]);
+    assert!(client.has_ended);
+}
+
 /// The adapter polls the second source only if the first one is pending.
 #[tokio::test(start_paused = true)]
 async fn shutdown_of_hub_skips_no_event_of_unpolled_source() {
@@ -625,11 +656,20 @@ async fn heartbeat_is_no_cursor_beside_a_listener() {
 #[tokio::test(start_paused = true)]
 async fn cursor_passes_through_adapters() {
     type Adapt = fn(Subscription) -> Events;
-    let adapters: [Adapt; 4] = [
+    let adapters: [Adapt; 5] = [
         |events| events.boxed(),
         |events| tokio_stream::StreamExt::merge(events, futures_util::stream::pending()).boxed(),
         |events| events.filter(|_| std::future::ready(true)).boxed(),
         |events| futures_util::stream::select(futures_util::stream::pending(), events).boxed(),
+        // Moves the subscription before each poll.
+        |events| {
+            let mut places = [Some(events), None];
+            let poll = move |cx: &mut Context<'_>| {
+                places.swap(0, 1);
+                places.iter_mut().flatten().next().unwrap().poll_next_unpin(cx)
+            };
+            futures_util::stream::poll_fn(poll).boxed()
+        },
     ];
     let hub = hub(Shared::new(PLENTY).connect()).await;
     for adapt in adapters {

@@ -95,6 +95,8 @@ struct Reader {
     since: u64,
     /// Events up to this position may be missing.
     may_miss: u64,
+    /// Set after a gap whose end is not known yet: it ends at the next event or cursor.
+    has_open_gap: bool,
     /// The number of the newest state that has arrived.
     state: usize,
 }
@@ -125,6 +127,9 @@ impl Reader {
 
     fn receive(&mut self, log: &Log, message: &Message) {
         let at = position(&message.last_event_id);
+        if std::mem::take(&mut self.has_open_gap) {
+            self.may_miss = log.bounds.evicted_through.get();
+        }
         match &*message.r#type {
             "hub-cursor" if self.last_event_id.is_empty() => (self.at, self.since) = (at, at),
             "hub-cursor" => self.pass(log, at),
@@ -132,6 +137,7 @@ impl Reader {
                 let evicted = log.bounds.evicted_through.get();
                 assert!(evicted > self.at, "nothing after {} is evicted: {:?}", self.at, log.bounds);
                 self.may_miss = evicted;
+                self.has_open_gap = message.data.contains("\"resumed\":null");
                 self.pass(log, at);
             }
             _ => {
@@ -193,6 +199,7 @@ impl World {
             subscription = subscription.linger(Duration::from_millis(200));
         }
         client.stop = CancellationToken::new();
+        client.has_open_gap = false;
         let layer = SseLayer::new().shutdown(client.stop.clone());
         let response = SseStream::new(subscription).into_http_response();
         client.stream = Some(Client::new(Polled::new(through(&layer, response))));
@@ -225,6 +232,7 @@ impl World {
                     at: 0,
                     since: 0,
                     may_miss: 0,
+                    has_open_gap: false,
                     state: 0,
                 };
                 self.connect(&self.nodes[node].0, &mut client).await;

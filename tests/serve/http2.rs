@@ -18,9 +18,11 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Barrier, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    thread,
+    time::Duration,
 };
 use support::client::{Http1, Http2, within};
 use tokio::{
@@ -135,6 +137,27 @@ async fn handlers_of_one_connection_run_in_parallel() {
     let [one, two] = [connection.clone(), connection];
     let (one, two) = tokio::join!(one.get("/", &[]), two.get("/", &[]));
     assert_eq!((one.complete().await.text(), two.complete().await.text()), ("fine".into(), "fine".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn server_returns_after_handlers_of_disconnected_clients() {
+    let (sender, mut requests) = mpsc::unbounded_channel();
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&has_ended);
+    // Blocks its thread for longer than the server needs to close the connection.
+    let handler = async move || {
+        sender.send(()).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        ended.store(true, Ordering::Relaxed);
+    };
+    let server = Running::new(Router::new().route("/", get(handler))).await;
+    let connection = Http2::connect(server.address).await;
+    let request = tokio::spawn(async move { connection.request(Method::GET, "/", &[], "").await.map(drop) });
+    within("the request", requests.recv()).await.unwrap();
+    server.shut_down();
+    request.abort();
+    server.returned().await;
+    assert!(has_ended.load(Ordering::Relaxed), "the handler still runs");
 }
 
 /// 500 UUIDs in a query have 18.5 KB.

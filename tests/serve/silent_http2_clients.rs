@@ -146,6 +146,18 @@ async fn shutdown_closes_silent_connection_after_its_streams() {
     assert!(time <= LIMIT, "{time:?}");
 }
 
+/// The limit counts from the last byte of the client.
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_one_second_after_last_byte_of_client() {
+    let mut client = Client::new(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+    client.shutdown.cancel();
+    client.next_of(PING).await;
+    sleep(Duration::from_millis(100)).await;
+    client.send(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])).await;
+    let time = client.returned().await;
+    assert!(time <= LIMIT, "{time:?}");
+}
+
 /// The response does not fit into the window of the client. Its stream has ended for hyper, and h2
 /// has the rest of the response.
 #[tokio::test(start_paused = true)]

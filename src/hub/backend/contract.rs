@@ -21,7 +21,8 @@
 //! # }
 //! ```
 
-use super::{Appended, Backend, Bounds, Position, Record, RecordKind};
+use super::{Appended, Backend, Bounds, Page, Position, Record, RecordKind};
+use crate::BoxError;
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::{sleep, timeout};
 
@@ -379,17 +380,36 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
         (appended[oldest], false),
         (bounds.last, false),
     ] {
-        let page = log.read(&topics, after).await.expect("a page");
-        assert_eq!(page.evicted_through > after, is_evicted, "read after {after}: {} {bounds:?}", page.evicted_through);
-        assert!(page.evicted_through <= bounds.evicted_through, "a page has no greater watermark than the log");
-        let first = page.records.first().map(|(position, _)| *position);
-        let expected = appended[oldest..].iter().find(|position| **position > after).copied();
-        assert_eq!(first, expected, "the oldest retained record after {after}");
+        let first = appended[oldest..].iter().find(|position| **position > after).copied();
+        let read = first_record(log, async |after| log.read(&topics, after).await, after).await;
+        assert_eq!(read, (is_evicted, first), "an eviction, and the oldest retained record, read after {after}");
         if after < bounds.last {
-            let page = timeout(SOON, log.follow(after)).await.expect("it does not wait").expect("a page");
-            assert_eq!(page.evicted_through > after, is_evicted, "followed after {after}");
-            assert_eq!(page.records.first().map(|(position, _)| *position), expected, "followed after {after}");
+            let followed = first_record(log, async |after| log.follow(after).await, after).await;
+            assert_eq!(followed, (is_evicted, first), "followed after {after}");
         }
+    }
+}
+
+/// Requests pages after the position `after` until a page has a record, or ends at the end of the
+/// log. The first page may only report evicted records. `page` requests a page. Returns whether a
+/// page has reported evicted records, and the position of the first record.
+async fn first_record<B: Backend>(
+    log: &B,
+    page: impl AsyncFn(Position) -> Result<Page, BoxError>,
+    mut after: Position,
+) -> (bool, Option<Position>) {
+    let bounds = log.bounds().await.expect("bounds");
+    let mut is_evicted = false;
+    loop {
+        let page = timeout(SOON, page(after)).await.expect("it does not wait").expect("a page");
+        assert!(page.evicted_through <= bounds.evicted_through, "a page has no greater watermark than the log");
+        is_evicted |= page.evicted_through > after;
+        let first = page.records.first().map(|(position, _)| *position);
+        if first.is_some() || page.through >= bounds.last {
+            return (is_evicted, first);
+        }
+        assert!(page.through > after, "a page leads on: {page:?} after {after}");
+        after = page.through;
     }
 }
 

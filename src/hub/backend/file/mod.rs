@@ -415,6 +415,22 @@ mod tests {
     use super::{test_file::TestFile, *};
     use crate::hub::backend::RecordKind;
 
+    /// A commit is visible in the database before it is announced.
+    #[tokio::test]
+    async fn page_ends_at_announced_position_if_later_records_are_evicted() {
+        let file = TestFile::new("announced");
+        let backend = FileBackend::new(&file.0).max_records(1);
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        assert_eq!(backend.append(vec![record; 10]).await.unwrap().position, Position::new(10));
+        assert_eq!(backend.bounds().await.unwrap().evicted_through, Position::new(9));
+        let store = backend.log().await.unwrap().shared.store();
+        let announced = Position::new(3);
+        for after in [Position::START, announced] {
+            let page = store.as_ref().unwrap().page(None, after, announced).unwrap();
+            assert_eq!((page.evicted_through, page.through), (announced, announced), "after {after}");
+        }
+    }
+
     #[tokio::test]
     async fn follower_takes_new_records_from_memory() {
         let file = TestFile::new("follow");

@@ -48,10 +48,6 @@ const CACHE: usize = 16 << 20;
 /// The maximum time that opening a log waits until another process has closed it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// If this number of records at the end of a log is damaged, or more, the log cannot be opened.
-/// With fewer damaged records, the log can be opened, unless all of its records are damaged.
-const MAX_DAMAGED: usize = 1000;
-
 /// The open database of a log that is stored in a file.
 pub(super) struct Store {
     pub(super) database: Database,
@@ -170,8 +166,7 @@ impl Store {
         if let Some((key, _)) = records.last()? {
             let position = key.value().0;
             // If the last records are damaged, their sizes are missing in the total.
-            let total = newest_total(&records)?;
-            let total = total.ok_or_else(|| damaged(format!("the last records, up to {position}, are damaged")))?;
+            let total = newest_total(&records)?.unwrap_or_default();
             (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total.max(evicted_bytes));
         }
         Ok(Some(tail))
@@ -182,16 +177,13 @@ impl Store {
     /// of all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
         let snapshot = self.snapshot()?;
+        // A commit may have evicted records after `last` which it has just appended. The page has
+        // to end at `last` all the same.
+        let evicted_through = snapshot.evicted_through.min(last);
         if after >= last {
-            let evicted_through = snapshot.evicted_through;
-            return Ok(Page {
-                epoch: snapshot.epoch,
-                evicted_through,
-                through: last.max(evicted_through),
-                ..Page::default()
-            });
+            return Ok(Page { epoch: snapshot.epoch, evicted_through, through: last, ..Page::default() });
         }
-        let mut page = PageReader::new(topics, snapshot.evicted_through, after);
+        let mut page = PageReader::new(topics, evicted_through, after);
         while page.next() <= last && !page.is_complete() {
             match snapshot.read(last, &mut page) {
                 Err(error) if error.kind() == Kind::Database => return Err(error),
@@ -245,10 +237,10 @@ impl Store {
 }
 
 /// Returns the size in bytes of all records that the log has ever stored. Each record contains this
-/// size up to itself, so the size is read from the newest undamaged record. Returns `None` if the
-/// last 1,000 records ([`MAX_DAMAGED`]) are damaged, or if there is no undamaged record.
+/// size up to itself, so the size is read from the newest undamaged record. Returns `None` if all
+/// records are damaged.
 fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
-    let (mut parts, mut damaged) = (Vec::new(), 0);
+    let mut parts = Vec::new();
     for entry in records.iter()?.rev() {
         let (key, part) = entry?;
         let (position, number) = key.value();
@@ -261,10 +253,6 @@ fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Op
             return Ok(Some(value.total));
         }
         parts.clear();
-        damaged += 1;
-        if damaged == MAX_DAMAGED {
-            break;
-        }
     }
     Ok(None)
 }

@@ -317,7 +317,7 @@ impl Writer {
     }
 
     /// Removes the oldest records, which exceed the limits of the retention, but at most `limit`
-    /// records.
+    /// records. Records that are missing because of damage count as removed.
     fn evict(
         &self,
         records: &mut Records<'_>,
@@ -328,6 +328,7 @@ impl Writer {
     ) -> Result<(), FileError> {
         let begin = tail.evicted_through;
         *oldest = None;
+        let (mut removed, mut oldest_retained) = (0, None);
         for entry in records.range(keys(begin.next(), tail.last))? {
             let (key, bytes) = entry?;
             let (position, part) = key.value();
@@ -340,14 +341,16 @@ impl Writer {
             let head = head.filter(|(_, total)| (tail.evicted_bytes..=tail.total_bytes).contains(total));
             let is_expired = head.is_none_or(|(time, _)| self.retention.is_expired(time, now));
             *oldest = head.map(|(time, _)| time).or(*oldest);
-            if !(is_expired || self.retention.is_excess(tail)) || position.get() - begin.get() > limit {
+            tail.evicted_through = position.previous();
+            if !(is_expired || self.retention.is_excess(tail)) || removed == limit {
+                oldest_retained = Some(position);
                 break;
             }
-            tail.evicted_through = position;
+            removed += 1;
             tail.evicted_bytes = head.map_or(tail.evicted_bytes, |(_, total)| total);
         }
-        if tail.evicted_through == tail.last {
-            (tail.evicted_bytes, *oldest) = (tail.total_bytes, None);
+        if oldest_retained.is_none() {
+            (tail.evicted_through, tail.evicted_bytes, *oldest) = (tail.last, tail.total_bytes, None);
         }
         if tail.evicted_through > begin {
             records.retain_in(keys(Position::START, tail.evicted_through), |_, _| false)?;
@@ -355,9 +358,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Handles the failure `error` of the database. After a damaged page, the database stays open,
-    /// because its other pages can still be read. After any other failure, this method closes the
-    /// database and opens it again immediately: after an I/O error, for example, the database
+    /// Handles the failure `error` of the database. After a damaged page, an open database stays
+    /// open, because its other pages can still be read. After any other failure, this method closes
+    /// the database and opens it again immediately: after an I/O error, for example, the database
     /// cannot even be read. Then a pause begins. Before the pause ends, only a failed commit makes
     /// the writer call this method again.
     fn reopen(&mut self, error: &FileError) {
@@ -365,7 +368,8 @@ impl Writer {
         self.refusal = None;
         // Opening a database with a damaged page fails if the database was not closed properly. But
         // its other pages can be read as long as it is open.
-        if error.kind() != Kind::Damage {
+        let is_open = self.shared.store().is_ok();
+        if error.kind() != Kind::Damage || !is_open {
             self.replace_store(error);
         }
         self.pause_end = pause_end(begin, Instant::now());
@@ -522,7 +526,30 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{FileBackend, test_file::TestFile},
+        *,
+    };
+    use crate::hub::backend::{Backend, RecordKind};
+    use tokio::time::timeout;
+
+    /// One commit removes fewer records than are missing before the oldest one.
+    #[tokio::test]
+    async fn retention_removes_records_after_many_missing_ones() {
+        let file = TestFile::new("missing");
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        let last = FileBackend::new(&file.0).append(vec![record; 2000]).await.unwrap().position;
+        {
+            let (store, _) = Store::open(&file.0, Durability::Disk, false).unwrap();
+            let transaction = store.database.begin_write().unwrap();
+            transaction.open_table(RECORDS).unwrap().retain(|(position, _), _| position > 1500).unwrap();
+            transaction.commit().unwrap();
+        }
+        let backend = FileBackend::new(&file.0).max_age(Duration::from_millis(1));
+        let mut bounds = backend.log().await.unwrap().shared.bounds.subscribe();
+        let removed = bounds.wait_for(|bounds| bounds.evicted_through == last);
+        timeout(Duration::from_secs(10), removed).await.expect("the records are removed").unwrap();
+    }
 
     #[test]
     fn pause_is_longer_than_the_reopening() {
