@@ -1,7 +1,7 @@
 //! Appends records to the log for recordings: tasks that publish a stream into a topic. Each record
 //! is in the log once, even after a lost response or while another node takes over the recording.
 
-use super::nodes::Local;
+use super::local::Local;
 use crate::{
     BoxError,
     hub::{

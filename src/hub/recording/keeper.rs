@@ -4,8 +4,10 @@
 use super::{
     append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
     beat::{self, Announced, Beat, Message},
-    nodes::{Contact, Local, Peer, Recordings, State},
+    local::Local,
+    nodes::{Contact, Recordings, State},
     outage::Appends,
+    peer::Peer,
 };
 use crate::{
     BoxError,

@@ -3,16 +3,18 @@
 pub(super) mod append;
 pub(super) mod beat;
 pub(super) mod keeper;
+mod local;
 pub(super) mod nodes;
 mod outage;
 mod outcome;
+mod peer;
 mod task;
 
 pub use outcome::Outcome;
 
 use self::{
     beat::Announced,
-    nodes::Local,
+    local::Local,
     task::{Items, Registered, check_topic},
 };
 use super::{core::Core, error::Error, retention::Retention, topic::check_name};

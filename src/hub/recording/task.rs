@@ -5,7 +5,7 @@ use super::{
     Settings,
     append::{self, Failure},
     keeper,
-    nodes::Local,
+    local::Local,
     outcome::Outcome,
 };
 use crate::{
