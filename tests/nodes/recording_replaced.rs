@@ -115,3 +115,97 @@ async fn recording_is_announced_in_another_log() {
     sleep(LONG * 2).await;
     assert_eq!(log(&shared, "a"), ["2", "will", "."]);
 }
+
+/// Appends a record that would end a recording of the topic `a`, and makes the topic available
+/// again.
+async fn end_earlier_recording(hub: &Hub, shared: &Shared, kind: &str) {
+    match kind {
+        "finish" => hub.topic("a").finish().await.unwrap(),
+        "stop" => hub.topic("a").stop_recording().await.unwrap(),
+        _ => shared.append_event("a", "will"),
+    }
+    hub.topic("a").remove().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_earlier_recording_in_a_copy_ends_no_later_one() {
+    for kind in ["finish", "stop", "will"] {
+        for page in [1, usize::MAX] {
+            let shared = Shared::new(PLENTY);
+            let (hub, connection) = connect(&shared).await;
+            connection.page.store(page, Relaxed);
+            end_earlier_recording(&hub, &shared, kind).await;
+            let (sender, items) = channel();
+            let recording = record(&hub, "a", items).start();
+            sender.send(Event::new("1")).unwrap();
+            sleep(SECOND).await;
+            // Both failovers keep all records.
+            for n in 2..4 {
+                fail_over(&shared, 0);
+                sender.send(Event::display(n)).expect("the recording runs");
+                sleep(SECOND * 5).await;
+            }
+            drop(sender);
+            assert_eq!(recording.outcome().await, Outcome::Finished, "{kind}");
+            assert!(log(&shared, "a").ends_with(&["1", "2", "3", "end", "."].map(String::from)), "{kind}");
+        }
+    }
+}
+
+/// The other node also reads the end of the earlier recording a second time.
+#[tokio::test(start_paused = true)]
+async fn later_recording_is_taken_over_in_a_copy() {
+    for kind in ["finish", "will"] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        end_earlier_recording(&hubs[0], &shared, kind).await;
+        let (sender, items) = channel();
+        let _recording = record(&hubs[0], "a", items).start();
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND * 8).await;
+        fail_over(&shared, 0);
+        connections[0].set(Mode::Hangs);
+        sleep(LEASE * 2).await;
+        assert!(log(&shared, "a").ends_with(&["1", "will", "."].map(String::from)), "{kind}: {:?}", log(&shared, "a"));
+    }
+}
+
+/// The node is cut off while another node takes over its recording in another log, which is no
+/// copy. The takeover is at smaller positions than the start of the recording.
+#[tokio::test(start_paused = true)]
+async fn takeover_in_another_log_ends_the_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Fails);
+    shared.replace(PLENTY, Vec::new());
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+    (0..40).for_each(|n| shared.append_event("b", &n.to_string()));
+    connections[0].page.store(1, Relaxed);
+    connections[0].set(Mode::Works);
+    let _is_running = sender.send(Event::new("2"));
+    assert_eq!(timeout(LEASE, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
+/// A request to stop the recording is only in the other log, before the node switches to it.
+#[tokio::test(start_paused = true)]
+async fn stop_in_another_log_stops_the_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+    let (_sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Fails);
+    shared.replace(PLENTY, Vec::new());
+    hubs[1].topic("a").stop_recording().await.unwrap();
+    (0..40).for_each(|n| shared.append_event("b", &n.to_string()));
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(LEASE, recording.outcome()).await, Ok(Outcome::Stopped));
+}

@@ -1,8 +1,10 @@
-//! A recording of this node: a task that publishes a stream into a topic. Decides from the records of
-//! the log whether an append of the recording has succeeded, and whether the recording has to end.
+//! A recording of this node: a task that publishes a stream into a topic. Decides from the records
+//! of the log whether an append of the recording has succeeded, and whether the recording has to
+//! end.
 
 use super::{
     beat::Announced,
+    copy::{CopyCheck, Ends},
     outage::{Appends, Outage},
     outcome::Outcome,
 };
@@ -79,6 +81,8 @@ struct LocalState {
     /// current append. If the append gets no response, these records show whether it has succeeded.
     /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
+    /// Finds the records that another log has from before this recording.
+    check: CopyCheck,
 }
 
 impl Local {
@@ -100,6 +104,47 @@ impl Local {
     /// Notes the end of the log, as far as this node knows it, when this recording starts.
     pub(super) fn note_start(&self, position: Position) {
         self.lock().started_at = position;
+    }
+
+    /// Handles a request to stop the recordings of the topic, which is at `position` in the log. A
+    /// request from before the recording has stopped an earlier recording.
+    pub(super) fn note_stop(&self, position: Position) {
+        let mut state = self.lock();
+        if state.started_at >= position {
+            return;
+        }
+        if let Some(held) = state.check.held() {
+            held.is_stopped = true;
+            return;
+        }
+        drop(state);
+        self.stop(Outcome::Stopped);
+    }
+
+    /// Notes a sign of life of this node that lists this recording.
+    pub(super) fn note_beat(&self, position: Position, number: u64) {
+        self.lock().check.note_beat(position, number);
+    }
+
+    /// Returns `true` while this node cannot tell whether the records that it reads in another log
+    /// are older than this recording. The recording then appends nothing.
+    pub(super) fn is_checking(&self) -> bool {
+        self.lock().check.is_open()
+    }
+
+    /// Applies the records of another log that may end this recording, if this node has read enough
+    /// of that log to tell that it is no copy. `through` is the end of the part that it has read.
+    pub(super) fn end_check(&self, through: Position) {
+        let mut state = self.lock();
+        let Some(ends) = state.check.end(through) else { return };
+        state.apply(ends);
+        let is_over = state.has_ended || state.is_silenced;
+        drop(state);
+        if is_over {
+            self.stop(Outcome::Interrupted);
+        } else if ends.is_stopped {
+            self.stop(Outcome::Stopped);
+        }
     }
 
     /// Returns `true` if this recording was started when this node did not know `position` yet.
@@ -191,7 +236,9 @@ impl Local {
         if position <= state.appended {
             return;
         }
-        if let Some(seen) = &mut state.seen {
+        if let Some(held) = state.check.held() {
+            held.note(record.kind, &record.event, &self.announced.will);
+        } else if let Some(seen) = &mut state.seen {
             seen.push((position, record.kind, record.event.clone()));
         } else {
             state.note_foreign(record.kind, &record.event, &self.announced.will);
@@ -203,14 +250,15 @@ impl Local {
         }
     }
 
-    /// Notes that another log with the last position `last` has replaced the log. The other log may
-    /// be a copy. The records of a copy keep their positions.
-    pub(super) fn reset(&self, last: Position) {
+    /// Notes that another log has replaced the log. The other log retains the records after `after`
+    /// and up to `last`, and may be a copy. The records of a copy keep their positions.
+    pub(super) fn reset(&self, after: Position, last: Position) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
         state.appended = Position::START;
         state.started_at = Position::START;
         state.seen = state.seen.take().map(|_| Vec::new());
+        state.check.reset(after, last);
     }
 
     /// Prepares an append to the log by this recording. From now on, the records of its topic that
@@ -306,10 +354,14 @@ impl LocalState {
     /// equal to `will`, the recording must publish no further event, and only finishes the topic.
     /// `will` is the event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
-        self.has_ended |= kind == RecordKind::Finish;
-        // Without a will, `will` is empty. A record of another program can be empty, too.
-        let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
-        self.is_silenced |= is_will && !will.is_empty();
+        let mut ends = Ends::default();
+        ends.note(kind, event, will);
+        self.apply(ends);
+    }
+
+    fn apply(&mut self, ends: Ends) {
+        self.has_ended |= ends.is_finished;
+        self.is_silenced |= ends.has_will;
     }
 
     fn complete_append(&mut self, position: Position, will: &Bytes) {

@@ -2,6 +2,7 @@
 
 pub(super) mod append;
 pub(super) mod beat;
+mod copy;
 pub(super) mod keeper;
 mod local;
 pub(super) mod nodes;

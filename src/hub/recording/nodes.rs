@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
+    /// Set while this node may not know whether another log, which has replaced the log, is a copy.
+    is_checking: bool,
     /// Set while the keeper runs.
     is_kept: bool,
     pub(super) contact: Contact,
@@ -205,6 +207,7 @@ impl Recordings {
             }
         }
         state.noted_through = state.noted_through.max(page.through);
+        state.end_checks();
         beats
     }
 
@@ -251,17 +254,12 @@ impl Recordings {
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
         state.noted_through = after;
-        state.local.values().flatten().for_each(|local| local.reset(last));
+        state.local.values().flatten().for_each(|local| local.reset(after, last));
+        state.peers.values_mut().for_each(|peer| peer.reset(after, last));
+        state.is_checking = true;
         // A completed takeover is repeated if the other log does not have its records.
         state.settled = Settled::default();
         state.contact.last = None;
-        // A node without recordings may have some in the other log, with earlier numbers.
-        for peer in state.peers.values_mut().filter(|peer| peer.recordings.is_empty()) {
-            (peer.number, peer.incoming) = (0, None);
-        }
-        for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
-            (foreign.has_will, foreign.is_claimed) = (false, false);
-        }
     }
 
     /// Announces the recordings of this node again, because another log has replaced the log, and
@@ -379,17 +377,23 @@ impl State {
     fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
         match Message::parse(record)? {
             Message::Stop(topic) => {
-                // A request from before the recording stops an earlier recording of the topic.
-                let of_topic = self.local.get(&topic).into_iter().flatten();
-                let earlier = of_topic.filter(|local| local.has_started_before(position));
-                earlier.for_each(|local| local.stop(Outcome::Stopped));
+                self.local.get(&topic).into_iter().flatten().for_each(|local| local.note_stop(position));
                 None
             }
             Message::Beat(beat) => {
                 let noted = (position, beat.node, beat.number);
-                if beat.node != own_node {
+                if beat.node == own_node {
+                    for Announced { topic, id, .. } in &beat.recordings {
+                        let of_topic = self.local.get(topic).into_iter().flatten();
+                        let listed = of_topic.filter(|local| local.announced.id == *id);
+                        listed.for_each(|local| local.note_beat(position, beat.number));
+                    }
+                } else {
                     let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                    peer.note(beat, &self.settled.ids);
+                    if self.is_checking {
+                        peer.note_beat(position, beat.number);
+                    }
+                    peer.note(position, beat, &self.settled.ids);
                 }
                 Some(noted)
             }
@@ -403,13 +407,17 @@ impl State {
         if record.kind == RecordKind::Finish {
             self.claims.iter().for_each(|claim| claim.note_finished(&record.topic));
         }
-        for peer in self.peers.values_mut() {
-            if record.kind == RecordKind::Finish {
-                let finished = peer.recordings.remove(&record.topic);
-                finished.inspect(|foreign| self.settled.note(foreign.announced.id));
-            } else if let Some(foreign) = peer.recordings.get_mut(&record.topic) {
-                foreign.has_will |= record.event == foreign.announced.will;
-            }
+        self.peers.values_mut().for_each(|peer| peer.note_record(record, &mut self.settled));
+    }
+
+    /// Ends the checks whether another log is a copy, as far as this node has read enough of it.
+    fn end_checks(&mut self) {
+        if !self.is_checking {
+            return;
         }
+        let through = self.noted_through;
+        self.locals().for_each(|local| local.end_check(through));
+        self.peers.values_mut().for_each(|peer| peer.end_checks(through, &mut self.settled));
+        self.is_checking = self.locals().any(|local| local.is_checking()) || self.peers.values().any(Peer::is_checking);
     }
 }

@@ -1,7 +1,11 @@
-//! What this node knows of the recordings of another node. A recording is a task that publishes a
-//! stream into a topic.
+//! The recordings of another node, as far as this node knows them. A recording is a task that
+//! publishes a stream into a topic.
 
-use super::beat::{Announced, Beat};
+use super::{
+    beat::{Announced, Beat},
+    copy::{CopyCheck, Ends},
+};
+use crate::hub::backend::{Position, Record};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     mem,
@@ -27,7 +31,7 @@ pub(super) struct Peer {
     /// The number of the newest beat (sign of life) that this node has read from the other node. A
     /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,
     /// and is ignored.
-    pub(super) number: u64,
+    number: u64,
 }
 
 /// A recording of another node: a task there that publishes a stream into a topic.
@@ -48,6 +52,8 @@ pub(super) struct Foreign {
     /// topic. It does not publish the will, the event that the recording has announced for the
     /// death of its node. The next sign of life that lists the recording clears this flag.
     pub(super) is_uncertain: bool,
+    /// Finds the records that another log has from before this recording.
+    check: CopyCheck,
 }
 
 impl Peer {
@@ -56,7 +62,9 @@ impl Peer {
         Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None, number: 0 }
     }
 
-    pub(super) fn note(&mut self, part: Beat, settled: &HashSet<u64>) {
+    /// Applies a part of a beat, the sign of life of the other node, which is at `position` in the
+    /// log. `settled` contains the recordings to ignore.
+    pub(super) fn note(&mut self, position: Position, part: Beat, settled: &HashSet<u64>) {
         if part.number < self.number {
             return;
         }
@@ -64,7 +72,7 @@ impl Peer {
         self.lease = part.lease;
         self.seen_at = Instant::now();
         if part.is_addition {
-            self.add(part, settled);
+            self.add(position, part, settled);
             return;
         }
         let is_last = part.is_last;
@@ -75,7 +83,7 @@ impl Peer {
             incoming.watching.extend(part.watching);
         }
         if let Some(beat) = self.incoming.take_if(|_| is_last) {
-            self.apply(beat, settled);
+            self.apply(position, beat, settled);
         }
     }
 
@@ -83,7 +91,7 @@ impl Peer {
     /// that lists all of them. If a known recording is not in the list, its node has given the
     /// recording up without finishing its topic. Such a recording is marked as an orphan, and the
     /// local node takes it over.
-    fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
+    fn apply(&mut self, position: Position, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = mem::take(&mut self.recordings);
         for announced in beat.recordings.iter().filter(|announced| !settled.contains(&announced.id)) {
@@ -91,7 +99,7 @@ impl Peer {
                 self.recordings.insert(announced.topic.clone(), same);
             }
         }
-        self.add(beat, settled);
+        self.add(position, beat, settled);
         // A node finishes the topic of a recording before it stops announcing it, unless its hub
         // was shut down.
         for (topic, orphan) in known {
@@ -101,16 +109,68 @@ impl Peer {
 
     /// Adds the content of a beat, a sign of life of the other node, to what is known about that
     /// node: its recordings, and the topics with subscribers there.
-    fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
+    fn add(&mut self, position: Position, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
-            let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
-            let has_will = same.is_some_and(|same| same.has_will);
-            let foreign = Foreign { announced, has_will, is_claimed, is_orphan: false, is_uncertain: false };
+            let (has_will, is_claimed, mut check) =
+                same.map(|same| (same.has_will, same.is_claimed, same.check)).unwrap_or_default();
+            check.note_beat(position, beat.number);
+            let foreign = Foreign { announced, has_will, is_claimed, is_orphan: false, is_uncertain: false, check };
             self.recordings.insert(topic, foreign);
         }
+    }
+
+    /// Applies a record of a topic, which may finish the topic or be the will of a recording.
+    pub(super) fn note_record(&mut self, record: &Record, settled: &mut Settled) {
+        let Some(foreign) = self.recordings.get_mut(&record.topic) else { return };
+        let mut ends = Ends::default();
+        let will = &foreign.announced.will;
+        foreign.check.held().unwrap_or(&mut ends).note(record.kind, &record.event, will);
+        foreign.has_will |= ends.has_will;
+        if ends.is_finished {
+            settled.note(foreign.announced.id);
+            self.recordings.remove(&record.topic);
+        }
+    }
+
+    /// Prepares the recordings for another log, which retains the records after `after` and up to
+    /// `last`.
+    pub(super) fn reset(&mut self, after: Position, last: Position) {
+        if self.recordings.is_empty() {
+            // A node without recordings may have some in the other log, with earlier numbers.
+            (self.number, self.incoming) = (0, None);
+        }
+        for foreign in self.recordings.values_mut() {
+            (foreign.has_will, foreign.is_claimed) = (false, false);
+            foreign.check.reset(after, last);
+        }
+    }
+
+    /// Notes the position and the number of a beat, also of a beat that has arrived late.
+    pub(super) fn note_beat(&mut self, position: Position, number: u64) {
+        self.recordings.values_mut().for_each(|foreign| foreign.check.note_beat(position, number));
+    }
+
+    /// Applies the records of another log that may end recordings of the other node, if the local
+    /// node has read enough of that log to tell that it is no copy. `through` is the end of the
+    /// part that it has read.
+    pub(super) fn end_checks(&mut self, through: Position, settled: &mut Settled) {
+        self.recordings.retain(|_, foreign| {
+            let ends = foreign.check.end(through).unwrap_or_default();
+            foreign.has_will |= ends.has_will;
+            if ends.is_finished {
+                settled.note(foreign.announced.id);
+            }
+            !ends.is_finished
+        });
+    }
+
+    /// Returns `true` while the local node cannot tell whether records of another log are older
+    /// than a recording of the other node.
+    pub(super) fn is_checking(&self) -> bool {
+        self.recordings.values().any(|foreign| foreign.check.is_open())
     }
 
     /// Returns the time when the other node counts as dead if this node reads no further sign of
