@@ -7,11 +7,17 @@ use super::{
     recording::{LEASE, SECOND, channel, log, record},
     two,
 };
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{sleep, timeout};
 use tower_sse::{
-    Event,
-    hub::{Hub, Outcome},
+    BoxError, Event,
+    hub::{
+        Hub, Outcome,
+        backend::{Appended, Backend, Bounds, Page, Position, Record},
+    },
 };
 
 /// Replaces the log by a copy without the newest `lost` records of the topic `a`, and everything
@@ -208,4 +214,99 @@ async fn stop_in_another_log_stops_the_recording() {
     (0..40).for_each(|n| shared.append_event("b", &n.to_string()));
     connections[0].set(Mode::Works);
     assert_eq!(timeout(LEASE, recording.outcome()).await, Ok(Outcome::Stopped));
+}
+
+/// The node gets the response to an append after the log was replaced by a copy with its record.
+/// It reads this record while the backend refuses an equal event.
+#[tokio::test(start_paused = true)]
+async fn event_equal_to_one_with_a_late_response_is_not_lost() {
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = connect(&shared).await;
+    let (sender, items) = channel();
+    let recording = record(&hub, "a", items).start();
+    sleep(SECOND).await;
+    (0..3).for_each(|n| shared.append_event("b", &n.to_string()));
+    sleep(SECOND).await;
+    connection.set(Mode::IsLate);
+    sender.send(Event::new("tick")).unwrap();
+    sleep(SECOND / 10).await;
+    assert_eq!(log(&shared, "a"), ["tick"]);
+    // The node switches to the copy within two seconds, and gets the response after four seconds.
+    // It reads the record more than six seconds later, after four other records.
+    connection.page.store(1, Relaxed);
+    connection.lag.store(1_500, Relaxed);
+    fail_over(&shared, 0);
+    connection.max_bytes.store(1, Relaxed);
+    sender.send(Event::new("tick")).unwrap();
+    sleep(SECOND * 12).await;
+    connection.set(Mode::Works);
+    connection.lag.store(0, Relaxed);
+    connection.max_bytes.store(usize::MAX, Relaxed);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), ["tick", "tick"]);
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert_eq!(log(&shared, "a"), ["tick", "tick", "end", "."]);
+}
+
+/// A backend that keeps its epoch when the log is replaced.
+struct KeepsEpoch(Faulty);
+
+impl Backend for KeepsEpoch {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        Ok(Bounds { epoch: 1, ..self.0.bounds().await? })
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        Ok(Appended { epoch: 1, ..self.0.append(records).await? })
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        _: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let epoch = self.0.bounds().await?.epoch;
+        let appended = self.0.append_if_unchanged(records, epoch, since).await?;
+        Ok(appended.map(|appended| Appended { epoch: 1, ..appended }))
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        Ok(Page { epoch: 1, ..self.0.read(topics, after).await? })
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        Ok(Page { epoch: 1, ..self.0.follow(after).await? })
+    }
+}
+
+/// The log loses the will of a takeover, and keeps its epoch.
+#[tokio::test(start_paused = true)]
+async fn lost_will_is_repeated_in_a_log_with_the_same_epoch() {
+    let shared = Shared::new(PLENTY);
+    let connections = [shared.connect(), shared.connect()];
+    let hub = |connection: &Faulty| Hub::builder().backend(KeepsEpoch(connection.clone())).connect();
+    let hubs = [hub(&connections[0]).await.unwrap(), hub(&connections[1]).await.unwrap()];
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    let will = async {
+        while log(&shared, "a") != ["1", "will"] {
+            sleep(SECOND / 1000).await;
+        }
+    };
+    // Before the node appends the end, it waits until it has read the will.
+    connections[1].lag.store(400, Relaxed);
+    timeout(LEASE * 2, will).await.expect("the node publishes the will");
+    connections[1].set(Mode::ReadsOnly);
+    sleep(SECOND).await;
+    connections[1].set(Mode::Fails);
+    fail_over(&shared, 1);
+    sleep(SECOND).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
 }

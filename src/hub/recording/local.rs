@@ -67,6 +67,9 @@ struct LocalState {
     /// A log that has replaced another one can contain copies of earlier records of this recording,
     /// up to this position. An equal record up to this position is not from the current append.
     earlier_through: Position,
+    /// The last position of the log when this node began to follow it, if it has replaced another
+    /// log.
+    copied_through: Position,
     /// Set if this recording must publish nothing more. The reason is that its topic is finished,
     /// that its topic has a name that recordings cannot use, or that the hub is shut down.
     has_ended: bool,
@@ -255,6 +258,7 @@ impl Local {
     pub(super) fn reset(&self, after: Position, last: Position) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
+        state.copied_through = last;
         state.appended = Position::START;
         state.started_at = Position::START;
         state.seen = state.seen.take().map(|_| Vec::new());
@@ -321,6 +325,13 @@ impl Local {
     /// of the last appended record.
     pub(super) fn note_appended(&self, position: Position) {
         self.lock().complete_append(position, &self.announced.will);
+    }
+
+    /// Notes that an append by this recording has succeeded in a log that was replaced since.
+    /// `position` is the position of the last appended record. A copy has the records, too.
+    pub(super) fn note_appended_earlier(&self, position: Position) {
+        let mut state = self.lock();
+        state.earlier_through = state.earlier_through.max(position.min(state.copied_through));
     }
 
     /// Returns `true` if this recording may publish no further event, and only finishes its topic.
