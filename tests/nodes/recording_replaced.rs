@@ -7,6 +7,7 @@ use super::{
     recording::{LEASE, SECOND, channel, log, record},
     two,
 };
+use serde_json::json;
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -16,7 +17,7 @@ use tower_sse::{
     BoxError, Event,
     hub::{
         Hub, Outcome,
-        backend::{Appended, Backend, Bounds, Page, Position, Record},
+        backend::{Appended, Backend, Bounds, Page, Position, Record, RecordKind},
     },
 };
 
@@ -247,6 +248,35 @@ async fn event_equal_to_one_with_a_late_response_is_not_lost() {
     drop(sender);
     assert_eq!(recording.outcome().await, Outcome::Finished);
     assert_eq!(log(&shared, "a"), ["tick", "tick", "end", "."]);
+}
+
+/// A node has written the second part of a sign of life to the log that was lost, and the third
+/// part to its copy.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_without_its_middle_part_ends_no_recording() {
+    let part = |number: u64, index: u64, is_last: bool, topics: &[&str]| {
+        let recordings: Vec<_> = topics.iter().map(|topic| json!([topic, 1, "data: will\n\n", false])).collect();
+        let text = json!({
+            "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
+            "first": index == 0, "part": index, "last": is_last
+        });
+        Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    };
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    shared.append(vec![part(1, 0, true, &["a", "b", "c"])]);
+    shared.append(vec![part(2, 0, false, &["a"])]);
+    sleep(SECOND).await;
+    shared.replace(PLENTY, shared.log().held());
+    shared.append(vec![part(2, 2, true, &["c"])]);
+    sleep(SECOND * 5).await;
+    for (index, topic) in ["a", "b", "c"].into_iter().enumerate() {
+        shared.append(vec![part(3, index as u64, index == 2, &[topic])]);
+    }
+    sleep(SECOND * 5).await;
+    assert_eq!(["a", "b", "c"].map(|topic| log(&shared, topic)), [[""; 0]; 3]);
+    sleep(LEASE * 2).await;
+    assert_eq!(["a", "b", "c"].map(|topic| log(&shared, topic)), [["will", "."]; 3]);
 }
 
 /// A backend that keeps its epoch when the log is replaced.

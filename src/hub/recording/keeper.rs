@@ -260,6 +260,7 @@ impl Keeper {
             number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            index: Some(0),
             is_addition: false,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
@@ -288,6 +289,7 @@ impl Keeper {
             number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            index: Some(0),
             is_addition: true,
         };
         // A recording that has ended is not announced.

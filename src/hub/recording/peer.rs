@@ -78,9 +78,15 @@ impl Peer {
         let is_last = part.is_last;
         if part.is_first {
             self.incoming = Some(part);
-        } else if let Some(incoming) = self.incoming.as_mut().filter(|incoming| incoming.number == part.number) {
-            incoming.recordings.extend(part.recordings);
-            incoming.watching.extend(part.watching);
+        } else {
+            // A log that has replaced another one may lack a part.
+            let is_next = |incoming: &Beat| incoming.number == part.number && part.follows(incoming);
+            self.incoming = self.incoming.take().filter(is_next);
+            if let Some(incoming) = &mut self.incoming {
+                incoming.recordings.extend(part.recordings);
+                incoming.watching.extend(part.watching);
+                incoming.index = part.index;
+            }
         }
         if let Some(beat) = self.incoming.take_if(|_| is_last) {
             self.apply(position, beat, settled);
