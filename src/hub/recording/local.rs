@@ -42,6 +42,8 @@ pub(super) struct Announcement {
     /// Set once this node has announced this recording to the other nodes. If this node dies after
     /// that, another node publishes the will of the recording and finishes its topic.
     pub(super) is_done: bool,
+    /// Set once this node has announced this recording in any log, also in a log that was replaced.
+    was_done: bool,
     /// The number of failed attempts to announce this recording to the other nodes.
     pub(super) failures: u64,
     /// The error of the last failed attempt.
@@ -199,12 +201,21 @@ impl Local {
         self.announcement.borrow().is_done
     }
 
+    /// Returns `true` if this recording was announced, also if another log has replaced the log
+    /// since.
+    pub(super) fn was_announced(&self) -> bool {
+        self.announcement.borrow().was_done
+    }
+
     pub(super) fn note_unannounced(&self) {
         self.announcement.send_if_modified(|announcement| mem::take(&mut announcement.is_done));
     }
 
     pub(super) fn note_announced(&self) {
-        self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
+        self.announcement.send_if_modified(|announcement| {
+            announcement.was_done = true;
+            !mem::replace(&mut announcement.is_done, true)
+        });
     }
 
     /// Notes a failed attempt to announce this recording to the other nodes. Has no effect if an
