@@ -63,7 +63,7 @@ pub(super) struct State {
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
     /// In a hub without a backend: the joins and leaves of members that are not published as events
-    /// yet.
+    /// yet. The first of them stays here while a thread publishes its event.
     pub(super) unpublished: VecDeque<Transition>,
     /// Set while a thread publishes the join and leave events of members, in a hub without a
     /// backend.
@@ -239,9 +239,12 @@ impl State {
     }
 
     /// Returns `true` if the topic has members, or has join or leave events of members that are not
-    /// in the log yet.
+    /// published yet.
     pub(super) fn has_members_or_events(&self, topic: &str) -> bool {
-        self.view.members(topic).next().is_some() || self.pending.has(topic)
+        let mut unpublished = self.unpublished.iter();
+        self.view.members(topic).next().is_some()
+            || self.pending.has(topic)
+            || unpublished.any(|transition| *transition.topic == *topic)
     }
 
     /// Notes that a finished topic was opened again, for example by a new event. Joins and leaves

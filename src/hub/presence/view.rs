@@ -40,7 +40,7 @@ pub(super) struct View {
 /// A join or a leave: a name has become a member of a topic, or is no longer a member. `author` is
 /// the node that has written the record about this change: usually the node where the name is or
 /// was present. If that node is dead, the author is the node that has declared it dead.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
     pub(super) change: Presence,
