@@ -10,6 +10,7 @@ mod foreign;
 mod model;
 mod opening;
 mod presence;
+mod presence_loss;
 mod reads;
 mod recording;
 mod recording_announced;

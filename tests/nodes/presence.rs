@@ -33,11 +33,11 @@ use tower_sse::{
     },
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// The maximum age of events, after which a topic without subscribers is dropped.
-const HOUR: Duration = Duration::from_secs(3600);
-const LEASE: Duration = Duration::from_secs(10);
-const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn text(change: &Presence) -> String {
     match change {
@@ -46,11 +46,11 @@ fn text(change: &Presence) -> String {
     }
 }
 
-fn builder() -> Builder {
+pub(crate) fn builder() -> Builder {
     Hub::builder().presence_events(|_, change| Some(Event::new(text(change))))
 }
 
-async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
+pub(crate) async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
     let connections = [(); N].map(|()| shared.connect());
     let mut hubs = Vec::new();
     for connection in &connections {
@@ -59,22 +59,22 @@ async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
     (hubs.try_into().expect("there are N"), connections)
 }
 
-async fn node(connection: &Faulty) -> Hub {
+pub(crate) async fn node(connection: &Faulty) -> Hub {
     builder().backend(connection.clone()).connect().await.unwrap()
 }
 
-async fn join(hub: &Hub, member: &str) -> Subscription {
+pub(crate) async fn join(hub: &Hub, member: &str) -> Subscription {
     let lobby = hub.topic("lobby");
     lobby.join(member, lobby.subscribe(Start::Latest).await.unwrap()).unwrap()
 }
 
-async fn members(hub: &Hub) -> Vec<String> {
+pub(crate) async fn members(hub: &Hub) -> Vec<String> {
     let members = timeout(SECOND * 60, hub.topic("lobby").members()).await.expect("it is bounded").unwrap();
     members.iter().map(ToString::to_string).collect()
 }
 
 /// Asserts that the topic `lobby` has the members `expected` on each node.
-async fn assert_members(hubs: &[Hub], expected: &[&str]) {
+pub(crate) async fn assert_members(hubs: &[Hub], expected: &[&str]) {
     for (number, hub) in hubs.iter().enumerate() {
         assert_eq!(members(hub).await, expected, "node {number}");
     }
@@ -82,7 +82,7 @@ async fn assert_members(hubs: &[Hub], expected: &[&str]) {
 
 /// Publishes 50 events to another topic, one at a time, so that a small log evicts all earlier
 /// records.
-async fn evict(hub: &Hub) {
+pub(crate) async fn evict(hub: &Hub) {
     for n in 0..50 {
         hub.topic("other").publish(Event::display(n)).await.unwrap();
         settle().await;
@@ -107,12 +107,12 @@ fn log(shared: &Shared, topic: &str) -> Vec<String> {
     shared.log().all.values().filter(|record| *record.topic == *topic).map(data).collect()
 }
 
-fn events(shared: &Shared) -> Vec<String> {
+pub(crate) fn events(shared: &Shared) -> Vec<String> {
     log(shared, "lobby")
 }
 
 /// Returns the data of all records about members that were ever appended to the log.
-fn records(shared: &Shared) -> Vec<String> {
+pub(crate) fn records(shared: &Shared) -> Vec<String> {
     let mut records = log(shared, "tower-sse/nodes");
     records.retain(|record| record.starts_with("{\"presence\":"));
     records

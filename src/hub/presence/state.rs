@@ -269,8 +269,9 @@ impl State {
     /// that are not published yet. Called if records of the log were evicted before the local node
     /// has read them, or if the node begins to read another log. If the node needs the members, it
     /// requests them again.
-    pub(super) fn lose(&mut self) {
-        self.locals.note_loss();
+    pub(super) fn lose(&mut self, own: &Presences) {
+        let view = &self.view;
+        self.locals.note_loss(|topic, member| view.is_on_node(own.node, topic, member));
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
@@ -321,8 +322,23 @@ impl State {
 
     fn note_message(&mut self, own: &Presences, position: Position, message: Message) -> Vec<Transition> {
         let transitions = match message {
-            Message::Changes { author, changes } => self.view.change(author, &changes),
-            Message::Full { author, part } => self.view.part(author, part),
+            Message::Changes { author, changes } => {
+                if author.node == own.node && !self.is_complete() {
+                    self.view.restore_leaving(author, &changes);
+                }
+                self.view.change(author, &changes)
+            }
+            Message::Full { author, part } => {
+                // Members in the first record of a node may have joined with this record. Members
+                // in a later list may have been present for longer than the local node knows. Then
+                // they have neither joined nor left if they have also been on the local node.
+                if author.node != own.node && author.number > 1 && !self.is_complete() {
+                    for (topic, members) in &part.members {
+                        members.iter().for_each(|member| self.pending.forget_member(topic, member));
+                    }
+                }
+                self.view.part(author, part)
+            }
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
                 // The local node was paused or cut off, so another node has declared it dead. It
@@ -641,7 +657,7 @@ mod tests {
         assert!(!state.has_written(ticket));
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
-        state.lose();
+        state.lose(&own);
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
@@ -666,7 +682,7 @@ mod tests {
             let mut asks = 0;
             for _ in 0..seconds * 10 {
                 // The answers are evicted before the local node reads them.
-                state.lose();
+                state.lose(&own);
                 asks += append_all(state, &own);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -126,6 +126,12 @@ impl View {
         self.topics.get(topic).is_some_and(|members| members.contains_key(member))
     }
 
+    /// Returns `true` if the name is a member of the topic on this node.
+    pub(super) fn is_on_node(&self, node: u64, topic: &str, member: &str) -> bool {
+        let members = self.nodes.get(&node).and_then(|node| node.members.get(topic));
+        members.is_some_and(|members| members.contains(member))
+    }
+
     fn add(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
         let Some(node) = self.nodes.get_mut(&node) else { return };
         let topic = self.topics.get_key_value(topic).map_or_else(|| topic.clone(), |(topic, _)| topic.clone());
@@ -219,6 +225,20 @@ impl View {
         let Some(members) = node.incoming.take_if(|_| part.is_last) else { return Vec::new() };
         node.is_exact = true;
         self.replace(author.node, author.node, members)
+    }
+
+    /// Adds the members that leave with the record `changes` of `author`, because they were present
+    /// on that node until this record. The local node may have missed the records of their joins.
+    pub(super) fn restore_leaving(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) {
+        if self.nodes.entry(author.node).or_insert_with(Node::new).number >= author.number {
+            // The record has arrived late.
+            return;
+        }
+        for (topic, change) in changes {
+            if let Presence::Left(member) = change {
+                self.add(author.node, author.node, topic, member, &mut Vec::new());
+            }
+        }
     }
 
     fn replace(&mut self, author: u64, node: u64, new: Members) -> Vec<Transition> {

@@ -1,0 +1,62 @@
+//! Presence on nodes that have missed records of the log, and in topics that are used again.
+
+use super::{
+    faulty::{Mode, Shared},
+    presence::{GRACE, LEASE, SECOND, assert_members, events, join, nodes, records},
+    settle,
+};
+use tokio::time::sleep;
+
+/// The number of records that the log retains.
+const RETAINED: usize = 20;
+
+/// Appends events of another topic until the log has evicted all records before them.
+fn evict(shared: &Shared) {
+    (0..2 * RETAINED).for_each(|n| shared.append_event("other", &n.to_string()));
+}
+
+/// No node has read the records before a join and a leave. Both have their events.
+#[tokio::test(start_paused = true)]
+async fn changes_after_records_that_all_nodes_have_missed_have_events() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let (_a, b) = (join(&hubs[0], "a").await, join(&hubs[1], "b").await);
+    sleep(SECOND).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    settle().await;
+    evict(&shared);
+    drop(b);
+    let _c = join(&hubs[0], "c").await;
+    sleep(GRACE + SECOND).await;
+    let appended = records(&shared);
+    assert!(appended.iter().any(|record| record.contains("[\"lobby\",\"b\",false]")), "{appended:?}");
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["a", "c"]).await;
+    assert_eq!(events(&shared)[..2], ["+a", "+b"]);
+    let mut new = events(&shared).split_off(2);
+    new.sort();
+    assert_eq!(new, ["+c", "-b"]);
+}
+
+/// A member of the second node joins and leaves on the first node. The first node does not know the
+/// members of the second node meanwhile.
+#[tokio::test(start_paused = true)]
+async fn member_of_a_node_that_answers_late_does_not_leave() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    settle().await;
+    evict(&shared);
+    connections[1].set(Mode::ReadsOnly);
+    connections[0].set(Mode::Works);
+    sleep(SECOND).await;
+    drop(join(&hubs[0], "b").await);
+    sleep(GRACE + SECOND).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b"]);
+}
