@@ -1,11 +1,16 @@
 //! Presence on nodes that have missed records of the log, and in topics that are used again.
 
 use super::{
+    PLENTY,
     faulty::{Mode, Shared},
-    presence::{GRACE, LEASE, SECOND, assert_members, events, join, nodes, records},
+    presence::{GRACE, HOUR, LEASE, SECOND, assert_members, events, join, nodes, records},
     settle,
 };
 use tokio::time::sleep;
+use tower_sse::{
+    Event,
+    hub::{Start, Subscription},
+};
 
 /// The number of records that the log retains.
 const RETAINED: usize = 20;
@@ -59,4 +64,24 @@ async fn member_of_a_node_that_answers_late_does_not_leave() {
     sleep(LEASE * 3).await;
     assert_members(&hubs, &["a", "b"]).await;
     assert_eq!(events(&shared), ["+a", "+b"]);
+}
+
+/// The topic was finished, removed and used again. Then its events have expired.
+#[tokio::test(start_paused = true)]
+async fn leave_in_a_topic_that_is_used_again_has_an_event() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let lobby = hubs[0].topic("lobby");
+    let reader: Subscription = hubs[0].topic("other").subscribe(Start::Latest).await.unwrap();
+    let a = lobby.join("a", reader).unwrap();
+    sleep(SECOND).await;
+    lobby.finish().await.unwrap();
+    lobby.remove().await.unwrap();
+    lobby.publish(Event::new("again")).await.unwrap();
+    sleep(HOUR * 2).await;
+    assert!(!lobby.exists());
+    drop(a);
+    sleep(GRACE + SECOND).await;
+    assert_members(&hubs, &[]).await;
+    assert_eq!(events(&shared), ["+a", "", "", "again", "-a"]);
 }

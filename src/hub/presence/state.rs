@@ -12,6 +12,7 @@ use super::{
     view::{Transition, View},
 };
 use crate::{
+    Event,
     hub::{
         backend::{Position, Record, RecordKind},
         recording::beat,
@@ -301,6 +302,10 @@ impl State {
     /// given position in the log. Returns the joins and leaves that the record causes.
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
+            let is_event = matches!(record.kind, RecordKind::Event | RecordKind::State);
+            if is_event && self.ended.contains(&record.topic) && Event::from_wire(&record.event).is_some() {
+                self.note_reopened(&record.topic);
+            }
             match record.kind {
                 RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
