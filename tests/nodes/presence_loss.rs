@@ -3,7 +3,7 @@
 use super::{
     PLENTY,
     faulty::{Mode, Shared},
-    presence::{GRACE, HOUR, LEASE, SECOND, assert_members, events, join, nodes, records},
+    presence::{GRACE, HOUR, LEASE, SECOND, assert_members, events, join, node, nodes, records},
     settle,
 };
 use tokio::time::sleep;
@@ -84,4 +84,17 @@ async fn leave_in_a_topic_that_is_used_again_has_an_event() {
     sleep(GRACE + SECOND).await;
     assert_members(&hubs, &[]).await;
     assert_eq!(events(&shared), ["+a", "", "", "again", "-a"]);
+}
+
+/// The other log has evicted all of its records, so the node gets no page of it.
+#[tokio::test(start_paused = true)]
+async fn stream_asks_for_members_in_a_log_without_records() {
+    let shared = Shared::new(PLENTY);
+    let hub = node(&shared.connect()).await;
+    let _stream = hub.topic("lobby").presence();
+    shared.append_event("other", "x");
+    sleep(SECOND).await;
+    shared.replace(0, shared.log().held());
+    sleep(SECOND * 3).await;
+    assert!(records(&shared).iter().any(|record| record.contains("\"ask\"")), "{:?}", records(&shared));
 }
