@@ -401,7 +401,7 @@ impl State {
             }
         };
         if let Knowledge::Asked { nodes: Some(nodes), .. } = &self.knowledge {
-            if nodes.iter().all(|listed| self.view.is_exact(listed.node)) {
+            if nodes.iter().all(|listed| self.view.is_exact(listed)) {
                 // The node that has sent the roster publishes the events of earlier joins and
                 // leaves.
                 self.pending.clear();
@@ -636,7 +636,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::config::HubConfig;
+    use crate::hub::{config::HubConfig, presence::Presence};
 
     fn own() -> Presences {
         Presences::new(7, &HubConfig::DEFAULT, true)
@@ -722,5 +722,51 @@ mod tests {
         assert!(state.roster.is_some(), "this node still answers");
         state.note_message(&own, Position::new(3), roster(2));
         assert!(state.roster.is_none());
+    }
+
+    /// A node is alive, but another node has declared it dead without its newest records, which the
+    /// log has evicted. A roster lists the node, and its answer is still missing.
+    #[tokio::test(start_paused = true)]
+    async fn outdated_death_does_not_replace_the_answer_of_a_node() {
+        let own = own();
+        let lease = own.lease;
+        let changes = |number, members: &[&str]| {
+            let joined = |member: &&str| ("t".into(), Presence::Joined((*member).into()));
+            Message::Changes {
+                author: Author { node: 8, number, lease },
+                changes: members.iter().map(joined).collect(),
+            }
+        };
+        let part = |members: &[&str]| {
+            let members = [("t".into(), members.iter().map(|member| (*member).into()).collect())].into();
+            Part { members, is_first: true, is_last: true }
+        };
+        // The newest record of the node has the number 6, and its newest sign of life the number 4.
+        for (number, beat, is_alive, is_valid) in
+            [(5, 4, false, false), (6, 3, false, false), (6, 4, true, false), (6, 4, false, true)]
+        {
+            let mut state = State::new(false);
+            state.is_wanted = true;
+            let Some(Job::Messages(messages)) = state.take_job(&own) else { panic!("the node asks") };
+            let mut position = Position::START;
+            let mut note = |state: &mut State, message| {
+                position = position.next();
+                state.note_message(&own, position, message);
+                state.is_complete()
+            };
+            note(&mut state, messages[0].clone());
+            note(&mut state, Message::Dead { by: 9, node: 8, number, beat });
+            if is_alive {
+                note(&mut state, changes(7, &["b"]));
+            }
+            let nodes = vec![Listed { node: 8, lease, number: 6, beat: 4 }];
+            let is_complete = note(&mut state, Message::Roster { through: Position::new(1), nodes });
+            assert_eq!(is_complete, is_valid, "{number} {beat} {is_alive}");
+            if !is_valid {
+                let author = Author { node: 8, number: 8, lease };
+                assert!(note(&mut state, Message::Full { author, part: part(&["a", "b"]) }));
+                assert_eq!(state.view.members("t").count(), 2);
+            }
+        }
     }
 }
