@@ -250,18 +250,39 @@ async fn event_equal_to_one_with_a_late_response_is_not_lost() {
     assert_eq!(log(&shared, "a"), ["tick", "tick", "end", "."]);
 }
 
+/// Returns a part of a sign of life of a node with recordings of these topics.
+fn part(number: u64, index: u64, is_last: bool, topics: &[&str]) -> Record {
+    let recording = |topic: &&str| json!([topic, topic.as_bytes()[0], "data: will\n\n", false]);
+    let recordings: Vec<_> = topics.iter().map(recording).collect();
+    let text = json!({
+        "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
+        "first": index == 0, "part": index, "last": is_last
+    });
+    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+}
+
+/// The log has a sign of life after the end of a recording that it lists, because it was late.
+/// Another publisher continues the topic.
+#[tokio::test(start_paused = true)]
+async fn late_sign_of_life_in_a_copy_revives_no_recording() {
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    shared.append(vec![part(1, 0, true, &["a", "b"])]);
+    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+    shared.append(vec![part(2, 0, true, &["a", "b"])]);
+    shared.append_event("a", "foreign");
+    sleep(SECOND).await;
+    fail_over(&shared, 0);
+    sleep(SECOND * 3).await;
+    shared.append(vec![part(3, 0, true, &["b"])]);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), [".", "foreign"]);
+}
+
 /// A node has written the second part of a sign of life to the log that was lost, and the third
 /// part to its copy.
 #[tokio::test(start_paused = true)]
 async fn sign_of_life_without_its_middle_part_ends_no_recording() {
-    let part = |number: u64, index: u64, is_last: bool, topics: &[&str]| {
-        let recordings: Vec<_> = topics.iter().map(|topic| json!([topic, 1, "data: will\n\n", false])).collect();
-        let text = json!({
-            "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
-            "first": index == 0, "part": index, "last": is_last
-        });
-        Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
-    };
     let shared = Shared::new(PLENTY);
     let _hubs = two(&shared, Hub::builder).await;
     shared.append(vec![part(1, 0, true, &["a", "b", "c"])]);

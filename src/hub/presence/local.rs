@@ -169,8 +169,8 @@ impl Locals {
     }
 
     /// Remembers the members of topics on the local node whose announcement the node has read in
-    /// the log. `is_known` returns `true` for these members. Called when the node has missed records
-    /// of the log, before it writes a record about all of its members again.
+    /// the log. `is_known` returns `true` for these members. Called when the node has missed
+    /// records of the log, before it writes a record about all of its members again.
     /// [`was_announced`](Self::was_announced) then recognizes the members that the new record only
     /// repeats.
     pub(super) fn note_loss(&mut self, is_known: impl Fn(&str, &str) -> bool) {

@@ -71,7 +71,7 @@ struct LocalState {
     earlier_through: Position,
     /// The last position of the log when this node began to follow it, if it has replaced another
     /// log.
-    copied_through: Position,
+    last_at_reset: Position,
     /// Set if this recording must publish nothing more. The reason is that its topic is finished,
     /// that its topic has a name that recordings cannot use, or that the hub is shut down.
     has_ended: bool,
@@ -138,7 +138,7 @@ impl Local {
     }
 
     /// Applies the records of another log that may end this recording, if this node has read enough
-    /// of that log to tell that it is no copy. `through` is the end of the part that it has read.
+    /// of that log to know that it is no copy. `through` is the end of the part that it has read.
     pub(super) fn end_check(&self, through: Position) {
         let mut state = self.lock();
         let Some(ends) = state.check.end(through) else { return };
@@ -269,7 +269,7 @@ impl Local {
     pub(super) fn reset(&self, after: Position, last: Position) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
-        state.copied_through = last;
+        state.last_at_reset = last;
         state.appended = Position::START;
         state.started_at = Position::START;
         state.seen = state.seen.take().map(|_| Vec::new());
@@ -342,7 +342,7 @@ impl Local {
     /// `position` is the position of the last appended record. A copy has the records, too.
     pub(super) fn note_appended_earlier(&self, position: Position) {
         let mut state = self.lock();
-        state.earlier_through = state.earlier_through.max(position.min(state.copied_through));
+        state.earlier_through = state.earlier_through.max(position.min(state.last_at_reset));
     }
 
     /// Returns `true` if this recording may publish no further event, and only finishes its topic.

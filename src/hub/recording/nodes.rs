@@ -60,6 +60,9 @@ pub(super) struct State {
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
+    /// If another log has replaced the log, this node may have read the records of the other log up
+    /// to this position before.
+    copied_through: Position,
     /// Set while this node may not know whether another log, which has replaced the log, is a copy.
     is_checking: bool,
     /// Set while the keeper runs.
@@ -253,6 +256,7 @@ impl Recordings {
     /// other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
+        state.copied_through = state.noted_through.min(last);
         state.noted_through = after;
         state.local.values().flatten().for_each(|local| local.reset(after, last));
         state.peers.values_mut().for_each(|peer| peer.reset(after, last));
@@ -393,7 +397,7 @@ impl State {
                     if self.is_checking {
                         peer.note_beat(position, beat.number);
                     }
-                    peer.note(position, beat, &self.settled.ids);
+                    peer.note(position, beat, &self.settled.ids, position <= self.copied_through);
                 }
                 Some(noted)
             }

@@ -63,9 +63,15 @@ impl Peer {
     }
 
     /// Applies a part of a beat, the sign of life of the other node, which is at `position` in the
-    /// log. `settled` contains the recordings to ignore.
-    pub(super) fn note(&mut self, position: Position, part: Beat, settled: &HashSet<u64>) {
+    /// log. `settled` contains the recordings to ignore. `is_again` is `true` if the local node may
+    /// have read the beat before, in a log that was replaced.
+    pub(super) fn note(&mut self, position: Position, mut part: Beat, settled: &HashSet<u64>, is_again: bool) {
         if part.number < self.number {
+            if is_again {
+                // The end of these recordings may follow, and then a beat that has arrived late.
+                part.recordings.retain(|announced| !self.recordings.contains_key(&announced.topic));
+                self.add(position, Beat { watching: HashSet::new(), ..part }, settled);
+            }
             return;
         }
         self.number = part.number;
@@ -160,7 +166,7 @@ impl Peer {
     }
 
     /// Applies the records of another log that may end recordings of the other node, if the local
-    /// node has read enough of that log to tell that it is no copy. `through` is the end of the
+    /// node has read enough of that log to know that it is no copy. `through` is the end of the
     /// part that it has read.
     pub(super) fn end_checks(&mut self, through: Position, settled: &mut Settled) {
         self.recordings.retain(|_, foreign| {
