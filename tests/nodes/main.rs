@@ -11,6 +11,7 @@ mod model;
 mod opening;
 mod presence;
 mod presence_loss;
+mod presence_model;
 mod reads;
 mod recording;
 mod recording_announced;
