@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     pin::pin,
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Wake, Waker},
@@ -426,6 +426,26 @@ async fn leave_does_not_bring_a_removed_topic_back() {
     drop(reader);
     sleep(6 * SECOND).await;
     assert_eq!(events(&lobby).await, ["lobby -a"]);
+}
+
+/// The topic is removed while the event of the leave is being created.
+#[tokio::test(start_paused = true)]
+async fn unpublished_leave_does_not_bring_a_removed_topic_back() {
+    let topic: Arc<OnceLock<Topic>> = Arc::default();
+    let removed = topic.clone();
+    let builder = Hub::builder().presence_events(move |_, change| {
+        if matches!(change, Presence::Left(_)) {
+            removed.get().unwrap().remove().now_or_never().expect("it does not wait").unwrap();
+        }
+        Some(Event::new(text(change)))
+    });
+    let hub = builder.build();
+    let lobby = topic.get_or_init(|| hub.topic("lobby"));
+    drop(lobby.join("a", hub.topic("other").subscribe(Start::Latest).await.unwrap()).unwrap());
+    assert_eq!(events(lobby).await, ["+a"]);
+    sleep(6 * SECOND).await;
+    assert_eq!(members(lobby).await, [""; 0]);
+    assert!(!lobby.exists());
 }
 
 /// All clients lose their connections after more than an hour without an event, and only one of

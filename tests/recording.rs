@@ -114,6 +114,39 @@ async fn ended_recording_does_not_end_its_successor() {
     }
 }
 
+/// One thread finishes and removes topics, another publishes their recordings. A third thread makes
+/// both of them wait for the hub.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ended_recording_does_not_bring_a_removed_topic_back() {
+    const ROUNDS: usize = 100;
+    let hub = Hub::new();
+    let is_done = Arc::new(AtomicBool::new(false));
+    let busy = thread::spawn({
+        let (other, is_done) = (hub.topic("other"), is_done.clone());
+        move || {
+            while !is_done.load(Relaxed) {
+                other.publish_now(Event::new("1")).unwrap();
+            }
+        }
+    });
+    let mut returned = 0;
+    for round in 0..ROUNDS {
+        let topic = hub.topic(format!("topic {round}"));
+        let events = tokio_stream::iter(std::iter::repeat_with(|| Event::new("1")));
+        let recording = topic.record(events.then(async |event| (yield_now().await, event).1)).start();
+        while !topic.exists() {
+            yield_now().await;
+        }
+        topic.finish().await.unwrap();
+        topic.remove().await.unwrap();
+        assert_eq!(recording.outcome().await, Outcome::Interrupted);
+        returned += usize::from(topic.exists());
+    }
+    is_done.store(true, Relaxed);
+    busy.join().unwrap();
+    assert_eq!(returned, 0, "rounds of {ROUNDS} in which the topic exists");
+}
+
 async fn is_finished(topic: &Topic) -> bool {
     topic.publish(Event::new("late")).await.is_err_and(|error| error.kind() == ErrorKind::Finished)
 }

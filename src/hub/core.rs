@@ -172,7 +172,9 @@ impl Core {
         latest_only: bool,
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
-        let Some(backend) = &self.backend else { return self.publish_in_memory(name, latest_only, events) };
+        let Some(backend) = &self.backend else {
+            return self.publish_in_memory(name, latest_only, events, |_| true);
+        };
         self.check_publish(name)?;
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
     }
@@ -187,21 +189,23 @@ impl Core {
     ) -> Result<Option<EventId>, Error> {
         match self.backend {
             Some(_) => Err(Error::needs_await(name)),
-            None => self.publish_in_memory(name, latest_only, [event]),
+            None => self.publish_in_memory(name, latest_only, [event], |_| true),
         }
     }
 
     /// Appends events to the log in memory, in slices of 1,000 events. Between the slices, other
-    /// publishers can lock the log. Returns the id of the last event.
-    fn publish_in_memory(
+    /// publishers can lock the log. Returns the id of the last event. Returns an error without
+    /// publishing if `is_allowed` returns `false`, which is called under the lock of the registry.
+    pub(super) fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
         latest_only: bool,
         events: impl IntoIterator<Item = Event>,
+        is_allowed: impl Fn(&Registry) -> bool,
     ) -> Result<Option<EventId>, Error> {
         let mut events = events.into_iter().peekable();
         loop {
-            let last_id = self.publish_slice(name, latest_only, events.by_ref().take(SLICE))?;
+            let last_id = self.publish_slice(name, latest_only, events.by_ref().take(SLICE), &is_allowed)?;
             if events.peek().is_none() {
                 return Ok(last_id);
             }
@@ -216,9 +220,13 @@ impl Core {
         name: &Arc<str>,
         latest_only: bool,
         events: impl IntoIterator<Item = Event>,
+        is_allowed: impl Fn(&Registry) -> bool,
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
+        if !is_allowed(&registry) {
+            return Err(Error::finished(name));
+        }
         let mut topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
@@ -263,16 +271,21 @@ impl Core {
     /// even without events and subscribers.
     ///
     /// `awaits_event` is `true` if the caller publishes. The topic is then kept for its event, even
-    /// if a subscriber comes and leaves before the event arrives.
+    /// if a subscriber comes and leaves before the event arrives. Returns an error without an
+    /// effect if `is_allowed` returns `false`, which is called under the lock of the registry.
     pub(super) fn set_retention(
         self: &Arc<Self>,
         name: &Arc<str>,
         retention: Retention,
         awaits_event: bool,
+        is_allowed: impl Fn() -> bool,
     ) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
         let mut registry = self.registry.lock();
+        if !is_allowed() {
+            return Err(Error::finished(name));
+        }
         let topic = registry.current_topic(name, &self.config, now)?;
         let mut contents = topic.lock();
         if *contents.retention != limits {
@@ -296,7 +309,7 @@ impl Core {
     /// Finishes a topic: it accepts no more events. Has no effect on a finished topic, unless the
     /// topic was removed since: it is then finished again.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
-        let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
+        let Some(backend) = &self.backend else { return self.finish_in_memory(name, || true) };
         match self.check_publish(name) {
             // The log has a removal after the finish record, so it needs a new finish record.
             Err(error) if error.is_finished() && (self.is_removed(name) || backend.has_unread_removal(name)) => {}
@@ -320,9 +333,18 @@ impl Core {
     }
 
     /// Finishes a topic in a hub without a backend: its subscriptions end after its last event.
-    fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+    /// Returns an error without an effect if `is_allowed` returns `false`, which is called under
+    /// the lock of the registry.
+    pub(super) fn finish_in_memory(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        is_allowed: impl Fn() -> bool,
+    ) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = self.registry.lock();
+        if !is_allowed() {
+            return Err(Error::finished(name));
+        }
         let topic = registry.current_topic(name, &self.config, now)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() && !contents.is_removed {

@@ -34,7 +34,7 @@ impl Node for Core {
     /// log of the backend. Ends all subscriptions, because their positions are not valid in the
     /// other log. `bounds` has the epoch of the other log (the number that identifies it), its last
     /// position, and its eviction watermark: events up to this position may have been evicted.
-    fn reset(&self, bounds: &Bounds) {
+    fn reset(self: &Arc<Self>, bounds: &Bounds) {
         self.stream_registries.note_missed();
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
@@ -50,6 +50,8 @@ impl Node for Core {
         topic_state::shut_down(topics);
         count_wakers.wake();
         self.recordings.announce_again();
+        // The other log may have no record that this node would deliver.
+        presence::start(self);
         self.backend.as_ref().inspect(|backend| backend.announce_reset(bounds.epoch));
     }
 

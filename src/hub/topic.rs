@@ -179,7 +179,8 @@ impl Topic {
     /// The topic is then kept for this event for up to 60 seconds, even if a subscriber comes and
     /// leaves.
     fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
-        self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention, awaits_event))
+        let set = |retention| self.core.set_retention(&self.name, retention, awaits_event, || true);
+        self.retention.map_or(Ok(()), set)
     }
 
     /// Returns the name of the topic.

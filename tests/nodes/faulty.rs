@@ -77,6 +77,8 @@ pub(crate) enum Mode {
     ReadsOnly,
     /// Appends of records with the text "slow" take five seconds.
     IsSlow,
+    /// The response to a conditional append takes four seconds.
+    IsLate,
 }
 
 impl Shared {
@@ -257,6 +259,9 @@ impl Backend for Faulty {
             return Err("the records are too big".into());
         }
         let appended = self.answered(async |_| Ok(self.shared.append_if_unchanged(records, epoch, since))).await?;
+        if self.mode() == Mode::IsLate {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),
             _ => Ok(appended),

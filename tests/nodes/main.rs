@@ -10,6 +10,8 @@ mod foreign;
 mod model;
 mod opening;
 mod presence;
+mod presence_loss;
+mod presence_model;
 mod reads;
 mod recording;
 mod recording_announced;

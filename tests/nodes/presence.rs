@@ -7,15 +7,9 @@ use super::{
     settle,
 };
 use futures_util::FutureExt;
-use proptest::{collection::vec, prelude::*};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::Pin,
-    sync::{
-        atomic::{AtomicUsize, Ordering::Relaxed},
-        mpsc,
-    },
-    task::{Context, Wake},
+    collections::BTreeSet,
+    sync::{atomic::Ordering::Relaxed, mpsc},
     thread,
     time::Duration,
 };
@@ -23,7 +17,7 @@ use tokio::{
     runtime,
     time::{Instant, sleep, timeout},
 };
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::StreamExt;
 use tokio_test::task;
 use tower_sse::{
     Event,
@@ -33,11 +27,11 @@ use tower_sse::{
     },
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// The maximum age of events, after which a topic without subscribers is dropped.
-const HOUR: Duration = Duration::from_secs(3600);
-const LEASE: Duration = Duration::from_secs(10);
-const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn text(change: &Presence) -> String {
     match change {
@@ -46,11 +40,11 @@ fn text(change: &Presence) -> String {
     }
 }
 
-fn builder() -> Builder {
+pub(crate) fn builder() -> Builder {
     Hub::builder().presence_events(|_, change| Some(Event::new(text(change))))
 }
 
-async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
+pub(crate) async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
     let connections = [(); N].map(|()| shared.connect());
     let mut hubs = Vec::new();
     for connection in &connections {
@@ -59,22 +53,22 @@ async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
     (hubs.try_into().expect("there are N"), connections)
 }
 
-async fn node(connection: &Faulty) -> Hub {
+pub(crate) async fn node(connection: &Faulty) -> Hub {
     builder().backend(connection.clone()).connect().await.unwrap()
 }
 
-async fn join(hub: &Hub, member: &str) -> Subscription {
+pub(crate) async fn join(hub: &Hub, member: &str) -> Subscription {
     let lobby = hub.topic("lobby");
     lobby.join(member, lobby.subscribe(Start::Latest).await.unwrap()).unwrap()
 }
 
-async fn members(hub: &Hub) -> Vec<String> {
+pub(crate) async fn members(hub: &Hub) -> Vec<String> {
     let members = timeout(SECOND * 60, hub.topic("lobby").members()).await.expect("it is bounded").unwrap();
     members.iter().map(ToString::to_string).collect()
 }
 
 /// Asserts that the topic `lobby` has the members `expected` on each node.
-async fn assert_members(hubs: &[Hub], expected: &[&str]) {
+pub(crate) async fn assert_members(hubs: &[Hub], expected: &[&str]) {
     for (number, hub) in hubs.iter().enumerate() {
         assert_eq!(members(hub).await, expected, "node {number}");
     }
@@ -82,14 +76,14 @@ async fn assert_members(hubs: &[Hub], expected: &[&str]) {
 
 /// Publishes 50 events to another topic, one at a time, so that a small log evicts all earlier
 /// records.
-async fn evict(hub: &Hub) {
+pub(crate) async fn evict(hub: &Hub) {
     for n in 0..50 {
         hub.topic("other").publish(Event::display(n)).await.unwrap();
         settle().await;
     }
 }
 
-fn changes(stream: &mut PresenceStream) -> Vec<String> {
+pub(crate) fn changes(stream: &mut PresenceStream) -> Vec<String> {
     let mut changes = Vec::new();
     while let Some(Some(change)) = stream.next().now_or_never() {
         changes.push(text(&change));
@@ -107,12 +101,12 @@ fn log(shared: &Shared, topic: &str) -> Vec<String> {
     shared.log().all.values().filter(|record| *record.topic == *topic).map(data).collect()
 }
 
-fn events(shared: &Shared) -> Vec<String> {
+pub(crate) fn events(shared: &Shared) -> Vec<String> {
     log(shared, "lobby")
 }
 
 /// Returns the data of all records about members that were ever appended to the log.
-fn records(shared: &Shared) -> Vec<String> {
+pub(crate) fn records(shared: &Shared) -> Vec<String> {
     let mut records = log(shared, "tower-sse/nodes");
     records.retain(|record| record.starts_with("{\"presence\":"));
     records
@@ -120,7 +114,7 @@ fn records(shared: &Shared) -> Vec<String> {
 
 /// Asserts that the joins (`+`) and leaves (`-`) of each member in `events` alternate. Returns the
 /// members after the last event.
-fn replay(events: &[String]) -> BTreeSet<String> {
+pub(crate) fn replay(events: &[String]) -> BTreeSet<String> {
     let mut present = BTreeSet::new();
     for event in events {
         let (change, member) = event.split_at(1);
@@ -246,83 +240,6 @@ async fn members_of_a_dead_node_can_reconnect_elsewhere() {
     sleep(LEASE * 2).await;
     assert_members(&hubs[1..], &["a"]).await;
     assert_eq!(events(&shared), ["+a"]);
-}
-
-/// The log evicts all records about the members before the new node starts.
-#[tokio::test(start_paused = true)]
-async fn new_node_asks_for_evicted_members() {
-    let shared = Shared::new(20);
-    let (hubs, _) = nodes::<2>(&shared).await;
-    let _members = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
-    sleep(SECOND).await;
-    evict(&hubs[0]).await;
-    sleep(SECOND).await;
-    let begin = Instant::now();
-    let third = node(&shared.connect()).await;
-    let mut stream = third.topic("lobby").presence();
-    assert_eq!(members(&third).await, ["a", "b"]);
-    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-    assert_eq!(changes(&mut stream), ["+a", "+b"]);
-    let _c = join(&third, "c").await;
-    sleep(SECOND).await;
-    assert_members(&hubs, &["a", "b", "c"]).await;
-    assert_eq!(events(&shared), ["+a", "+b", "+c"]);
-    // There is one request, and one or two rosters (lists of nodes with members). The lists of all
-    // members are the two answers, and the first record of each of the three nodes.
-    let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
-    let counts = [count("\"ask\""), count("\"through\""), count("\"members\"")];
-    assert!(counts[0] == 1 && counts[1] <= 2 && counts[2] == 5, "{:?}", records(&shared));
-}
-
-/// Nodes without members answer, too: they know that no node has members.
-#[tokio::test(start_paused = true)]
-async fn new_node_without_members_elsewhere_gets_an_answer() {
-    let shared = Shared::new(5);
-    let (hubs, _) = nodes::<2>(&shared).await;
-    evict(&hubs[0]).await;
-    let third = node(&shared.connect()).await;
-    let begin = Instant::now();
-    assert_eq!(members(&third).await, [""; 0]);
-    assert!(begin.elapsed() < SECOND);
-    // If no other node exists, the new node waits for a lease.
-    let [alone] = {
-        let shared = Shared::new(5);
-        let connection = shared.connect();
-        for n in 0..50 {
-            let record = Record { topic: "x".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() };
-            connection.append(vec![record]).await.unwrap();
-        }
-        [node(&connection).await]
-    };
-    let begin = Instant::now();
-    let _a = join(&alone, "a").await;
-    assert_eq!(members(&alone).await, ["a"]);
-    assert!(begin.elapsed() <= LEASE + SECOND, "{:?}", begin.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn node_that_missed_evicted_records_has_the_same_members() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<3>(&shared).await;
-    let mut kept = vec![join(&hubs[0], "a").await, join(&hubs[1], "b").await];
-    let c = join(&hubs[1], "c").await;
-    sleep(SECOND).await;
-    let mut streams = [0, 1, 2].map(|node| hubs[node].topic("lobby").presence());
-    streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+a", "+b", "+c"]));
-    connections[2].set(Mode::Lags);
-    sleep(SECOND).await;
-    drop(c);
-    kept.push(join(&hubs[0], "d").await);
-    sleep(GRACE + SECOND).await;
-    evict(&hubs[0]).await;
-    connections[2].set(Mode::Works);
-    sleep(SECOND * 3).await;
-    assert_members(&hubs, &["a", "b", "d"]).await;
-    // The node that has missed the changes does not know their order. Its stream yields the
-    // differences.
-    assert_eq!(changes(&mut streams[2]), ["-c", "+d"]);
-    assert_eq!(changes(&mut streams[0]), ["+d", "-c"]);
-    assert_eq!(events(&shared), ["+a", "+b", "+c", "+d", "-c"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -540,24 +457,6 @@ async fn dropped_hubs_have_no_tasks() {
     assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
-/// A member joins after a new node has requested the members, and before the other nodes answer.
-#[tokio::test(start_paused = true)]
-async fn member_that_joins_during_a_request_is_known() {
-    let shared = Shared::new(20);
-    let (hubs, _) = nodes::<2>(&shared).await;
-    evict(&hubs[0]).await;
-    let third = node(&shared.connect()).await;
-    let begin = Instant::now();
-    let asking = tokio::spawn(async move { members(&third).await });
-    while !records(&shared).iter().any(|record| record.contains("\"ask\"")) {
-        tokio::task::yield_now().await;
-    }
-    settle().await;
-    let _a = join(&hubs[1], "a").await;
-    assert_eq!(asking.await.unwrap(), ["a"]);
-    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-}
-
 /// A node declares another node dead, but has not read the newest sign of life of that node. Such a
 /// declaration has no effect.
 #[tokio::test(start_paused = true)]
@@ -629,166 +528,6 @@ fn membership_outlives_the_runtime_of_its_hub() {
         done.send(()).unwrap();
     });
     is_done.recv_timeout(SECOND * 60).expect("no call blocks");
-}
-
-/// The node cannot append the leave of its member, and then misses evicted records. The other nodes
-/// still have the member, until the node lists its members again.
-#[tokio::test(start_paused = true)]
-async fn node_that_missed_records_corrects_its_own_members() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<3>(&shared).await;
-    drop(join(&hubs[0], "a").await);
-    sleep(SECOND).await;
-    connections[0].set(Mode::Fails);
-    sleep(GRACE).await;
-    evict(&hubs[1]).await;
-    // The node notices that records were evicted before it can append.
-    connections[0].set(Mode::ReadsOnly);
-    sleep(SECOND).await;
-    let _b = join(&hubs[0], "b").await;
-    connections[0].set(Mode::Works);
-    sleep(SECOND * 2).await;
-    let begin = Instant::now();
-    assert_members(&hubs, &["b"]).await;
-    let _c = join(&hubs[0], "c").await;
-    assert_members(&hubs, &["b", "c"]).await;
-    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-}
-
-/// Another log replaces the current one while a node is cut off. The new log contains old records
-/// of both nodes, with a member that has left since.
-#[tokio::test(start_paused = true)]
-async fn node_that_is_late_in_another_log_corrects_its_own_members() {
-    let shared = Shared::new(40);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    evict(&hubs[0]).await;
-    let _a = join(&hubs[0], "a").await;
-    let b = join(&hubs[1], "b").await;
-    sleep(SECOND).await;
-    connections[1].set(Mode::Fails);
-    drop(b);
-    sleep(SECOND).await;
-    let mut kept = shared.log().held();
-    kept.insert(0, kept[0].clone());
-    shared.replace(kept.len() - 1, kept);
-    sleep(LEASE + SECOND).await;
-    let _c = join(&hubs[1], "c").await;
-    connections[1].set(Mode::Works);
-    sleep(SECOND * 3).await;
-    let begin = Instant::now();
-    assert_members(&hubs, &["a", "c"]).await;
-    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-}
-
-/// A new node requests the members before another node has appended the leave of its last member.
-/// The other node has no members any more, but still answers. It sends signs of life because of a
-/// recording.
-#[tokio::test(start_paused = true)]
-async fn node_whose_members_have_left_answers() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    let _recording = hubs[0].topic("recorded").record(tokio_stream::pending::<Event>()).start();
-    drop(join(&hubs[0], "a").await);
-    sleep(SECOND).await;
-    evict(&hubs[1]).await;
-    sleep(GRACE - SECOND * 2).await;
-    connections[0].set(Mode::Hangs);
-    sleep(SECOND * 2).await;
-    let third = node(&shared.connect()).await;
-    let asking = tokio::spawn(async move { (members(&third).await, third) });
-    sleep(SECOND / 2).await;
-    let begin = Instant::now();
-    connections[0].set(Mode::Works);
-    let (members_of_third, _third) = asking.await.unwrap();
-    assert!(members_of_third.is_empty() && begin.elapsed() < SECOND * 2, "{:?}", begin.elapsed());
-    evict(&hubs[1]).await;
-    let begin = Instant::now();
-    let fourth = node(&shared.connect()).await;
-    assert!(members(&fourth).await.is_empty());
-    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-}
-
-/// The new node cannot know all members before the dead node is declared dead. Its own members are
-/// present on the other nodes at once.
-#[tokio::test(start_paused = true)]
-async fn members_of_a_dead_node_can_reconnect_to_a_new_node() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    let mut stream = hubs[1].topic("lobby").presence();
-    let _old = join(&hubs[0], "a").await;
-    sleep(SECOND).await;
-    evict(&hubs[1]).await;
-    connections[0].set(Mode::Hangs);
-    let new = node(&shared.connect()).await;
-    let _new = [join(&new, "a").await, join(&new, "b").await];
-    sleep(SECOND).await;
-    assert_members(&hubs[1..], &["a", "b"]).await;
-    assert_eq!(events(&shared), ["+a", "+b"]);
-    assert!(new.topic("lobby").members().now_or_never().is_none(), "it does not know the members of the dead node");
-    sleep(LEASE * 2 + GRACE).await;
-    assert_members(&[hubs[1].clone(), new], &["a", "b"]).await;
-    assert_eq!((changes(&mut stream), events(&shared)), (vec!["+a".into(), "+b".into()], events(&shared)));
-    assert_eq!(events(&shared), ["+a", "+b"]);
-}
-
-/// The new node reads the roster (the list of nodes with members) of one node first, and the answer
-/// of the other node later.
-#[tokio::test(start_paused = true)]
-async fn late_answer_of_a_node_is_no_change() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    let _a = join(&hubs[0], "a").await;
-    sleep(SECOND).await;
-    evict(&hubs[1]).await;
-    connections[0].set(Mode::ReadsOnly);
-    let third = node(&shared.connect()).await;
-    let lobby = third.topic("lobby");
-    let members_of_third = tokio::spawn(async move { lobby.members().await });
-    sleep(SECOND).await;
-    assert!(records(&shared).last().unwrap().contains("\"through\""));
-    connections[0].set(Mode::Works);
-    assert_eq!(members_of_third.await.unwrap().unwrap(), [std::sync::Arc::from("a")]);
-    sleep(SECOND * 3).await;
-    assert_eq!(events(&shared), ["+a"]);
-}
-
-/// No other node knows the members, so the new node publishes the events of its own members as soon
-/// as it knows all members.
-#[tokio::test(start_paused = true)]
-async fn single_node_publishes_events_after_its_restart() {
-    let shared = Shared::new(20);
-    let (mut hubs, connections) = nodes::<1>(&shared).await;
-    evict(&hubs[0]).await;
-    connections[0].set(Mode::Hangs);
-    hubs[0] = node(&shared.connect()).await;
-    let _a = join(&hubs[0], "a").await;
-    let b = join(&hubs[0], "b").await;
-    sleep(SECOND).await;
-    drop(b);
-    assert_eq!(events(&shared), [""; 0]);
-    sleep(LEASE + SECOND).await;
-    assert_members(&hubs, &["a"]).await;
-    assert_eq!(events(&shared), ["+a", "+b", "-b"]);
-}
-
-/// The new node appends a single request, although one node does not answer until its death.
-#[tokio::test(start_paused = true)]
-async fn new_node_asks_once_while_another_node_is_silent() {
-    let shared = Shared::new(20);
-    let start = async |connection: &Faulty| {
-        let builder = builder().presence_lease(Duration::from_millis(100));
-        builder.backend(connection.clone()).connect().await.unwrap()
-    };
-    let connections = [shared.connect(), shared.connect()];
-    let hubs = [start(&connections[0]).await, start(&connections[1]).await];
-    let _members = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
-    sleep(SECOND).await;
-    evict(&hubs[1]).await;
-    connections[0].set(Mode::Hangs);
-    let third = start(&shared.connect()).await;
-    assert_eq!(members(&third).await, ["b"]);
-    let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
-    assert_eq!([count("\"ask\""), count("\"members\"")], [1, 3], "{:?}", records(&shared));
 }
 
 #[tokio::test(start_paused = true)]
@@ -887,23 +626,6 @@ async fn questions_are_answered_during_a_grace_time() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// A new node waits for a lease. The members that it does not know would be missing.
-#[tokio::test(start_paused = true)]
-async fn new_node_has_the_members_of_a_node_with_a_long_grace_time() {
-    let shared = Shared::new(20);
-    let hour = || builder().presence_grace(SECOND * 3600);
-    let first = hour().backend(shared.connect()).connect().await.unwrap();
-    let _a = join(&first, "a").await;
-    drop(join(&first, "b").await);
-    sleep(SECOND).await;
-    evict(&first).await;
-    let second = hour().backend(shared.connect()).connect().await.unwrap();
-    assert_eq!(members(&second).await, ["a", "b"]);
-    sleep(LEASE * 2).await;
-    assert_members(&[first, second], &["a", "b"]).await;
-    assert_eq!(events(&shared), ["+a", "+b"]);
-}
-
 /// A request takes longer than the pause between two joins.
 #[tokio::test(start_paused = true)]
 async fn members_are_returned_while_others_join() {
@@ -944,54 +666,6 @@ async fn members_have_the_joins_before_the_call() {
     sleep(SECOND).await;
     connections[0].set(Mode::Works);
     assert_eq!(members.await.unwrap(), ["own"]);
-}
-
-/// All nodes miss the same records, so no node can tell the others.
-#[tokio::test(start_paused = true)]
-async fn members_do_not_join_again_after_all_nodes_have_missed_records() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
-    sleep(SECOND).await;
-    assert_members(&hubs, &["a", "b"]).await;
-    connections.iter().for_each(|connection| connection.set(Mode::Lags));
-    for n in 0..50 {
-        shared.connect().append(vec![record(n)]).await.unwrap();
-    }
-    connections.iter().for_each(|connection| connection.set(Mode::Works));
-    let _c = join(&hubs[0], "c").await;
-    sleep(LEASE * 3).await;
-    assert_members(&hubs, &["a", "b", "c"]).await;
-    assert_eq!(events(&shared), ["+a", "+b", "+c"]);
-}
-
-/// The node reads each record 1.5 seconds late, so it is never at the end of the log.
-#[tokio::test(start_paused = true)]
-async fn node_behind_a_busy_log_announces_members() {
-    let shared = Shared::new(100);
-    let connection = shared.connect();
-    for n in 0..200 {
-        connection.append(vec![record(n)]).await.unwrap();
-    }
-    connection.lag.store(1500, Relaxed);
-    let hub = node(&connection).await;
-    let busy = shared.clone();
-    let publisher = tokio::spawn(async move {
-        loop {
-            busy.append_event("other", "x");
-            sleep(SECOND / 10).await;
-        }
-    });
-    let _kept = join(&hub, "a").await;
-    sleep(LEASE * 2).await;
-    let _later = join(&hub, "b").await;
-    assert_members(&[hub], &["a", "b"]).await;
-    assert_eq!(events(&shared), ["+a", "+b"]);
-    publisher.abort();
-}
-
-fn record(n: usize) -> Record {
-    Record { topic: "other".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() }
 }
 
 /// Without an event, a client of a removed topic does not bring it back.
@@ -1130,25 +804,6 @@ async fn node_with_a_short_lease_writes_three_signs_of_life_per_lease() {
     assert!((28..=31).contains(&signs), "{signs} in 20 seconds");
 }
 
-/// The announcer has nothing to do until the end of the grace time, which is an hour away.
-#[tokio::test(start_paused = true)]
-async fn join_after_a_failed_answer_is_announced() {
-    let shared = Shared::new(PLENTY);
-    let connection = shared.connect();
-    let first = builder().presence_grace(SECOND * 3600).backend(connection.clone()).connect().await.unwrap();
-    let second = node(&shared.connect()).await;
-    let _reader = first.topic("jobs").subscribe(Start::Latest).await.unwrap();
-    drop(join(&first, "a").await);
-    sleep(SECOND).await;
-    connection.set(Mode::ReadsOnly);
-    assert!(!second.topic("jobs").exists_anywhere().await.unwrap());
-    connection.set(Mode::Works);
-    let _b = join(&first, "b").await;
-    sleep(SECOND).await;
-    assert_eq!(members(&second).await, ["a", "b"]);
-    assert!(second.topic("jobs").exists_anywhere().await.unwrap());
-}
-
 /// A call on one node begins while a request of an earlier call is in flight.
 #[tokio::test(start_paused = true)]
 async fn members_have_the_joins_that_another_node_knows() {
@@ -1172,26 +827,6 @@ async fn members_have_the_joins_that_another_node_knows() {
         }
         early.await.unwrap();
         drop(own);
-    }
-}
-
-/// The node with all members cannot append its roster, the list of nodes with members, at first.
-#[tokio::test(start_paused = true)]
-async fn join_is_not_repeated_after_a_failed_roster() {
-    for mode in [Mode::ReadsOnly, Mode::LosesAnswers] {
-        let shared = Shared::new(20);
-        let (hubs, connections) = nodes::<1>(&shared).await;
-        let _old = join(&hubs[0], "a").await;
-        sleep(SECOND).await;
-        evict(&hubs[0]).await;
-        connections[0].set(mode);
-        let second = node(&shared.connect()).await;
-        let _new = join(&second, "a").await;
-        sleep(SECOND).await;
-        connections[0].set(Mode::Works);
-        sleep(LEASE * 2).await;
-        assert_members(&[hubs[0].clone(), second], &["a"]).await;
-        assert_eq!(events(&shared), ["+a"], "{mode:?}");
     }
 }
 
@@ -1314,199 +949,5 @@ async fn dropped_hub_is_freed_at_once_during_an_outage() {
             settle().await;
             assert_eq!(std::sync::Arc::strong_count(&owned), 1, "{mode:?} for {seconds} seconds");
         }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn stream_is_not_woken_while_members_are_unknown() {
-    let shared = Shared::new(20);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    let _a = join(&hubs[0], "a").await;
-    sleep(SECOND).await;
-    let mut stream = hubs[1].topic("lobby").presence();
-    assert_eq!(changes(&mut stream), ["+a"]);
-    connections[1].set(Mode::Lags);
-    evict(&hubs[0]).await;
-    let wakes = std::sync::Arc::new(Wakes::default());
-    let waker = wakes.clone().into();
-    let mut poll = || Pin::new(&mut stream).poll_next(&mut Context::from_waker(&waker));
-    assert!(poll().is_pending());
-    // The node cannot ask for the members.
-    connections[1].set(Mode::ReadsOnly);
-    sleep(SECOND * 3).await;
-    assert_eq!(wakes.0.load(Relaxed), 0);
-    connections[1].set(Mode::Works);
-    sleep(SECOND * 3).await;
-    assert!(poll().is_pending(), "the members are the same");
-    assert!(wakes.0.load(Relaxed) <= 1);
-}
-
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: std::sync::Arc<Self>) {
-        self.0.fetch_add(1, Relaxed);
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Join {
-        node: usize,
-        member: usize,
-    },
-    Drop {
-        node: usize,
-        member: usize,
-    },
-    Set {
-        node: usize,
-        mode: Mode,
-    },
-    Page {
-        node: usize,
-        size: usize,
-    },
-    /// The process of the node ends, and a new one takes its place.
-    Kill {
-        node: usize,
-    },
-    /// Appends `count` records to another topic. A small log then evicts records of presence.
-    Evict {
-        count: usize,
-    },
-    /// Another log replaces the current one. It begins with the newest `kept` retained records.
-    Replace {
-        kept: usize,
-    },
-    Pass {
-        milliseconds: u64,
-    },
-}
-
-const NODES: usize = 3;
-const MEMBERS: [&str; 4] = ["a", "b", "c", "d"];
-
-fn step() -> impl Strategy<Value = Step> {
-    let node = || 0..NODES;
-    let mode = prop_oneof![
-        4 => Just(Mode::Works),
-        1 => Just(Mode::Fails),
-        2 => Just(Mode::Hangs),
-        2 => Just(Mode::LosesAnswers),
-        1 => Just(Mode::Lags),
-        2 => Just(Mode::ReadsOnly),
-    ];
-    let pass = prop_oneof![4 => 1..500_u64, 3 => 500..5000_u64, 2 => 5000..30_000_u64];
-    prop_oneof![
-        6 => (node(), 0..MEMBERS.len()).prop_map(|(node, member)| Step::Join { node, member }),
-        5 => (node(), 0..MEMBERS.len()).prop_map(|(node, member)| Step::Drop { node, member }),
-        4 => (node(), mode).prop_map(|(node, mode)| Step::Set { node, mode }),
-        1 => (node(), 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
-        1 => node().prop_map(|node| Step::Kill { node }),
-        1 => (1..60_usize).prop_map(|count| Step::Evict { count }),
-        1 => (0..60_usize).prop_map(|kept| Step::Replace { kept }),
-        6 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
-    ]
-}
-
-/// Runs the steps. Then asserts that within a lease, the grace time and three seconds, all nodes
-/// have the members that have subscriptions.
-async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
-    let shared = Shared::new(max_records);
-    let mut connections: Vec<Faulty> = (0..NODES).map(|_| shared.connect()).collect();
-    let mut hubs = Vec::new();
-    for connection in &connections {
-        hubs.push(node(connection).await);
-    }
-    let mut streams: Vec<_> = hubs.iter().map(|hub| hub.topic("lobby").presence()).collect();
-    let mut seen = vec![Vec::new(); NODES];
-    let mut subscriptions: BTreeMap<(usize, usize), Vec<Subscription>> = BTreeMap::new();
-    // An event can be lost if nodes die or are cut off before they have published it. Then the
-    // events are not compared.
-    let (mut kills, mut has_all_events) = (0, true);
-    for step in steps {
-        match step {
-            Step::Join { node, member } => {
-                let subscription = join(&hubs[node], MEMBERS[member]).await;
-                subscriptions.entry((node, member)).or_default().push(subscription);
-            }
-            Step::Drop { node, member } => _ = subscriptions.entry((node, member)).or_default().pop(),
-            Step::Set { node, mode } => {
-                connections[node].set(mode);
-                has_all_events &= kills == 0 || mode == Mode::Works;
-            }
-            Step::Page { node, size } => connections[node].page.store(size, Relaxed),
-            Step::Kill { node: killed } => {
-                let mut others = connections.iter().enumerate().filter(|(node, _)| *node != killed);
-                has_all_events &= kills == 0 && others.all(|(_, other)| other.mode() == Mode::Works);
-                kills += 1;
-                // The ended process cannot append the leaves of its members.
-                connections[killed].set(Mode::Hangs);
-                subscriptions.retain(|(node, _), _| *node != killed);
-                connections[killed] = shared.connect();
-                hubs[killed] = node(&connections[killed]).await;
-                streams[killed] = hubs[killed].topic("lobby").presence();
-                seen[killed].clear();
-            }
-            Step::Evict { count } => {
-                let connection = shared.connect();
-                for n in 0..count {
-                    let event = format!("data: {n}\n\n").into();
-                    let record = Record { topic: "other".into(), kind: RecordKind::Event, event };
-                    connection.append(vec![record]).await.unwrap();
-                }
-            }
-            Step::Replace { kept } => {
-                let held = shared.log().held();
-                shared.replace(max_records, held[held.len().saturating_sub(kept)..].to_vec());
-            }
-            Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
-        }
-        for (stream, seen) in streams.iter_mut().zip(&mut seen) {
-            seen.extend(changes(stream));
-        }
-    }
-    connections.iter().for_each(|connection| connection.set(Mode::Works));
-    // The nodes read the log again after at most a second. Then each node has a whole lease to send
-    // a sign of life.
-    sleep(LEASE + GRACE + SECOND * 3).await;
-    let present = subscriptions.iter().filter(|(_, all)| !all.is_empty()).map(|((_, member), _)| MEMBERS[*member]);
-    let expected: Vec<_> = present.collect::<BTreeSet<_>>().into_iter().collect();
-    assert_members(&hubs, &expected).await;
-    for (stream, mut seen) in streams.iter_mut().zip(seen) {
-        seen.extend(changes(stream));
-        assert!(replay(&seen).iter().eq(&expected), "{seen:?}");
-    }
-    if max_records == PLENTY && shared.logs().len() == 1 && has_all_events {
-        // No record was evicted, so each join and each leave has its event.
-        assert!(replay(&events(&shared)).iter().eq(&expected), "{:?}", events(&shared));
-    }
-    // The members stay the same.
-    sleep(LEASE * 2).await;
-    assert_members(&hubs, &expected).await;
-    // All nodes know all members again, so each node learns of a join at once.
-    for hub in &hubs {
-        let new = join(hub, "new").await;
-        sleep(SECOND).await;
-        let all: Vec<_> = expected.iter().copied().chain(["new"]).collect();
-        let begin = Instant::now();
-        assert_members(&hubs, &all).await;
-        drop(new);
-        sleep(GRACE + SECOND).await;
-        assert_members(&hubs, &expected).await;
-        assert!(begin.elapsed() < GRACE + SECOND * 2, "{:?}", begin.elapsed());
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn all_nodes_have_the_members_of_the_model(steps in vec(step(), 1..60), is_evicting in any::<bool>()) {
-        let runtime = runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let max_records = if is_evicting { 30 } else { PLENTY };
-        runtime.block_on(nodes_agree(steps, max_records).boxed_local());
     }
 }

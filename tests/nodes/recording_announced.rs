@@ -5,7 +5,7 @@ use super::{
     faulty::{Faulty, Mode, Shared},
     publish,
     recording::{LEASE, SECOND, channel, log, record},
-    two,
+    settle, two,
 };
 use std::{error::Error, sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
@@ -122,4 +122,27 @@ async fn recording_that_has_ended_is_not_announced() {
     hub.shutdown();
     assert_eq!(recording.announced().await.unwrap_err().kind(), ErrorKind::Shutdown);
     assert_eq!(kind("b").await, ErrorKind::Shutdown);
+}
+
+/// The node has not announced the recording in the other log yet when the recording ends.
+#[tokio::test(start_paused = true)]
+async fn recording_that_ends_in_another_log_was_announced() {
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = one(&shared).await;
+    let (sender, items) = channel();
+    let recording = record(&hub, "slow", items).start();
+    recording.announced().await.unwrap();
+    connection.set(Mode::IsSlow);
+    shared.replace(PLENTY, Vec::new());
+    sleep(SECOND * 3).await;
+    assert!(timeout(SECOND / 10, recording.announced()).await.is_err(), "it waits");
+    let announced = tokio::spawn({
+        let recording = recording.clone();
+        async move { recording.announced().await }
+    });
+    settle().await;
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert!(announced.await.unwrap().is_ok());
+    assert_eq!(log(&shared, "slow"), ["end", "."]);
 }

@@ -7,11 +7,18 @@ use super::{
     recording::{LEASE, SECOND, channel, log, record},
     two,
 };
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use serde_json::json;
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{sleep, timeout};
 use tower_sse::{
-    Event,
-    hub::{Hub, Outcome},
+    BoxError, Event,
+    hub::{
+        Hub, Outcome,
+        backend::{Appended, Backend, Bounds, Page, Position, Record, RecordKind},
+    },
 };
 
 /// Replaces the log by a copy without the newest `lost` records of the topic `a`, and everything
@@ -114,4 +121,243 @@ async fn recording_is_announced_in_another_log() {
     let _another = connect(&shared).await;
     sleep(LONG * 2).await;
     assert_eq!(log(&shared, "a"), ["2", "will", "."]);
+}
+
+/// Appends a record that would end a recording of the topic `a`, and makes the topic available
+/// again.
+async fn end_earlier_recording(hub: &Hub, shared: &Shared, kind: &str) {
+    match kind {
+        "finish" => hub.topic("a").finish().await.unwrap(),
+        "stop" => hub.topic("a").stop_recording().await.unwrap(),
+        _ => shared.append_event("a", "will"),
+    }
+    hub.topic("a").remove().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_earlier_recording_in_a_copy_ends_no_later_one() {
+    for kind in ["finish", "stop", "will"] {
+        for page in [1, usize::MAX] {
+            let shared = Shared::new(PLENTY);
+            let (hub, connection) = connect(&shared).await;
+            connection.page.store(page, Relaxed);
+            end_earlier_recording(&hub, &shared, kind).await;
+            let (sender, items) = channel();
+            let recording = record(&hub, "a", items).start();
+            sender.send(Event::new("1")).unwrap();
+            sleep(SECOND).await;
+            // Both failovers keep all records.
+            for n in 2..4 {
+                fail_over(&shared, 0);
+                sender.send(Event::display(n)).expect("the recording runs");
+                sleep(SECOND * 5).await;
+            }
+            drop(sender);
+            assert_eq!(recording.outcome().await, Outcome::Finished, "{kind}");
+            assert!(log(&shared, "a").ends_with(&["1", "2", "3", "end", "."].map(String::from)), "{kind}");
+        }
+    }
+}
+
+/// The other node also reads the end of the earlier recording a second time.
+#[tokio::test(start_paused = true)]
+async fn later_recording_is_taken_over_in_a_copy() {
+    for kind in ["finish", "will"] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        end_earlier_recording(&hubs[0], &shared, kind).await;
+        let (sender, items) = channel();
+        let _recording = record(&hubs[0], "a", items).start();
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND * 8).await;
+        fail_over(&shared, 0);
+        connections[0].set(Mode::Hangs);
+        sleep(LEASE * 2).await;
+        assert!(log(&shared, "a").ends_with(&["1", "will", "."].map(String::from)), "{kind}: {:?}", log(&shared, "a"));
+    }
+}
+
+/// The node is cut off while another node takes over its recording in another log, which is no
+/// copy. The takeover is at smaller positions than the start of the recording.
+#[tokio::test(start_paused = true)]
+async fn takeover_in_another_log_ends_the_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Fails);
+    shared.replace(PLENTY, Vec::new());
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+    (0..40).for_each(|n| shared.append_event("b", &n.to_string()));
+    connections[0].page.store(1, Relaxed);
+    connections[0].set(Mode::Works);
+    let _is_running = sender.send(Event::new("2"));
+    assert_eq!(timeout(LEASE, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
+/// A request to stop the recording is only in the other log, before the node switches to it.
+#[tokio::test(start_paused = true)]
+async fn stop_in_another_log_stops_the_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+    let (_sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Fails);
+    shared.replace(PLENTY, Vec::new());
+    hubs[1].topic("a").stop_recording().await.unwrap();
+    (0..40).for_each(|n| shared.append_event("b", &n.to_string()));
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(LEASE, recording.outcome()).await, Ok(Outcome::Stopped));
+}
+
+/// The node gets the response to an append after the log was replaced by a copy with its record.
+/// It reads this record while the backend refuses an equal event.
+#[tokio::test(start_paused = true)]
+async fn event_equal_to_one_with_a_late_response_is_not_lost() {
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = connect(&shared).await;
+    let (sender, items) = channel();
+    let recording = record(&hub, "a", items).start();
+    sleep(SECOND).await;
+    (0..3).for_each(|n| shared.append_event("b", &n.to_string()));
+    sleep(SECOND).await;
+    connection.set(Mode::IsLate);
+    sender.send(Event::new("tick")).unwrap();
+    sleep(SECOND / 10).await;
+    assert_eq!(log(&shared, "a"), ["tick"]);
+    // The node switches to the copy within two seconds, and gets the response after four seconds.
+    // It reads the record more than six seconds later, after four other records.
+    connection.page.store(1, Relaxed);
+    connection.lag.store(1_500, Relaxed);
+    fail_over(&shared, 0);
+    connection.max_bytes.store(1, Relaxed);
+    sender.send(Event::new("tick")).unwrap();
+    sleep(SECOND * 12).await;
+    connection.set(Mode::Works);
+    connection.lag.store(0, Relaxed);
+    connection.max_bytes.store(usize::MAX, Relaxed);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), ["tick", "tick"]);
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert_eq!(log(&shared, "a"), ["tick", "tick", "end", "."]);
+}
+
+/// Returns a part of a sign of life of a node with recordings of these topics.
+fn part(number: u64, index: u64, is_last: bool, topics: &[&str]) -> Record {
+    let recording = |topic: &&str| json!([topic, topic.as_bytes()[0], "data: will\n\n", false]);
+    let recordings: Vec<_> = topics.iter().map(recording).collect();
+    let text = json!({
+        "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
+        "first": index == 0, "part": index, "last": is_last
+    });
+    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+}
+
+/// The log has a sign of life after the end of a recording that it lists, because it was late.
+/// Another publisher continues the topic.
+#[tokio::test(start_paused = true)]
+async fn late_sign_of_life_in_a_copy_revives_no_recording() {
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    shared.append(vec![part(1, 0, true, &["a", "b"])]);
+    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+    shared.append(vec![part(2, 0, true, &["a", "b"])]);
+    shared.append_event("a", "foreign");
+    sleep(SECOND).await;
+    fail_over(&shared, 0);
+    sleep(SECOND * 3).await;
+    shared.append(vec![part(3, 0, true, &["b"])]);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), [".", "foreign"]);
+}
+
+/// A node has written the second part of a sign of life to the log that was lost, and the third
+/// part to its copy.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_without_its_middle_part_ends_no_recording() {
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    shared.append(vec![part(1, 0, true, &["a", "b", "c"])]);
+    shared.append(vec![part(2, 0, false, &["a"])]);
+    sleep(SECOND).await;
+    shared.replace(PLENTY, shared.log().held());
+    shared.append(vec![part(2, 2, true, &["c"])]);
+    sleep(SECOND * 5).await;
+    for (index, topic) in ["a", "b", "c"].into_iter().enumerate() {
+        shared.append(vec![part(3, index as u64, index == 2, &[topic])]);
+    }
+    sleep(SECOND * 5).await;
+    assert_eq!(["a", "b", "c"].map(|topic| log(&shared, topic)), [[""; 0]; 3]);
+    sleep(LEASE * 2).await;
+    assert_eq!(["a", "b", "c"].map(|topic| log(&shared, topic)), [["will", "."]; 3]);
+}
+
+/// A backend that keeps its epoch when the log is replaced.
+struct KeepsEpoch(Faulty);
+
+impl Backend for KeepsEpoch {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        Ok(Bounds { epoch: 1, ..self.0.bounds().await? })
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        Ok(Appended { epoch: 1, ..self.0.append(records).await? })
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        _: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let epoch = self.0.bounds().await?.epoch;
+        let appended = self.0.append_if_unchanged(records, epoch, since).await?;
+        Ok(appended.map(|appended| Appended { epoch: 1, ..appended }))
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        Ok(Page { epoch: 1, ..self.0.read(topics, after).await? })
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        Ok(Page { epoch: 1, ..self.0.follow(after).await? })
+    }
+}
+
+/// The log loses the will of a takeover, and keeps its epoch.
+#[tokio::test(start_paused = true)]
+async fn lost_will_is_repeated_in_a_log_with_the_same_epoch() {
+    let shared = Shared::new(PLENTY);
+    let connections = [shared.connect(), shared.connect()];
+    let hub = |connection: &Faulty| Hub::builder().backend(KeepsEpoch(connection.clone())).connect();
+    let hubs = [hub(&connections[0]).await.unwrap(), hub(&connections[1]).await.unwrap()];
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    let will = async {
+        while log(&shared, "a") != ["1", "will"] {
+            sleep(SECOND / 1000).await;
+        }
+    };
+    // Before the node appends the end, it waits until it has read the will.
+    connections[1].lag.store(400, Relaxed);
+    timeout(LEASE * 2, will).await.expect("the node publishes the will");
+    connections[1].set(Mode::ReadsOnly);
+    sleep(SECOND).await;
+    connections[1].set(Mode::Fails);
+    fail_over(&shared, 1);
+    sleep(SECOND).await;
+    connections[1].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
 }

@@ -100,6 +100,8 @@ pub(in crate::hub) struct BackendClient {
 struct LogState {
     /// `false` until the local node follows a log for the first time.
     is_known: bool,
+    /// The number of times that the local node has begun to follow a log.
+    resets: u64,
     /// The epoch of the log: the number that identifies it. The other fields of this struct
     /// describe this log, except `left`, which lists earlier logs.
     epoch: u64,
@@ -234,7 +236,8 @@ impl BackendClient {
         let mut left = mem::take(&mut state.left);
         left.extend(state.is_known.then_some(state.epoch));
         left.drain(..left.len().saturating_sub(MAX_LEFT));
-        *state = LogState { is_known: true, epoch, last, evicted_through, left, ..LogState::default() };
+        let resets = state.resets + 1;
+        *state = LogState { is_known: true, resets, epoch, last, evicted_through, left, ..LogState::default() };
         drop(state);
         self.epoch(epoch)
     }
@@ -493,6 +496,12 @@ impl BackendClient {
     /// log.
     pub(in crate::hub) fn epoch_bits(&self) -> u64 {
         self.state().epoch
+    }
+
+    /// Returns the number of times that the local node has begun to follow a log. Unlike the epoch,
+    /// this number also changes if the log keeps its epoch although it has lost its newest records.
+    pub(in crate::hub) fn resets(&self) -> u64 {
+        self.state().resets
     }
 
     /// Asks the backend for the last position of the log. Returns `None` if the backend does not

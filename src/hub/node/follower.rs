@@ -57,7 +57,7 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
     /// Begins to follow a log: the first log of the node, or another log that has replaced the
     /// previous one. `bounds` has the epoch of this log, and the positions that it retains. The
     /// records of this log are delivered next, from its oldest retained record.
-    fn reset(&self, bounds: &Bounds);
+    fn reset(self: &Arc<Self>, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
     fn deliver(self: &Arc<Self>, page: Page);

@@ -14,6 +14,7 @@ use crate::hub::{
         append::{Fence, REFUSED, caught_up_unless_dropped, retry_pause},
         keeper,
     },
+    registry::Registry,
 };
 use bytes::Bytes;
 use std::{
@@ -100,25 +101,29 @@ fn publish_in_memory(core: &Arc<Core>) {
     let mut is_publishing = false;
     loop {
         let mut state = presence.state();
-        if state.is_publishing && !is_publishing {
+        if is_publishing {
+            // A removal of the topic has to know of this change until its event is published.
+            state.unpublished.pop_front();
+        } else if state.is_publishing {
             return;
         }
-        let Some(transition) = state.unpublished.pop_front() else {
+        let Some(transition) = state.unpublished.front().cloned() else {
             state.is_publishing = false;
             return;
         };
         (state.is_publishing, is_publishing) = (true, true);
         drop(state);
         let Transition { topic, change, .. } = &transition;
-        // A topic without events and subscribers does not exist, but a client that returns to it
-        // resumes, and needs the leave. A leave does not bring a removed topic back.
-        let is_late = matches!(change, Presence::Left(_)) && core.is_removed_with_members(topic);
-        if is_late || is_over(core, topic) {
+        if is_over(core, topic) {
             continue;
         }
         if let Some(event) = presence.event(&transition) {
+            // A topic without events and subscribers does not exist, but a client that returns to
+            // it resumes, and needs the leave. A leave does not bring a removed topic back.
+            let is_leave = matches!(change, Presence::Left(_));
+            let is_allowed = |registry: &Registry| !(is_leave && registry.is_removed_with_members(topic));
             // A topic that is finished in between accepts no events.
-            let _result = core.publish_now(&transition.topic, false, event);
+            let _result = core.publish_in_memory(topic, false, [event], is_allowed);
         }
     }
 }

@@ -41,9 +41,9 @@ struct Local {
     /// flag is set before the record is appended. If that append fails, all members of the local
     /// node are announced again.
     is_announced: bool,
-    /// Set if the local node had announced this member before it last missed records of the log.
-    /// After such a loss, the node writes a new record about all of its members. For this member,
-    /// the new record only repeats the announcement, and does not count as a join.
+    /// Set if the local node had read its announcement of this member before it missed records of
+    /// the log. After such a loss, the node writes a new record about all of its members. For
+    /// this member, the new record only repeats the announcement, and does not count as a join.
     was_announced: bool,
     /// Set if this member has joined or left the topic, and no record in the log announces this to
     /// the other nodes yet. The number is the key of the member in `Locals::changed`.
@@ -168,13 +168,14 @@ impl Locals {
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Remembers which members of topics on the local node have a record in the log at this time.
-    /// Called when the node has missed records of the log, before it writes a record about all of
-    /// its members again. [`was_announced`](Self::was_announced) then recognizes the members that
-    /// the new record only repeats.
-    pub(super) fn note_loss(&mut self) {
-        for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
-            local.was_announced = local.is_announced;
+    /// Remembers the members of topics on the local node whose announcement the node has read in
+    /// the log. `is_known` returns `true` for these members. Called when the node has missed
+    /// records of the log, before it writes a record about all of its members again.
+    /// [`was_announced`](Self::was_announced) then recognizes the members that the new record only
+    /// repeats.
+    pub(super) fn note_loss(&mut self, is_known: impl Fn(&str, &str) -> bool) {
+        for (topic, members) in &mut self.topics {
+            members.iter_mut().for_each(|(member, local)| local.was_announced |= is_known(topic, member));
         }
     }
 

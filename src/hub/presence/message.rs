@@ -88,6 +88,12 @@ pub(super) struct Part {
 pub(super) struct Listed {
     pub(super) node: u64,
     pub(super) lease: Duration,
+    /// The number of the newest record of the node about its members that the sender of the roster
+    /// has read. 0 if an earlier version of this crate has sent the roster.
+    pub(super) number: u64,
+    /// The number of the newest sign of life of the node that the sender of the roster has read. 0
+    /// if an earlier version of this crate has sent the roster.
+    pub(super) beat: u64,
 }
 
 /// Splits the list of the members of topics on a node into parts of about 64 KiB each. Each part
@@ -162,7 +168,7 @@ impl Message {
             Self::Dead { by, node, number, beat } => json!({ "dead": [node, number, beat, by] }),
             Self::Ask { id } => json!({ "ask": id }),
             Self::Roster { through, nodes } => {
-                let listed = |Listed { node, lease }: &Listed| json!([node, milliseconds(*lease)]);
+                let listed = |it: &Listed| json!([it.node, milliseconds(it.lease), it.number, it.beat]);
                 json!({ "through": through.get(), "nodes": nodes.iter().map(listed).collect::<Vec<_>>() })
             }
             Self::Question { node, id, topic } => json!({ "question": [node, id, &**topic] }),
@@ -207,7 +213,10 @@ impl Message {
             return Some(Self::Ask { id });
         }
         if let Some(nodes) = content["nodes"].as_array() {
-            let listed = |value: &Value| Some(Listed { node: value[0].as_u64()?, lease: parse_lease(&value[1])? });
+            let listed = |value: &Value| {
+                let [number, beat] = [&value[2], &value[3]].map(|value| value.as_u64().unwrap_or_default());
+                Some(Listed { node: value[0].as_u64()?, lease: parse_lease(&value[1])?, number, beat })
+            };
             let nodes = nodes.iter().map(listed).collect::<Option<_>>()?;
             return Some(Self::Roster { through: Position::new(content["through"].as_u64()?), nodes });
         }
@@ -263,6 +272,7 @@ mod tests {
     fn messages() -> Vec<Message> {
         let author = Author { node: u64::MAX, number: 7, lease: Duration::from_secs(10) };
         let members = Members::from([("a\n\"".into(), BTreeSet::from(["\r\n{}".into(), "".into(), "ü".into()]))]);
+        let listed = Listed { node: 8, lease: author.lease, number: u64::MAX, beat: 6 };
         vec![
             Message::Changes {
                 author,
@@ -272,7 +282,7 @@ mod tests {
             Message::Full { author, part: Part::default() },
             Message::Dead { by: 1, node: 2, number: 3, beat: u64::MAX },
             Message::Ask { id: 5 },
-            Message::Roster { through: Position::new(9), nodes: vec![Listed { node: 8, lease: author.lease }] },
+            Message::Roster { through: Position::new(9), nodes: vec![listed] },
             Message::Roster { through: Position::START, nodes: Vec::new() },
             Message::Question { node: 1, id: 2, topic: "x".into() },
             Message::Answer { node: 1, id: 2, subscribers: 3 },

@@ -188,7 +188,7 @@ impl Presences {
         let mut state = self.state();
         let (noted_through, was_complete) = (state.noted_through, state.is_complete());
         if page.evicted_through > noted_through {
-            state.lose();
+            state.lose(self);
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             state.noted_through = *position;
@@ -244,7 +244,7 @@ impl Presences {
     /// locks before it wakes them.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
-        state.lose();
+        state.lose(self);
         state.forget_ends();
         (state.noted_through, state.begin) = (after, last);
         if after == Position::START {

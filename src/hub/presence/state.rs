@@ -12,6 +12,7 @@ use super::{
     view::{Transition, View},
 };
 use crate::{
+    Event,
     hub::{
         backend::{Position, Record, RecordKind},
         recording::beat,
@@ -63,7 +64,7 @@ pub(super) struct State {
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
     /// In a hub without a backend: the joins and leaves of members that are not published as events
-    /// yet.
+    /// yet. The first of them stays here while a thread publishes its event.
     pub(super) unpublished: VecDeque<Transition>,
     /// Set while a thread publishes the join and leave events of members, in a hub without a
     /// backend.
@@ -239,9 +240,12 @@ impl State {
     }
 
     /// Returns `true` if the topic has members, or has join or leave events of members that are not
-    /// in the log yet.
+    /// published yet.
     pub(super) fn has_members_or_events(&self, topic: &str) -> bool {
-        self.view.members(topic).next().is_some() || self.pending.has(topic)
+        let mut unpublished = self.unpublished.iter();
+        self.view.members(topic).next().is_some()
+            || self.pending.has(topic)
+            || unpublished.any(|transition| *transition.topic == *topic)
     }
 
     /// Notes that a finished topic was opened again, for example by a new event. Joins and leaves
@@ -266,8 +270,9 @@ impl State {
     /// that are not published yet. Called if records of the log were evicted before the local node
     /// has read them, or if the node begins to read another log. If the node needs the members, it
     /// requests them again.
-    pub(super) fn lose(&mut self) {
-        self.locals.note_loss();
+    pub(super) fn lose(&mut self, own: &Presences) {
+        let view = &self.view;
+        self.locals.note_loss(|topic, member| view.is_on_node(own.node, topic, member));
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
@@ -297,6 +302,10 @@ impl State {
     /// given position in the log. Returns the joins and leaves that the record causes.
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
+            let is_event = matches!(record.kind, RecordKind::Event | RecordKind::State);
+            if is_event && self.ended.contains(&record.topic) && Event::from_wire(&record.event).is_some() {
+                self.note_reopened(&record.topic);
+            }
             match record.kind {
                 RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
@@ -318,8 +327,23 @@ impl State {
 
     fn note_message(&mut self, own: &Presences, position: Position, message: Message) -> Vec<Transition> {
         let transitions = match message {
-            Message::Changes { author, changes } => self.view.change(author, &changes),
-            Message::Full { author, part } => self.view.part(author, part),
+            Message::Changes { author, changes } => {
+                if author.node == own.node && !self.is_complete() {
+                    self.view.restore_leaving(author, &changes);
+                }
+                self.view.change(author, &changes)
+            }
+            Message::Full { author, part } => {
+                // Members in the first record of a node may have joined with this record. Members
+                // in a later list may have been present for longer than the local node knows. Then
+                // they have neither joined nor left if they have also been on the local node.
+                if author.node != own.node && author.number > 1 && !self.is_complete() {
+                    for (topic, members) in &part.members {
+                        members.iter().for_each(|member| self.pending.forget_member(topic, member));
+                    }
+                }
+                self.view.part(author, part)
+            }
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
                 // The local node was paused or cut off, so another node has declared it dead. It
@@ -377,7 +401,7 @@ impl State {
             }
         };
         if let Knowledge::Asked { nodes: Some(nodes), .. } = &self.knowledge {
-            if nodes.iter().all(|listed| self.view.is_exact(listed.node)) {
+            if nodes.iter().all(|listed| self.view.is_exact(listed)) {
                 // The node that has sent the roster publishes the events of earlier joins and
                 // leaves.
                 self.pending.clear();
@@ -612,7 +636,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::config::HubConfig;
+    use crate::hub::{config::HubConfig, presence::Presence};
 
     fn own() -> Presences {
         Presences::new(7, &HubConfig::DEFAULT, true)
@@ -638,7 +662,7 @@ mod tests {
         assert!(!state.has_written(ticket));
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
-        state.lose();
+        state.lose(&own);
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
@@ -663,7 +687,7 @@ mod tests {
             let mut asks = 0;
             for _ in 0..seconds * 10 {
                 // The answers are evicted before the local node reads them.
-                state.lose();
+                state.lose(&own);
                 asks += append_all(state, &own);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -698,5 +722,51 @@ mod tests {
         assert!(state.roster.is_some(), "this node still answers");
         state.note_message(&own, Position::new(3), roster(2));
         assert!(state.roster.is_none());
+    }
+
+    /// A node is alive, but another node has declared it dead without its newest records, which the
+    /// log has evicted. A roster lists the node, and its answer is still missing.
+    #[tokio::test(start_paused = true)]
+    async fn outdated_death_does_not_replace_the_answer_of_a_node() {
+        let own = own();
+        let lease = own.lease;
+        let changes = |number, members: &[&str]| {
+            let joined = |member: &&str| ("t".into(), Presence::Joined((*member).into()));
+            Message::Changes {
+                author: Author { node: 8, number, lease },
+                changes: members.iter().map(joined).collect(),
+            }
+        };
+        let part = |members: &[&str]| {
+            let members = [("t".into(), members.iter().map(|member| (*member).into()).collect())].into();
+            Part { members, is_first: true, is_last: true }
+        };
+        // The newest record of the node has the number 6, and its newest sign of life the number 4.
+        for (number, beat, is_alive, is_valid) in
+            [(5, 4, false, false), (6, 3, false, false), (6, 4, true, false), (6, 4, false, true)]
+        {
+            let mut state = State::new(false);
+            state.is_wanted = true;
+            let Some(Job::Messages(messages)) = state.take_job(&own) else { panic!("the node asks") };
+            let mut position = Position::START;
+            let mut note = |state: &mut State, message| {
+                position = position.next();
+                state.note_message(&own, position, message);
+                state.is_complete()
+            };
+            note(&mut state, messages[0].clone());
+            note(&mut state, Message::Dead { by: 9, node: 8, number, beat });
+            if is_alive {
+                note(&mut state, changes(7, &["b"]));
+            }
+            let nodes = vec![Listed { node: 8, lease, number: 6, beat: 4 }];
+            let is_complete = note(&mut state, Message::Roster { through: Position::new(1), nodes });
+            assert_eq!(is_complete, is_valid, "{number} {beat} {is_alive}");
+            if !is_valid {
+                let author = Author { node: 8, number: 8, lease };
+                assert!(note(&mut state, Message::Full { author, part: part(&["a", "b"]) }));
+                assert_eq!(state.view.members("t").count(), 2);
+            }
+        }
     }
 }

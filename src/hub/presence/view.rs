@@ -40,11 +40,23 @@ pub(super) struct View {
 /// A join or a leave: a name has become a member of a topic, or is no longer a member. `author` is
 /// the node that has written the record about this change: usually the node where the name is or
 /// was present. If that node is dead, the author is the node that has declared it dead.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
     pub(super) change: Presence,
     pub(super) author: u64,
+}
+
+/// The knowledge of the local node about the members of a node.
+#[derive(Clone, Copy, PartialEq)]
+enum Known {
+    /// The node may have further members, from records that the local node has not read.
+    Partly,
+    /// The local node has read a list of all members of the node.
+    All,
+    /// The local node has read a record that declares the node dead, and no later record or sign of
+    /// life of the node. If the local node has missed earlier ones, the node may be alive.
+    Dead,
 }
 
 struct Node {
@@ -67,11 +79,7 @@ struct Node {
     /// A new list of all members of this node, while only some parts of the list were read. When
     /// the last part is read, the list replaces `members`. `None` if no list is incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of the node that this [`Node`] describes. This is
-    /// known after the local node has read a list of all of them, or a record that declares the
-    /// node dead. Before that, the node may have further members, from earlier records that the
-    /// local node has not read.
-    is_exact: bool,
+    known: Known,
     /// A random time that the local node waits, in addition to the lease of this other node, before
     /// it declares that node dead. The lease is the silence that the other node has announced as
     /// its limit. Each node chooses its own time for the same silent node, so usually only one node
@@ -92,9 +100,17 @@ impl Node {
             seen_at: Instant::now(),
             members: Members::new(),
             incoming: None,
-            is_exact: false,
+            known: Known::Partly,
             jitter: JITTER.mul_f64(random::fraction()),
             declared_at: None,
+        }
+    }
+
+    /// Notes a record or a sign of life that was read now, and so shows that the node is alive.
+    fn note_alive(&mut self) {
+        (self.seen_at, self.declared_at) = (Instant::now(), None);
+        if self.known == Known::Dead {
+            self.known = Known::Partly;
         }
     }
 
@@ -124,6 +140,12 @@ impl View {
 
     pub(super) fn contains(&self, topic: &str, member: &str) -> bool {
         self.topics.get(topic).is_some_and(|members| members.contains_key(member))
+    }
+
+    /// Returns `true` if the name is a member of the topic on this node.
+    pub(super) fn is_on_node(&self, node: u64, topic: &str, member: &str) -> bool {
+        let members = self.nodes.get(&node).and_then(|node| node.members.get(topic));
+        members.is_some_and(|members| members.contains(member))
     }
 
     fn add(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
@@ -178,8 +200,8 @@ impl View {
         if !is_new(node.number) {
             return None;
         }
-        (node.number, node.lease, node.seen_at, node.declared_at) = (author.number, author.lease, Instant::now(), None);
-        node.is_shut_down = false;
+        (node.number, node.lease, node.is_shut_down) = (author.number, author.lease, false);
+        node.note_alive();
         Some(node)
     }
 
@@ -217,8 +239,22 @@ impl View {
             incoming.entry(topic).or_default().extend(members);
         }
         let Some(members) = node.incoming.take_if(|_| part.is_last) else { return Vec::new() };
-        node.is_exact = true;
+        node.known = Known::All;
         self.replace(author.node, author.node, members)
+    }
+
+    /// Adds the members that leave with the record `changes` of `author`, because they were present
+    /// on that node until this record. The local node may have missed the records of their joins.
+    pub(super) fn restore_leaving(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) {
+        if self.nodes.entry(author.node).or_insert_with(Node::new).number >= author.number {
+            // The record has arrived late.
+            return;
+        }
+        for (topic, change) in changes {
+            if let Presence::Left(member) = change {
+                self.add(author.node, author.node, topic, member, &mut Vec::new());
+            }
+        }
     }
 
     fn replace(&mut self, author: u64, node: u64, new: Members) -> Vec<Transition> {
@@ -241,7 +277,8 @@ impl View {
         // The members of this node may be read later.
         let node = self.nodes.entry(node).or_insert_with(Node::new);
         if node.beat < beat {
-            (node.beat, node.seen_at, node.declared_at) = (beat, Instant::now(), None);
+            node.beat = beat;
+            node.note_alive();
         }
     }
 
@@ -260,7 +297,7 @@ impl View {
         }
         // The numbers show which records of the dead node are late.
         (dead.number, dead.beat) = (number, beat);
-        (dead.incoming, dead.is_exact) = (None, true);
+        (dead.incoming, dead.known) = (None, Known::Dead);
         Some(self.replace(by, node, Members::new()))
     }
 
@@ -268,13 +305,21 @@ impl View {
     /// dead. Includes nodes whose list of members was read only in part.
     pub(super) fn roster(&self) -> Vec<Listed> {
         let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
-        holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
+        let listed =
+            |(id, node): (&u64, &Node)| Listed { node: *id, lease: node.lease, number: node.number, beat: node.beat };
+        holders.map(listed).collect()
     }
 
-    /// Returns `true` if all members of the node `node` are known. They are known if the local node
-    /// has read a list of all of them, or a record that declares `node` dead.
-    pub(super) fn is_exact(&self, node: u64) -> bool {
-        self.nodes.get(&node).is_some_and(|node| node.is_exact)
+    /// Returns `true` if all members of the node `listed` are known. They are known if the local
+    /// node has read a list of all of them. They are also known if it has read a record that
+    /// declares the node dead. Such a record does not count if the author of `listed` has read a
+    /// later record or sign of life of the node.
+    pub(super) fn is_exact(&self, listed: &Listed) -> bool {
+        self.nodes.get(&listed.node).is_some_and(|node| match node.known {
+            Known::Partly => false,
+            Known::All => true,
+            Known::Dead => node.number >= listed.number && node.beat >= listed.beat,
+        })
     }
 
     /// Returns `true` if a node other than the local node has members. `own` identifies the local

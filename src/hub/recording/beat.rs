@@ -56,6 +56,9 @@ pub(super) struct Beat {
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
+    /// The number of this part in its sign of life, beginning with 0. It shows whether a part is
+    /// missing. `None` if an earlier version of this crate has written the part.
+    pub(super) index: Option<u64>,
     /// Set if this sign of life is an addition: it lists only recordings, and topics with
     /// subscribers, that are new since the last sign of life. The lists in earlier signs of life
     /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
@@ -66,14 +69,16 @@ pub(super) struct Beat {
 impl Beat {
     /// Splits the beat into parts of about 64 KiB. Each part is appended to the log as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
-        let part =
-            |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
-        let mut parts = vec![part(true)];
+        let part = |index: usize| {
+            let (recordings, watching) = (Vec::new(), HashSet::new());
+            Self { recordings, watching, is_first: index == 0, is_last: false, index: Some(index as u64), ..self }
+        };
+        let mut parts = vec![part(0)];
         let mut bytes = 0;
         let mut add = |size, insert: &mut dyn FnMut(&mut Self)| {
             bytes += size + 64;
             if bytes > MAX_BYTES {
-                parts.push(part(false));
+                parts.push(part(parts.len()));
                 bytes = size + 64;
             }
             parts.last_mut().into_iter().for_each(insert);
@@ -87,6 +92,12 @@ impl Beat {
         }
         parts.last_mut().into_iter().for_each(|last| last.is_last = true);
         parts
+    }
+
+    /// Returns `true` if this part of a sign of life follows the part `previous` directly, or if
+    /// this is unknown because an earlier version of this crate has written the parts.
+    pub(super) fn follows(&self, previous: &Self) -> bool {
+        self.index.is_none_or(|index| previous.index.and_then(|index| index.checked_add(1)) == Some(index))
     }
 }
 
@@ -126,6 +137,7 @@ impl Message {
                 "beat": beat.number,
                 "first": beat.is_first,
                 "last": beat.is_last,
+                "part": beat.index,
                 "addition": beat.is_addition,
             }),
         };
@@ -149,7 +161,8 @@ impl Message {
             number: message["beat"].as_u64()?,
             is_first: message["first"].as_bool()?,
             is_last: message["last"].as_bool()?,
-            // Absent in the beats of earlier versions.
+            // These two are absent in the beats of earlier versions.
+            index: message["part"].as_u64(),
             is_addition: message["addition"].as_bool().unwrap_or_default(),
         }))
     }
@@ -201,6 +214,7 @@ mod tests {
             number: 7,
             is_first: true,
             is_last: true,
+            index: Some(0),
             is_addition: true,
         }
     }

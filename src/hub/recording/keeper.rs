@@ -4,8 +4,10 @@
 use super::{
     append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
     beat::{self, Announced, Beat, Message},
-    nodes::{Contact, Local, Peer, Recordings, State},
+    local::Local,
+    nodes::{Contact, Recordings, State},
     outage::Appends,
+    peer::Peer,
 };
 use crate::{
     BoxError,
@@ -258,6 +260,7 @@ impl Keeper {
             number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            index: Some(0),
             is_addition: false,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
@@ -286,6 +289,7 @@ impl Keeper {
             number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            index: Some(0),
             is_addition: true,
         };
         // A recording that has ended is not announced.
@@ -388,14 +392,15 @@ async fn probe(
 ) -> Option<bool> {
     let began = Instant::now();
     let deadline = began + time;
+    let resets = backend.resets();
     let newest = timeout_at(deadline, backend.newest()).await.ok().flatten();
     let has_read = match newest {
         Some(through) => caught_up_unless_dropped(core, through, deadline).await,
         None => None,
     };
     let contact = &mut recordings.state().contact;
-    // After a pause of this process, the response may be old.
-    if has_read != Some(true) || Instant::now() > deadline {
+    // After a pause of this process, the response may be old. The end of another log may be later.
+    if has_read != Some(true) || Instant::now() > deadline || backend.resets() != resets {
         contact.last = None;
         return newest.map(|_| false);
     }
@@ -448,20 +453,16 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
-    // The epoch of the log that contains the will. A log with another epoch lacks the will.
-    let mut will_epoch = None;
+    // The number of resets when this node has published the will. After another reset, the log may
+    // lack the will.
+    let mut will_resets = None;
     // When the backend has first refused the records while it accepted another record.
     let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
             break;
         }
-        let has_published_will = will_epoch == Some(fence.epoch());
-        if !has_published_will && core.is_finished(&announced.topic) {
-            // The node has announced the recording after its end.
-            core.recordings.settle(node, &announced);
-            break;
-        }
+        let has_published_will = will_resets == Some(fence.resets());
         let is_uncertain = claim.is_uncertain();
         let read_to_end = timeout(time, has_read_to_end(&core, backend));
         let has_read = !is_uncertain || read_to_end.await.unwrap_or(false);
@@ -471,6 +472,12 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             break;
         }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
+        // Only a node that has read the whole log knows whether the topic is finished.
+        if !has_published_will && core.is_finished(&announced.topic) {
+            // The node has announced the recording after its end.
+            core.recordings.settle(node, &announced);
+            break;
+        }
         if !has_read {
             refused_since = None;
             sleep(retry_pause(1)).await;
@@ -484,7 +491,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             }
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
-                (will_epoch, failures, refused_since) = (Some(fence.epoch()), 0, None);
+                (will_resets, failures, refused_since) = (Some(fence.resets()), 0, None);
                 caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,

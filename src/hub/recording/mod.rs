@@ -2,17 +2,20 @@
 
 pub(super) mod append;
 pub(super) mod beat;
+mod copy;
 pub(super) mod keeper;
+mod local;
 pub(super) mod nodes;
 mod outage;
 mod outcome;
+mod peer;
 mod task;
 
 pub use outcome::Outcome;
 
 use self::{
     beat::Announced,
-    nodes::Local,
+    local::Local,
     task::{Items, Registered, check_topic},
 };
 use super::{core::Core, error::Error, retention::Retention, topic::check_name};
@@ -349,21 +352,22 @@ impl Recording {
                 let error = failed.map(|error| Error::backend(self.topic(), error.as_ref().into()));
                 return Poll::Ready(error.map_or(Ok(()), Err));
             }
-            ended.as_mut().poll(cx).map(|outcome| Err(self.not_announced(outcome.is_ok())))
+            ended.as_mut().poll(cx).map(|outcome| self.announced_before_end(outcome.is_ok()))
         })
         .await
     }
 
-    /// Returns the error of [`announced`](Self::announced) for a recording that has ended too
-    /// early: before the log had a sign of life that lists the recording. `has_outcome` is `false`
-    /// if the task of the recording has ended without an [`Outcome`], because its runtime was shut
-    /// down.
-    fn not_announced(&self, has_outcome: bool) -> Error {
-        match check_topic(self.topic()) {
-            Err(error) => error,
-            Ok(()) if self.local.is_shut_down() || !has_outcome => Error::shut_down(),
-            Ok(()) => Error::finished(self.topic()),
+    /// Returns the result of [`announced`](Self::announced) for a recording that has ended before
+    /// the log had a sign of life that lists the recording. This is no error if an earlier log had
+    /// one: the recording has finished its topic in the log that has replaced the earlier log.
+    /// `has_outcome` is `false` if the task of the recording has ended without an [`Outcome`],
+    /// because its runtime was shut down.
+    fn announced_before_end(&self, has_outcome: bool) -> Result<(), Error> {
+        check_topic(self.topic())?;
+        if self.local.is_shut_down() || !has_outcome {
+            return Err(Error::shut_down());
         }
+        if self.local.was_announced() { Ok(()) } else { Err(Error::finished(self.topic())) }
     }
 
     /// Returns the name of the topic into which the recording publishes its stream.

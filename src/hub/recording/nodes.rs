@@ -2,10 +2,12 @@
 //! A recording is a task that publishes a stream into a topic.
 
 use super::{
-    beat::{Announced, Beat, Beats, Message},
+    beat::{Announced, Beats, Message},
     keeper::MIN_TIME,
-    outage::{Appends, Outage},
+    local::Local,
+    outage::Outage,
     outcome::Outcome,
+    peer::{Claim, Peer, Settled},
 };
 use crate::{
     callback::contain_panic,
@@ -15,15 +17,11 @@ use crate::{
     },
     random,
 };
-use bytes::Bytes;
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     mem,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 use tokio::{
@@ -62,6 +60,11 @@ pub(super) struct State {
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
+    /// If another log has replaced the log, this node may have read the records of the other log up
+    /// to this position before.
+    copied_through: Position,
+    /// Set while this node may not know whether another log, which has replaced the log, is a copy.
+    is_checking: bool,
     /// Set while the keeper runs.
     is_kept: bool,
     pub(super) contact: Contact,
@@ -77,147 +80,6 @@ pub(super) struct Contact {
     /// node could not read the signs of life of other nodes, so it measures their silence from this
     /// time.
     pub(super) since: Option<Instant>,
-}
-
-/// Another node of the hub, as its beats describe it. A beat is a sign of life that lists the
-/// recordings of its node.
-pub(super) struct Peer {
-    lease: Duration,
-    /// The time when this node read the newest sign of life of the other node.
-    seen_at: Instant,
-    pub(super) recordings: HashMap<Arc<str>, Foreign>,
-    watching: HashSet<Arc<str>>,
-    /// The parts that this node has read so far of a beat whose last part is still missing. `None`
-    /// if no beat is incomplete.
-    incoming: Option<Beat>,
-    /// The number of the newest beat (sign of life) that this node has read from the other node. A
-    /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,
-    /// and is ignored.
-    number: u64,
-}
-
-/// The recordings of other nodes that need no takeover any more, for example because their topics
-/// were finished. If a node that was paused announces such a recording again, the announcement is
-/// ignored.
-#[derive(Default)]
-struct Settled {
-    ids: HashSet<u64>,
-    order: VecDeque<u64>,
-}
-
-impl Settled {
-    /// The maximum number of ended recordings of other nodes that this node remembers, to ignore
-    /// late announcements of them. Beyond this number, this node forgets the oldest of them.
-    const MAX: usize = 10_000;
-
-    fn note(&mut self, id: u64) {
-        if self.ids.insert(id) {
-            self.order.push_back(id);
-        }
-        if self.order.len() > Self::MAX {
-            self.order.pop_front().inspect(|oldest| {
-                self.ids.remove(oldest);
-            });
-        }
-    }
-}
-
-/// A recording of another node: a task there that publishes a stream into a topic.
-pub(super) struct Foreign {
-    pub(super) announced: Announced,
-    /// Set if the will of this recording is already in the topic. The will is the event that one of
-    /// the remaining nodes publishes if the recording's node dies.
-    pub(super) has_will: bool,
-    /// Set while the local node takes over this recording: publishes its will and finishes its
-    /// topic.
-    pub(super) is_claimed: bool,
-    /// Set if the newest sign of life of the other node does not list this recording any more,
-    /// although the topic is not finished. This node then takes the recording over, without waiting
-    /// until the other node counts as dead.
-    pub(super) is_orphan: bool,
-    /// Set if this recording may have ended in a part of the log that was lost or evicted before
-    /// this node has read it. If this node takes the recording over, it then only finishes the
-    /// topic. It does not publish the will, the event that the recording has announced for the
-    /// death of its node. The next sign of life that lists the recording clears this flag.
-    pub(super) is_uncertain: bool,
-}
-
-/// A note that the local node is taking over a recording of another node, which is dead or has
-/// given the recording up. The local node is about to publish the will of the recording and to
-/// finish its topic. The note stores whether the topic was finished in the meantime.
-pub(super) struct Claim {
-    topic: Arc<str>,
-    is_finished: AtomicBool,
-    /// Set if the recording that this node takes over may already have ended, in a part of the log
-    /// that this node could not read. The topic may already have a newer recording, which this node
-    /// must not end.
-    is_uncertain: AtomicBool,
-}
-
-/// A recording of this node: a task that publishes a stream into a topic.
-pub(in crate::hub) struct Local {
-    pub(super) announced: Announced,
-    pub(super) lease: Duration,
-    /// The requested outcome of this recording, such as [`Outcome::Stopped`] if the application has
-    /// stopped the recording. `None` if nothing has requested the end of the recording.
-    pub(super) stop: watch::Sender<Option<Outcome>>,
-    /// The state of this recording's announcement to the other nodes: whether an attempt has
-    /// succeeded, and how many have failed.
-    pub(super) announcement: watch::Sender<Announcement>,
-    /// The tracker of the appends to the backend's log by this recording. It notes which appends
-    /// fail and succeed, so that the beginning and the end of each outage of the backend are logged
-    /// once.
-    pub(super) appends: Appends,
-    state: Mutex<LocalState>,
-}
-
-/// The state of the announcement of a recording of this node. The announcement is a record in the
-/// log that informs the other nodes of the recording and of its will. If this node dies, another
-/// node publishes the will as the last event of the topic.
-#[derive(Clone, Default)]
-pub(super) struct Announcement {
-    /// Set once this node has announced this recording to the other nodes. If this node dies after
-    /// that, another node publishes the will of the recording and finishes its topic.
-    pub(super) is_done: bool,
-    /// The number of failed attempts to announce this recording to the other nodes.
-    pub(super) failures: u64,
-    /// The error of the last failed attempt.
-    pub(super) error: Arc<str>,
-}
-
-#[derive(Default)]
-struct LocalState {
-    /// Set while this recording repeats an append for one of three reasons: the backend does not
-    /// respond, it refuses a single record, or the log has records of the topic that this node has
-    /// not read yet. A request to end the recording, such as a stop by the application, then need
-    /// not wait for the append, which the backend may never accept.
-    is_retrying: bool,
-    /// The end of the log, as far as this node knew it, when this recording was started. A request
-    /// to stop the recordings of the topic is a record in the log. If the position of the request
-    /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
-    started_at: Position,
-    /// The position of the last record that this recording is known to have appended to the log. A
-    /// later record of its topic is either from an append in progress, or from another publisher or
-    /// node. So only later records are examined: they may finish the topic, or may be the will,
-    /// which another node publishes if it considers this node dead.
-    appended: Position,
-    /// A log that has replaced another one can contain copies of earlier records of this recording,
-    /// up to this position. An equal record up to this position is not from the current append.
-    earlier_through: Position,
-    /// Set if this recording must publish nothing more. The reason is that its topic is finished,
-    /// that its topic has a name that recordings cannot use, or that the hub is shut down.
-    has_ended: bool,
-    /// Set if the hub is shut down.
-    is_shut_down: bool,
-    /// Set if this recording must publish no further event, and only finishes its topic. The reason
-    /// is that another node has considered this node dead and has published the will of the
-    /// recording. The flag is also set if this may have happened in a part of the log that was lost
-    /// or evicted before this node has read it.
-    is_silenced: bool,
-    /// The records of the topic that this node has read from the log since this recording began its
-    /// current append. If the append gets no response, these records show whether it has succeeded.
-    /// `None` if no append is in progress.
-    seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
 impl Default for Recordings {
@@ -248,7 +110,7 @@ impl Recordings {
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
         // The position is read under the lock, so that it is of the log of the next `reset`.
         if let Some(last) = last() {
-            local.lock().started_at = last.max(state.noted_through);
+            local.note_start(last.max(state.noted_through));
         }
         drop(state);
         self.running.send_modify(|running| *running += 1);
@@ -287,7 +149,7 @@ impl Recordings {
     /// each recording after it has released its locks.
     pub(in crate::hub) fn note_finished(&self, topic: &str) -> Vec<Arc<Local>> {
         let locals = self.state().local.get(topic).cloned().unwrap_or_default();
-        locals.iter().for_each(|local| local.lock().has_ended = true);
+        locals.iter().for_each(|local| local.note_end());
         locals
     }
 
@@ -319,8 +181,8 @@ impl Recordings {
         let topic = announced.topic.clone();
         let mut state = self.state();
         let foreign = state.peers.get(&node).and_then(|peer| peer.recordings.get(&topic));
-        let is_uncertain = AtomicBool::new(foreign.is_some_and(|foreign| foreign.is_uncertain));
-        let claim = Arc::new(Claim { topic, is_finished: AtomicBool::new(false), is_uncertain });
+        let is_uncertain = foreign.is_some_and(|foreign| foreign.is_uncertain);
+        let claim = Arc::new(Claim::new(topic, is_uncertain));
         state.claims.push(claim.clone());
         claim
     }
@@ -348,6 +210,7 @@ impl Recordings {
             }
         }
         state.noted_through = state.noted_through.max(page.through);
+        state.end_checks();
         beats
     }
 
@@ -365,7 +228,7 @@ impl Recordings {
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
-        (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
+        (has_recordings || has_members) && !mem::replace(&mut state.is_kept, true)
     }
 
     /// Notes that the keeper does not run. It can then be started again.
@@ -393,18 +256,14 @@ impl Recordings {
     /// other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
+        state.copied_through = state.noted_through.min(last);
         state.noted_through = after;
-        state.local.values().flatten().for_each(|local| local.reset(last));
+        state.local.values().flatten().for_each(|local| local.reset(after, last));
+        state.peers.values_mut().for_each(|peer| peer.reset(after, last));
+        state.is_checking = true;
         // A completed takeover is repeated if the other log does not have its records.
         state.settled = Settled::default();
         state.contact.last = None;
-        // A node without recordings may have some in the other log, with earlier numbers.
-        for peer in state.peers.values_mut().filter(|peer| peer.recordings.is_empty()) {
-            (peer.number, peer.incoming) = (0, None);
-        }
-        for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
-            (foreign.has_will, foreign.is_claimed) = (false, false);
-        }
     }
 
     /// Announces the recordings of this node again, because another log has replaced the log, and
@@ -492,12 +351,12 @@ impl State {
     /// A recording of this node that has started after the lost part continues. Other nodes take it
     /// over only after they have read its announcement, which is also after the lost part.
     fn note_loss(&mut self, evicted_through: Position) {
-        let concerned = self.locals().filter(|local| local.lock().started_at < evicted_through);
+        let concerned = self.locals().filter(|local| local.has_started_before(evicted_through));
         concerned.for_each(|local| local.silence());
         // The lost records may include signs of life, so each node gets a whole lease to send
         // another one. Before the next contact, this node may not know the newer recordings.
         self.contact.last = None;
-        self.claims.iter().for_each(|claim| claim.is_uncertain.store(true, Relaxed));
+        self.claims.iter().for_each(|claim| claim.note_uncertain());
         for peer in self.peers.values_mut() {
             // Recordings in a lost part would count as orphans.
             peer.incoming = None;
@@ -522,17 +381,23 @@ impl State {
     fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
         match Message::parse(record)? {
             Message::Stop(topic) => {
-                // A request from before the recording stops an earlier recording of the topic.
-                let of_topic = self.local.get(&topic).into_iter().flatten();
-                let earlier = of_topic.filter(|local| local.lock().started_at < position);
-                earlier.for_each(|local| local.stop(Outcome::Stopped));
+                self.local.get(&topic).into_iter().flatten().for_each(|local| local.note_stop(position));
                 None
             }
             Message::Beat(beat) => {
                 let noted = (position, beat.node, beat.number);
-                if beat.node != own_node {
+                if beat.node == own_node {
+                    for Announced { topic, id, .. } in &beat.recordings {
+                        let of_topic = self.local.get(topic).into_iter().flatten();
+                        let listed = of_topic.filter(|local| local.announced.id == *id);
+                        listed.for_each(|local| local.note_beat(position, beat.number));
+                    }
+                } else {
                     let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                    peer.note(beat, &self.settled.ids);
+                    if self.is_checking {
+                        peer.note_beat(position, beat.number);
+                    }
+                    peer.note(position, beat, &self.settled.ids, position <= self.copied_through);
                 }
                 Some(noted)
             }
@@ -544,330 +409,19 @@ impl State {
             local.note(position, record);
         }
         if record.kind == RecordKind::Finish {
-            let of_topic = self.claims.iter().filter(|claim| claim.topic == record.topic);
-            of_topic.for_each(|claim| claim.is_finished.store(true, Relaxed));
+            self.claims.iter().for_each(|claim| claim.note_finished(&record.topic));
         }
-        for peer in self.peers.values_mut() {
-            if record.kind == RecordKind::Finish {
-                let finished = peer.recordings.remove(&record.topic);
-                finished.inspect(|foreign| self.settled.note(foreign.announced.id));
-            } else if let Some(foreign) = peer.recordings.get_mut(&record.topic) {
-                foreign.has_will |= record.event == foreign.announced.will;
-            }
-        }
-    }
-}
-
-impl Peer {
-    fn new(lease: Duration) -> Self {
-        let (recordings, watching) = (HashMap::new(), HashSet::new());
-        Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None, number: 0 }
+        self.peers.values_mut().for_each(|peer| peer.note_record(record, &mut self.settled));
     }
 
-    fn note(&mut self, part: Beat, settled: &HashSet<u64>) {
-        if part.number < self.number {
+    /// Ends the checks whether another log is a copy, as far as this node has read enough of it.
+    fn end_checks(&mut self) {
+        if !self.is_checking {
             return;
         }
-        self.number = part.number;
-        self.lease = part.lease;
-        self.seen_at = Instant::now();
-        if part.is_addition {
-            self.add(part, settled);
-            return;
-        }
-        let is_last = part.is_last;
-        if part.is_first {
-            self.incoming = Some(part);
-        } else if let Some(incoming) = self.incoming.as_mut().filter(|incoming| incoming.number == part.number) {
-            incoming.recordings.extend(part.recordings);
-            incoming.watching.extend(part.watching);
-        }
-        if let Some(beat) = self.incoming.take_if(|_| is_last) {
-            self.apply(beat, settled);
-        }
-    }
-
-    /// Replaces the known recordings of the other node by the recordings in `beat`, a sign of life
-    /// that lists all of them. If a known recording is not in the list, its node has given the
-    /// recording up without finishing its topic. Such a recording is marked as an orphan, and the
-    /// local node takes it over.
-    fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
-        self.watching.clear();
-        let mut known = std::mem::take(&mut self.recordings);
-        for announced in beat.recordings.iter().filter(|announced| !settled.contains(&announced.id)) {
-            if let Some(same) = known.remove(&announced.topic).filter(|known| known.announced.id == announced.id) {
-                self.recordings.insert(announced.topic.clone(), same);
-            }
-        }
-        self.add(beat, settled);
-        // A node finishes the topic of a recording before it stops announcing it, unless its hub
-        // was shut down.
-        for (topic, orphan) in known {
-            self.recordings.entry(topic).or_insert(Foreign { is_orphan: true, ..orphan });
-        }
-    }
-
-    /// Adds the content of a beat, a sign of life of the other node, to what is known about that
-    /// node: its recordings, and the topics with subscribers there.
-    fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
-        self.watching.extend(beat.watching);
-        for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
-            let topic = announced.topic.clone();
-            let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
-            let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
-            let has_will = same.is_some_and(|same| same.has_will);
-            let foreign = Foreign { announced, has_will, is_claimed, is_orphan: false, is_uncertain: false };
-            self.recordings.insert(topic, foreign);
-        }
-    }
-
-    /// Returns the time when the other node counts as dead if this node reads no further sign of
-    /// life of it. `contact_since` is the time when this node could reach the backend again after
-    /// its last outage: silence before that time does not count.
-    pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
-        contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease
-    }
-
-    pub(super) fn is_dead(&self, now: Instant, contact_since: Option<Instant>) -> bool {
-        now >= self.dies_at(contact_since)
-    }
-
-    pub(super) fn lease(&self) -> Duration {
-        self.lease
-    }
-}
-
-impl Claim {
-    pub(super) fn is_finished(&self) -> bool {
-        self.is_finished.load(Relaxed)
-    }
-
-    pub(super) fn is_uncertain(&self) -> bool {
-        self.is_uncertain.load(Relaxed)
-    }
-}
-
-impl Local {
-    pub(super) fn new(announced: Announced, lease: Duration, outage: &Arc<Outage>) -> Self {
-        Self {
-            announced,
-            lease,
-            stop: watch::Sender::new(None),
-            announcement: watch::Sender::default(),
-            appends: Appends::new(outage),
-            state: Mutex::default(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LocalState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Requests this recording to end with this outcome. Has no effect if an end was requested
-    /// earlier.
-    pub(super) fn stop(&self, outcome: Outcome) {
-        self.stop.send_if_modified(|stop| {
-            let is_first = stop.is_none();
-            *stop = stop.or(Some(outcome));
-            is_first
-        });
-    }
-
-    /// Ends this recording immediately. The recording publishes no last event, and does not finish
-    /// its topic.
-    pub(in crate::hub) fn end(&self) {
-        self.lock().has_ended = true;
-        self.stop(Outcome::Interrupted);
-    }
-
-    /// Ends this recording in the same way as [`end`](Self::end): immediately and without a last
-    /// event. Also remembers that the reason is the shutdown of the hub.
-    pub(super) fn shut_down(&self) {
-        self.lock().is_shut_down = true;
-        self.end();
-    }
-
-    pub(super) fn is_shut_down(&self) -> bool {
-        self.lock().is_shut_down
-    }
-
-    /// Makes this recording finish its topic and end, without publishing a further event.
-    fn silence(&self) {
-        self.lock().is_silenced = true;
-        self.stop(Outcome::Interrupted);
-    }
-
-    pub(super) fn is_announced(&self) -> bool {
-        self.announcement.borrow().is_done
-    }
-
-    fn note_unannounced(&self) {
-        self.announcement.send_if_modified(|announcement| mem::take(&mut announcement.is_done));
-    }
-
-    pub(super) fn note_announced(&self) {
-        self.announcement.send_if_modified(|announcement| !mem::replace(&mut announcement.is_done, true));
-    }
-
-    /// Notes a failed attempt to announce this recording to the other nodes. Has no effect if an
-    /// earlier attempt has succeeded.
-    pub(super) fn note_not_announced(&self, error: &Arc<str>) {
-        self.announcement.send_if_modified(|announcement| {
-            if !announcement.is_done {
-                announcement.failures += 1;
-                announcement.error = error.clone();
-            }
-            !announcement.is_done
-        });
-    }
-
-    pub(super) fn is_retrying(&self) -> bool {
-        self.lock().is_retrying
-    }
-
-    pub(super) fn note_retry(&self) {
-        self.lock().is_retrying = true;
-    }
-
-    /// Notes that the log now contains further records of the current append by this recording. The
-    /// recording then no longer counts as retrying. So a request to end it waits for the append.
-    /// Only during a retry, such a request does not wait.
-    pub(super) fn note_progress(&self) {
-        self.lock().is_retrying = false;
-    }
-
-    fn note(&self, position: Position, record: &Record) {
-        let mut state = self.lock();
-        if position <= state.appended {
-            return;
-        }
-        if let Some(seen) = &mut state.seen {
-            seen.push((position, record.kind, record.event.clone()));
-        } else {
-            state.note_foreign(record.kind, &record.event, &self.announced.will);
-            let is_over = state.has_ended || state.is_silenced;
-            drop(state);
-            if is_over {
-                self.stop(Outcome::Interrupted);
-            }
-        }
-    }
-
-    /// Notes that another log with the last position `last` has replaced the log. The other log may
-    /// be a copy. The records of a copy keep their positions.
-    fn reset(&self, last: Position) {
-        let mut state = self.lock();
-        state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
-        state.appended = Position::START;
-        state.started_at = Position::START;
-        state.seen = state.seen.take().map(|_| Vec::new());
-    }
-
-    /// Prepares an append to the log by this recording. From now on, the records of its topic that
-    /// this node reads are kept, to detect whether the append has succeeded.
-    pub(super) fn begin_append(&self) {
-        let mut state = self.lock();
-        state.is_retrying = false;
-        // The previous append may have been given up, so its records were not examined yet.
-        for (_, kind, event) in state.seen.take().into_iter().flatten() {
-            state.note_foreign(kind, &event, &self.announced.will);
-        }
-        state.seen = Some(Vec::new());
-    }
-
-    /// Returns `true` if the log already contains `records`, from an earlier attempt of this
-    /// recording that got no response. Returns `false` if the caller has to append them.
-    /// `is_unsure` is `true` if at least one earlier attempt got no response. `may_continue` is
-    /// `true` if one of these attempts also contained further records. Records that follow
-    /// `records` in the log may then be from that attempt. Without such an attempt, they are from
-    /// another publisher: if they finish the topic, for example, this recording ends.
-    ///
-    /// Returns `None` if the caller must not append `records`: the topic is finished, the hub is
-    /// shut down, or another node has published the recording's will, the event for the death of
-    /// this node. A will that may be in a part of the log that this node could not read counts as
-    /// published, too. After a will, the result is still `false` for the record that finishes the
-    /// topic, unless the log already contains that record.
-    pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool, may_continue: bool) -> Option<bool> {
-        let mut state = self.lock();
-        // The records of an append may be in two pages, so those of all attempts are kept.
-        let seen = state.seen.take().unwrap_or_default();
-        let is_same = |(seen, record): (&(Position, RecordKind, Bytes), &Record)| {
-            (seen.1, &seen.2) == (record.kind, &record.event)
-        };
-        let is_own = |window: &[(Position, RecordKind, Bytes)]| {
-            window[0].0 > state.earlier_through && window.iter().zip(records).all(is_same)
-        };
-        let own = seen.windows(records.len()).position(|window| is_unsure && is_own(window));
-        for (_, kind, event) in &seen[..own.unwrap_or(seen.len())] {
-            state.note_foreign(*kind, event, &self.announced.will);
-        }
-        let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
-        let last = own.map(|own| seen[own + records.len() - 1].0);
-        // Only the records after an append without a response can be its own.
-        state.seen = Some(if is_unsure { seen } else { Vec::new() });
-        if let Some(last) = last {
-            if may_continue {
-                // The records after `last` may be from the same attempt.
-                state.appended = state.appended.max(last);
-                state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at > last));
-            } else {
-                state.complete_append(last, &self.announced.will);
-            }
-            // Another node may have finished the topic, with the will.
-            return (!is_finish || !state.is_silenced).then_some(true);
-        }
-        (!state.has_ended && (is_finish || !state.is_silenced)).then_some(false)
-    }
-
-    /// Notes that an append to the log by this recording has succeeded. `position` is the position
-    /// of the last appended record.
-    pub(super) fn note_appended(&self, position: Position) {
-        self.lock().complete_append(position, &self.announced.will);
-    }
-
-    /// Returns `true` if this recording may publish no further event, and only finishes its topic.
-    /// The reason is that another node has published the will of the recording, the event for the
-    /// death of this node. The result is also `true` if this may have happened in a part of the log
-    /// that this node could not read.
-    pub(super) fn is_silenced(&self) -> bool {
-        self.lock().is_silenced
-    }
-
-    /// Returns `true` if this recording must append nothing more to the log. The reason is that its
-    /// topic is finished, that its topic has a name that recordings cannot use, or that the hub is
-    /// shut down.
-    pub(super) fn has_ended(&self) -> bool {
-        self.lock().has_ended
-    }
-
-    /// Returns `true` if this recording must publish no further event. The reason is that its topic
-    /// is finished or has an invalid name, that the hub is shut down, or that another node has
-    /// published the will of the recording. The result is also `true` if a will may be in a part of
-    /// the log that this node could not read.
-    pub(super) fn is_over(&self) -> bool {
-        let state = self.lock();
-        state.has_ended || state.is_silenced
-    }
-}
-
-impl LocalState {
-    /// Handles a record of the topic that this recording has not appended itself. If the record
-    /// finishes the topic, the recording must publish nothing more. If the event of the record is
-    /// equal to `will`, the recording must publish no further event, and only finishes the topic.
-    /// `will` is the event that another node publishes if it considers this node dead.
-    fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
-        self.has_ended |= kind == RecordKind::Finish;
-        // Without a will, `will` is empty. A record of another program can be empty, too.
-        let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
-        self.is_silenced |= is_will && !will.is_empty();
-    }
-
-    fn complete_append(&mut self, position: Position, will: &Bytes) {
-        self.appended = self.appended.max(position);
-        for (at, kind, event) in self.seen.take().into_iter().flatten() {
-            if at > position {
-                self.note_foreign(kind, &event, will);
-            }
-        }
+        let through = self.noted_through;
+        self.locals().for_each(|local| local.end_check(through));
+        self.peers.values_mut().for_each(|peer| peer.end_checks(through, &mut self.settled));
+        self.is_checking = self.locals().any(|local| local.is_checking()) || self.peers.values().any(Peer::is_checking);
     }
 }

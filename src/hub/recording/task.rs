@@ -5,7 +5,7 @@ use super::{
     Settings,
     append::{self, Failure},
     keeper,
-    nodes::Local,
+    local::Local,
     outcome::Outcome,
 };
 use crate::{
@@ -311,12 +311,14 @@ async fn publish(
         return Err(Failure::Ended);
     }
     let topic = &local.announced.topic;
+    // In memory, a recording ends under the lock of the registry, which is not locked here.
+    let is_running = || !local.has_ended();
     if let Some(retention) = retention {
         // Publishing itself reports an error: the hub is shut down, or has too many topics.
-        let _ = core.set_retention(topic, retention, true);
+        let _ = core.set_retention(topic, retention, true, is_running);
     }
     if core.backend.is_none() {
-        return match core.publish(topic, local.announced.latest_only, events).await {
+        return match core.publish_in_memory(topic, local.announced.latest_only, events, |_| is_running()) {
             Ok(_) => Ok(()),
             Err(error) if error.is_finished() || core.is_shut_down() => Err(Failure::Ended),
             Err(error) => Err(refused(error)),
@@ -335,9 +337,9 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     }
     let topic = &local.announced.topic;
     if core.backend.is_none() {
-        return match core.finish(topic).await {
+        return match core.finish_in_memory(topic, || !local.has_ended()) {
             Ok(()) => Ok(()),
-            Err(_) if core.is_shut_down() => Err(Failure::Ended),
+            Err(error) if error.is_finished() || core.is_shut_down() => Err(Failure::Ended),
             Err(error) => Err(Failure::Refused(error.into())),
         };
     }

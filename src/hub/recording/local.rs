@@ -1,0 +1,397 @@
+//! A recording of this node: a task that publishes a stream into a topic. Decides from the records
+//! of the log whether an append of the recording has succeeded, and whether the recording has to
+//! end.
+
+use super::{
+    beat::Announced,
+    copy::{CopyCheck, Ends},
+    outage::{Appends, Outage},
+    outcome::Outcome,
+};
+use crate::hub::backend::{Position, Record, RecordKind};
+use bytes::Bytes;
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// A recording of this node: a task that publishes a stream into a topic.
+pub(in crate::hub) struct Local {
+    pub(super) announced: Announced,
+    pub(super) lease: Duration,
+    /// The requested outcome of this recording, such as [`Outcome::Stopped`] if the application has
+    /// stopped the recording. `None` if nothing has requested the end of the recording.
+    pub(super) stop: watch::Sender<Option<Outcome>>,
+    /// The state of this recording's announcement to the other nodes: whether an attempt has
+    /// succeeded, and how many have failed.
+    pub(super) announcement: watch::Sender<Announcement>,
+    /// The tracker of the appends to the backend's log by this recording. It notes which appends
+    /// fail and succeed, so that the beginning and the end of each outage of the backend are logged
+    /// once.
+    pub(super) appends: Appends,
+    state: Mutex<LocalState>,
+}
+
+/// The state of the announcement of a recording of this node. The announcement is a record in the
+/// log that informs the other nodes of the recording and of its will. If this node dies, another
+/// node publishes the will as the last event of the topic.
+#[derive(Clone, Default)]
+pub(super) struct Announcement {
+    /// Set once this node has announced this recording to the other nodes. If this node dies after
+    /// that, another node publishes the will of the recording and finishes its topic.
+    pub(super) is_done: bool,
+    /// Set once this node has announced this recording in any log, also in a log that was replaced.
+    was_done: bool,
+    /// The number of failed attempts to announce this recording to the other nodes.
+    pub(super) failures: u64,
+    /// The error of the last failed attempt.
+    pub(super) error: Arc<str>,
+}
+
+#[derive(Default)]
+struct LocalState {
+    /// Set while this recording repeats an append for one of three reasons: the backend does not
+    /// respond, it refuses a single record, or the log has records of the topic that this node has
+    /// not read yet. A request to end the recording, such as a stop by the application, then need
+    /// not wait for the append, which the backend may never accept.
+    is_retrying: bool,
+    /// The end of the log, as far as this node knew it, when this recording was started. A request
+    /// to stop the recordings of the topic is a record in the log. If the position of the request
+    /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
+    started_at: Position,
+    /// The position of the last record that this recording is known to have appended to the log. A
+    /// later record of its topic is either from an append in progress, or from another publisher or
+    /// node. So only later records are examined: they may finish the topic, or may be the will,
+    /// which another node publishes if it considers this node dead.
+    appended: Position,
+    /// A log that has replaced another one can contain copies of earlier records of this recording,
+    /// up to this position. An equal record up to this position is not from the current append.
+    earlier_through: Position,
+    /// The last position of the log when this node began to follow it, if it has replaced another
+    /// log.
+    last_at_reset: Position,
+    /// Set if this recording must publish nothing more. The reason is that its topic is finished,
+    /// that its topic has a name that recordings cannot use, or that the hub is shut down.
+    has_ended: bool,
+    /// Set if the hub is shut down.
+    is_shut_down: bool,
+    /// Set if this recording must publish no further event, and only finishes its topic. The reason
+    /// is that another node has considered this node dead and has published the will of the
+    /// recording. The flag is also set if this may have happened in a part of the log that was lost
+    /// or evicted before this node has read it.
+    is_silenced: bool,
+    /// The records of the topic that this node has read from the log since this recording began its
+    /// current append. If the append gets no response, these records show whether it has succeeded.
+    /// `None` if no append is in progress.
+    seen: Option<Vec<(Position, RecordKind, Bytes)>>,
+    /// Finds the records that another log has from before this recording.
+    check: CopyCheck,
+}
+
+impl Local {
+    pub(super) fn new(announced: Announced, lease: Duration, outage: &Arc<Outage>) -> Self {
+        Self {
+            announced,
+            lease,
+            stop: watch::Sender::new(None),
+            announcement: watch::Sender::default(),
+            appends: Appends::new(outage),
+            state: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LocalState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the end of the log, as far as this node knows it, when this recording starts.
+    pub(super) fn note_start(&self, position: Position) {
+        self.lock().started_at = position;
+    }
+
+    /// Handles a request to stop the recordings of the topic, which is at `position` in the log. A
+    /// request from before the recording has stopped an earlier recording.
+    pub(super) fn note_stop(&self, position: Position) {
+        let mut state = self.lock();
+        if state.started_at >= position {
+            return;
+        }
+        if let Some(held) = state.check.held() {
+            held.is_stopped = true;
+            return;
+        }
+        drop(state);
+        self.stop(Outcome::Stopped);
+    }
+
+    /// Notes a sign of life of this node that lists this recording.
+    pub(super) fn note_beat(&self, position: Position, number: u64) {
+        self.lock().check.note_beat(position, number);
+    }
+
+    /// Returns `true` while this node cannot tell whether the records that it reads in another log
+    /// are older than this recording. The recording then appends nothing.
+    pub(super) fn is_checking(&self) -> bool {
+        self.lock().check.is_open()
+    }
+
+    /// Applies the records of another log that may end this recording, if this node has read enough
+    /// of that log to know that it is no copy. `through` is the end of the part that it has read.
+    pub(super) fn end_check(&self, through: Position) {
+        let mut state = self.lock();
+        let Some(ends) = state.check.end(through) else { return };
+        state.apply(ends);
+        let is_over = state.has_ended || state.is_silenced;
+        drop(state);
+        if is_over {
+            self.stop(Outcome::Interrupted);
+        } else if ends.is_stopped {
+            self.stop(Outcome::Stopped);
+        }
+    }
+
+    /// Returns `true` if this recording was started when this node did not know `position` yet.
+    pub(super) fn has_started_before(&self, position: Position) -> bool {
+        self.lock().started_at < position
+    }
+
+    /// Marks this recording as ended: it publishes nothing more. The caller then calls
+    /// [`end`](Self::end), which also ends its task.
+    pub(super) fn note_end(&self) {
+        self.lock().has_ended = true;
+    }
+
+    /// Requests this recording to end with this outcome. Has no effect if an end was requested
+    /// earlier.
+    pub(super) fn stop(&self, outcome: Outcome) {
+        self.stop.send_if_modified(|stop| {
+            let is_first = stop.is_none();
+            *stop = stop.or(Some(outcome));
+            is_first
+        });
+    }
+
+    /// Ends this recording immediately. The recording publishes no last event, and does not finish
+    /// its topic.
+    pub(in crate::hub) fn end(&self) {
+        self.lock().has_ended = true;
+        self.stop(Outcome::Interrupted);
+    }
+
+    /// Ends this recording in the same way as [`end`](Self::end): immediately and without a last
+    /// event. Also remembers that the reason is the shutdown of the hub.
+    pub(super) fn shut_down(&self) {
+        self.lock().is_shut_down = true;
+        self.end();
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.lock().is_shut_down
+    }
+
+    /// Makes this recording finish its topic and end, without publishing a further event.
+    pub(super) fn silence(&self) {
+        self.lock().is_silenced = true;
+        self.stop(Outcome::Interrupted);
+    }
+
+    pub(super) fn is_announced(&self) -> bool {
+        self.announcement.borrow().is_done
+    }
+
+    /// Returns `true` if this recording was announced, also if another log has replaced the log
+    /// since.
+    pub(super) fn was_announced(&self) -> bool {
+        self.announcement.borrow().was_done
+    }
+
+    pub(super) fn note_unannounced(&self) {
+        self.announcement.send_if_modified(|announcement| mem::take(&mut announcement.is_done));
+    }
+
+    pub(super) fn note_announced(&self) {
+        self.announcement.send_if_modified(|announcement| {
+            announcement.was_done = true;
+            !mem::replace(&mut announcement.is_done, true)
+        });
+    }
+
+    /// Notes a failed attempt to announce this recording to the other nodes. Has no effect if an
+    /// earlier attempt has succeeded.
+    pub(super) fn note_not_announced(&self, error: &Arc<str>) {
+        self.announcement.send_if_modified(|announcement| {
+            if !announcement.is_done {
+                announcement.failures += 1;
+                announcement.error = error.clone();
+            }
+            !announcement.is_done
+        });
+    }
+
+    pub(super) fn is_retrying(&self) -> bool {
+        self.lock().is_retrying
+    }
+
+    pub(super) fn note_retry(&self) {
+        self.lock().is_retrying = true;
+    }
+
+    /// Notes that the log now contains further records of the current append by this recording. The
+    /// recording then no longer counts as retrying. So a request to end it waits for the append.
+    /// Only during a retry, such a request does not wait.
+    pub(super) fn note_progress(&self) {
+        self.lock().is_retrying = false;
+    }
+
+    pub(super) fn note(&self, position: Position, record: &Record) {
+        let mut state = self.lock();
+        if position <= state.appended {
+            return;
+        }
+        if let Some(held) = state.check.held() {
+            held.note(record.kind, &record.event, &self.announced.will);
+        } else if let Some(seen) = &mut state.seen {
+            seen.push((position, record.kind, record.event.clone()));
+        } else {
+            state.note_foreign(record.kind, &record.event, &self.announced.will);
+            let is_over = state.has_ended || state.is_silenced;
+            drop(state);
+            if is_over {
+                self.stop(Outcome::Interrupted);
+            }
+        }
+    }
+
+    /// Notes that another log has replaced the log. The other log retains the records after `after`
+    /// and up to `last`, and may be a copy. The records of a copy keep their positions.
+    pub(super) fn reset(&self, after: Position, last: Position) {
+        let mut state = self.lock();
+        state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
+        state.last_at_reset = last;
+        state.appended = Position::START;
+        state.started_at = Position::START;
+        state.seen = state.seen.take().map(|_| Vec::new());
+        state.check.reset(after, last);
+    }
+
+    /// Prepares an append to the log by this recording. From now on, the records of its topic that
+    /// this node reads are kept, to detect whether the append has succeeded.
+    pub(super) fn begin_append(&self) {
+        let mut state = self.lock();
+        state.is_retrying = false;
+        // The previous append may have been given up, so its records were not examined yet.
+        for (_, kind, event) in state.seen.take().into_iter().flatten() {
+            state.note_foreign(kind, &event, &self.announced.will);
+        }
+        state.seen = Some(Vec::new());
+    }
+
+    /// Returns `true` if the log already contains `records`, from an earlier attempt of this
+    /// recording that got no response. Returns `false` if the caller has to append them.
+    /// `is_unsure` is `true` if at least one earlier attempt got no response. `may_continue` is
+    /// `true` if one of these attempts also contained further records. Records that follow
+    /// `records` in the log may then be from that attempt. Without such an attempt, they are from
+    /// another publisher: if they finish the topic, for example, this recording ends.
+    ///
+    /// Returns `None` if the caller must not append `records`: the topic is finished, the hub is
+    /// shut down, or another node has published the recording's will, the event for the death of
+    /// this node. A will that may be in a part of the log that this node could not read counts as
+    /// published, too. After a will, the result is still `false` for the record that finishes the
+    /// topic, unless the log already contains that record.
+    pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool, may_continue: bool) -> Option<bool> {
+        let mut state = self.lock();
+        // The records of an append may be in two pages, so those of all attempts are kept.
+        let seen = state.seen.take().unwrap_or_default();
+        let is_same = |(seen, record): (&(Position, RecordKind, Bytes), &Record)| {
+            (seen.1, &seen.2) == (record.kind, &record.event)
+        };
+        let is_own = |window: &[(Position, RecordKind, Bytes)]| {
+            window[0].0 > state.earlier_through && window.iter().zip(records).all(is_same)
+        };
+        let own = seen.windows(records.len()).position(|window| is_unsure && is_own(window));
+        for (_, kind, event) in &seen[..own.unwrap_or(seen.len())] {
+            state.note_foreign(*kind, event, &self.announced.will);
+        }
+        let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
+        let last = own.map(|own| seen[own + records.len() - 1].0);
+        // Only the records after an append without a response can be its own.
+        state.seen = Some(if is_unsure { seen } else { Vec::new() });
+        if let Some(last) = last {
+            if may_continue {
+                // The records after `last` may be from the same attempt.
+                state.appended = state.appended.max(last);
+                state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at > last));
+            } else {
+                state.complete_append(last, &self.announced.will);
+            }
+            // Another node may have finished the topic, with the will.
+            return (!is_finish || !state.is_silenced).then_some(true);
+        }
+        (!state.has_ended && (is_finish || !state.is_silenced)).then_some(false)
+    }
+
+    /// Notes that an append to the log by this recording has succeeded. `position` is the position
+    /// of the last appended record.
+    pub(super) fn note_appended(&self, position: Position) {
+        self.lock().complete_append(position, &self.announced.will);
+    }
+
+    /// Notes that an append by this recording has succeeded in a log that was replaced since.
+    /// `position` is the position of the last appended record. A copy has the records, too.
+    pub(super) fn note_appended_earlier(&self, position: Position) {
+        let mut state = self.lock();
+        state.earlier_through = state.earlier_through.max(position.min(state.last_at_reset));
+    }
+
+    /// Returns `true` if this recording may publish no further event, and only finishes its topic.
+    /// The reason is that another node has published the will of the recording, the event for the
+    /// death of this node. The result is also `true` if this may have happened in a part of the log
+    /// that this node could not read.
+    pub(super) fn is_silenced(&self) -> bool {
+        self.lock().is_silenced
+    }
+
+    /// Returns `true` if this recording must append nothing more to the log. The reason is that its
+    /// topic is finished, that its topic has a name that recordings cannot use, or that the hub is
+    /// shut down.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().has_ended
+    }
+
+    /// Returns `true` if this recording must publish no further event. The reason is that its topic
+    /// is finished or has an invalid name, that the hub is shut down, or that another node has
+    /// published the will of the recording. The result is also `true` if a will may be in a part of
+    /// the log that this node could not read.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.has_ended || state.is_silenced
+    }
+}
+
+impl LocalState {
+    /// Handles a record of the topic that this recording has not appended itself. If the record
+    /// finishes the topic, the recording must publish nothing more. If the event of the record is
+    /// equal to `will`, the recording must publish no further event, and only finishes the topic.
+    /// `will` is the event that another node publishes if it considers this node dead.
+    fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
+        let mut ends = Ends::default();
+        ends.note(kind, event, will);
+        self.apply(ends);
+    }
+
+    fn apply(&mut self, ends: Ends) {
+        self.has_ended |= ends.is_finished;
+        self.is_silenced |= ends.has_will;
+    }
+
+    fn complete_append(&mut self, position: Position, will: &Bytes) {
+        self.appended = self.appended.max(position);
+        for (at, kind, event) in self.seen.take().into_iter().flatten() {
+            if at > position {
+                self.note_foreign(kind, &event, will);
+            }
+        }
+    }
+}
