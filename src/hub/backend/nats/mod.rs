@@ -22,7 +22,7 @@ use self::{
     message::position,
     stream::Stream,
 };
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, shared_connection::SharedConnection};
 use crate::BoxError;
 use async_nats::jetstream::stream::Config;
 use std::{
@@ -32,7 +32,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::sync::Mutex;
 
 /// A log, the ordered list of the events of all topics, in one
 /// [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream, server 2.9 or
@@ -167,7 +167,8 @@ pub struct NatsBackend {
     servers: Servers,
     config: Config,
     timeout: Duration,
-    link: Mutex<Option<Link>>,
+    /// The connection to NATS that all requests of this process share, also those of the follower.
+    link: SharedConnection<Link, Arc<str>>,
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
@@ -212,7 +213,7 @@ impl NatsBackend {
                 ..Config::default()
             },
             timeout: Duration::from_secs(2),
-            link: Mutex::default(),
+            link: SharedConnection::default(),
             identity: Identity::default(),
             confirmations: Confirmations::default(),
             follower: Mutex::default(),
@@ -300,17 +301,13 @@ impl NatsBackend {
     /// longer tries to reconnect. Returns an error immediately while the client reconnects: a
     /// request does not wait for a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
-        let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
-        match &*kept {
-            Some(link) if link.is_stuck() => {}
-            Some(link) if link.is_connected() => return Ok(link.clone()),
-            Some(_) => return Err(DISCONNECTED.into()),
-            None => {}
-        }
-        *kept = None;
-        // The future is boxed because it is large and rarely needed.
-        let link = Box::pin(self.servers.connect(self.timeout)).await?;
-        Ok(kept.insert(link).clone())
+        self.link.close_if(Link::is_stuck);
+        let open = || {
+            let (servers, timeout) = (self.servers.clone(), self.timeout);
+            async move { servers.connect(timeout).await.map_err(|error| error.to_string().into()) }
+        };
+        let link = self.link.get(open).await.map_err(|error| error.to_string())?;
+        if link.is_connected() { Ok(link) } else { Err(DISCONNECTED.into()) }
     }
 
     /// Returns the configuration of the JetStream stream. The backend creates a missing stream with
@@ -331,6 +328,7 @@ impl Backend for NatsBackend {
     const ID_FORMAT: IdFormat = IdFormat::Messages;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.link.use_this_runtime();
         let link = self.link().await?;
         let config = self.config();
         let (log, state) = self.identity.check(&Stream { link: &link, config: &config }).await?;

@@ -50,7 +50,7 @@ impl RedisBackend {
                     if is_connection_error(&error) {
                         // The shared connection is probably broken too, and may not have reported
                         // it yet.
-                        self.disconnect(None).await;
+                        self.commands.close_if(|_| true);
                     }
                     return Err(self.error(error).into());
                 }
@@ -137,7 +137,7 @@ impl RedisBackend {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };
         let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.region());
         mark.arg(entry_id::id(lost))
             .arg(entry_id::id(after))
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)

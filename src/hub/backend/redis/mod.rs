@@ -9,9 +9,13 @@ mod follower;
 pub mod fuzzing;
 mod losses;
 
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv};
+#[cfg(feature = "redis-tls")]
+use super::tls::{Files, Tls};
+use super::{
+    Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv, shared_connection::SharedConnection,
+};
 use crate::BoxError;
-use commands::{Command, Commands};
+use commands::Command;
 use connection::{Connection, RequestError, Server};
 use losses::Losses;
 use redis::{RedisError, Script, Value, cmd};
@@ -142,7 +146,7 @@ use tokio::sync::Mutex;
 pub struct RedisBackend {
     server: Server,
     #[cfg(feature = "redis-tls")]
-    tls_files: super::tls::Files,
+    tls_files: Files,
     stream: String,
     max_records: u64,
     max_age: Duration,
@@ -152,7 +156,9 @@ pub struct RedisBackend {
     bounds: Script,
     newest: Script,
     mark: Script,
-    commands: Mutex<Commands>,
+    /// The connection to Redis that all requests of this process share, except requests that wait
+    /// for new entries.
+    commands: SharedConnection<Connection, RequestError>,
     /// The connection to Redis that waits for new entries. A request takes the connection from
     /// here, and puts it back after the response. So the field is `None` while a request runs,
     /// before the first request, and after the connection is lost.
@@ -191,7 +197,7 @@ impl RedisBackend {
         Ok(Self {
             server: Server::parse(url.as_ref())?,
             #[cfg(feature = "redis-tls")]
-            tls_files: super::tls::Files::default(),
+            tls_files: Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),
@@ -205,7 +211,7 @@ impl RedisBackend {
             bounds: Script::new(concat!(include_str!("log.lua"), include_str!("bounds.lua"))),
             newest: Script::new(concat!(include_str!("log.lua"), include_str!("newest.lua"))),
             mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
-            commands: Mutex::default(),
+            commands: SharedConnection::default(),
             follower: Mutex::default(),
             entry_size: AtomicUsize::new(INITIAL_ENTRY_SIZE),
             high_watermark: AtomicU64::new(0),
@@ -272,7 +278,7 @@ impl RedisBackend {
     fn set_tls_files(&mut self) {
         let sentinels = self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut());
         for tls in self.server.tls.as_mut().into_iter().chain(sentinels) {
-            tls.files = self.tls_files.clone();
+            *tls = Arc::new(Tls::new(self.tls_files.clone()));
         }
     }
 
@@ -422,7 +428,7 @@ impl RedisBackend {
         let shared = self.shared_connection().await?;
         let mut append = script.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        append.arg(entry_id::id(self.high_watermark())).arg(shared.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
@@ -464,6 +470,7 @@ impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.commands.use_this_runtime();
         let high_watermark = self.high_watermark();
         let (evicted_through, newest, now) = self.ends().await?;
         if newest < high_watermark && entry_id::is_far_ahead(high_watermark, now) {

@@ -1,5 +1,6 @@
 //! Hubs with a log in Redis, NATS or Postgres.
 
+mod callers;
 mod checker;
 mod connect_errors;
 mod connections;
