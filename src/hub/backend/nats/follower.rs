@@ -11,7 +11,7 @@ use super::{
     identity::{Identity, KnownLog, Witness, Witnesses},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
-    read::next_messages,
+    read::{next_messages, report_holes},
     stream::Stream,
 };
 use crate::{
@@ -41,6 +41,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// The number of consecutive failed attempts to create a NATS consumer after which `follow` returns
 /// an error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
+
+/// The time without a new message after which the follower checks whether the newest messages were
+/// deleted. The consumer does not report deleted messages.
+const UNTIL_END_CHECK: Duration = Duration::from_secs(1);
 
 /// Reads the new messages of a log in a NATS stream for the hub, in pages of up to 1,000 messages.
 pub(super) struct Follower {
@@ -140,13 +144,14 @@ impl Follower {
     ) -> Result<Page, BoxError> {
         loop {
             let page = match &mut self.source {
-                Source::Consumer(_) => match self.receive_page(stream, confirmations).await {
-                    Ok(page) => Some(page),
-                    Err(error) => {
+                Source::Consumer(_) => match timeout(UNTIL_END_CHECK, self.receive_page(stream, confirmations)).await {
+                    Ok(Ok(page)) => Some(page),
+                    Ok(Err(error)) => {
                         confirmations.set_following(false);
                         self.source = Source::Failed(Some(error));
                         None
                     }
+                    Err(_) => self.deleted_end(stream, identity).await?,
                 },
                 Source::Failed(error) => {
                     let error = error.take();
@@ -275,6 +280,28 @@ impl Follower {
             }
         }
         Ok((page.page, page.witnesses))
+    }
+
+    /// Returns a page without records if all messages after the last page were deleted or evicted.
+    /// Returns `None` if the stream has no message after the last page, or retains such a message.
+    async fn deleted_end(
+        &mut self,
+        stream: &Stream<'_>,
+        identity: &Identity,
+    ) -> Result<Option<(Page, Witnesses)>, BoxError> {
+        // While no new messages arrive, the hub asks for the end of the log every two seconds.
+        if identity.known().is_none_or(|known| known.newest <= sequence(self.after)) {
+            return Ok(None);
+        }
+        let (state, holes) = stream.state_with_holes().await?;
+        expect_log(stream, identity, self.epoch).await?;
+        let end = position(state.last);
+        let mut page = self.new_page().page;
+        (page.evicted_through, page.through) = (self.log.evicted_through(&state), end);
+        report_holes(&mut page, self.after, &holes);
+        let is_deleted = self.after < end && page.evicted_through == end;
+        page.through = end;
+        Ok(is_deleted.then(|| (page, Witnesses::default())))
     }
 
     fn new_page(&self) -> NewPage {

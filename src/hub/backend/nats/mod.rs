@@ -77,8 +77,9 @@ use tokio::sync::Mutex;
 /// restore a copy of the stream while no node runs, begin a new log yourself:
 /// `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
-/// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
-/// retention, before the client received them.
+/// A client gets a gap for messages that were deleted from the stream, or removed by retention,
+/// before the client received them. If the newest messages were deleted, the client gets the gap
+/// within four seconds.
 ///
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
 /// with the same message id. The server stores the message once. The server detects duplicates only

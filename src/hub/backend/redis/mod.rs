@@ -68,7 +68,8 @@ use tokio::sync::Mutex;
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
 /// - **`XDEL`**: each client that had not received the deleted entry gets a gap before the client's
-///   next event. The deletion is not detected if the next entry was added by software other than a
+///   next event. If the newest entry was deleted, the client gets the gap within a second. The
+///   deletion of another entry is not detected if the next entry was added by software other than a
 ///   hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
@@ -382,6 +383,13 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
+    /// Returns the first entries of the Redis stream after the position `after`, at most `count`.
+    async fn entries_after(&self, after: Position, count: usize) -> Result<Vec<Value>, RequestError> {
+        let mut range = cmd("XRANGE");
+        range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+").arg("COUNT").arg(count);
+        self.run(&Command::Plain(range)).await
+    }
+
     /// Returns the eviction watermark for a reader: the reader may have missed entries up to this
     /// position, because they were evicted or lost. `after` is the last position that the reader
     /// has read, and `batch` contains the entries that it gets next. If the result is `None`, or at
@@ -509,21 +517,16 @@ impl Backend for RedisBackend {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let topics: HashSet<_> = topics.iter().cloned().collect();
+        let mut end = None;
         loop {
             let entries = match after {
                 // No id follows the greatest position. `XRANGE` would return an error for it.
                 Position::MAX => Vec::new(),
-                _ => {
-                    let mut range = cmd("XRANGE");
-                    range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+");
-                    range.arg("COUNT").arg(self.count(PAGE_BYTES[0]));
-                    let entries = self.run(&Command::Plain(range)).await;
-                    entries.inspect_err(|error| {
-                        if error.is_timeout() {
-                            self.note_slow_read();
-                        }
-                    })?
-                }
+                _ => self.entries_after(after, self.count(PAGE_BYTES[0])).await.inspect_err(|error| {
+                    if error.is_timeout() {
+                        self.note_slow_read();
+                    }
+                })?,
             };
             let wanted = |name: &str| topics.get(name).cloned();
             let batch = entry::decode(entries, after, wanted)?;
@@ -531,11 +534,17 @@ impl Backend for RedisBackend {
                 let evicted_through = self.evicted_through(&batch, after).await?;
                 return Ok(self.page(batch, evicted_through));
             }
+            // The entries up to the end of the log, which was read before `XRANGE`, were deleted.
+            if let Some(newest) = end {
+                return Ok(self.loss_page(newest));
+            }
             let (evicted_through, newest, _) = self.ends().await?;
-            // Otherwise an entry was added since `XRANGE`, and the loop reads again.
             if newest <= after || evicted_through >= newest {
                 return Ok(Page { epoch: self.epoch(), evicted_through, records: Vec::new(), through: newest });
             }
+            // Entries were added since `XRANGE`, or the newest entries were deleted. The loop reads
+            // once more.
+            end = Some(newest);
         }
     }
 

@@ -5,6 +5,7 @@ mod checker;
 mod connect_errors;
 mod connections;
 mod contract;
+mod deleted;
 mod faults;
 mod limits;
 mod nats;
