@@ -144,6 +144,12 @@ impl Follower {
     ) -> Result<Page, BoxError> {
         loop {
             let page = match &mut self.source {
+                // While messages of other programs arrive all the time, the hub sends no request
+                // that adds the mark.
+                Source::Consumer(_) if identity.is_mark_due() => {
+                    expect_epoch(self.epoch, &identity.check(stream).await?.0)?;
+                    None
+                }
                 Source::Consumer(_) => match timeout(UNTIL_END_CHECK, self.receive_page(stream, confirmations)).await {
                     Ok(Ok(page)) => Some(page),
                     Ok(Err(error)) => {
@@ -333,7 +339,11 @@ impl Follower {
 /// Returns an error if the NATS stream does not hold the log with this epoch any more. The epoch
 /// identifies one lifetime of a log.
 async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
-    if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
+    expect_epoch(epoch, &identity.check_witness(stream).await?)
+}
+
+fn expect_epoch(epoch: u64, log: &KnownLog) -> Result<(), BoxError> {
+    if log.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
 }
 
 impl Consumer {

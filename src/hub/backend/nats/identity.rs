@@ -69,7 +69,8 @@ const MAX_ID_BYTES: usize = 1024;
 const REPLACES: &str = "Tower-Sse-Replaces";
 
 /// The header of a mark with the sequence of the last event before the mark, which is no event
-/// itself. The first mark of a log does not have this header.
+/// itself. The first mark of a log does not have this header, and neither does a mark that was
+/// added while other messages arrived.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The local node's knowledge of the log in the JetStream stream: the id, the newest sequence, the
@@ -84,8 +85,8 @@ pub(super) struct KnownLog {
     /// every mark before the local node connected.
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark. All messages between this event and
-    /// the newest mark are marks, too. If the newest mark begins the log, the log has no earlier
-    /// event, and this is the sequence of the mark itself.
+    /// the newest mark are marks, too. If the newest mark begins the log, or was added while other
+    /// messages arrived, this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
@@ -229,6 +230,12 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
+    /// Returns `true` if the local node has to add one more mark, so that retention does not remove
+    /// all of them.
+    fn is_mark_due(&self) -> bool {
+        self.max_age.is_some() && self.renewal <= Instant::now()
+    }
+
     /// Handles a mark (a message that identifies the log) that the follower has read. If the mark
     /// has the log id of `self`, and a greater sequence than the newest mark in `self`, this mark
     /// becomes the newest mark in `self`. Returns `true`, unless the mark has a greater sequence
@@ -315,6 +322,12 @@ impl Identity {
 
     pub(super) fn known(&self) -> Option<KnownLog> {
         self.lock().clone()
+    }
+
+    /// Returns `true` if the next complete [`check`](Self::check) adds one more mark, a message
+    /// that identifies the log.
+    pub(super) fn is_mark_due(&self) -> bool {
+        self.lock().as_ref().is_some_and(KnownLog::is_mark_due)
     }
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
@@ -517,20 +530,15 @@ impl Identity {
             self.note_message(known.epoch, state.last, witness.into());
         }
 
-        let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
-        if is_due || state.messages == 0 {
-            // Publishing fails if there is a newer message by now, or if the stream is full and
-            // rejects messages. A later check then tries again.
-            let last_event = if state.last == known.mark { known.last_event } else { state.last };
-            let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
-                .header(LAST_EVENT, last_event.to_string())
-                .expected_last_sequence(state.last);
-            let renewed = publish(stream, renewal).await.ok().flatten();
+        if known.is_mark_due() || state.messages == 0 {
+            // Publishing fails if the stream is full and rejects messages. A later check then tries
+            // again.
+            let renewed = renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
                 let pause = match renewed {
-                    Some(mark) => {
-                        (now.mark, now.last_event) = (mark, last_event);
+                    Some(renewed) => {
+                        (now.mark, now.last_event) = renewed;
                         state.max_age.unwrap_or_default() / 2
                     }
                     None => RENEWAL_PAUSE,
@@ -540,6 +548,7 @@ impl Identity {
         }
         let mut now = self.lock();
         let now = now.as_mut().filter(|now| now.epoch == known.epoch).ok_or("the log was replaced meanwhile")?;
+        now.max_age = state.max_age;
         if let Some(mark) = mark.filter(|mark| mark.sequence > now.mark) {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
@@ -620,6 +629,30 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
         )
         .into()
     })
+}
+
+/// Adds one more mark of the log `known` to the JetStream stream. `mark` is the newest mark of the
+/// stream, and `state` is the state of the stream. Returns the sequence of the new mark and of the
+/// last event before it, or `None` if another node has added a mark meanwhile.
+async fn renew(
+    stream: &Stream<'_>,
+    known: &KnownLog,
+    mark: Option<&Mark>,
+    state: &State,
+) -> Result<Option<(u64, u64)>, BoxError> {
+    let last_event = if state.last == known.mark { known.last_event } else { state.last };
+    let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
+        .header(LAST_EVENT, last_event.to_string())
+        .expected_last_sequence(state.last);
+    if let Some(sequence) = publish(stream, renewal).await? {
+        return Ok(Some((sequence, last_event)));
+    }
+    // There is a newer message by now. If messages arrive all the time, no mark can expect to be
+    // the next message.
+    let newest = mark.map_or(0, |mark| mark.sequence);
+    let renewal =
+        mark_message(&format!("renew {} after {newest}", known.id), &known.id).expected_last_subject_sequence(newest);
+    Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence)))
 }
 
 /// Returns the newest mark of the JetStream stream, or `None` if the stream has no mark. `state` is
