@@ -306,8 +306,8 @@ enum Verdict {
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
     /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check usually
-    /// fetches only the small witness from the JetStream stream: the latest remembered message of
-    /// at most 4,096 bytes. If the stream still has this message, it still holds the same log.
+    /// fetches only two messages from the JetStream stream: the small witness, which is the latest
+    /// remembered message of at most 4,096 bytes, and the newest mark.
     witness_checks: SharedCheck<KnownLog>,
     /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
     /// the last sequence, the remembered messages and the newest mark of the log with those of the
@@ -372,9 +372,9 @@ impl Identity {
     }
 
     /// Returns the current log of the JetStream stream, from a check that begins after this call.
-    /// If the stream still has the small witness, a message of at most 4,096 bytes that the local
-    /// node remembers, the result is the log that the node has used so far. If not, a complete
-    /// [`check`](Self::check) decides.
+    /// The result is the log that the node has used so far if the stream has no newer mark of
+    /// another log, and still has the small witness, a message of at most 4,096 bytes that the
+    /// local node remembers. If not, a complete [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
@@ -384,7 +384,11 @@ impl Identity {
                 if let Some(witness) = known.witnesses.small {
                     let found = stream.get(witness.sequence).await?;
                     if found.is_some_and(|found| witness.is(&found)) {
-                        return Ok(known);
+                        // Another log can begin after the witness.
+                        let mark = last_mark(stream).await?;
+                        if mark.is_none_or(|mark| mark.sequence <= known.mark || mark.id == known.id) {
+                            return Ok(known);
+                        }
                     }
                 }
             }

@@ -129,11 +129,11 @@ use tokio::sync::Mutex;
 /// read of several topics reads all topics.
 ///
 /// Publishing takes one request if the process also receives the message from the stream within 5
-/// milliseconds after the acknowledgement. Otherwise publishing takes a second request, to check
-/// the log. Concurrent publishers share this request. The received message, or the check, proves
+/// milliseconds after the acknowledgement. Otherwise publishing takes two more requests, to check
+/// the log. Concurrent publishers share these requests. The received message, or the check, proves
 /// which log has stored the message. The acknowledgement does not: another log may just have
-/// replaced the log in the stream. `append_if_unchanged` takes three more requests before it
-/// publishes, and a fourth if messages were deleted from the middle of the stream.
+/// replaced the log in the stream. `append_if_unchanged` takes four more requests before it
+/// publishes, and a fifth if messages were deleted from the middle of the stream.
 ///
 /// After about three seconds without a byte from the server, the NATS client reconnects, to any of
 /// the servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of
