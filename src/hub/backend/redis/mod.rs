@@ -114,7 +114,8 @@ use tokio::sync::Mutex;
 ///   process does not retain in memory any more. The second waits for new events.
 /// - Memory of the server: 25 to 55 bytes for each event, in addition to its topic and its text.
 ///   Memory of the process: the events that the hub [retains](crate::hub::Builder) for fan-out, and
-///   at most eight pages of about 64 KiB for clients that reconnect.
+///   at most eight pages for clients that reconnect. A page has about 64 KiB. If large events
+///   follow small ones, a page can have up to 1,024 large events.
 /// - Permissions of a Redis user: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
 ///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` is optional: it identifies the
 ///   server. Without `INFO`, the first sequence number of every millisecond is random for each
