@@ -21,13 +21,11 @@ use crate::{
 use async_nats::jetstream::consumer::pull;
 use std::{
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::{
-    runtime::Handle,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
 /// The interval of the requests for new messages by the follower, the task that reads the NATS
@@ -62,7 +60,6 @@ pub(super) struct Follower {
     /// of the next read). The previous page ended before it, because a page can report missing
     /// messages only at its beginning.
     next: Option<Stored>,
-    runtime: Handle,
 }
 
 enum Source {
@@ -106,7 +103,7 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 impl Follower {
     /// Creates a follower, which reads the new messages of `log`. Its first page (the result of its
     /// first read) begins after the position `after`.
-    pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
+    pub(super) fn new(stream: &Stream, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
             epoch: log.epoch,
@@ -117,13 +114,12 @@ impl Follower {
             // then.
             losses: stream.link.losses(),
             next: None,
-            runtime: Handle::current(),
         };
         follower.start(stream, Duration::ZERO, 0);
         follower
     }
 
-    fn start(&mut self, stream: &Stream<'_>, pause: Duration, failures: u32) {
+    fn start(&mut self, stream: &Stream, pause: Duration, failures: u32) {
         let (link, name, from) = (stream.link.clone(), stream.name().to_owned(), sequence_after(self.after));
         let starting = async move {
             sleep(pause).await;
@@ -138,8 +134,8 @@ impl Follower {
     /// connection of this follower, which is in the field [`link`](Self::link).
     pub(super) async fn page(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
         confirmations: &Confirmations,
     ) -> Result<Page, BoxError> {
         loop {
@@ -215,8 +211,8 @@ impl Follower {
     /// them as a page. Returns `None` if there are no new messages.
     async fn read_page(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
     ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         let messages = next_messages(stream, sequence_after(self.after)).await?;
         if messages.is_empty() {
@@ -231,8 +227,8 @@ impl Follower {
     /// second until the NATS client is connected again.
     async fn read_past_failure(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
     ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         self.losses.reconnected_soon().await?;
         self.losses = stream.link.losses();
@@ -244,7 +240,7 @@ impl Follower {
         self.fill_page(stream, messages).map(Some)
     }
 
-    fn fill_page(&mut self, stream: &Stream<'_>, messages: Vec<Stored>) -> Result<(Page, Witnesses), BoxError> {
+    fn fill_page(&mut self, stream: &Stream, messages: Vec<Stored>) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
         for message in messages {
             if !page.add(stream.name(), &mut self.log, &message)? {
@@ -256,7 +252,7 @@ impl Follower {
 
     async fn receive_page(
         &mut self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         confirmations: &Confirmations,
     ) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
@@ -292,8 +288,8 @@ impl Follower {
     /// Returns `None` if the stream has no message after the last page, or retains such a message.
     async fn deleted_end(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
     ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         // While no new messages arrive, the hub asks for the end of the log every two seconds.
         if identity.known().is_none_or(|known| known.newest <= sequence(self.after)) {
@@ -338,7 +334,7 @@ impl Follower {
 
 /// Returns an error if the NATS stream does not hold the log with this epoch any more. The epoch
 /// identifies one lifetime of a log.
-async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
+async fn expect_log(stream: &Stream, identity: &Arc<Identity>, epoch: u64) -> Result<(), BoxError> {
     expect_epoch(epoch, &identity.check_witness(stream).await?)
 }
 
@@ -395,7 +391,7 @@ impl Drop for Follower {
     fn drop(&mut self) {
         // Dropping a consumer of `async_nats` spawns a task, which needs a runtime. The hub may be
         // dropped outside of any runtime.
-        let _inside = self.runtime.enter();
+        let _inside = self.link.runtime.enter();
         self.source = Source::Starting(Box::pin(std::future::pending()), 0);
     }
 }

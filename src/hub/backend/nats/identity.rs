@@ -378,23 +378,31 @@ impl Identity {
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
-    pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
-        let check_witness = async {
-            if let Some(known) = self.known().filter(|known| !known.is_truncated) {
-                if let Some(witness) = known.witnesses.small {
-                    let found = stream.get(witness.sequence).await?;
-                    if found.is_some_and(|found| witness.is(&found)) {
-                        // Another log can begin after the witness.
-                        let mark = last_mark(stream).await?;
-                        if mark.is_none_or(|mark| mark.sequence <= known.mark || mark.id == known.id) {
-                            return Ok(known);
-                        }
-                    }
+    pub(super) async fn check_witness(self: &Arc<Self>, stream: &Stream) -> Result<KnownLog, BoxError> {
+        let check = || {
+            let (identity, stream) = (Arc::clone(self), stream.clone());
+            async move {
+                match identity.known_by_witness(&stream).await? {
+                    Some(known) => Ok(known),
+                    None => Ok(identity.check(&stream).await?.0),
                 }
             }
-            Ok(self.check(stream).await?.0)
         };
-        self.witness_checks.run(check_witness).await
+        self.witness_checks.run(&stream.link.runtime, check).await
+    }
+
+    /// Returns the log that the local node has used so far if the JetStream stream has no newer
+    /// mark of another log, and still has the small witness. Otherwise returns `None`.
+    async fn known_by_witness(&self, stream: &Stream) -> Result<Option<KnownLog>, BoxError> {
+        let Some(known) = self.known().filter(|known| !known.is_truncated) else { return Ok(None) };
+        let Some(witness) = known.witnesses.small else { return Ok(None) };
+        if !stream.get(witness.sequence).await?.is_some_and(|found| witness.is(&found)) {
+            return Ok(None);
+        }
+        // Another log can begin after the witness.
+        let mark = last_mark(stream).await?;
+        let is_same = mark.is_none_or(|mark| mark.sequence <= known.mark || mark.id == known.id);
+        Ok(is_same.then_some(known))
     }
 
     /// Checks whether the JetStream stream still holds the log that the local node has used so far.
@@ -403,12 +411,15 @@ impl Identity {
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages of the log, or was
     /// replaced, begins a new log with another epoch in the stream.
-    pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // The future of `find` is large, and several other futures contain this one.
-        self.checks.run(Box::pin(self.find(stream))).await
+    pub(super) async fn check(self: &Arc<Self>, stream: &Stream) -> Result<(KnownLog, State), BoxError> {
+        let find = || {
+            let (identity, stream) = (Arc::clone(self), stream.clone());
+            async move { identity.find(&stream).await }
+        };
+        self.checks.run(&stream.link.runtime, find).await
     }
 
-    async fn find(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
+    async fn find(&self, stream: &Stream) -> Result<(KnownLog, State), BoxError> {
         // Read the known log before the state of the stream, so that it cannot be newer than that
         // state.
         let known = self.known();
@@ -454,7 +465,7 @@ impl Identity {
 
     /// Compares the known log with the JetStream stream: the greatest sequence that the local node
     /// has seen, and the remembered messages.
-    async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
+    async fn compare(&self, stream: &Stream, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
         if known.is_truncated {
             return Ok(Verdict::Different);
         }
@@ -488,7 +499,7 @@ impl Identity {
     /// the stream with this log.
     async fn adopt(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         before: Option<u64>,
         mark: Mark,
         state: &State,
@@ -521,7 +532,7 @@ impl Identity {
     /// stream is empty or if retention could soon remove all marks.
     async fn keep(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         known: KnownLog,
         mark: Option<Mark>,
         state: &State,
@@ -566,7 +577,7 @@ impl Identity {
 /// Returns the mark (the message that identifies the log) of a JetStream stream that the local node
 /// has not used yet. If retention has removed all marks, returns an unpublished mark with the log
 /// id from a header of another message. If the stream has no log, begins one, and returns its mark.
-async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
+async fn first(stream: &Stream, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
     }
@@ -585,7 +596,7 @@ const MAX_EXAMINED: usize = 32;
 /// messages names a log. Also returns `None` if the first message of the stream was never removed.
 /// Such a stream never had a mark. If its messages name a log, this log was in an earlier stream
 /// with the same name, and is lost.
-async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+async fn named_by_messages(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
     // that does not know yet that its log is lost.
@@ -606,7 +617,7 @@ async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<
 
 /// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
 /// JetStream stream. If no other node has begun the new log yet, this function begins it.
-async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
+async fn replace(stream: &Stream, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
         mark => begin(stream, Some(&lost.id), mark.map_or(0, |mark| mark.sequence)).await,
@@ -618,7 +629,7 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
 ///
 /// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
 /// then use that mark.
-async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
+async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
     if let Some(replaces) = replaces {
@@ -639,7 +650,7 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
 /// stream, and `state` is the state of the stream. Returns the sequence of the new mark and of the
 /// last event before it, or `None` if another node has added a mark meanwhile.
 async fn renew(
-    stream: &Stream<'_>,
+    stream: &Stream,
     known: &KnownLog,
     mark: Option<&Mark>,
     state: &State,
@@ -665,11 +676,11 @@ async fn renew(
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if the stream has no message according
 /// to `state`.
-async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+async fn mark_of(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }
 
-async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
+async fn last_mark(stream: &Stream) -> Result<Option<Mark>, BoxError> {
     let message = stream.last_of(&message::mark_subject(stream.name())).await?;
     Ok(message.as_ref().map(Mark::read))
 }
@@ -677,7 +688,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
 /// Returns the newest message of the JetStream stream as a witness, a remembered message that
 /// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
 /// from a program other than a hub.
-async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
+async fn newest(stream: &Stream, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
     }
@@ -696,7 +707,7 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 /// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
 /// otherwise that of the newest message. If the stream has another last sequence when `mark`
 /// arrives, the server refuses `mark`, and this function returns `None`.
-async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
+async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
     let context = &stream.link.context;

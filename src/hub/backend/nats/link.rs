@@ -17,7 +17,7 @@ use std::{
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 /// The interval of the pings that the NATS client sends. The client closes a connection after three
 /// unanswered pings, so it also detects a network that silently drops all packets.
@@ -125,7 +125,7 @@ impl Servers {
             .timeout(timeout_per_request * 4)
             .ack_timeout(timeout_per_request * 4)
             .build(client.clone());
-        Ok(Link { client, context, health, timeout_per_request })
+        Ok(Link { client, context, health, timeout_per_request, runtime: Handle::current() })
     }
 }
 
@@ -150,6 +150,8 @@ pub(super) struct Link {
     pub(super) context: Context,
     health: Arc<Health>,
     timeout_per_request: Duration,
+    /// The tokio runtime of the client's tasks, which is that of the hub.
+    pub(super) runtime: Handle,
 }
 
 #[derive(Default)]

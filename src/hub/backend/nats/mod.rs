@@ -173,7 +173,7 @@ pub struct NatsBackend {
     timeout: Duration,
     /// The connection to NATS that all requests of this process share, also those of the follower.
     link: SharedConnection<Link, Arc<str>>,
-    identity: Identity,
+    identity: Arc<Identity>,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
     /// The epoch that the last call of [`bounds`](Backend::bounds) has returned: the number that
@@ -218,7 +218,7 @@ impl NatsBackend {
             },
             timeout: Duration::from_secs(2),
             link: SharedConnection::default(),
-            identity: Identity::default(),
+            identity: Arc::default(),
             confirmations: Confirmations::default(),
             follower: Mutex::default(),
             reported: AtomicU64::new(0),
@@ -314,6 +314,11 @@ impl NatsBackend {
         if link.is_connected() { Ok(link) } else { Err(DISCONNECTED.into()) }
     }
 
+    /// Returns the JetStream stream of the log, for requests over `link`.
+    fn stream_over(&self, link: &Link) -> Stream {
+        Stream { link: link.clone(), config: Arc::new(self.config()) }
+    }
+
     /// Returns the configuration of the JetStream stream. The backend creates a missing stream with
     /// this configuration.
     fn config(&self) -> Config {
@@ -333,9 +338,8 @@ impl Backend for NatsBackend {
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.link.use_this_runtime();
-        let link = self.link().await?;
-        let config = self.config();
-        let (log, state) = self.identity.check(&Stream { link: &link, config: &config }).await?;
+        let stream = self.stream_over(&self.link().await?);
+        let (log, state) = self.identity.check(&stream).await?;
         self.reported.store(log.epoch, Relaxed);
         Ok(Bounds { epoch: log.epoch, evicted_through: log.evicted_through(&state), last: position(state.last) })
     }
@@ -355,8 +359,7 @@ impl Backend for NatsBackend {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let link = self.link().await?;
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
+        let stream = self.stream_over(&link);
         let (log, state) = self.identity.check(&stream).await?;
         let (mut evicted_through, last) = (log.evicted_through(&state), position(state.last));
         let mut page = Page { through: last, ..Page::default() };
@@ -395,8 +398,7 @@ impl Backend for NatsBackend {
             Some(follower) => follower.link.clone(),
             None => self.link().await?,
         };
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
+        let stream = self.stream_over(&link);
         let log = self.identity.known();
         let reported = self.reported.load(Relaxed);
         if log.is_some_and(|log| reported != 0 && reported != log.epoch) {

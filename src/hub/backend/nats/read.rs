@@ -36,14 +36,14 @@ const ONE_BY_ONE: Duration = Duration::from_secs(1);
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
 /// it ends at the last position in `state`, or at a newer message that has arrived since.
 pub(super) async fn read(
-    stream: &Stream<'_>,
+    stream: &Stream,
     state: &State,
     subjects: Vec<String>,
     after: Position,
     timeout_per_message: Duration,
 ) -> Result<Page, BoxError> {
     let consumer =
-        timeout(CONSUMER_TIMEOUT, consume(stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
+        timeout(CONSUMER_TIMEOUT, consume(&stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
     let Ok(Ok(consumer)) = consumer else {
         return read_one_by_one(stream, state, after).await;
     };
@@ -53,7 +53,7 @@ pub(super) async fn read(
     if count > 0 {
         let mut losses = stream.link.losses();
         let fetch =
-            consumer.fetch().max_messages(count).max_bytes(max_page_bytes(stream.link)).expires(timeout_per_message);
+            consumer.fetch().max_messages(count).max_bytes(max_page_bytes(&stream.link)).expires(timeout_per_message);
         let mut messages = stream.link.request(fetch.messages()).await?;
         let mut received = 0;
         while received < count as u64 && pending > 0 {
@@ -149,7 +149,7 @@ where
     }
 }
 
-async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) -> Result<Page, BoxError> {
+async fn read_one_by_one(stream: &Stream, state: &State, after: Position) -> Result<Page, BoxError> {
     let mut page = Page { through: after, ..Page::default() };
     let messages = next_messages(stream, sequence_after(after)).await?;
     for message in &messages {
@@ -169,7 +169,7 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
 /// deliver. The response to a single request contains the headers in Base64. A consumer delivers
 /// the headers as they are stored, and the client library ends the connection if it cannot parse
 /// them.
-pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
+pub(super) async fn next_messages(stream: &Stream, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     let begin = Instant::now();
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES && begin.elapsed() < ONE_BY_ONE {
