@@ -30,6 +30,8 @@ mod position;
 mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod shared_connection;
 #[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
 mod tls;
 

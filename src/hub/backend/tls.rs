@@ -39,7 +39,6 @@ pub(super) struct Files {
 }
 
 impl Tls {
-    #[cfg(feature = "postgres-tls")]
     pub(super) fn new(files: Files) -> Self {
         Self { files, system_roots: OnceLock::new() }
     }

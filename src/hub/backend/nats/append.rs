@@ -89,8 +89,7 @@ impl NatsBackend {
         let Some(Record { topic, kind, .. }) = records.first() else { return Err("there is nothing to add".into()) };
         let subject = message::subject(&self.config.name, topic);
         let subject = subject.ok_or("the name of the topic is too long for a subject of NATS")?;
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
+        let stream = self.stream_over(&link);
         // The caller may have the epoch of a newer log from another process.
         let has_epoch = |log: &KnownLog| condition.is_none_or(|condition| condition.epoch == log.epoch);
         let before = match self.identity.known().filter(has_epoch) {
@@ -147,7 +146,7 @@ impl NatsBackend {
     /// the request timeout of the backend has passed.
     async fn publish_if_unchanged(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         new: &NewMessage,
         condition: Unchanged,
     ) -> Result<Option<(KnownLog, u64)>, BoxError> {
@@ -159,7 +158,7 @@ impl NatsBackend {
                 message = message.expected_last_sequence(last);
             }
             // The expected sequence prevents a second copy, so the window does not matter.
-            match self.publish(stream.link, &new.subject, &message, None).await? {
+            match self.publish(&stream.link, &new.subject, &message, None).await? {
                 Published::Stored(sequence) => return Ok(Some((expected.log, sequence))),
                 Published::Refused { is_certain: false } => {
                     let sequence = stored_by_earlier_attempt(stream, new, expected.subject).await?;
@@ -184,7 +183,7 @@ impl NatsBackend {
     /// subject of the topic.
     async fn expected(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         subject: &str,
         condition: Unchanged,
     ) -> Result<Option<Expected>, BoxError> {
@@ -267,7 +266,7 @@ impl NatsBackend {
     /// Returns the epoch (the identity) of the log that has stored a message. `sequence` is the
     /// sequence of the message in the NATS stream, and `id` is its message id. Returns an error if
     /// the stream does not have this message.
-    async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
+    async fn log_of(&self, stream: &Stream, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
             let found = stream.get(sequence).await?;
@@ -290,11 +289,7 @@ impl NatsBackend {
 /// `before` is the sequence of the last message of the subject before the first attempt. If an
 /// attempt was successful, `new` is the next message of the subject after `before`. Returns `None`
 /// if the next message is another one, and an error if the stream has no next message.
-async fn stored_by_earlier_attempt(
-    stream: &Stream<'_>,
-    new: &NewMessage,
-    before: u64,
-) -> Result<Option<u64>, BoxError> {
+async fn stored_by_earlier_attempt(stream: &Stream, new: &NewMessage, before: u64) -> Result<Option<u64>, BoxError> {
     // Both attempts have the same expected sequence, so no other message of the subject is between
     // `before` and this message.
     match stream.next_of(&new.subject, before.saturating_add(1)).await? {

@@ -11,7 +11,7 @@ use super::{
     identity::{Identity, KnownLog, Witness, Witnesses},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
-    read::next_messages,
+    read::{next_messages, report_holes},
     stream::Stream,
 };
 use crate::{
@@ -21,13 +21,11 @@ use crate::{
 use async_nats::jetstream::consumer::pull;
 use std::{
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::{
-    runtime::Handle,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
 /// The interval of the requests for new messages by the follower, the task that reads the NATS
@@ -41,6 +39,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// The number of consecutive failed attempts to create a NATS consumer after which `follow` returns
 /// an error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
+
+/// The time without a new message after which the follower checks whether the newest messages were
+/// deleted. The consumer does not report deleted messages.
+const UNTIL_END_CHECK: Duration = Duration::from_secs(1);
 
 /// Reads the new messages of a log in a NATS stream for the hub, in pages of up to 1,000 messages.
 pub(super) struct Follower {
@@ -58,7 +60,6 @@ pub(super) struct Follower {
     /// of the next read). The previous page ended before it, because a page can report missing
     /// messages only at its beginning.
     next: Option<Stored>,
-    runtime: Handle,
 }
 
 enum Source {
@@ -102,7 +103,7 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 impl Follower {
     /// Creates a follower, which reads the new messages of `log`. Its first page (the result of its
     /// first read) begins after the position `after`.
-    pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
+    pub(super) fn new(stream: &Stream, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
             epoch: log.epoch,
@@ -113,13 +114,12 @@ impl Follower {
             // then.
             losses: stream.link.losses(),
             next: None,
-            runtime: Handle::current(),
         };
         follower.start(stream, Duration::ZERO, 0);
         follower
     }
 
-    fn start(&mut self, stream: &Stream<'_>, pause: Duration, failures: u32) {
+    fn start(&mut self, stream: &Stream, pause: Duration, failures: u32) {
         let (link, name, from) = (stream.link.clone(), stream.name().to_owned(), sequence_after(self.after));
         let starting = async move {
             sleep(pause).await;
@@ -134,19 +134,26 @@ impl Follower {
     /// connection of this follower, which is in the field [`link`](Self::link).
     pub(super) async fn page(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
         confirmations: &Confirmations,
     ) -> Result<Page, BoxError> {
         loop {
             let page = match &mut self.source {
-                Source::Consumer(_) => match self.receive_page(stream, confirmations).await {
-                    Ok(page) => Some(page),
-                    Err(error) => {
+                // While messages of other programs arrive all the time, the hub sends no request
+                // that adds the mark.
+                Source::Consumer(_) if identity.is_mark_due() => {
+                    expect_epoch(self.epoch, &identity.check(stream).await?.0)?;
+                    None
+                }
+                Source::Consumer(_) => match timeout(UNTIL_END_CHECK, self.receive_page(stream, confirmations)).await {
+                    Ok(Ok(page)) => Some(page),
+                    Ok(Err(error)) => {
                         confirmations.set_following(false);
                         self.source = Source::Failed(Some(error));
                         None
                     }
+                    Err(_) => self.deleted_end(stream, identity).await?,
                 },
                 Source::Failed(error) => {
                     let error = error.take();
@@ -204,8 +211,8 @@ impl Follower {
     /// them as a page. Returns `None` if there are no new messages.
     async fn read_page(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
     ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         let messages = next_messages(stream, sequence_after(self.after)).await?;
         if messages.is_empty() {
@@ -220,8 +227,8 @@ impl Follower {
     /// second until the NATS client is connected again.
     async fn read_past_failure(
         &mut self,
-        stream: &Stream<'_>,
-        identity: &Identity,
+        stream: &Stream,
+        identity: &Arc<Identity>,
     ) -> Result<Option<(Page, Witnesses)>, BoxError> {
         self.losses.reconnected_soon().await?;
         self.losses = stream.link.losses();
@@ -233,7 +240,7 @@ impl Follower {
         self.fill_page(stream, messages).map(Some)
     }
 
-    fn fill_page(&mut self, stream: &Stream<'_>, messages: Vec<Stored>) -> Result<(Page, Witnesses), BoxError> {
+    fn fill_page(&mut self, stream: &Stream, messages: Vec<Stored>) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
         for message in messages {
             if !page.add(stream.name(), &mut self.log, &message)? {
@@ -245,7 +252,7 @@ impl Follower {
 
     async fn receive_page(
         &mut self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         confirmations: &Confirmations,
     ) -> Result<(Page, Witnesses), BoxError> {
         let mut page = self.new_page();
@@ -277,6 +284,28 @@ impl Follower {
         Ok((page.page, page.witnesses))
     }
 
+    /// Returns a page without records if all messages after the last page were deleted or evicted.
+    /// Returns `None` if the stream has no message after the last page, or retains such a message.
+    async fn deleted_end(
+        &mut self,
+        stream: &Stream,
+        identity: &Arc<Identity>,
+    ) -> Result<Option<(Page, Witnesses)>, BoxError> {
+        // While no new messages arrive, the hub asks for the end of the log every two seconds.
+        if identity.known().is_none_or(|known| known.newest <= sequence(self.after)) {
+            return Ok(None);
+        }
+        let (state, holes) = stream.state_with_holes().await?;
+        expect_log(stream, identity, self.epoch).await?;
+        let end = position(state.last);
+        let mut page = self.new_page().page;
+        (page.evicted_through, page.through) = (self.log.evicted_through(&state), end);
+        report_holes(&mut page, self.after, &holes);
+        let is_deleted = self.after < end && page.evicted_through == end;
+        page.through = end;
+        Ok(is_deleted.then(|| (page, Witnesses::default())))
+    }
+
     fn new_page(&self) -> NewPage {
         let page = Page { epoch: self.epoch, through: self.after, ..Page::default() };
         NewPage { page, after: self.after, count: 0, witnesses: Witnesses::default() }
@@ -305,8 +334,12 @@ impl Follower {
 
 /// Returns an error if the NATS stream does not hold the log with this epoch any more. The epoch
 /// identifies one lifetime of a log.
-async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
-    if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
+async fn expect_log(stream: &Stream, identity: &Arc<Identity>, epoch: u64) -> Result<(), BoxError> {
+    expect_epoch(epoch, &identity.check_witness(stream).await?)
+}
+
+fn expect_epoch(epoch: u64, log: &KnownLog) -> Result<(), BoxError> {
+    if log.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
 }
 
 impl Consumer {
@@ -358,7 +391,7 @@ impl Drop for Follower {
     fn drop(&mut self) {
         // Dropping a consumer of `async_nats` spawns a task, which needs a runtime. The hub may be
         // dropped outside of any runtime.
-        let _inside = self.runtime.enter();
+        let _inside = self.link.runtime.enter();
         self.source = Source::Starting(Box::pin(std::future::pending()), 0);
     }
 }

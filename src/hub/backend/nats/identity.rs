@@ -69,7 +69,8 @@ const MAX_ID_BYTES: usize = 1024;
 const REPLACES: &str = "Tower-Sse-Replaces";
 
 /// The header of a mark with the sequence of the last event before the mark, which is no event
-/// itself. The first mark of a log does not have this header.
+/// itself. The first mark of a log does not have this header, and neither does a mark that was
+/// added while other messages arrived.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The local node's knowledge of the log in the JetStream stream: the id, the newest sequence, the
@@ -84,8 +85,8 @@ pub(super) struct KnownLog {
     /// every mark before the local node connected.
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark. All messages between this event and
-    /// the newest mark are marks, too. If the newest mark begins the log, the log has no earlier
-    /// event, and this is the sequence of the mark itself.
+    /// the newest mark are marks, too. If the newest mark begins the log, or was added while other
+    /// messages arrived, this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
@@ -229,6 +230,12 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
+    /// Returns `true` if the local node has to add one more mark, so that retention does not remove
+    /// all of them.
+    fn is_mark_due(&self) -> bool {
+        self.max_age.is_some() && self.renewal <= Instant::now()
+    }
+
     /// Handles a mark (a message that identifies the log) that the follower has read. If the mark
     /// has the log id of `self`, and a greater sequence than the newest mark in `self`, this mark
     /// becomes the newest mark in `self`. Returns `true`, unless the mark has a greater sequence
@@ -299,8 +306,8 @@ enum Verdict {
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
     /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check usually
-    /// fetches only the small witness from the JetStream stream: the latest remembered message of
-    /// at most 4,096 bytes. If the stream still has this message, it still holds the same log.
+    /// fetches only two messages from the JetStream stream: the small witness, which is the latest
+    /// remembered message of at most 4,096 bytes, and the newest mark.
     witness_checks: SharedCheck<KnownLog>,
     /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
     /// the last sequence, the remembered messages and the newest mark of the log with those of the
@@ -315,6 +322,12 @@ impl Identity {
 
     pub(super) fn known(&self) -> Option<KnownLog> {
         self.lock().clone()
+    }
+
+    /// Returns `true` if the next complete [`check`](Self::check) adds one more mark, a message
+    /// that identifies the log.
+    pub(super) fn is_mark_due(&self) -> bool {
+        self.lock().as_ref().is_some_and(KnownLog::is_mark_due)
     }
 
     /// Records that the follower, the task that reads new messages, has read the log up to the
@@ -359,25 +372,37 @@ impl Identity {
     }
 
     /// Returns the current log of the JetStream stream, from a check that begins after this call.
-    /// If the stream still has the small witness, a message of at most 4,096 bytes that the local
-    /// node remembers, the result is the log that the node has used so far. If not, a complete
-    /// [`check`](Self::check) decides.
+    /// The result is the log that the node has used so far if the stream has no newer mark of
+    /// another log, and still has the small witness, a message of at most 4,096 bytes that the
+    /// local node remembers. If not, a complete [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
-    pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
-        let check_witness = async {
-            if let Some(known) = self.known().filter(|known| !known.is_truncated) {
-                if let Some(witness) = known.witnesses.small {
-                    let found = stream.get(witness.sequence).await?;
-                    if found.is_some_and(|found| witness.is(&found)) {
-                        return Ok(known);
-                    }
+    pub(super) async fn check_witness(self: &Arc<Self>, stream: &Stream) -> Result<KnownLog, BoxError> {
+        let check = || {
+            let (identity, stream) = (Arc::clone(self), stream.clone());
+            async move {
+                match identity.known_by_witness(&stream).await? {
+                    Some(known) => Ok(known),
+                    None => Ok(identity.check(&stream).await?.0),
                 }
             }
-            Ok(self.check(stream).await?.0)
         };
-        self.witness_checks.run(check_witness).await
+        self.witness_checks.run(&stream.link.runtime, check).await
+    }
+
+    /// Returns the log that the local node has used so far if the JetStream stream has no newer
+    /// mark of another log, and still has the small witness. Otherwise returns `None`.
+    async fn known_by_witness(&self, stream: &Stream) -> Result<Option<KnownLog>, BoxError> {
+        let Some(known) = self.known().filter(|known| !known.is_truncated) else { return Ok(None) };
+        let Some(witness) = known.witnesses.small else { return Ok(None) };
+        if !stream.get(witness.sequence).await?.is_some_and(|found| witness.is(&found)) {
+            return Ok(None);
+        }
+        // Another log can begin after the witness.
+        let mark = last_mark(stream).await?;
+        let is_same = mark.is_none_or(|mark| mark.sequence <= known.mark || mark.id == known.id);
+        Ok(is_same.then_some(known))
     }
 
     /// Checks whether the JetStream stream still holds the log that the local node has used so far.
@@ -386,12 +411,15 @@ impl Identity {
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages of the log, or was
     /// replaced, begins a new log with another epoch in the stream.
-    pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // The future of `find` is large, and several other futures contain this one.
-        self.checks.run(Box::pin(self.find(stream))).await
+    pub(super) async fn check(self: &Arc<Self>, stream: &Stream) -> Result<(KnownLog, State), BoxError> {
+        let find = || {
+            let (identity, stream) = (Arc::clone(self), stream.clone());
+            async move { identity.find(&stream).await }
+        };
+        self.checks.run(&stream.link.runtime, find).await
     }
 
-    async fn find(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
+    async fn find(&self, stream: &Stream) -> Result<(KnownLog, State), BoxError> {
         // Read the known log before the state of the stream, so that it cannot be newer than that
         // state.
         let known = self.known();
@@ -437,7 +465,7 @@ impl Identity {
 
     /// Compares the known log with the JetStream stream: the greatest sequence that the local node
     /// has seen, and the remembered messages.
-    async fn compare(&self, stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
+    async fn compare(&self, stream: &Stream, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
         if known.is_truncated {
             return Ok(Verdict::Different);
         }
@@ -471,7 +499,7 @@ impl Identity {
     /// the stream with this log.
     async fn adopt(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         before: Option<u64>,
         mark: Mark,
         state: &State,
@@ -504,7 +532,7 @@ impl Identity {
     /// stream is empty or if retention could soon remove all marks.
     async fn keep(
         &self,
-        stream: &Stream<'_>,
+        stream: &Stream,
         known: KnownLog,
         mark: Option<Mark>,
         state: &State,
@@ -517,20 +545,15 @@ impl Identity {
             self.note_message(known.epoch, state.last, witness.into());
         }
 
-        let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
-        if is_due || state.messages == 0 {
-            // Publishing fails if there is a newer message by now, or if the stream is full and
-            // rejects messages. A later check then tries again.
-            let last_event = if state.last == known.mark { known.last_event } else { state.last };
-            let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
-                .header(LAST_EVENT, last_event.to_string())
-                .expected_last_sequence(state.last);
-            let renewed = publish(stream, renewal).await.ok().flatten();
+        if known.is_mark_due() || state.messages == 0 {
+            // Publishing fails if the stream is full and rejects messages. A later check then tries
+            // again.
+            let renewed = renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
                 let pause = match renewed {
-                    Some(mark) => {
-                        (now.mark, now.last_event) = (mark, last_event);
+                    Some(renewed) => {
+                        (now.mark, now.last_event) = renewed;
                         state.max_age.unwrap_or_default() / 2
                     }
                     None => RENEWAL_PAUSE,
@@ -540,6 +563,7 @@ impl Identity {
         }
         let mut now = self.lock();
         let now = now.as_mut().filter(|now| now.epoch == known.epoch).ok_or("the log was replaced meanwhile")?;
+        now.max_age = state.max_age;
         if let Some(mark) = mark.filter(|mark| mark.sequence > now.mark) {
             (now.mark, now.last_event) = (mark.sequence, mark.last_event);
         }
@@ -553,7 +577,7 @@ impl Identity {
 /// Returns the mark (the message that identifies the log) of a JetStream stream that the local node
 /// has not used yet. If retention has removed all marks, returns an unpublished mark with the log
 /// id from a header of another message. If the stream has no log, begins one, and returns its mark.
-async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
+async fn first(stream: &Stream, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
     }
@@ -572,7 +596,7 @@ const MAX_EXAMINED: usize = 32;
 /// messages names a log. Also returns `None` if the first message of the stream was never removed.
 /// Such a stream never had a mark. If its messages name a log, this log was in an earlier stream
 /// with the same name, and is lost.
-async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+async fn named_by_messages(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
     // that does not know yet that its log is lost.
@@ -593,7 +617,7 @@ async fn named_by_messages(stream: &Stream<'_>, state: &State) -> Result<Option<
 
 /// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
 /// JetStream stream. If no other node has begun the new log yet, this function begins it.
-async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
+async fn replace(stream: &Stream, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
         mark => begin(stream, Some(&lost.id), mark.map_or(0, |mark| mark.sequence)).await,
@@ -605,7 +629,7 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
 ///
 /// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
 /// then use that mark.
-async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
+async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
     if let Some(replaces) = replaces {
@@ -622,17 +646,41 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
+/// Adds one more mark of the log `known` to the JetStream stream. `mark` is the newest mark of the
+/// stream, and `state` is the state of the stream. Returns the sequence of the new mark and of the
+/// last event before it, or `None` if another node has added a mark meanwhile.
+async fn renew(
+    stream: &Stream,
+    known: &KnownLog,
+    mark: Option<&Mark>,
+    state: &State,
+) -> Result<Option<(u64, u64)>, BoxError> {
+    let last_event = if state.last == known.mark { known.last_event } else { state.last };
+    let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
+        .header(LAST_EVENT, last_event.to_string())
+        .expected_last_sequence(state.last);
+    if let Some(sequence) = publish(stream, renewal).await? {
+        return Ok(Some((sequence, last_event)));
+    }
+    // There is a newer message by now. If messages arrive all the time, no mark can expect to be
+    // the next message.
+    let newest = mark.map_or(0, |mark| mark.sequence);
+    let renewal =
+        mark_message(&format!("renew {} after {newest}", known.id), &known.id).expected_last_subject_sequence(newest);
+    Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence)))
+}
+
 /// Returns the newest mark of the JetStream stream, or `None` if the stream has no mark. `state` is
 /// the state of the stream.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if the stream has no message according
 /// to `state`.
-async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+async fn mark_of(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }
 
-async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
+async fn last_mark(stream: &Stream) -> Result<Option<Mark>, BoxError> {
     let message = stream.last_of(&message::mark_subject(stream.name())).await?;
     Ok(message.as_ref().map(Mark::read))
 }
@@ -640,7 +688,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
 /// Returns the newest message of the JetStream stream as a witness, a remembered message that
 /// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
 /// from a program other than a hub.
-async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
+async fn newest(stream: &Stream, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
     }
@@ -659,7 +707,7 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 /// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
 /// otherwise that of the newest message. If the stream has another last sequence when `mark`
 /// arrives, the server refuses `mark`, and this function returns `None`.
-async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
+async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
     let context = &stream.link.context;

@@ -17,7 +17,7 @@ use std::{
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 /// The interval of the pings that the NATS client sends. The client closes a connection after three
 /// unanswered pings, so it also detects a network that silently drops all packets.
@@ -125,7 +125,7 @@ impl Servers {
             .timeout(timeout_per_request * 4)
             .ack_timeout(timeout_per_request * 4)
             .build(client.clone());
-        Ok(Link { client, context, health, timeout_per_request })
+        Ok(Link { client, context, health, timeout_per_request, runtime: Handle::current() })
     }
 }
 
@@ -150,6 +150,8 @@ pub(super) struct Link {
     pub(super) context: Context,
     health: Arc<Health>,
     timeout_per_request: Duration,
+    /// The tokio runtime of the client's tasks, which is that of the hub.
+    pub(super) runtime: Handle,
 }
 
 #[derive(Default)]
@@ -181,6 +183,20 @@ impl Health {
 
     fn set_trouble_since(&self, when: Option<Instant>) {
         *self.trouble() = when;
+    }
+
+    /// Stores the current time, unless an earlier time is stored. Returns the time if it was
+    /// stored.
+    fn note_trouble(&self) -> Option<Instant> {
+        let mut trouble = self.trouble();
+        let since = trouble.is_none().then(Instant::now);
+        *trouble = trouble.or(since);
+        since
+    }
+
+    /// Removes a time that [`note_trouble`](Self::note_trouble) has stored.
+    fn forget_trouble(&self, since: Option<Instant>) {
+        let _removed = self.trouble().take_if(|current| Some(*current) == since);
     }
 
     fn trouble(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -303,10 +319,13 @@ impl Link {
             return answer;
         }
         if received() == before && self.is_connected() {
-            self.health.trouble().get_or_insert_with(Instant::now);
-            // The client's command queue may be full. The client's own pings then detect the dead
-            // connection.
-            let _is_full = timeout(Duration::ZERO, self.client.force_reconnect()).await;
+            // The time is set first, because the client resets it after the reconnect.
+            let since = self.health.note_trouble();
+            if timeout(Duration::ZERO, self.client.force_reconnect()).await.is_err() {
+                // The client's command queue is full, so it does not reconnect now. Its own pings
+                // detect a dead connection.
+                self.health.forget_trouble(since);
+            }
         }
         Err(format!("NATS has not answered in {:?}", self.timeout_per_request).into())
     }
@@ -315,6 +334,47 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use std::future::pending;
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+    };
+
+    /// Greets one client, and then reads nothing.
+    async fn stop_reading_after_greeting(listener: TcpListener) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        stream
+            .write_all(b"INFO {\"server_id\":\"a\",\"version\":\"2.9.10\",\"max_payload\":1048576}\r\n")
+            .await
+            .unwrap();
+        let mut line = String::new();
+        while line != "PING\r\n" {
+            line.clear();
+            assert!(stream.read_line(&mut line).await.unwrap() > 0);
+        }
+        stream.write_all(b"PONG\r\n").await.unwrap();
+        pending().await
+    }
+
+    /// The client may recover without a reconnect, which would be the sign that it works again.
+    #[tokio::test]
+    async fn client_with_a_full_queue_does_not_become_stuck() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let servers = Servers::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        let server = tokio::spawn(stop_reading_after_greeting(listener));
+        let link = servers.connect(Duration::from_millis(500)).await.unwrap();
+        let payload = Bytes::from(vec![b'x'; 1 << 20]);
+        let publish = || link.client.publish("subject", payload.clone());
+        while let Ok(published) = timeout(Duration::from_millis(100), publish()).await {
+            published.unwrap();
+        }
+        link.soon(pending::<Result<(), BoxError>>()).await.unwrap_err();
+        assert!(link.is_connected());
+        assert_eq!(*link.health.trouble(), None);
+        server.abort();
+    }
 
     fn urls(servers: &Servers) -> Vec<String> {
         servers.addresses.iter().map(|address| address.as_url_str().to_owned()).collect()

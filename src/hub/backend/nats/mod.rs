@@ -22,7 +22,7 @@ use self::{
     message::position,
     stream::Stream,
 };
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, shared_connection::SharedConnection};
 use crate::BoxError;
 use async_nats::jetstream::stream::Config;
 use std::{
@@ -32,7 +32,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::sync::Mutex;
 
 /// A log, the ordered list of the events of all topics, in one
 /// [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream, server 2.9 or
@@ -77,8 +77,9 @@ use tokio::{sync::Mutex, time::timeout};
 /// restore a copy of the stream while no node runs, begin a new log yourself:
 /// `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
-/// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
-/// retention, before the client received them.
+/// A client gets a gap for messages that were deleted from the stream, or removed by retention,
+/// before the client received them. If the newest messages were deleted, the client gets the gap
+/// within four seconds.
 ///
 /// **Once.** If a response is late, or the connection is lost, the backend sends the message again
 /// with the same message id. The server stores the message once. The server detects duplicates only
@@ -87,7 +88,10 @@ use tokio::{sync::Mutex, time::timeout};
 /// [timeouts](Self::timeout), whichever is longer, but at most the maximum age of messages. If
 /// `publish` returns an error, the events may already be in the log, or appear a little later. They
 /// are certainly not in the log if the error says that the server refused them. An application that
-/// publishes the same events again after another error can therefore store them twice.
+/// publishes the same events again after another error can therefore store them twice. The client
+/// library sends a message that is in its queue when the connection is lost after the reconnect. So
+/// the stream can have a second copy if an earlier copy was stored, its response was lost, and the
+/// reconnect takes longer than the `duplicate_window`.
 ///
 /// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) compares and appends in
 /// one step: the server stores the new message only if the topic has no newer message than the
@@ -128,11 +132,11 @@ use tokio::{sync::Mutex, time::timeout};
 /// read of several topics reads all topics.
 ///
 /// Publishing takes one request if the process also receives the message from the stream within 5
-/// milliseconds after the acknowledgement. Otherwise publishing takes a second request, to check
-/// the log. Concurrent publishers share this request. The received message, or the check, proves
+/// milliseconds after the acknowledgement. Otherwise publishing takes two more requests, to check
+/// the log. Concurrent publishers share these requests. The received message, or the check, proves
 /// which log has stored the message. The acknowledgement does not: another log may just have
-/// replaced the log in the stream. `append_if_unchanged` takes three more requests before it
-/// publishes, and a fourth if messages were deleted from the middle of the stream.
+/// replaced the log in the stream. `append_if_unchanged` takes four more requests before it
+/// publishes, and a fifth if messages were deleted from the middle of the stream.
 ///
 /// After about three seconds without a byte from the server, the NATS client reconnects, to any of
 /// the servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of
@@ -167,8 +171,9 @@ pub struct NatsBackend {
     servers: Servers,
     config: Config,
     timeout: Duration,
-    link: Mutex<Option<Link>>,
-    identity: Identity,
+    /// The connection to NATS that all requests of this process share, also those of the follower.
+    link: SharedConnection<Link, Arc<str>>,
+    identity: Arc<Identity>,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
     /// The epoch that the last call of [`bounds`](Backend::bounds) has returned: the number that
@@ -212,8 +217,8 @@ impl NatsBackend {
                 ..Config::default()
             },
             timeout: Duration::from_secs(2),
-            link: Mutex::default(),
-            identity: Identity::default(),
+            link: SharedConnection::default(),
+            identity: Arc::default(),
             confirmations: Confirmations::default(),
             follower: Mutex::default(),
             reported: AtomicU64::new(0),
@@ -300,17 +305,18 @@ impl NatsBackend {
     /// longer tries to reconnect. Returns an error immediately while the client reconnects: a
     /// request does not wait for a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
-        let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
-        match &*kept {
-            Some(link) if link.is_stuck() => {}
-            Some(link) if link.is_connected() => return Ok(link.clone()),
-            Some(_) => return Err(DISCONNECTED.into()),
-            None => {}
-        }
-        *kept = None;
-        // The future is boxed because it is large and rarely needed.
-        let link = Box::pin(self.servers.connect(self.timeout)).await?;
-        Ok(kept.insert(link).clone())
+        self.link.close_if(Link::is_stuck);
+        let open = || {
+            let (servers, timeout) = (self.servers.clone(), self.timeout);
+            async move { servers.connect(timeout).await.map_err(|error| error.to_string().into()) }
+        };
+        let link = self.link.get(open).await.map_err(|error| error.to_string())?;
+        if link.is_connected() { Ok(link) } else { Err(DISCONNECTED.into()) }
+    }
+
+    /// Returns the JetStream stream of the log, for requests over `link`.
+    fn stream_over(&self, link: &Link) -> Stream {
+        Stream { link: link.clone(), config: Arc::new(self.config()) }
     }
 
     /// Returns the configuration of the JetStream stream. The backend creates a missing stream with
@@ -331,9 +337,9 @@ impl Backend for NatsBackend {
     const ID_FORMAT: IdFormat = IdFormat::Messages;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let link = self.link().await?;
-        let config = self.config();
-        let (log, state) = self.identity.check(&Stream { link: &link, config: &config }).await?;
+        self.link.use_this_runtime();
+        let stream = self.stream_over(&self.link().await?);
+        let (log, state) = self.identity.check(&stream).await?;
         self.reported.store(log.epoch, Relaxed);
         Ok(Bounds { epoch: log.epoch, evicted_through: log.evicted_through(&state), last: position(state.last) })
     }
@@ -353,8 +359,7 @@ impl Backend for NatsBackend {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let link = self.link().await?;
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
+        let stream = self.stream_over(&link);
         let (log, state) = self.identity.check(&stream).await?;
         let (mut evicted_through, last) = (log.evicted_through(&state), position(state.last));
         let mut page = Page { through: last, ..Page::default() };
@@ -393,8 +398,7 @@ impl Backend for NatsBackend {
             Some(follower) => follower.link.clone(),
             None => self.link().await?,
         };
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
+        let stream = self.stream_over(&link);
         let log = self.identity.known();
         let reported = self.reported.load(Relaxed);
         if log.is_some_and(|log| reported != 0 && reported != log.epoch) {

@@ -4,7 +4,7 @@
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
     link::Losses,
-    message::{self, Delivered, Stored, position, sequence_after},
+    message::{self, Delivered, Stored, position, sequence, sequence_after},
     stream::{State, Stream},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     hub::backend::{Page, Position},
 };
 use async_nats::{client::Request, jetstream::consumer::pull};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
@@ -36,14 +36,14 @@ const ONE_BY_ONE: Duration = Duration::from_secs(1);
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
 /// it ends at the last position in `state`, or at a newer message that has arrived since.
 pub(super) async fn read(
-    stream: &Stream<'_>,
+    stream: &Stream,
     state: &State,
     subjects: Vec<String>,
     after: Position,
     timeout_per_message: Duration,
 ) -> Result<Page, BoxError> {
     let consumer =
-        timeout(CONSUMER_TIMEOUT, consume(stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
+        timeout(CONSUMER_TIMEOUT, consume(&stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
     let Ok(Ok(consumer)) = consumer else {
         return read_one_by_one(stream, state, after).await;
     };
@@ -53,7 +53,7 @@ pub(super) async fn read(
     if count > 0 {
         let mut losses = stream.link.losses();
         let fetch =
-            consumer.fetch().max_messages(count).max_bytes(max_page_bytes(stream.link)).expires(timeout_per_message);
+            consumer.fetch().max_messages(count).max_bytes(max_page_bytes(&stream.link)).expires(timeout_per_message);
         let mut messages = stream.link.request(fetch.messages()).await?;
         let mut received = 0;
         while received < count as u64 && pending > 0 {
@@ -73,7 +73,12 @@ pub(super) async fn read(
             message::add(&mut page, after, stream.name(), &delivered.stored);
         }
     }
-    if pending == 0 && (state.replicas <= 1 || add_rest(stream, state, &subjects, after, &mut page).await?) {
+    let request = |subject: &str, from| {
+        let subject = subject.to_owned();
+        async move { stream.next_of(&subject, from).await }
+    };
+    let log = (stream.name(), state.last);
+    if pending == 0 && (state.replicas <= 1 || add_rest(request, log, &subjects, after, &mut page).await?) {
         page.through = page.through.max(position(state.last));
     }
     // If the deletion fails, the server deletes the consumer after its inactivity timeout.
@@ -99,42 +104,52 @@ async fn next_delivered(
     Ok(delivered)
 }
 
-/// Extends `page`, the result of one read, by the next messages of `subjects`, up to the last
-/// sequence of the JetStream stream in `state`. Returns `false` if the page becomes full before it
-/// contains all of these messages.
+/// Extends `page`, the result of one read, by the next messages of `subjects`, up to the sequence
+/// `last`. Returns `false` if the page becomes full before it contains all of these messages.
+/// `request` returns the first message of a subject from a sequence on.
 ///
 /// The consumer that has delivered the page can run on another server than the leader of the
 /// stream. The server of the consumer may not have the newest messages yet. The leader has them,
 /// and returns them one by one.
-async fn add_rest(
-    stream: &Stream<'_>,
-    state: &State,
+async fn add_rest<F>(
+    request: impl Fn(&str, u64) -> F,
+    (stream, last): (&str, u64),
     subjects: &[String],
     after: Position,
     page: &mut Page,
-) -> Result<bool, BoxError> {
+) -> Result<bool, BoxError>
+where
+    F: Future<Output = Result<Option<Stored>, BoxError>>,
+{
+    let begin = sequence(page.through);
+    // If fewer messages than subjects are left, requesting all messages takes fewer requests.
     let all = [">".to_owned()];
-    let subjects = if subjects.is_empty() { &all } else { subjects };
+    let is_few = last.saturating_sub(begin) < subjects.len() as u64;
+    let subjects = if subjects.is_empty() || is_few { &all } else { subjects };
+    // The next message of each subject, by its sequence.
+    let mut next = BTreeMap::new();
+    let mut ask = subjects.iter().map(|subject| (subject, begin)).collect::<Vec<_>>();
     let (mut count, mut bytes) = (0, 0);
     loop {
-        let from = sequence_after(page.through);
-        let mut next: Option<Stored> = None;
-        for subject in subjects {
-            let limit = next.as_ref().map_or(state.last, |next| next.sequence - 1);
-            let found = if from <= limit { stream.next_of(subject, from).await? } else { None };
-            next = found.filter(|found| found.sequence <= limit).or(next);
+        for (subject, before) in ask.drain(..) {
+            let found = match before.checked_add(1) {
+                Some(from) if from <= last => request(subject, from).await?,
+                _ => None,
+            };
+            next.extend(found.filter(|found| found.sequence <= last).map(|found| (found.sequence, (subject, found))));
         }
-        let Some(next) = next else { return Ok(true) };
+        let Some((sequence, (subject, found))) = next.pop_first() else { return Ok(true) };
         if count == PAGE_MESSAGES || bytes >= PAGE_BYTES {
             return Ok(false);
         }
-        message::add(page, after, stream.name(), &next);
+        message::add(page, after, stream, &found);
         count += 1;
-        bytes += next.payload.len();
+        bytes += found.payload.len();
+        ask.push((subject, sequence));
     }
 }
 
-async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) -> Result<Page, BoxError> {
+async fn read_one_by_one(stream: &Stream, state: &State, after: Position) -> Result<Page, BoxError> {
     let mut page = Page { through: after, ..Page::default() };
     let messages = next_messages(stream, sequence_after(after)).await?;
     for message in &messages {
@@ -154,7 +169,7 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
 /// deliver. The response to a single request contains the headers in Base64. A consumer delivers
 /// the headers as they are stored, and the client library ends the connection if it cannot parse
 /// them.
-pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
+pub(super) async fn next_messages(stream: &Stream, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     let begin = Instant::now();
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES && begin.elapsed() < ONE_BY_ONE {
@@ -193,11 +208,12 @@ pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::message::sequence, *};
+    use super::*;
     use crate::hub::backend::{Record, RecordKind};
     use arbtest::arbtest;
     use bytes::Bytes;
-    use std::collections::BTreeSet;
+    use std::{cell::Cell, collections::BTreeSet, future::ready};
+    use tokio::runtime::Builder;
 
     fn record() -> Record {
         Record { topic: "t".into(), kind: RecordKind::Event, event: Bytes::new() }
@@ -229,6 +245,47 @@ mod tests {
                 }
                 after = end;
             }
+            Ok(())
+        });
+    }
+
+    /// The leader of a stream has messages of a few subjects that the server of the consumer does
+    /// not have.
+    #[test]
+    fn rest_of_a_page_has_each_message_once_in_few_requests() {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        arbtest(|u| {
+            let topics: Vec<_> = (0..u.int_in_range(1..=8_u64)?).map(|n| n.to_string()).collect();
+            let subjects: Vec<_> = topics.iter().filter_map(|topic| message::subject("s", topic)).collect();
+            let length = u.int_in_range(0..=20_u64)?;
+            // The others of these messages are of topics that the page does not need.
+            let topic_of = (1..=length).map(|_| u.int_in_range(0..=15)).collect::<Result<Vec<usize>, _>>()?;
+            let last = u.int_in_range(0..=length)?;
+            let after = position(u.int_in_range(0..=length)?);
+            let requests = Cell::new(0);
+            let request = |subject: &str, from| {
+                requests.set(requests.get() + 1);
+                let subject_of = |sequence: u64| message::subject("s", &topic_of[sequence as usize - 1].to_string());
+                let is_found = |sequence: &u64| subject == ">" || subject_of(*sequence).as_deref() == Some(subject);
+                let found = (from..=length).find(is_found).map(|sequence| Stored {
+                    subject: subject_of(sequence).expect("the topic is short").into(),
+                    sequence,
+                    time: 0,
+                    headers: None,
+                    payload: Bytes::new(),
+                });
+                ready(Ok(found))
+            };
+            let mut page = Page { through: after, ..Page::default() };
+            let is_complete = runtime.block_on(add_rest(request, ("s", last), &subjects, after, &mut page));
+            assert!(is_complete.expect("no request fails"));
+            page.records.retain(|(_, record)| topics.iter().any(|topic| **topic == *record.topic));
+            let expected = (sequence(after) + 1..=last).filter(|n| topic_of[*n as usize - 1] < topics.len());
+            let expected: Vec<_> = expected.map(position).collect();
+            assert_eq!(page.records.iter().map(|(position, _)| *position).collect::<Vec<_>>(), expected);
+            let rest = last.saturating_sub(sequence(after)) as usize;
+            let most = if rest < topics.len() { rest } else { topics.len() + expected.len() };
+            assert!(requests.get() <= most, "{} requests", requests.get());
             Ok(())
         });
     }

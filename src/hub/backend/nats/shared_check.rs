@@ -2,66 +2,117 @@
 
 use crate::BoxError;
 use std::{
-    sync::{
-        Arc, Mutex as SyncMutex, PoisonError,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::{sync::Mutex, time::timeout};
-
-/// The maximum time that a caller waits for the checks of other callers. After this time, it shares
-/// a new check with later callers. Without this limit, a caller that is not polled would block the
-/// others.
-const MAX_WAIT: Duration = Duration::from_secs(3);
+use tokio::{runtime::Handle, sync::watch};
 
 /// Runs a check of whether the JetStream stream still holds the log that this process knows.
 /// Concurrent callers share one check.
 ///
 /// A caller gets the result of a check that began after its call, so the result is never older than
-/// the call. A caller that arrives during a check waits for the next check.
-pub(super) struct SharedCheck<T> {
-    begun: AtomicU64,
-    last: SyncMutex<Arc<Last<T>>>,
+/// the call. A caller that arrives during a check waits for the next check. The checks run in a
+/// task of their own, so a caller that is not polled does not block the others.
+pub(super) struct SharedCheck<T>(Arc<Mutex<State<T>>>);
+
+struct State<T> {
+    /// `true` while a task runs checks.
+    is_running: bool,
+    /// The check that begins next. `None` if no caller waits for it.
+    next: Option<Next<T>>,
 }
 
-/// The last check that has ended: its number (the checks are counted from 1), and its result.
-/// `None` before the first check has ended. The lock is held while a check runs.
-type Last<T> = Mutex<Option<Ended<T>>>;
+struct Next<T> {
+    check: Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>,
+    /// The channel to the callers that share the check.
+    result: watch::Sender<Shared<T>>,
+}
 
-type Ended<T> = (u64, Result<T, Arc<str>>);
+/// The result of a check, or `None` before the check has ended.
+type Shared<T> = Option<Result<T, Arc<str>>>;
 
 impl<T> Default for SharedCheck<T> {
     fn default() -> Self {
-        Self { begun: AtomicU64::new(0), last: SyncMutex::default() }
+        Self(Arc::new(Mutex::new(State { is_running: false, next: None })))
     }
 }
 
-impl<T: Clone> SharedCheck<T> {
-    pub(super) async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-        let before = self.begun.load(SeqCst);
-        let current = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut last = loop {
-            let shared = Arc::clone(&current());
-            if let Ok(last) = timeout(MAX_WAIT, Arc::clone(&shared).lock_owned()).await {
-                break last;
-            }
-            let mut current = current();
-            if Arc::ptr_eq(&current, &shared) {
-                *current = Arc::default();
-            }
-        };
-        let shared = last.as_ref().filter(|(number, _)| *number > before);
-        let result = match shared {
-            Some((_, result)) => result.clone(),
-            None => {
-                let number = self.begun.fetch_add(1, SeqCst) + 1;
-                let result = check.await.map_err(|error| Arc::from(error.to_string()));
-                *last = Some((number, result.clone()));
-                result
-            }
-        };
-        result.map_err(|error| error.to_string().into())
+fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Clone + Send + Sync + 'static> SharedCheck<T> {
+    /// Returns the result of the next check. `check` returns the future of the check if this is the
+    /// first caller that waits for the next check. The check runs in `runtime`.
+    pub(super) async fn run<F>(&self, runtime: &Handle, check: impl FnOnce() -> F) -> Result<T, BoxError>
+    where
+        F: Future<Output = Result<T, BoxError>> + Send + 'static,
+    {
+        let mut result = self.join(runtime, check);
+        match result.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
+            Some(result) => result.map_err(|error| error.to_string().into()),
+            None => Err("the task that checks the log was aborted".into()),
+        }
+    }
+
+    fn join<F>(&self, runtime: &Handle, check: impl FnOnce() -> F) -> watch::Receiver<Shared<T>>
+    where
+        F: Future<Output = Result<T, BoxError>> + Send + 'static,
+    {
+        let mut state = lock(&self.0);
+        if let Some(next) = &state.next {
+            return next.result.subscribe();
+        }
+        let (sender, result) = watch::channel(None);
+        state.next = Some(Next { check: Box::pin(check()), result: sender });
+        let starts = !mem::replace(&mut state.is_running, true);
+        drop(state);
+        if starts {
+            let running = Running { state: Arc::clone(&self.0), has_ended: false };
+            drop(runtime.spawn(running.run()));
+        }
+        result
+    }
+}
+
+/// A guard in the task that runs the checks. If the runtime shuts down and drops the task, the
+/// guard makes the waiting callers fail. The next caller then starts another task.
+///
+/// The guard must exist before the task is spawned, because a runtime can drop a task before it
+/// polls the task for the first time.
+struct Running<T> {
+    state: Arc<Mutex<State<T>>>,
+    has_ended: bool,
+}
+
+impl<T: Clone> Running<T> {
+    async fn run(mut self) {
+        while let Some(Next { check, result }) = self.next() {
+            let checked = check.await.map_err(|error| Arc::from(error.to_string()));
+            result.send_replace(Some(checked));
+        }
+    }
+
+    fn next(&mut self) -> Option<Next<T>> {
+        let mut state = lock(&self.state);
+        let next = state.next.take();
+        state.is_running = next.is_some();
+        self.has_ended = next.is_none();
+        next
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.is_running = false;
+        let aborted = state.next.take();
+        drop(state);
+        drop(aborted);
     }
 }
 
@@ -70,26 +121,33 @@ mod tests {
     use super::*;
     use std::{
         pin::pin,
-        sync::atomic::AtomicUsize,
-        task::{Context, Waker},
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        task::{Context, Poll, Waker},
+        time::Duration,
     };
-    use tokio::time::sleep;
+    use tokio::{
+        runtime::Builder,
+        time::{sleep, timeout},
+    };
 
     #[derive(Default)]
     struct Checks {
         shared: SharedCheck<usize>,
-        count: AtomicUsize,
+        count: Arc<AtomicUsize>,
         fails: bool,
     }
 
     impl Checks {
         async fn run(&self) -> Result<usize, BoxError> {
-            let check = async {
-                let number = self.count.fetch_add(1, SeqCst);
-                sleep(Duration::from_secs(1)).await;
-                if number == 2 && self.fails { Err("the third fails".into()) } else { Ok(number) }
+            let check = || {
+                let (count, fails) = (Arc::clone(&self.count), self.fails);
+                async move {
+                    let number = count.fetch_add(1, SeqCst);
+                    sleep(Duration::from_secs(1)).await;
+                    if number == 2 && fails { Err("the third fails".into()) } else { Ok(number) }
+                }
             };
-            self.shared.run(check).await
+            self.shared.run(&Handle::current(), check).await
         }
     }
 
@@ -109,15 +167,14 @@ mod tests {
         let checks = Checks::default();
         let mut stalled = pin!(checks.run());
         assert!(stalled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        let time = Duration::from_millis(1500);
+        sleep(Duration::from_millis(1)).await;
         let both = async { tokio::join!(checks.run(), checks.run()) };
-        let (one, other) = timeout(MAX_WAIT + time, both).await.expect("they run a check");
-        assert_eq!((one.unwrap(), other.unwrap()), (1, 1), "they share it");
-        assert_eq!(timeout(time, checks.run()).await.expect("it does not wait").unwrap(), 2);
+        let (one, other) = timeout(Duration::from_millis(2500), both).await.expect("they wait for two checks");
+        assert_eq!((one.unwrap(), other.unwrap()), (1, 1), "they share the second check");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failed_or_dropped_check_delays_others_once() {
+    async fn dropped_caller_and_failed_check_delay_others_once() {
         let checks = Checks { fails: true, ..Checks::default() };
         let tick = Duration::from_millis(1);
         let (dropped, waiting) = tokio::join!(timeout(tick, checks.run()), async {
@@ -126,8 +183,24 @@ mod tests {
         });
         assert!(dropped.is_err());
         assert_eq!(waiting.unwrap(), 1);
-        let (one, other) = tokio::join!(checks.run(), checks.run());
-        let other = other.map_err(|error| error.to_string());
-        assert_eq!((one.unwrap_err().to_string(), other), ("the third fails".to_owned(), Ok(3)));
+        assert_eq!(checks.run().await.unwrap_err().to_string(), "the third fails");
+        assert_eq!(checks.run().await.unwrap(), 3);
+    }
+
+    /// A runtime that shuts down can drop the task before it polls it for the first time.
+    #[test]
+    fn caller_after_an_aborted_check_starts_another() {
+        let checks = Checks::default();
+        for _ in 0..2 {
+            let mut caller = pin!(checks.run());
+            let mut poll = || caller.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let runtime = Builder::new_current_thread().build().unwrap();
+            let entered = runtime.enter();
+            assert!(poll().is_pending());
+            drop(entered);
+            drop(runtime);
+            let Poll::Ready(Err(error)) = poll() else { panic!("the caller still waits") };
+            assert_eq!(error.to_string(), "the task that checks the log was aborted");
+        }
     }
 }

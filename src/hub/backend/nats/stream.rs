@@ -13,7 +13,7 @@ use async_nats::jetstream::{
     stream::{self, Config, RawMessage},
 };
 use serde_json::{Value, json};
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// The time to wait before a JetStream stream that was deleted is created again with the same name.
@@ -28,9 +28,10 @@ const DELETION: Duration = Duration::from_secs(1);
 const NO_MESSAGE: u64 = 10_037;
 
 /// Sends requests about one JetStream stream over one connection to NATS.
-pub(super) struct Stream<'a> {
-    pub(super) link: &'a Link,
-    pub(super) config: &'a Config,
+#[derive(Clone)]
+pub(super) struct Stream {
+    pub(super) link: Link,
+    pub(super) config: Arc<Config>,
 }
 
 /// The state of a JetStream stream at one moment: the range of its sequences, the number of its
@@ -72,7 +73,7 @@ impl State {
     }
 }
 
-impl Stream<'_> {
+impl Stream {
     pub(super) fn name(&self) -> &str {
         &self.config.name
     }
@@ -95,7 +96,7 @@ impl Stream<'_> {
             info = self.info(&Value::Null).await;
         }
         if let Err(RequestError::Refused { code: 404, .. }) = info {
-            let created = self.link.request(self.link.context.create_stream(self.config.clone())).await;
+            let created = self.link.request(self.link.context.create_stream((*self.config).clone())).await;
             // Another node may have created the stream in the meantime.
             info = self.info(&Value::Null).await;
             if let (Err(_), Err(error)) = (&info, created) {
@@ -157,7 +158,7 @@ impl Stream<'_> {
     }
 
     async fn message_with_interval(&self, interval: Duration, request: &Value) -> Result<Option<Stored>, BoxError> {
-        match send(self.link, interval, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
+        match send(&self.link, interval, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone().into(), message.sequence);
@@ -171,7 +172,7 @@ impl Stream<'_> {
     }
 
     async fn info(&self, request: &Value) -> Result<Value, RequestError> {
-        send(self.link, RETRY_INTERVAL, &format!("STREAM.INFO.{}", self.name()), request).await
+        send(&self.link, RETRY_INTERVAL, &format!("STREAM.INFO.{}", self.name()), request).await
     }
 }
 

@@ -50,21 +50,22 @@ const REGIONS: Range<u64> = 5 << 16..15 << 16;
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A Redis server: its address, or the name of a master whose address the sentinels know, and the
-/// settings for connections to it.
+/// settings for connections to it. Clones share the knowledge of sentinels and redirects.
+#[derive(Clone)]
 pub(super) struct Server {
     address: Address,
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
-    pub(super) tls: Option<Tls>,
+    pub(super) tls: Option<Arc<Tls>>,
     /// The sentinels that know the address of the master. If there are sentinels, `address`
     /// contains the name of the master instead of an address.
     pub(super) sentinels: Vec<Server>,
     /// The index of the sentinel that has last led to a connection. The next connection attempt
     /// asks this sentinel first.
-    sentinel: AtomicUsize,
+    sentinel: Arc<AtomicUsize>,
     /// The address of the cluster node that has the Redis stream, as a server has reported it in a
     /// `MOVED` error. `None` before the first such error.
-    moved: Mutex<Option<Address>>,
+    moved: Arc<Mutex<Option<Address>>>,
 }
 
 #[derive(Clone)]
@@ -101,10 +102,10 @@ impl Server {
             address,
             settings: info.redis_settings().clone(),
             #[cfg(feature = "redis-tls")]
-            tls: secured.map(|_| Tls::default()),
+            tls: secured.map(|_| Arc::default()),
             sentinels: Vec::new(),
-            sentinel: AtomicUsize::new(0),
-            moved: Mutex::default(),
+            sentinel: Arc::default(),
+            moved: Arc::default(),
         })
     }
 
@@ -232,7 +233,7 @@ impl Server {
             // The name is optional: the user may have no permission for `CLIENT SETNAME`.
             _ => {
                 let region = if name == COMMANDS { region(&mut commands).await? } else { 0 };
-                Ok(Connection { commands, region, _driver: driver })
+                Ok(Connection { commands, region, driver })
             }
         }
     }
@@ -296,7 +297,7 @@ impl Server {
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
     region: u64,
-    _driver: Arc<Driver>,
+    driver: Arc<Driver>,
 }
 
 impl Connection {
@@ -305,6 +306,11 @@ impl Connection {
     /// masters hardly ever issue the same entry id. 0 if the connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
+    }
+
+    /// Returns `true` if both values are clones of one connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
     }
 }
 
@@ -393,6 +399,12 @@ impl fmt::Display for RequestError {
             Some(source) => write!(f, "{}: {source}", self.what),
             None => f.write_str(&self.what),
         }
+    }
+}
+
+impl From<&'static str> for RequestError {
+    fn from(what: &'static str) -> Self {
+        Self::because(what)
     }
 }
 

@@ -50,7 +50,7 @@ impl RedisBackend {
                     if is_connection_error(&error) {
                         // The shared connection is probably broken too, and may not have reported
                         // it yet.
-                        self.disconnect(None).await;
+                        self.commands.close_if(|_| true);
                     }
                     return Err(self.error(error).into());
                 }
@@ -80,8 +80,8 @@ impl RedisBackend {
     /// `after`.
     ///
     /// Returns a page without records, which reports a loss to the hub, if all entries after
-    /// `after` were evicted or lost. Returns `None` if there is nothing to report to the hub.
-    /// Returns an error if another log has replaced the log.
+    /// `after` were evicted, deleted or lost. Returns `None` if there is nothing to report to the
+    /// hub. Returns an error if another log has replaced the log.
     async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
         // Read the known watermark before the request. An entry that another task appends during
         // the request is then not mistaken for a loss.
@@ -91,8 +91,7 @@ impl RedisBackend {
         let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
         if newest > after {
             // If retained entries have arrived since, the caller reads them next.
-            let (evicted_through, newest, _) = self.ends().await?;
-            let is_empty = evicted_through >= newest && newest > after;
+            let is_empty = self.entries_after(after, 1).await?.is_empty();
             return Ok(is_empty.then(|| self.loss_page(newest)));
         }
         let is_mistake = entry_id::is_far_ahead(high_watermark, now);
@@ -118,7 +117,8 @@ impl RedisBackend {
         Ok((newest.map(|newest| entry_id::expect_position(&newest)).transpose()?, now))
     }
 
-    fn loss_page(&self, through: Position) -> Page {
+    /// Returns a page without records, which reports that the entries up to `through` are missing.
+    pub(super) fn loss_page(&self, through: Position) -> Page {
         self.raise_high_watermark(through);
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
@@ -137,7 +137,7 @@ impl RedisBackend {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };
         let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.region());
         mark.arg(entry_id::id(lost))
             .arg(entry_id::id(after))
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)

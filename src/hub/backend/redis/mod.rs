@@ -9,9 +9,13 @@ mod follower;
 pub mod fuzzing;
 mod losses;
 
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv};
+#[cfg(feature = "redis-tls")]
+use super::tls::{Files, Tls};
+use super::{
+    Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv, shared_connection::SharedConnection,
+};
 use crate::BoxError;
-use commands::{Command, Commands};
+use commands::Command;
 use connection::{Connection, RequestError, Server};
 use losses::Losses;
 use redis::{RedisError, Script, Value, cmd};
@@ -64,7 +68,8 @@ use tokio::sync::Mutex;
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
 /// - **`XDEL`**: each client that had not received the deleted entry gets a gap before the client's
-///   next event. The deletion is not detected if the next entry was added by software other than a
+///   next event. If the newest entry was deleted, the client gets the gap within a second. The
+///   deletion of another entry is not detected if the next entry was added by software other than a
 ///   hub.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
 ///   old stream. This includes clients that have received all of that stream. A process without new
@@ -109,7 +114,8 @@ use tokio::sync::Mutex;
 ///   process does not retain in memory any more. The second waits for new events.
 /// - Memory of the server: 25 to 55 bytes for each event, in addition to its topic and its text.
 ///   Memory of the process: the events that the hub [retains](crate::hub::Builder) for fan-out, and
-///   at most eight pages of about 64 KiB for clients that reconnect.
+///   at most eight pages for clients that reconnect. A page has about 64 KiB. If large events
+///   follow small ones, a page can have up to 1,024 large events.
 /// - Permissions of a Redis user: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
 ///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` is optional: it identifies the
 ///   server. Without `INFO`, the first sequence number of every millisecond is random for each
@@ -142,7 +148,7 @@ use tokio::sync::Mutex;
 pub struct RedisBackend {
     server: Server,
     #[cfg(feature = "redis-tls")]
-    tls_files: super::tls::Files,
+    tls_files: Files,
     stream: String,
     max_records: u64,
     max_age: Duration,
@@ -152,7 +158,9 @@ pub struct RedisBackend {
     bounds: Script,
     newest: Script,
     mark: Script,
-    commands: Mutex<Commands>,
+    /// The connection to Redis that all requests of this process share, except requests that wait
+    /// for new entries.
+    commands: SharedConnection<Connection, RequestError>,
     /// The connection to Redis that waits for new entries. A request takes the connection from
     /// here, and puts it back after the response. So the field is `None` while a request runs,
     /// before the first request, and after the connection is lost.
@@ -191,7 +199,7 @@ impl RedisBackend {
         Ok(Self {
             server: Server::parse(url.as_ref())?,
             #[cfg(feature = "redis-tls")]
-            tls_files: super::tls::Files::default(),
+            tls_files: Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),
@@ -205,7 +213,7 @@ impl RedisBackend {
             bounds: Script::new(concat!(include_str!("log.lua"), include_str!("bounds.lua"))),
             newest: Script::new(concat!(include_str!("log.lua"), include_str!("newest.lua"))),
             mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
-            commands: Mutex::default(),
+            commands: SharedConnection::default(),
             follower: Mutex::default(),
             entry_size: AtomicUsize::new(INITIAL_ENTRY_SIZE),
             high_watermark: AtomicU64::new(0),
@@ -272,7 +280,7 @@ impl RedisBackend {
     fn set_tls_files(&mut self) {
         let sentinels = self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut());
         for tls in self.server.tls.as_mut().into_iter().chain(sentinels) {
-            tls.files = self.tls_files.clone();
+            *tls = Arc::new(Tls::new(self.tls_files.clone()));
         }
     }
 
@@ -376,6 +384,13 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
+    /// Returns the first entries of the Redis stream after the position `after`, at most `count`.
+    async fn entries_after(&self, after: Position, count: usize) -> Result<Vec<Value>, RequestError> {
+        let mut range = cmd("XRANGE");
+        range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+").arg("COUNT").arg(count);
+        self.run(&Command::Plain(range)).await
+    }
+
     /// Returns the eviction watermark for a reader: the reader may have missed entries up to this
     /// position, because they were evicted or lost. `after` is the last position that the reader
     /// has read, and `batch` contains the entries that it gets next. If the result is `None`, or at
@@ -422,7 +437,7 @@ impl RedisBackend {
         let shared = self.shared_connection().await?;
         let mut append = script.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        append.arg(entry_id::id(self.high_watermark())).arg(shared.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
@@ -464,6 +479,7 @@ impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.commands.use_this_runtime();
         let high_watermark = self.high_watermark();
         let (evicted_through, newest, now) = self.ends().await?;
         if newest < high_watermark && entry_id::is_far_ahead(high_watermark, now) {
@@ -502,21 +518,16 @@ impl Backend for RedisBackend {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let topics: HashSet<_> = topics.iter().cloned().collect();
+        let mut end = None;
         loop {
             let entries = match after {
                 // No id follows the greatest position. `XRANGE` would return an error for it.
                 Position::MAX => Vec::new(),
-                _ => {
-                    let mut range = cmd("XRANGE");
-                    range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+");
-                    range.arg("COUNT").arg(self.count(PAGE_BYTES[0]));
-                    let entries = self.run(&Command::Plain(range)).await;
-                    entries.inspect_err(|error| {
-                        if error.is_timeout() {
-                            self.note_slow_read();
-                        }
-                    })?
-                }
+                _ => self.entries_after(after, self.count(PAGE_BYTES[0])).await.inspect_err(|error| {
+                    if error.is_timeout() {
+                        self.note_slow_read();
+                    }
+                })?,
             };
             let wanted = |name: &str| topics.get(name).cloned();
             let batch = entry::decode(entries, after, wanted)?;
@@ -524,11 +535,17 @@ impl Backend for RedisBackend {
                 let evicted_through = self.evicted_through(&batch, after).await?;
                 return Ok(self.page(batch, evicted_through));
             }
+            // The entries up to the end of the log, which was read before `XRANGE`, were deleted.
+            if let Some(newest) = end {
+                return Ok(self.loss_page(newest));
+            }
             let (evicted_through, newest, _) = self.ends().await?;
-            // Otherwise an entry was added since `XRANGE`, and the loop reads again.
             if newest <= after || evicted_through >= newest {
                 return Ok(Page { epoch: self.epoch(), evicted_through, records: Vec::new(), through: newest });
             }
+            // Entries were added since `XRANGE`, or the newest entries were deleted. The loop reads
+            // once more.
+            end = Some(newest);
         }
     }
 

@@ -1,7 +1,7 @@
 -- Compares the topic of the records to add with the stream, before append.lua adds the records. The
 -- last argument is an id of the log, `since`. Ends the script with an empty string if an entry of
 -- the topic may have been added after `since`: the stream has one, entries after `since` are
--- missing, or there are more than SEARCHED entries after `since`. The other arguments are those of
+-- missing, or there are SEARCHED entries or more after `since`. The other arguments are those of
 -- append.lua.
 --
 -- No entry is missing if each entry names the one before it, the first one names `since`, and the

@@ -1,9 +1,11 @@
 //! Hubs with a log in Redis, NATS or Postgres.
 
+mod callers;
 mod checker;
 mod connect_errors;
 mod connections;
 mod contract;
+mod deleted;
 mod faults;
 mod limits;
 mod nats;

@@ -233,3 +233,17 @@ async fn check_waits_for_large_message_over_slow_connection() {
     let fetched = wire.bytes_from_server() - before;
     assert!((LARGE..3 * LARGE).contains(&fetched), "the large message is fetched once: {fetched} bytes");
 }
+
+/// No follower has read the mark yet, and the stream retains all messages that the node remembers.
+#[tokio::test(flavor = "multi_thread")]
+async fn append_after_the_mark_of_another_log_has_its_epoch() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let log = nats(&store.url()).timeout(PATIENT);
+    let before = append(&log, "before", 10).await;
+    let admin = admin(&store.url()).await;
+    let mark = admin.publish("tower-sse._log", "a mark of the operator".into()).await.expect("the server responds");
+    mark.await.expect("the mark is stored");
+    let after = append(&log, "after", 10).await;
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(log.bounds().await.expect("the server responds").epoch, after.epoch);
+}

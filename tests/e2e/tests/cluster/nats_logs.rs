@@ -7,9 +7,10 @@ use crate::{
         stream_info, stream_of_log, try_connect,
     },
     nats_cluster::Cluster,
+    unchanged::PATIENT,
 };
 use async_nats::jetstream::{self, stream};
-use e2e::{Store, StoreKind};
+use e2e::{Store, StoreKind, eventually};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -27,7 +28,7 @@ use tokio::{
 use tokio_stream::StreamExt;
 use tower_sse::{
     Event, EventId,
-    hub::{Hub, Start},
+    hub::{Hub, Start, backend::Backend},
 };
 
 /// The data of the last event.
@@ -449,4 +450,37 @@ async fn idle_or_purged_log_stays_the_same() {
     }
     let marks: BTreeSet<_> = marks(&admin).await.into_iter().collect();
     assert!(marks.len() <= 1, "the log stays the same: {marks:?}");
+}
+
+/// The follower of a node gets a page for each message of the other program, so the node sends no
+/// request while it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_stays_the_same_while_other_programs_publish() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let admin = admin(&store.url()).await;
+    // Half of this time is left for a mark that is late because the machine is busy.
+    let backend = || backend(&store.url()).max_age(Duration::from_secs(4)).timeout(PATIENT);
+    let node = connect(backend()).await;
+    publish(&node, "first").await;
+    let epoch = backend().bounds().await.expect("the server responds").epoch;
+    let begin = stream_info(&admin).await.state.last_sequence;
+    let publisher = admin.clone();
+    let other_program = tokio::spawn(async move {
+        loop {
+            let sent = publisher.publish("tower-sse.noise", "".into()).await.expect("the server responds");
+            sent.await.expect("the message is stored");
+        }
+    });
+    for _ in 0..2 {
+        let end = stream_info(&admin).await.state.last_sequence;
+        eventually(SOON, "the messages are removed", async || match stream_info(&admin).await.state.first_sequence {
+            first if first > end => Ok(()),
+            first => Err(first),
+        })
+        .await;
+        assert_eq!(backend().bounds().await.expect("the server responds").epoch, epoch);
+    }
+    assert!(!other_program.is_finished(), "{:?}", other_program.await);
+    other_program.abort();
+    assert!(stream_info(&admin).await.state.first_sequence > begin);
 }
