@@ -29,7 +29,7 @@
 use bytes::Bytes;
 use std::{
     cell::RefCell,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 use tokio_stream::Stream;
 
@@ -123,8 +123,9 @@ pub(crate) struct ResponseNumber(u8);
 impl Reached {
     /// Returns the state of a new response, which has polled no subscription.
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU8 = AtomicU8::new(1);
-        Self { response: ResponseNumber(NEXT.fetch_add(1, Ordering::Relaxed).max(1)), count: Count::None }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % u32::from(u8::MAX) + 1;
+        Self { response: ResponseNumber(number as u8), count: Count::None }
     }
 
     /// Returns `true` if the response has polled exactly one hub subscription or hub listener so

@@ -37,10 +37,19 @@ fn head(status: StatusCode, headers: &HeaderMap) -> Head {
 }
 
 impl Rejected {
-    /// Returns the mark of a rejection, or `None` for every other response. A response whose body a
-    /// middleware has replaced is no rejection.
+    /// Returns the mark of a rejection, or `None` for every other response. If a middleware has
+    /// replaced the body and also changed the head, the response is no rejection.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Self> {
-        response.extensions().get::<Self>().filter(|rejected| rejected.body.strong_count() > 0).cloned()
+        let rejected = response.extensions().get::<Self>()?;
+        (rejected.has_body() || rejected.has_head_of(response)).then(|| rejected.clone())
+    }
+
+    fn has_body(&self) -> bool {
+        self.body.strong_count() > 0
+    }
+
+    fn has_head_of<B>(&self, response: &Response<B>) -> bool {
+        self.head == head(response.status(), response.headers())
     }
 }
 
@@ -93,14 +102,14 @@ pub(crate) fn reject<B: Body>(
 /// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
 /// rejected a request. Settings that the inner layer leaves unset, such as the reconnect delay, are
 /// taken from `outer`. The status, headers and body of the rejection are then replaced. If no
-/// setting is taken, or if a middleware has changed the status or a header of the rejection, the
-/// response is not changed.
+/// setting is taken, or if a middleware has changed the status, a header or the body of the
+/// rejection, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,
     outer: &Settings,
 ) -> Response<ResponseBody<B>> {
-    let is_changed = rejected.head != head(response.status(), response.headers());
+    let is_changed = !rejected.has_body() || !rejected.has_head_of(&response);
     if is_changed || !rejected.settings.inherit(outer) {
         return response.map(ResponseBody::untouched);
     }

@@ -198,21 +198,24 @@ fn readers_wake_each_other_while_the_task_does_not_run() {
 
 #[test]
 fn leaving_readers_wake_others_while_the_task_does_not_run() {
-    let topic = Hub::new().topic("news");
-    let mut subscriptions: Vec<_> =
-        (0..SUBSCRIBERS).map(|_| task::spawn(now(topic.subscribe(Start::Latest)).unwrap())).collect();
-    for subscription in &mut subscriptions {
-        assert!(subscription.poll_next().is_pending());
+    for left_before in [0, 100] {
+        let topic = Hub::new().topic("news");
+        let mut subscriptions: Vec<_> =
+            (0..SUBSCRIBERS).map(|_| task::spawn(now(topic.subscribe(Start::Latest)).unwrap())).collect();
+        for subscription in &mut subscriptions {
+            assert!(subscription.poll_next().is_pending());
+        }
+        subscriptions.drain(..left_before);
+        let publisher = runtime();
+        publisher.block_on(async { publish(&topic, "x") });
+        // Each subscription ends when it is woken.
+        let mut before = usize::MAX;
+        while subscriptions.len() < before {
+            before = subscriptions.len();
+            subscriptions.retain(|subscription| !subscription.is_woken());
+        }
+        assert_eq!(subscriptions.len(), 0, "subscriptions were not woken");
     }
-    let publisher = runtime();
-    publisher.block_on(async { publish(&topic, "x") });
-    // Each subscription ends when it is woken.
-    let mut before = usize::MAX;
-    while subscriptions.len() < before {
-        before = subscriptions.len();
-        subscriptions.retain(|subscription| !subscription.is_woken());
-    }
-    assert_eq!(subscriptions.len(), 0, "subscriptions were not woken");
 }
 
 #[test]

@@ -251,6 +251,11 @@ async fn rejection_that_a_middleware_has_changed_stays() {
             let replaced = rejected().map(|_| BoxedBody::new(String::from("busy").map_err(|error| match error {})));
             assert!(text(pass_on(replaced, &outer)).await.ends_with("busy"), "{kind}");
 
+            // The limit of the outer layer does not apply to a rejection.
+            let full = SseLayer::new().max_streams(0);
+            let replaced = rejected().map(|_| BoxedBody::new(String::from("busy").map_err(|error| match error {})));
+            assert!(text(pass_on(replaced, &full)).await.ends_with("busy"), "{kind}");
+
             let mut other_status = rejected();
             *other_status.status_mut() = StatusCode::IM_A_TEAPOT;
             assert_eq!(pass_on(other_status, &outer).status(), StatusCode::IM_A_TEAPOT);

@@ -123,13 +123,11 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Removes from the queue of waiting readers up to `N` entries that have to be woken, oldest
-    /// first. Adds their wakers to `batch`, which must be empty. The caller wakes the batch.
+    /// Removes from the queue up to `N` waiting readers that have to be woken, oldest first. Adds their wakers to `batch`, which must be empty. The caller wakes the batch.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
-        for _ in 0..N {
-            if self.first >= self.due {
-                break;
-            }
+        // The entries of readers that have left are not counted: a batch without a waker would end
+        // the chain of readers that wake each other.
+        while batch.len() < N && self.first < self.due {
             self.first += 1;
             match self.queue.pop_front().flatten() {
                 Some(Waiter::Task(waker)) => batch.push(waker),

@@ -15,7 +15,8 @@ struct State<C, E> {
     /// The result of the attempt that runs, which all callers share. The channel is closed without
     /// a result if a runtime that shuts down has dropped the attempt.
     attempt: Option<watch::Receiver<Option<Result<C, E>>>>,
-    /// The runtime of the hub. `None` if the connection is used without a hub.
+    /// The runtime of the hub. `None` if the connection is used without a hub, or if this runtime
+    /// has ended.
     runtime: Option<Handle>,
 }
 
@@ -30,9 +31,9 @@ fn lock<C, E>(state: &Mutex<State<C, E>>) -> MutexGuard<'_, State<C, E>> {
 }
 
 impl<C, E> SharedConnection<C, E> {
-    /// Opens connections in the runtime of the caller from now on. Only a request for the bounds
-    /// calls this method, because the hub sends these requests in its own runtime. Has no effect
-    /// outside of a tokio runtime.
+    /// Opens connections in the runtime of the caller from now on. Requests for the bounds call this
+    /// method, because a hub sends these requests in its own runtime. Has no effect outside of a
+    /// tokio runtime.
     pub(super) fn use_this_runtime(&self) {
         if let Ok(runtime) = Handle::try_current() {
             lock(&self.0).runtime = Some(runtime);
@@ -73,7 +74,11 @@ where
         };
         match attempt.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
             Some(result) => result,
-            None => Err("the task that opens the connection was aborted".into()),
+            None => {
+                // The runtime has ended. The next attempt uses the runtime of its caller.
+                lock(&self.0).runtime = None;
+                Err("the task that opens the connection was aborted, or has panicked".into())
+            }
         }
     }
 

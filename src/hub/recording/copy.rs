@@ -56,6 +56,11 @@ impl CopyCheck {
         self.held.is_some()
     }
 
+    /// Returns the position of the first beat while the check is open.
+    pub(super) fn first_beat(&self) -> Option<Position> {
+        self.held.and(self.first_beat).map(|(at, _)| at)
+    }
+
     /// Returns where to note the records that this node reads now, if they may be copies.
     pub(super) fn held(&mut self) -> Option<&mut Ends> {
         self.held.as_mut()

@@ -460,6 +460,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
+            // The finish record may be an earlier one, which this node has read in a copy of the log.
+            core.recordings.release(node, &announced);
             break;
         }
         let has_published_will = will_resets == Some(fence.resets());

@@ -142,6 +142,8 @@ impl Local {
     pub(super) fn end_check(&self, through: Position) {
         let mut state = self.lock();
         let Some(ends) = state.check.end(through) else { return };
+        // The records that were noted so far are of the earlier log.
+        state.seen = state.seen.take().map(|_| Vec::new());
         state.apply(ends);
         let is_over = state.has_ended || state.is_silenced;
         drop(state);
@@ -272,8 +274,13 @@ impl Local {
         state.last_at_reset = last;
         state.appended = Position::START;
         state.started_at = Position::START;
-        state.seen = state.seen.take().map(|_| Vec::new());
         state.check.reset(after, last);
+        // A copy has the same records before the first sign of life. This node does not note them a
+        // second time.
+        let first_beat = state.check.first_beat();
+        if let Some(seen) = &mut state.seen {
+            seen.retain(|(at, ..)| first_beat.is_some_and(|first_beat| *at < first_beat));
+        }
     }
 
     /// Prepares an append to the log by this recording. From now on, the records of its topic that
@@ -343,6 +350,11 @@ impl Local {
     pub(super) fn note_appended_earlier(&self, position: Position) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(position.min(state.last_at_reset));
+        for (at, kind, event) in state.seen.take().into_iter().flatten() {
+            if at > state.earlier_through {
+                state.note_foreign(kind, &event, &self.announced.will);
+            }
+        }
     }
 
     /// Returns `true` if this recording may publish no further event, and only finishes its topic.
@@ -393,5 +405,62 @@ impl LocalState {
                 self.note_foreign(kind, &event, will);
             }
         }
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+
+    fn recording() -> Local {
+        let announced =
+            Announced { topic: "t".into(), id: 1, will: "will".into(), needs_subscribers: false, latest_only: false };
+        Local::new(announced, Duration::from_secs(3), &Arc::default())
+    }
+
+    fn record(kind: RecordKind, event: &'static str) -> Record {
+        Record { topic: "t".into(), kind, event: event.into() }
+    }
+
+    /// Notes a record at position 11, and the first sign of life at position 12.
+    fn note_both(local: &Local, record: &Record, sign_of_life: u64) {
+        local.note(Position::new(11), record);
+        local.note_beat(Position::new(12), sign_of_life);
+    }
+
+    /// The log is replaced during the append. A copy has the record before the first sign of life.
+    #[test]
+    fn record_before_an_append_counts_in_a_copy_and_in_another_log() {
+        let (finish, event) = (record(RecordKind::Finish, ""), record(RecordKind::Event, "x"));
+        for (noted, expected) in [(&finish, None), (&event, Some(true))] {
+            let local = recording();
+            local.begin_append();
+            note_both(&local, noted, 1);
+            local.reset(Position::START, Position::new(12));
+            note_both(&local, noted, 1);
+            assert!(!local.is_checking());
+            assert_eq!(local.has_appended(&[event.clone()], true, false), expected, "{noted:?} in a copy");
+        }
+        for (noted, expected) in [(&finish, None), (&event, Some(false))] {
+            let local = recording();
+            local.begin_append();
+            note_both(&local, &event, 1);
+            local.reset(Position::START, Position::new(12));
+            note_both(&local, noted, 2);
+            assert!(local.is_checking());
+            local.end_check(Position::new(12));
+            assert_eq!(local.has_appended(&[event.clone()], true, false), expected, "{noted:?} in another log");
+        }
+    }
+
+    #[test]
+    fn record_during_an_append_counts_after_a_late_response() {
+        let local = recording();
+        local.begin_append();
+        local.reset(Position::START, Position::new(20));
+        local.note(Position::new(10), &record(RecordKind::Event, "x"));
+        local.note(Position::new(21), &record(RecordKind::Finish, ""));
+        local.note_appended_earlier(Position::new(10));
+        assert!(local.has_ended());
     }
 }

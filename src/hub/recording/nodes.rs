@@ -187,6 +187,15 @@ impl Recordings {
         claim
     }
 
+    /// Allows another takeover of a recording of the node `node`, unless its topic is finished.
+    pub(super) fn release(&self, node: u64, announced: &Announced) {
+        let mut state = self.state();
+        let foreign = state.peers.get_mut(&node).and_then(|peer| peer.recordings.get_mut(&announced.topic));
+        if let Some(foreign) = foreign.filter(|foreign| foreign.announced.id == announced.id) {
+            foreign.is_claimed = false;
+        }
+    }
+
     pub(super) fn end_claim(&self, claim: &Arc<Claim>) {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
@@ -256,7 +265,8 @@ impl Recordings {
     /// other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
-        state.copied_through = state.noted_through.min(last);
+        // This node may not have read all of the log that is replaced now, which may be a copy itself.
+        state.copied_through = state.copied_through.max(state.noted_through).min(last);
         state.noted_through = after;
         state.local.values().flatten().for_each(|local| local.reset(after, last));
         state.peers.values_mut().for_each(|peer| peer.reset(after, last));

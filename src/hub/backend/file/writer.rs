@@ -538,9 +538,18 @@ mod tests {
     async fn retention_removes_records_after_many_missing_ones() {
         let file = TestFile::new("missing");
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
-        let last = FileBackend::new(&file.0).append(vec![record; 2000]).await.unwrap().position;
+        let backend = FileBackend::new(&file.0).durability(Durability::Process);
+        let last = backend.append(vec![record; 2000]).await.unwrap().position;
+        drop(backend);
         {
-            let (store, _) = Store::open(&file.0, Durability::Disk, false).unwrap();
+            // The first database is closed in a task.
+            let mut attempts = 0..20;
+            let store = loop {
+                match Store::open(&file.0, Durability::Process, false) {
+                    Ok((store, _)) => break store,
+                    Err(error) => assert!(attempts.next().is_some(), "{error}"),
+                }
+            };
             let transaction = store.database.begin_write().unwrap();
             transaction.open_table(RECORDS).unwrap().retain(|(position, _), _| position > 1500).unwrap();
             transaction.commit().unwrap();

@@ -142,19 +142,20 @@ impl Follower {
             let page = match &mut self.source {
                 // While messages of other programs arrive all the time, the hub sends no request
                 // that adds the mark.
-                Source::Consumer(_) if identity.is_mark_due() => {
-                    expect_epoch(self.epoch, &identity.check(stream).await?.0)?;
-                    None
-                }
-                Source::Consumer(_) => match timeout(UNTIL_END_CHECK, self.receive_page(stream, confirmations)).await {
-                    Ok(Ok(page)) => Some(page),
-                    Ok(Err(error)) => {
-                        confirmations.set_following(false);
-                        self.source = Source::Failed(Some(error));
+                Source::Consumer(_) if identity.is_mark_due() => match identity.check(stream).await {
+                    Ok((log, _)) => {
+                        expect_epoch(self.epoch, &log)?;
                         None
                     }
-                    Err(_) => self.deleted_end(stream, identity).await?,
+                    Err(error) => self.fail(error, confirmations),
                 },
+                Source::Consumer(_) => {
+                    let page = match timeout(UNTIL_END_CHECK, self.receive_page(stream, confirmations)).await {
+                        Ok(page) => page.map(Some),
+                        Err(_) => self.deleted_end(stream, identity).await,
+                    };
+                    page.unwrap_or_else(|error| self.fail(error, confirmations))
+                }
                 Source::Failed(error) => {
                     let error = error.take();
                     match self.read_past_failure(stream, identity).await {
@@ -195,6 +196,13 @@ impl Follower {
                 return Ok(page);
             }
         }
+    }
+
+    /// Notes that requests fail or that the consumer has ended. Returns no page.
+    fn fail(&mut self, error: BoxError, confirmations: &Confirmations) -> Option<(Page, Witnesses)> {
+        confirmations.set_following(false);
+        self.source = Source::Failed(Some(error));
+        None
     }
 
     /// Begins to receive the next messages through the NATS consumer. Called after the check that

@@ -551,6 +551,11 @@ impl Identity {
             let renewed = renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
+                // A sequence that was issued before proves that the stream has lost messages.
+                if renewed.is_some_and(|(mark, _)| mark <= state.last) {
+                    now.is_truncated = true;
+                    return Err("the stream has lost messages".into());
+                }
                 let pause = match renewed {
                     Some(renewed) => {
                         (now.mark, now.last_event) = renewed;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tower_sse::hub::backend::{Backend, Position};
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Checks that both ways to read the log report a deleted entry at its end, and then continue.
 /// `kept` is the position of the entry before the deleted entry.
