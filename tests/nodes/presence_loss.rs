@@ -35,6 +35,12 @@ fn evict_all(shared: &Shared) {
     (0..2 * RETAINED).for_each(|n| shared.append_event("other", &n.to_string()));
 }
 
+/// Appends a message about presence, as another node would.
+fn append_message(shared: &Shared, message: &str) {
+    let event = Event::new(format!("{{\"presence\":{message}}}")).encode();
+    shared.append(vec![Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event }]);
+}
+
 /// No node has read the records before a join and a leave. Both have their events.
 #[tokio::test(start_paused = true)]
 async fn changes_after_records_that_all_nodes_have_missed_have_events() {
@@ -79,6 +85,81 @@ async fn member_of_a_node_that_answers_late_does_not_leave() {
     sleep(LEASE * 3).await;
     assert_members(&hubs, &["a", "b"]).await;
     assert_eq!(events(&shared), ["+a", "+b"]);
+}
+
+/// The second node lists its members after it has announced the join of the member. No node knows
+/// all members at that time.
+#[tokio::test(start_paused = true)]
+async fn join_has_an_event_if_the_member_also_joins_elsewhere() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _first = join(&hubs[0], "m").await;
+    sleep(SECOND).await;
+    let _second = join(&hubs[1], "m").await;
+    sleep(SECOND).await;
+    let _third = node(&shared.connect()).await;
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["m"]).await;
+    assert_eq!(events(&shared), ["+m"]);
+}
+
+/// A member leaves the first node and then joins the second node. Both nodes have missed earlier
+/// records, and one of them works again a second before the other one.
+#[tokio::test(start_paused = true)]
+async fn last_event_of_a_member_that_moves_during_a_loss_is_its_join() {
+    for first in [0, 1] {
+        let shared = Shared::new(RETAINED);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+        let old = join(&hubs[0], "x").await;
+        sleep(SECOND).await;
+        connections.iter().for_each(|connection| connection.set(Mode::Lags));
+        settle().await;
+        evict_all(&shared);
+        drop(old);
+        sleep(GRACE + SECOND).await;
+        let _new = join(&hubs[1], "x").await;
+        sleep(SECOND).await;
+        connections[first].set(Mode::Works);
+        sleep(SECOND).await;
+        connections[1 - first].set(Mode::Works);
+        sleep(LEASE * 3).await;
+        assert_members(&hubs, &["a", "b", "x"]).await;
+        let expected: &[&str] = if first == 0 { &["-x", "+x"] } else { &["+x"] };
+        assert_eq!(events(&shared)[3..], *expected, "{first}");
+    }
+}
+
+/// Another node lists the member in a record that arrives after a later record of that node.
+#[tokio::test(start_paused = true)]
+async fn late_list_of_members_does_not_drop_a_join_event() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    let _m = join(&hubs[0], "m").await;
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,3,10000],"changes":[["quiet","q",true]]}"#);
+    append_message(&shared, r#"{"author":[9,2,10000],"first":true,"last":true,"members":[["lobby",["m"]]]}"#);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["m"]).await;
+    assert_eq!(events(&shared), ["+m"]);
+}
+
+/// The second list of another node has a member that was not in its first list. The member has
+/// joined the local node in between.
+#[tokio::test(start_paused = true)]
+async fn second_list_of_members_does_not_drop_a_join_event() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    append_message(&shared, r#"{"author":[9,1,10000],"first":true,"last":true,"members":[["quiet",["q"]]]}"#);
+    let _m = join(&hubs[0], "m").await;
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,2,10000],"first":true,"last":true,"members":[["lobby",["m"]]]}"#);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["m"]).await;
+    assert_eq!(events(&shared), ["+m"]);
 }
 
 /// The topic was finished, removed and used again. Then its events have expired.

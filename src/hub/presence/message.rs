@@ -235,6 +235,13 @@ impl Message {
 }
 
 impl Author {
+    /// Returns `true` if a part of a list of members has not arrived late. `number` is the number
+    /// of the newest record of the same node that was read before. All parts of a list have the
+    /// same number, and `is_first` is `true` for the first part.
+    pub(super) fn is_new_part(self, is_first: bool, number: u64) -> bool {
+        if is_first { self.number > number } else { self.number == number }
+    }
+
     fn to_json(self) -> Value {
         json!([self.node, self.number, milliseconds(self.lease)])
     }

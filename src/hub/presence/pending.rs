@@ -112,6 +112,11 @@ impl Pending {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
+    /// Returns `true` if a member of a topic has join or leave events that are not in the log yet.
+    pub(super) fn has_of(&self, topic: &str, member: &str) -> bool {
+        self.topics.get(topic).is_some_and(|of_topic| of_topic.by_member.contains_key(member))
+    }
+
     /// Adds a join or leave event of `topic` to the events that are not in the log yet. `is_own` is
     /// `true` if the local node has caused the join or the leave. The local node then publishes the
     /// event immediately. Otherwise the node that has caused it first gets a random time of 0.3 s

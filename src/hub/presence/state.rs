@@ -336,10 +336,17 @@ impl State {
             Message::Full { author, part } => {
                 // Members in the first record of a node may have joined with this record. Members
                 // in a later list may have been present for longer than the local node knows. Then
-                // they have neither joined nor left if they have also been on the local node.
-                if author.node != own.node && author.number > 1 && !self.is_complete() {
-                    for (topic, members) in &part.members {
-                        members.iter().for_each(|member| self.pending.forget_member(topic, member));
+                // they have neither joined nor left if they have also been on the local node. This
+                // does not hold for members whose join on the other node was read before, or if an
+                // earlier list of the other node was read without them.
+                let is_late_answer = author.number > 1 && !self.view.is_known(author.node);
+                let is_foreign = author.node != own.node && !self.is_complete();
+                if is_late_answer && is_foreign && self.view.is_new_part(author, part.is_first) {
+                    let members = part.members.iter().flat_map(|(topic, of)| of.iter().map(move |it| (topic, it)));
+                    for (topic, member) in members {
+                        if !self.view.is_on_node(author.node, topic, member) {
+                            self.pending.forget_member(topic, member);
+                        }
                     }
                 }
                 self.view.part(author, part)

@@ -148,6 +148,11 @@ impl View {
         members.is_some_and(|members| members.contains(member))
     }
 
+    /// Returns `true` if the local node has read a list of all members of this node.
+    pub(super) fn is_known(&self, node: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.known == Known::All)
+    }
+
     fn add(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
         let Some(node) = self.nodes.get_mut(&node) else { return };
         let topic = self.topics.get_key_value(topic).map_or_else(|| topic.clone(), |(topic, _)| topic.clone());
@@ -223,14 +228,20 @@ impl View {
         transitions
     }
 
+    /// Returns `true` if a part of a list of all members of the node `author` has not arrived late.
+    /// [`part`](Self::part) then adds it.
+    pub(super) fn is_new_part(&self, author: Author, is_first: bool) -> bool {
+        let number = self.nodes.get(&author.node).map_or(0, |node| node.number);
+        author.is_new_part(is_first, number)
+    }
+
     /// Adds a part of a list of all members of a node. When the last part is added, the whole list
     /// replaces the members of the node that were known before. Returns the joins and leaves that
     /// this replacement causes. The result is empty for all other parts. It is also empty for a
     /// part that is older than another record of the node that was read before.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
-        let is_new = |number| if is_first { author.number > number } else { author.number == number };
-        let Some(node) = self.note(author, is_new) else { return Vec::new() };
+        let Some(node) = self.note(author, |number| author.is_new_part(is_first, number)) else { return Vec::new() };
         if is_first {
             node.incoming = Some(Members::new());
         }
