@@ -448,6 +448,37 @@ async fn unpublished_leave_does_not_bring_a_removed_topic_back() {
     assert!(!lobby.exists());
 }
 
+/// The topic is finished and removed while the event of a join or a leave is being created.
+#[tokio::test(start_paused = true)]
+async fn unpublished_event_does_not_bring_a_finished_topic_back() {
+    for ending in ["+b", "-a"] {
+        let topic: Arc<OnceLock<Topic>> = Arc::default();
+        let ended = topic.clone();
+        let builder = Hub::builder().presence_events(move |_, change| {
+            if text(change) == ending {
+                let topic = ended.get().unwrap();
+                topic.finish().now_or_never().expect("it does not wait").unwrap();
+                topic.remove().now_or_never().expect("it does not wait").unwrap();
+            }
+            Some(Event::new(text(change)))
+        });
+        let hub = builder.build();
+        let lobby = topic.get_or_init(|| hub.topic("lobby"));
+        let join_as_reader_of_another_topic =
+            async |member| lobby.join(member, hub.topic("other").subscribe(Start::Latest).await.unwrap()).unwrap();
+        drop(join_as_reader_of_another_topic("a").await);
+        assert_eq!(events(lobby).await, ["+a"]);
+        if ending == "+b" {
+            let _b = join_as_reader_of_another_topic("b").await;
+            assert_eq!(members(lobby).await, ["a", "b"]);
+            assert!(!lobby.exists());
+        }
+        sleep(12 * SECOND).await;
+        assert_eq!(members(lobby).await, [""; 0]);
+        assert!(!lobby.exists());
+    }
+}
+
 /// All clients lose their connections after more than an hour without an event, and only one of
 /// them returns.
 #[tokio::test(start_paused = true)]
