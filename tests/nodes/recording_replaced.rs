@@ -357,6 +357,9 @@ async fn lost_will_is_repeated_in_a_log_with_the_same_epoch() {
     connections[1].set(Mode::Fails);
     fail_over(&shared, 1);
     sleep(SECOND).await;
+    // The node notices that the log has become shorter. After a further record, it could not.
+    connections[1].set(Mode::ReadsOnly);
+    sleep(SECOND * 3).await;
     connections[1].set(Mode::Works);
     sleep(LEASE * 3).await;
     assert_eq!(log(&shared, "a"), ["1", "will", "."]);
