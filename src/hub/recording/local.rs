@@ -411,6 +411,7 @@ impl LocalState {
 #[cfg(all(test, not(tower_sse_loom)))]
 mod tests {
     use super::*;
+    use std::slice;
 
     fn recording() -> Local {
         let announced =
@@ -439,7 +440,7 @@ mod tests {
             local.reset(Position::START, Position::new(12));
             note_both(&local, noted, 1);
             assert!(!local.is_checking());
-            assert_eq!(local.has_appended(&[event.clone()], true, false), expected, "{noted:?} in a copy");
+            assert_eq!(local.has_appended(slice::from_ref(&event), true, false), expected, "{noted:?} in a copy");
         }
         for (noted, expected) in [(&finish, None), (&event, Some(false))] {
             let local = recording();
@@ -449,7 +450,7 @@ mod tests {
             note_both(&local, noted, 2);
             assert!(local.is_checking());
             local.end_check(Position::new(12));
-            assert_eq!(local.has_appended(&[event.clone()], true, false), expected, "{noted:?} in another log");
+            assert_eq!(local.has_appended(slice::from_ref(&event), true, false), expected, "{noted:?} in another log");
         }
     }
 
