@@ -134,7 +134,7 @@ impl Reached {
         self.count == Count::One
     }
 
-    /// Sets that the subscriptions inside the stream have no common cursor.
+    /// Marks that the subscriptions inside the stream have no common cursor.
     pub(crate) fn set_several(&mut self) {
         self.count = Count::Several;
     }

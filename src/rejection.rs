@@ -102,8 +102,8 @@ pub(crate) fn reject<B: Body>(
 /// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
 /// rejected a request. Settings that the inner layer leaves unset, such as the reconnect delay, are
 /// taken from `outer`. The status, headers and body of the rejection are then replaced. If no
-/// setting is taken, or if a middleware has changed the status, a header or the body of the
-/// rejection, the response is not changed.
+/// setting is taken, or if a middleware has changed the status, the body, or a header that the
+/// rejection sets, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,

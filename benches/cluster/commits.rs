@@ -19,7 +19,7 @@ use tokio_postgres::NoTls;
 
 /// The time between the call of `publish` in a transaction and its `COMMIT`.
 const OPEN: Duration = Duration::from_millis(2);
-/// The end of this time, when the publisher does not sleep, to send `COMMIT` on time.
+/// The last part of [`OPEN`]: the publisher spins instead of sleeping, to send `COMMIT` on time.
 const SPINNING: Duration = Duration::from_micros(200);
 
 /// The process that publishes the events.

@@ -141,7 +141,7 @@ enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
     /// The bytes that are sent instead of the inner body, because a stream limit has rejected the
-    /// request. The token shows outer layers that the body is not dropped.
+    /// request. The token shows outer layers that the body still exists.
     Replaced {
         bytes: Bytes,
         _token: Arc<()>,

@@ -194,8 +194,9 @@ impl Core {
     }
 
     /// Appends events to the log in memory, in slices of 1,000 events. Between the slices, other
-    /// publishers can lock the log. Returns the id of the last event. Returns an error without
-    /// publishing if `is_allowed` returns `false`, which is called under the lock of the registry.
+    /// publishers can lock the log. Returns the id of the last event. Calls `is_allowed` under the
+    /// lock of the registry before each slice. If it returns `false`, returns an error and
+    /// publishes no further event.
     pub(super) fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -271,8 +272,8 @@ impl Core {
     /// even without events and subscribers.
     ///
     /// `awaits_event` is `true` if the caller publishes. The topic is then kept for its event, even
-    /// if a subscriber comes and leaves before the event arrives. Returns an error without an
-    /// effect if `is_allowed` returns `false`, which is called under the lock of the registry.
+    /// if a subscriber comes and leaves before the event arrives. Calls `is_allowed` under the lock
+    /// of the registry. If it returns `false`, returns an error without an effect.
     pub(super) fn set_retention(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -333,8 +334,8 @@ impl Core {
     }
 
     /// Finishes a topic in a hub without a backend: its subscriptions end after its last event.
-    /// Returns an error without an effect if `is_allowed` returns `false`, which is called under
-    /// the lock of the registry.
+    /// Calls `is_allowed` under the lock of the registry. If it returns `false`, returns an error
+    /// without an effect.
     pub(super) fn finish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,

@@ -154,7 +154,8 @@ pub struct Subscription {
     /// the preamble, and the subscription passes it during this call. Later polls of the
     /// subscription pass no preamble.
     has_preamble: AtomicBool,
-    /// The response that has polled the subscription last, or the listener that has it.
+    /// The number of the response that has last polled the subscription, or the listener that
+    /// contains it.
     pub(super) polled_by: ResponseNumber,
     /// Set if the client may have an older id than the cursor. A page of old records from the
     /// backend moves the cursor to the end of the page, but the client gets only the ids of its
@@ -276,13 +277,11 @@ impl Subscription {
     /// ```
     /// use tower_sse::{Event, hub::{GapReason, Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
-    /// let hub = Hub::builder().max_events(2).build();
-    /// let scores = hub.topic("scores");
-    /// let last = scores.publish(Event::new("1 : 0")).await?;
-    /// scores.publish(Event::new("1 : 1")).await?;
-    /// let oldest = scores.publish(Event::new("2 : 1")).await?;
-    /// scores.publish(Event::new("3 : 1")).await?;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
+    /// tower_sse::hub::Error> { let hub = Hub::builder().max_events(2).build(); let scores =
+    /// hub.topic("scores"); let last = scores.publish(Event::new("1 : 0")).await?;
+    /// scores.publish(Event::new("1 : 1")).await?; let oldest = scores.publish(Event::new("2 :
+    /// 1")).await?; scores.publish(Event::new("3 : 1")).await?;
     ///
     /// // The client has missed three events, and the hub retains only two of them.
     /// let events = scores.subscribe(Start::After(last.clone())).await?;
@@ -314,7 +313,8 @@ impl Subscription {
     ///     if events.is_resumed() { events } else { events.begin_with(Event::display(total).event("total")) }
     /// }
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
+    /// tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let votes = hub.topic("votes");
     /// let last = votes.publish(Event::new("+1")).await?;
@@ -342,7 +342,8 @@ impl Subscription {
     /// use tokio_stream::StreamExt;
     /// use tower_sse::{Event, hub::{Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
+    /// tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let news = hub.topic("news");
     /// let mut events = news.subscribe(Start::Latest).await?;
@@ -376,7 +377,8 @@ impl Subscription {
     /// use http::StatusCode;
     /// use tower_sse::{Event, SseStream, hub::{Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
+    /// tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let answer = hub.topic("answers/42");
     /// let last = answer.publish(Event::new("world")).await?;
@@ -442,7 +444,8 @@ impl Subscription {
     ///     Ok(())
     /// }
     ///
-    /// async fn watch(board: &Board, last: LastEventId) -> Result<SseStream<Subscription>, BoxError> {
+    /// async fn watch(board: &Board, last: LastEventId) -> Result<SseStream<Subscription>,
+    /// BoxError> {
     ///     let scores = board.scores.lock().await;
     ///     let mut events = board.hub.topic("scores").subscribe(last).await?;
     ///     if !events.is_resumed() {
@@ -496,7 +499,8 @@ impl Subscription {
     /// # use tokio::sync::mpsc;
     /// # use tokio_stream::StreamExt;
     /// # use tower_sse::{EncodedEvents, LastEventId, hub::{Error, Hub}};
-    /// async fn forward(hub: &Hub, last: LastEventId, to: mpsc::Sender<EncodedEvents>) -> Result<(), Error> {
+    /// async fn forward(hub: &Hub, last: LastEventId, to: mpsc::Sender<EncodedEvents>) ->
+    /// Result<(), Error> {
     ///     let mut news = hub.topic("news").subscribe(last).await?.begin_with_cursor();
     ///     while let Some(Ok(events)) = news.next().await {
     ///         if to.send(events).await.is_err() {
@@ -533,7 +537,8 @@ impl Subscription {
     ///
     /// ```
     /// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, Start, Subscription}};
-    /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+    /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) ->
+    /// Result<SseStream<Subscription>, Error> {
     ///     let tokens = hub.topic(answer).subscribe(last.or(Start::Earliest)).await?;
     ///     Ok(SseStream::new(tokens.without_control_events()))
     /// }
@@ -557,12 +562,11 @@ impl Subscription {
     /// use tokio_stream::StreamExt;
     /// use tower_sse::{Event, hub::{Hub, LagPolicy, Start, SubscriptionError}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
-    /// let hub = Hub::builder().max_events(1).build();
-    /// let prices = hub.topic("prices");
-    /// let mut slow = prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
-    /// prices.publish(Event::new("17.20")).await?;
-    /// prices.publish(Event::new("17.25")).await?;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
+    /// tower_sse::hub::Error> { let hub = Hub::builder().max_events(1).build(); let prices =
+    /// hub.topic("prices"); let mut slow =
+    /// prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
+    /// prices.publish(Event::new("17.20")).await?; prices.publish(Event::new("17.25")).await?;
     /// assert_eq!(slow.next().await, Some(Err(SubscriptionError::Lagged)));
     /// # Ok(()) }
     /// ```

@@ -123,7 +123,8 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Removes from the queue up to `N` waiting readers that have to be woken, oldest first. Adds their wakers to `batch`, which must be empty. The caller wakes the batch.
+    /// Removes from the queue up to `N` waiting readers that have to be woken, oldest first. Adds
+    /// their wakers to `batch`, which must be empty. The caller wakes the batch.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         // The entries of readers that have left are not counted: a batch without a waker would end
         // the chain of readers that wake each other.

@@ -13,10 +13,9 @@ pub(super) struct SharedConnection<C, E>(Arc<Mutex<State<C, E>>>);
 struct State<C, E> {
     connection: Option<C>,
     /// The result of the attempt that runs, which all callers share. The channel is closed without
-    /// a result if a runtime that shuts down has dropped the attempt.
+    /// a result if the attempt was aborted or has panicked.
     attempt: Option<watch::Receiver<Option<Result<C, E>>>>,
-    /// The runtime of the hub. `None` if the connection is used without a hub, or if this runtime
-    /// has ended.
+    /// The runtime of the hub. `None` without a hub, or after an attempt without a result.
     runtime: Option<Handle>,
 }
 
@@ -31,9 +30,9 @@ fn lock<C, E>(state: &Mutex<State<C, E>>) -> MutexGuard<'_, State<C, E>> {
 }
 
 impl<C, E> SharedConnection<C, E> {
-    /// Opens connections in the runtime of the caller from now on. Requests for the bounds call this
-    /// method, because a hub sends these requests in its own runtime. Has no effect outside of a
-    /// tokio runtime.
+    /// From now on, opens connections in the runtime of the caller. Requests for the bounds call
+    /// this method, because a hub sends them in its own runtime. Has no effect outside of a tokio
+    /// runtime.
     pub(super) fn use_this_runtime(&self) {
         if let Ok(runtime) = Handle::try_current() {
             lock(&self.0).runtime = Some(runtime);
@@ -75,7 +74,7 @@ where
         match attempt.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
             Some(result) => result,
             None => {
-                // The runtime has ended. The next attempt uses the runtime of its caller.
+                // The runtime may have ended. The next attempt uses the runtime of its caller.
                 lock(&self.0).runtime = None;
                 Err("the task that opens the connection was aborted, or has panicked".into())
             }
@@ -171,7 +170,7 @@ mod tests {
         assert_eq!(opened_in, Ok(hub.handle().id()));
     }
 
-    /// A runtime that shuts down can drop the attempt before it polls it for the first time.
+    /// A runtime that shuts down can drop the attempt before its first poll.
     #[test]
     fn caller_after_an_aborted_attempt_starts_another() {
         let (shared, server) = (Shared::default(), Server::default());
@@ -184,7 +183,7 @@ mod tests {
             drop(entered);
             drop(runtime);
             let Poll::Ready(Err(error)) = poll() else { panic!("the caller still waits") };
-            assert_eq!(&*error, "the task that opens the connection was aborted");
+            assert_eq!(&*error, "the task that opens the connection was aborted, or has panicked");
         }
     }
 }

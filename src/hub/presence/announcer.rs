@@ -120,8 +120,8 @@ fn publish_in_memory(core: &Arc<Core>) {
         if let Some(event) = presence.event(&transition) {
             // A topic without events and subscribers does not exist, but a client that returns to
             // it resumes, and needs the leave. A leave does not bring a removed topic back. Neither
-            // a join nor a leave brings a topic back that was finished and removed, which can
-            // happen while the function of the application creates the event.
+            // does a join or a leave bring back a topic that was finished and removed while the
+            // application created the event.
             let is_leave = matches!(change, Presence::Left(_));
             let is_allowed = |registry: &Registry| {
                 !(is_leave && registry.is_removed_with_members(topic))

@@ -202,13 +202,16 @@ impl Presences {
             // A node that does not know all members yet keeps the events of its own changes. It
             // publishes them later if no other node knew all members. It also keeps the later
             // changes of the same members by other nodes: these nodes may publish their events
-            // first, and then the own events are outdated. A member that the log had before the
+            // first, and then its own events are outdated. A member that the log had before the
             // local node missed records has not joined.
             let (locals, pending) = (&state.locals, &state.pending);
-            transitions.retain(|transition| match transition.author == self.node {
-                _ if is_complete => true,
-                true => !locals.was_announced(transition),
-                false => pending.has_of(&transition.topic, transition.change.member()),
+            transitions.retain(|transition| {
+                is_complete
+                    || if transition.author == self.node {
+                        !locals.was_announced(transition)
+                    } else {
+                        pending.has_of(&transition.topic, transition.change.member())
+                    }
             });
             let has_events = self.events.is_some() && *position > state.begin;
             // The last answer of another node completes the members that the local node knows. The

@@ -188,8 +188,8 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Drops the unpublished join and leave events of a member of a topic. Called if the member was
-    /// present on another node meanwhile.
+    /// Drops the unpublished join and leave events of a member of a topic. Called if the member may
+    /// have been present on another node meanwhile.
     pub(super) fn forget_member(&mut self, topic: &str, member: &str) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         for number in of_topic.by_member.get(member).cloned().unwrap_or_default() {

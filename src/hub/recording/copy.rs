@@ -3,7 +3,7 @@
 
 use crate::hub::backend::{Position, RecordKind};
 
-/// The effects of records of a topic on a recording, if they are not older than the recording.
+/// The effects on a recording of those records of its topic that are not older.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ends {
     pub(super) is_finished: bool,
@@ -24,14 +24,14 @@ impl Ends {
     }
 }
 
-/// Separates the records that a copied log had before a recording from later records.
+/// Recognizes the records of a copied log that are older than a recording.
 ///
 /// After another log has replaced the log, this node reads the other log from its beginning. A copy
 /// has the wills, the finish records and the requests to stop of earlier recordings of the topic.
 /// They must not end the recording a second time. If the other log is no copy, the same records can
 /// be from another node that has taken over the recording.
 ///
-/// The first sign of life (beat) that this node has read since the start of the recording decides.
+/// The first sign of life (beat) that this node has read with the recording decides.
 /// If the other log has the same beat at the same position, it is a copy up to this beat, and this
 /// node has read all records before the beat already.
 #[derive(Default)]

@@ -52,9 +52,9 @@ pub(super) struct Announcement {
 
 #[derive(Default)]
 struct LocalState {
-    /// Set while this recording repeats an append for one of three reasons: the backend does not
-    /// respond, it refuses a single record, or the log has records of the topic that this node has
-    /// not read yet. A request to end the recording, such as a stop by the application, then need
+    /// Set while this recording waits to append: the backend does not respond or refuses a single
+    /// record, the log has unread records of the topic, or this node still checks whether another
+    /// log is a copy. A request to end the recording, such as a stop by the application, then need
     /// not wait for the append, which the backend may never accept.
     is_retrying: bool,
     /// The end of the log, as far as this node knew it, when this recording was started. A request
@@ -86,7 +86,7 @@ struct LocalState {
     /// current append. If the append gets no response, these records show whether it has succeeded.
     /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
-    /// Finds the records that another log has from before this recording.
+    /// Recognizes records of another log that are older than this recording.
     check: CopyCheck,
 }
 
@@ -431,7 +431,7 @@ mod tests {
 
     /// The log is replaced during the append. A copy has the record before the first sign of life.
     #[test]
-    fn record_before_an_append_counts_in_a_copy_and_in_another_log() {
+    fn earlier_record_counts_in_copy_and_in_other_log() {
         let (finish, event) = (record(RecordKind::Finish, ""), record(RecordKind::Event, "x"));
         for (noted, expected) in [(&finish, None), (&event, Some(true))] {
             let local = recording();

@@ -265,7 +265,7 @@ impl Recordings {
     /// other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
-        // This node may not have read all of the log that is replaced now, which may be a copy itself.
+        // This node may not have read all of the replaced log, which may be a copy itself.
         state.copied_through = state.copied_through.max(state.noted_through).min(last);
         state.noted_through = after;
         state.local.values().flatten().for_each(|local| local.reset(after, last));

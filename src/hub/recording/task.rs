@@ -311,7 +311,8 @@ async fn publish(
         return Err(Failure::Ended);
     }
     let topic = &local.announced.topic;
-    // In memory, a recording ends under the lock of the registry, which is not locked here.
+    // In memory, a recording ends under the lock of the registry. So the hub checks this under that
+    // lock.
     let is_running = || !local.has_ended();
     if let Some(retention) = retention {
         // Publishing itself reports an error: the hub is shut down, or has too many topics.

@@ -177,8 +177,8 @@ impl Store {
     /// of all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
         let snapshot = self.snapshot()?;
-        // A commit may have evicted records after `last` which it has just appended. The page has
-        // to end at `last` all the same.
+        // A commit may have evicted records that it has appended after `last`. The page must still
+        // end at `last`.
         let evicted_through = snapshot.evicted_through.min(last);
         if after >= last {
             return Ok(Page { epoch: snapshot.epoch, evicted_through, through: last, ..Page::default() });

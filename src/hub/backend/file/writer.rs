@@ -317,7 +317,8 @@ impl Writer {
     }
 
     /// Removes the oldest records, which exceed the limits of the retention, but at most `limit`
-    /// records. Records that are missing because of damage count as removed.
+    /// records. Missing (damaged) records before the oldest retained record count as evicted, but
+    /// not towards `limit`.
     fn evict(
         &self,
         records: &mut Records<'_>,

@@ -293,7 +293,7 @@ impl Follower {
     }
 
     /// Returns a page without records if all messages after the last page were deleted or evicted.
-    /// Returns `None` if the stream has no message after the last page, or retains such a message.
+    /// Returns `None` if the log ends with the last page, or if the stream retains a later message.
     async fn deleted_end(
         &mut self,
         stream: &Stream,

@@ -551,7 +551,8 @@ impl Identity {
             let renewed = renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
-                // A sequence that was issued before proves that the stream has lost messages.
+                // If the new mark gets a sequence that the stream had before, the stream has lost
+                // messages.
                 if renewed.is_some_and(|(mark, _)| mark <= state.last) {
                     now.is_truncated = true;
                     return Err("the stream has lost messages".into());
@@ -652,8 +653,8 @@ async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result
 }
 
 /// Adds one more mark of the log `known` to the JetStream stream. `mark` is the newest mark of the
-/// stream, and `state` is the state of the stream. Returns the sequence of the new mark and of the
-/// last event before it, or `None` if another node has added a mark meanwhile.
+/// stream, and `state` is the state of the stream. Returns the new values of [`KnownLog::mark`] and
+/// [`KnownLog::last_event`], or `None` if another node has added a mark meanwhile.
 async fn renew(
     stream: &Stream,
     known: &KnownLog,

@@ -88,8 +88,8 @@ use tokio::sync::Mutex;
 /// [timeouts](Self::timeout), whichever is longer, but at most the maximum age of messages. If
 /// `publish` returns an error, the events may already be in the log, or appear a little later. They
 /// are certainly not in the log if the error says that the server refused them. An application that
-/// publishes the same events again after another error can therefore store them twice. The client
-/// library sends a message that is in its queue when the connection is lost after the reconnect. So
+/// publishes the same events again after another error can therefore store them twice. If the
+/// connection is lost, the client library sends the messages in its queue after the reconnect. So
 /// the stream can have a second copy if an earlier copy was stored, its response was lost, and the
 /// reconnect takes longer than the `duplicate_window`.
 ///

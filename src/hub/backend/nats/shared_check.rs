@@ -43,7 +43,7 @@ fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SharedCheck<T> {
-    /// Returns the result of the next check. `check` returns the future of the check if this is the
+    /// Returns the result of the next check. Calls `check`, which returns the future, only for the
     /// first caller that waits for the next check. The check runs in `runtime`.
     pub(super) async fn run<F>(&self, runtime: &Handle, check: impl FnOnce() -> F) -> Result<T, BoxError>
     where
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(checks.run().await.unwrap(), 3);
     }
 
-    /// A runtime that shuts down can drop the task before it polls it for the first time.
+    /// A runtime that shuts down can drop the task before its first poll.
     #[test]
     fn caller_after_an_aborted_check_starts_another() {
         let checks = Checks::default();

@@ -20,8 +20,8 @@ const FOLLOW: &str = "tower-sse-follow";
 
 /// The maximum time between two reads of the log by the follower, the task that reads new records.
 /// A notification may get lost, for example in a pool of connections. A read also checks whether
-/// another log has replaced the log, while notifications of the earlier server still arrive. At this
-/// interval, the follower also checks whether an eviction by age is due.
+/// another log has replaced the log, while notifications of the earlier server still arrive. At
+/// this interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The follower, the task that reads new records: its connection, and how far it has read.
@@ -32,7 +32,7 @@ pub(super) struct Follower {
     state: Option<State>,
 }
 
-/// What the follower knows of the log.
+/// The follower's knowledge of the log.
 struct State {
     /// The epoch, the number that identifies one lifetime of the log.
     epoch: u64,
@@ -77,7 +77,8 @@ impl Log {
     }
 
     /// Opens the connection of the follower, the task that reads new records, and listens to the
-    /// notifications of the log. The follower reads the log only then, so that it misses none.
+    /// notifications of the log. The follower reads the log only after that, so it misses no
+    /// notification.
     async fn listen(&self) -> Result<Connection, RequestError> {
         let settings = &self.settings;
         let server = settings.follower.as_ref().unwrap_or(&settings.server);
@@ -110,7 +111,7 @@ impl Follower {
     }
 
     /// Returns `true` if the follower has all records up to the position `after`, has read the log
-    /// less than a second ago, and if this process knows of no later epoch.
+    /// less than a second ago, and this process knows of no later epoch.
     fn is_current(&self, log: &Log, after: Position) -> bool {
         self.state.as_ref().is_some_and(|state| {
             state.through == after

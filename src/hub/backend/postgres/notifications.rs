@@ -87,8 +87,8 @@ impl Notifications {
         self.has_ended.load(Relaxed)
     }
 
-    /// Waits for a notification, or for the end of the connection. Returns immediately if there was
-    /// one since the previous call.
+    /// Waits for a notification, or for the end of the connection. Returns immediately if either
+    /// has happened since the previous call.
     pub(super) async fn next(&self) {
         self.notify.notified().await;
     }

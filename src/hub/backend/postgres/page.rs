@@ -201,7 +201,7 @@ pub(super) fn record(byte: i8, topic: &[u8], event: Vec<u8>) -> Option<Record> {
     Some(Record { topic: name(topic)?, kind: kind(byte)?, event: event.into() })
 }
 
-/// Returns the name of a topic. A name that is not UTF-8 is of another program.
+/// Returns the name of a topic, or `None` if it is not UTF-8, so from another program.
 fn name(topic: &[u8]) -> Option<Arc<str>> {
     str::from_utf8(topic).ok().map(Arc::from)
 }

@@ -17,8 +17,8 @@ const MAX_BYTES: usize = 1 << 20;
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// The maximum number of records in a Postgres notification. If a transaction appends more records,
-/// its notification only wakes the followers of the nodes, the tasks that read new records. To read
-/// many records together takes less time than to notify of each of them.
+/// its notification only wakes the followers of the nodes, the tasks that read new records. Reading
+/// many records together takes less time than notifying of each.
 const MAX_NOTIFIED: usize = 16;
 
 /// The greatest position that a record can have, so that positions do not overflow. After a record

@@ -1,5 +1,5 @@
--- Version 3 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
--- advisory lock, and {pending} and {evicting} the names of settings.
+-- Version 3 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of
+-- the advisory lock, and {pending} and {evicting} the names of settings.
 --
 -- Each statement can run again, so that a table that was dropped is created again, and an older
 -- version is updated. Nodes of the older version use the functions until they connect again. An
@@ -43,8 +43,9 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
     PRIMARY KEY (transaction, n)
 );
 
--- The channel of NOTIFY. A role that knows the name could read and forge notifications, which contain
--- events. So the name is random, and other roles may not read it. The functions below choose it.
+-- The channel of NOTIFY. A role that knows the name could read and forge notifications, which
+-- contain events. So the name is random, and other roles may not read it. The functions below
+-- insert it.
 CREATE TABLE IF NOT EXISTS {schema}.channel (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name text NOT NULL DEFAULT replace(gen_random_uuid()::text, '-', '')
@@ -60,8 +61,8 @@ BEGIN
 END
 $tower_sse$;
 
--- Runs as the owner of the schema. Otherwise a role that may not call one of the functions below would
--- find another identity than the other roles, and start a new epoch.
+-- Runs as the owner of the schema. Otherwise a role that may not call one of the functions below
+-- would find another identity than the other roles, and start a new epoch.
 CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
@@ -119,24 +120,24 @@ BEGIN
 END
 $tower_sse$;
 
--- Sends the records from the position `first` on to the followers, with the position of the record
--- before them. A follower that has read the log up to this position need not read these records. If
--- the records do not fit, or `first` is NULL, the notification is empty, and the followers read the
--- log. They also read the log once a second.
+-- Sends the records at and after the position `first` to the followers, with the position of the
+-- record before them. A follower that has read the log up to this position need not read these
+-- records. If the records do not fit, or `first` is NULL, the notification is empty, and the
+-- followers read the log. They also read the log once a second.
 --
 -- With `first`, the caller holds the lock of the log, sees all records of earlier transactions, and
 -- has excluded plans without the index.
 --
 -- If a session listens and stays in a transaction, the queue of the server becomes full, and NOTIFY
--- fails. So nothing is sent if the queue is nearly full, and no records if more than 1 % of it is in
--- use (80 MB by default). Only the first notification of a transaction contains records, because
--- equal notifications of a transaction are sent once.
+-- fails. So nothing is sent if the queue is nearly full, and no records if more than 1 % of it is
+-- in use (80 MB by default). Only the first notification of a transaction contains records. The
+-- later ones are empty, so the server sends them once.
 --
--- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock of
--- the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
+-- A notification also excludes PREPARE TRANSACTION, so that no prepared transaction holds the lock
+-- of the log. Without a notification, a deferred trigger cannot distinguish it from a commit.
 --
--- Callers can make the server report statements and plans, which contain the channel, as messages to
--- the client. The setting of client_min_messages excludes this.
+-- Callers can make the server report statements and plans, which contain the channel, as messages
+-- to the client. The setting of client_min_messages excludes this.
 CREATE OR REPLACE FUNCTION {schema}.notify_of(first bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $tower_sse$
 DECLARE
@@ -155,7 +156,7 @@ BEGIN
         channel := (SELECT channel.name FROM {schema}.channel);
     END IF;
     IF channel IS NULL THEN
-        -- The snapshot of this transaction is older than the name. Nobody listens to this channel.
+        -- The snapshot is older than the name. This notification only excludes PREPARE.
         PERFORM pg_notify('tower_sse', '');
         RETURN;
     END IF;
@@ -236,8 +237,8 @@ CREATE OR REPLACE FUNCTION {schema}.bounds(
     OUT epoch bigint, OUT evicted_through bigint, OUT last bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $tower_sse$
 BEGIN
-    -- Nodes that only read do not use these tables. A cast fails if its table does not exist. The
-    -- node then connects again, and creates the table.
+    -- The requests of a connected node that only reads do not use these tables. A cast fails if its
+    -- table does not exist. The node then connects again, and creates the table.
     PERFORM '{schema}.inbox'::regclass, '{schema}.channel'::regclass;
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM set_config('lock_timeout', '1000', true);
@@ -271,8 +272,8 @@ DECLARE
     has_changed boolean;
     first bigint;
 BEGIN
-    -- In the other levels, this function would not see what other transactions have committed while it
-    -- waited for the lock.
+    -- In the other levels, this function would not see what other transactions have committed while
+    -- it waited for the lock.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the isolation level of a node must be read committed'
             USING HINT = 'Use ALTER ROLE ... SET default_transaction_isolation = ''read committed''.';
@@ -535,8 +536,8 @@ DECLARE
     first bigint;
     count bigint;
 BEGIN
-    -- A sequential scan would read rows of other transactions, with which this one would then conflict
-    -- if both are serializable. So the settings above exclude it.
+    -- A sequential scan would read rows of other transactions, with which this one would then
+    -- conflict if both are serializable. So the settings above exclude it.
     --
     -- A deferred trigger of the application may publish after this one.
     PERFORM set_config('{pending}', '', true);
@@ -563,7 +564,8 @@ BEGIN
     RETURN NULL;
 END
 $tower_sse$;
--- Creates the triggers that are missing. `session_replication_role = replica` does not disable them.
+-- Creates the triggers that are missing. `session_replication_role = replica` does not disable
+-- them.
 --
 -- Each of these statements locks its table. An open transaction that has published would prevent
 -- this, and at its commit it waits for the lock of the log, which this script holds. So the
@@ -602,9 +604,9 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
 
 -- Older versions lack some functions and a table. If another role runs this update, such as a
--- superuser, they belong to the owner of the other functions nevertheless. Otherwise this owner could
--- run code with the permissions of the superuser, because the functions use tables of the owner. Each
--- role that may call `new_epoch` needs the functions.
+-- superuser, they belong to the owner of the other functions nevertheless. Otherwise this owner
+-- could run code with the permissions of the superuser, because the functions use tables of the
+-- owner. Each role that may call `new_epoch` needs the functions.
 DO $tower_sse$
 DECLARE
     owner regrole := (SELECT proowner FROM pg_proc WHERE oid = '{schema}.new_epoch()'::regprocedure);

@@ -35,7 +35,7 @@ async fn wrong_password_is_an_error_without_the_password(kind: StoreKind) {
         store.sql("SET password_encryption = 'scram-sha-256'; ALTER ROLE postgres PASSWORD 'secret'");
         let rules = store.folder().join("data/pg_hba.conf");
         std::fs::write(rules, "host all all 127.0.0.1/32 scram-sha-256\n").expect("the file can be written");
-        // A server that reads its rules again may accept connections before.
+        // A server that reloads its rules may still accept connections by the old ones.
         store.kill();
         store.restart().await;
     }
