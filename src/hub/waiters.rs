@@ -126,16 +126,17 @@ impl Waiters {
     /// Removes from the queue up to `N` waiting readers that have to be woken, oldest first. Adds
     /// their wakers to `batch`, which must be empty. The caller wakes the batch.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
-        // The entries of readers that have left are not counted: a batch without a waker would end
-        // the chain of readers that wake each other.
-        while batch.len() < N && self.first < self.due {
+        let mut count = 0;
+        while count < N && self.first < self.due {
             self.first += 1;
             match self.queue.pop_front().flatten() {
                 Some(Waiter::Task(waker)) => batch.push(waker),
                 // The subscription still has the list, so this drops no waker.
                 Some(Waiter::Merged(list, reader)) => list.mark(reader).into_iter().for_each(|waker| batch.push(waker)),
-                None => {}
+                // A reader that has left wakes no other readers, so it does not count.
+                None => continue,
             }
+            count += 1;
         }
     }
 

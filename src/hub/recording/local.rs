@@ -349,9 +349,10 @@ impl Local {
     /// `position` is the position of the last appended record. A copy has the records, too.
     pub(super) fn note_appended_earlier(&self, position: Position) {
         let mut state = self.lock();
-        state.earlier_through = state.earlier_through.max(position.min(state.last_at_reset));
+        let before = state.earlier_through;
+        state.earlier_through = before.max(position.min(state.last_at_reset));
         for (at, kind, event) in state.seen.take().into_iter().flatten() {
-            if at > state.earlier_through {
+            if at > before {
                 state.note_foreign(kind, &event, &self.announced.will);
             }
         }
@@ -456,12 +457,19 @@ mod tests {
 
     #[test]
     fn record_during_an_append_counts_after_a_late_response() {
-        let local = recording();
-        local.begin_append();
-        local.reset(Position::START, Position::new(20));
-        local.note(Position::new(10), &record(RecordKind::Event, "x"));
-        local.note(Position::new(21), &record(RecordKind::Finish, ""));
-        local.note_appended_earlier(Position::new(10));
-        assert!(local.has_ended());
+        // A log that is no copy can have another record at the position of the response.
+        for (finish, expected) in [(Some(10), true), (Some(21), true), (None, false)] {
+            let local = recording();
+            local.begin_append();
+            local.reset(Position::START, Position::new(20));
+            if finish != Some(10) {
+                local.note(Position::new(10), &record(RecordKind::Event, "x"));
+            }
+            if let Some(at) = finish {
+                local.note(Position::new(at), &record(RecordKind::Finish, ""));
+            }
+            local.note_appended_earlier(Position::new(10));
+            assert_eq!(local.has_ended(), expected, "{finish:?}");
+        }
     }
 }

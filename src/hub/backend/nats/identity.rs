@@ -712,7 +712,8 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 /// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` requires a
 /// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
 /// otherwise that of the newest message. If the stream has another last sequence when `mark`
-/// arrives, the server refuses `mark`, and this function returns `None`.
+/// arrives, the server refuses `mark`, and this function returns `None`. It also returns `None` if
+/// the server has received `mark` before.
 async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
@@ -726,7 +727,8 @@ async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, B
                 Err(error) => Err(error),
             };
             match published {
-                Ok(ack) => return Ok(Some(ack.sequence)),
+                // A duplicate is an earlier mark, which may be removed since.
+                Ok(ack) => return Ok((!ack.duplicate).then_some(ack.sequence)),
                 Err(error) if is_refusal(&error) => return Ok(None),
                 Err(error) if error.kind() == StreamNotFound => match pauses.next() {
                     Some(pause) => sleep(Duration::from_millis(pause)).await,
