@@ -52,7 +52,7 @@ pub(super) struct Foreign {
     /// topic. It does not publish the will, the event that the recording has announced for the
     /// death of its node. The next sign of life that lists the recording clears this flag.
     pub(super) is_uncertain: bool,
-    /// Finds the records that another log has from before this recording.
+    /// Recognizes records of another log that are older than this recording.
     check: CopyCheck,
 }
 
