@@ -16,6 +16,12 @@ use std::{
 use tokio::time::sleep;
 use tower_sse::hub::backend::{Backend, FileBackend, Position, Record};
 
+/// Creates a log of several megabytes, and closes it.
+async fn create_large_log(folder: &Folder) {
+    fill(&open(folder), (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
+    closed(folder).await;
+}
+
 #[tokio::test]
 async fn full_disk_fails_publishing_and_not_reading() {
     let folder = Folder::new();
@@ -121,10 +127,7 @@ async fn moved_file_is_not_created_again() {
 #[tokio::test]
 async fn file_that_was_damaged_is_opened_again() {
     let folder = Folder::new();
-    let log = open(&folder);
-    fill(&log, (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
-    drop(log);
-    closed(&folder).await;
+    create_large_log(&folder).await;
     // The database has no page in its memory.
     let log = open(&folder);
     log.open().await.unwrap();
@@ -350,10 +353,7 @@ async fn file_that_is_no_log_is_an_error() {
 #[tokio::test]
 async fn truncated_file_is_an_error() {
     let folder = Folder::new();
-    let log = open(&folder);
-    fill(&log, (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
-    drop(log);
-    closed(&folder).await;
+    create_large_log(&folder).await;
     let log = open(&folder);
     log.bounds().await.unwrap();
     let len = fs::metadata(folder.log()).unwrap().len();

@@ -460,7 +460,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
-            // The finish record may be an earlier one that this node has read in a copy.
+            // The finish record may be of an earlier recording, if this log is a copy.
             core.recordings.release(node, &announced);
             break;
         }

@@ -52,7 +52,7 @@ impl<T: Clone + Send + Sync + 'static> SharedCheck<T> {
         let mut result = self.join(runtime, check);
         match result.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
             Some(result) => result.map_err(|error| error.to_string().into()),
-            None => Err("the task that checks the log was aborted".into()),
+            None => Err("the task that checks the log was aborted, or has panicked".into()),
         }
     }
 
@@ -200,7 +200,7 @@ mod tests {
             drop(entered);
             drop(runtime);
             let Poll::Ready(Err(error)) = poll() else { panic!("the caller still waits") };
-            assert_eq!(error.to_string(), "the task that checks the log was aborted");
+            assert_eq!(error.to_string(), "the task that checks the log was aborted, or has panicked");
         }
     }
 }
