@@ -227,7 +227,10 @@ async fn execute(feed: &mut Feed, word: &str, numbers: &[u64]) -> Result<Vec<u64
 
 /// Returns an event of 128 bytes of data, which begin with the current time.
 fn event() -> Event {
-    Event::new(format!("{:<128}", now()))
+    let time = now().to_string();
+    // `{:<128}` writes each space on its own, which takes a sixth of the time of a publication.
+    let padding = " ".repeat(128 - time.len());
+    Event::new(time + &padding)
 }
 
 fn quantiles(mut values: Vec<u64>) -> Vec<u64> {

@@ -338,9 +338,18 @@ impl Shared {
     }
 
     /// Sets the bounds of the log, the range of its positions, for its readers. Readers can then
-    /// read the records up to the new end, and waiting `follow` calls wake up.
-    fn announce(&self, tail: &Tail) {
-        self.bounds.send_if_modified(|known| std::mem::replace(known, bounds(tail)) != *known);
+    /// read the records up to the new end. Waiting `follow` calls notice the new bounds after
+    /// [`wake_followers`](Self::wake_followers).
+    fn set_bounds(&self, tail: &Tail) {
+        self.bounds.send_if_modified(|known| {
+            *known = bounds(tail);
+            false
+        });
+    }
+
+    /// Wakes the waiting `follow` calls, which then compare the bounds of the log again.
+    fn wake_followers(&self) {
+        self.bounds.send_modify(|_| {});
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {

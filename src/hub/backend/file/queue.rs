@@ -5,7 +5,8 @@ use crate::hub::backend::{Position, Record};
 use std::{
     mem,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// An append that waits for its commit.
@@ -43,8 +44,13 @@ pub(super) struct Batch {
 const MAX_BATCH: usize = 8 << 20;
 
 /// If the writer expects at most this number of further appends for a commit, it waits for all of
-/// them. If it expects more, it waits for half of them.
+/// them. If it expects more, it stores some of them while the others arrive.
 const FEW: usize = 8;
+
+/// The maximum time that the writer polls the queue for expected appends, before it sleeps until
+/// they arrive. Publishers that got the result of the last commit usually need less time for their
+/// next appends than the operating system needs to wake the writer.
+const POLLING: Duration = Duration::from_micros(50);
 
 impl Batch {
     /// Moves appends from the front of the queue to the batch, until the batch has its maximum size
@@ -84,6 +90,13 @@ struct Waiting {
     /// the appends of publishers that have stopped waiting. The next cleanup happens when the queue
     /// has twice this number of appends, and at least [`MANY`].
     cleaned: usize,
+}
+
+impl Waiting {
+    /// Returns `true` if this queue has `count` appends, or another reason not to wait for them.
+    fn is_ready(&self, count: usize) -> bool {
+        self.appends.len() >= count || self.is_closed || self.failure.is_some()
+    }
 }
 
 /// The minimum number of queued appends for a cleanup, which removes the appends of publishers that
@@ -139,12 +152,12 @@ impl Queue {
     }
 
     /// Waits for the `expected` appends, which can share a commit, at most until the time `window`.
-    /// This wait ends earlier if half of them are in the queue, or all of them if `expected` is at
-    /// most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append, at most
-    /// until the time `deadline` (`None`: without a time limit). Returns the first appends of the
-    /// next commit, or other work for the writer: for example, the report of a failed read.
+    /// This wait ends earlier if a quarter of them are in the queue, or all of them if `expected`
+    /// is at most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append, at
+    /// most until the time `deadline` (`None`: without a time limit). Returns the first appends of
+    /// the next commit, or other work for the writer: for example, the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
-        let waiting = self.wait(self.lock(), awaited(expected), Some(window));
+        let waiting = self.wait_for_expected(share(expected, 4), window);
         let mut waiting = self.wait(waiting, 1, deadline);
         if let Some(error) = waiting.failure.take() {
             return Work::Failure(error);
@@ -168,9 +181,23 @@ impl Queue {
         if before >= expected {
             return false;
         }
-        let mut waiting = self.wait(self.lock(), awaited(expected - before), Some(window));
+        let mut waiting = self.wait_for_expected(share(expected - before, 2), window);
         batch.fill(&mut waiting, |append| append.condition.is_none());
         batch.appends.len() > before
+    }
+
+    /// Waits like [`wait`](Self::wait), but first polls the queue for up to 50 µs ([`POLLING`]).
+    /// Between two polls, other threads of the machine can run.
+    fn wait_for_expected(&self, count: usize, window: Instant) -> MutexGuard<'_, Waiting> {
+        let end = window.min(Instant::now() + POLLING);
+        loop {
+            let waiting = self.lock();
+            if waiting.is_ready(count) || Instant::now() >= end {
+                return self.wait(waiting, count, Some(window));
+            }
+            drop(waiting);
+            thread::yield_now();
+        }
     }
 
     /// Waits until this queue has `count` appends, a reader of the log has reported that it could
@@ -182,7 +209,7 @@ impl Queue {
         count: usize,
         deadline: Option<Instant>,
     ) -> MutexGuard<'a, Waiting> {
-        while waiting.appends.len() < count && !waiting.is_closed && waiting.failure.is_none() {
+        while !waiting.is_ready(count) {
             waiting.awaited = Some(count);
             waiting = match deadline {
                 None => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
@@ -200,11 +227,10 @@ impl Queue {
     }
 }
 
-/// Returns the number of appends that the writer waits for. `missing` is the number of appends that
-/// the writer expects for a commit and does not have yet. The result is half of `missing`, or all
-/// if `missing` is at most 8 ([`FEW`]).
-fn awaited(missing: usize) -> usize {
-    if missing > FEW { missing / 2 } else { missing }
+/// Returns the number of appends that the writer waits for, if it expects `missing` further appends
+/// for a commit: their share `1/divisor`, or all if `missing` is at most 8 ([`FEW`]).
+fn share(missing: usize, divisor: usize) -> usize {
+    if missing > FEW { missing / divisor } else { missing }
 }
 
 #[cfg(test)]
@@ -226,16 +252,19 @@ mod tests {
         }
     }
 
-    /// A batch begins with half of the 64 expected appends. Further appends are added if they
+    /// A batch begins with a quarter of the 64 expected appends. Further appends are added if they
     /// arrive before the deadline `window`.
     #[test]
     fn batch_grows_while_appends_arrive() {
         let (queue, tasks) = (Queue::default(), ReplyTasks::default());
         let window = Instant::now() + LATER;
         thread::scope(|scope| {
-            scope.spawn(|| (0..32).for_each(|_| queue.push(append(&tasks, None))));
+            scope.spawn(|| (0..16).for_each(|_| queue.push(append(&tasks, None))));
             let mut batch = take(&queue, 64, window);
-            assert_eq!(batch.appends.len(), 32);
+            assert_eq!(batch.appends.len(), 16);
+            scope.spawn(|| (0..24).for_each(|_| queue.push(append(&tasks, None))));
+            assert!(queue.take_more(&mut batch, 64, window));
+            assert_eq!(batch.appends.len(), 40);
             scope.spawn(|| (0..40).for_each(|_| queue.push(append(&tasks, None))));
             while queue.take_more(&mut batch, 64, window) {}
             assert!(batch.appends.len() >= 64, "{}", batch.appends.len());

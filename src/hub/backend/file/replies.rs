@@ -18,10 +18,11 @@ pub(super) type Outcome = Result<Option<Appended>, FileError>;
 /// A publisher that waits for the result of its append.
 pub(super) struct Publisher {
     reply: oneshot::Sender<Outcome>,
-    /// Keeps tokio from advancing the paused clock of a test until the reply is sent: a blocking
-    /// thread of the publisher's runtime waits as long as this value exists. The publisher's future
-    /// does not own this value, because the future may exist for long without being polled. The
-    /// shutdown of the runtime, which waits for the blocking thread, would wait as long.
+    /// Keeps tokio from advancing the paused clock of a test until the writer, the thread that
+    /// stores appends, has woken all tasks that wait for the append: a blocking thread of the
+    /// publisher's runtime waits as long as this value exists. The publisher's future does not own
+    /// this value, because the future may exist for long without being polled. The shutdown of the
+    /// runtime, which waits for the blocking thread, would wait as long.
     clock: StoppedClock,
     /// The task in this publisher's runtime that passes results to all publishers of this runtime.
     /// `None` if the publisher runs outside of a runtime.
@@ -40,11 +41,11 @@ impl Publisher {
 /// The results of appends, each with the channel to the publisher that waits for it. Dropping this
 /// value sends each result to its publisher.
 #[derive(Default)]
-struct Replies(Vec<(oneshot::Sender<Outcome>, StoppedClock, Outcome)>);
+struct Replies(Vec<(oneshot::Sender<Outcome>, Outcome)>);
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        for (reply, _clock, outcome) in self.0.drain(..) {
+        for (reply, outcome) in self.0.drain(..) {
             // The publisher may have stopped waiting.
             drop(reply.send(outcome));
         }
@@ -86,8 +87,12 @@ impl ReplyTasks {
 /// Sends the results of appends to the publishers. If several of these publishers are in one
 /// runtime, a task of this runtime passes the results to them. If a publisher is alone in its
 /// runtime, or outside of a runtime, the calling thread (the writer) sends its result.
-pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
+///
+/// Returns values that keep tokio from advancing the paused clock of a test, so that the writer can
+/// wake other tasks before this clock advances.
+pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) -> Vec<StoppedClock> {
     let mut groups: Vec<(Option<ReplyTask>, Replies)> = Vec::new();
+    let mut clocks = Vec::new();
     for (Publisher { reply, clock, task }, outcome) in outcomes {
         let is_same = |other: &Option<ReplyTask>| match (other, &task) {
             (Some(other), Some(task)) => other.same_channel(task),
@@ -97,7 +102,8 @@ pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
             groups.push((task.clone(), Replies::default()));
             groups.len() - 1
         });
-        groups[group].1.0.push((reply, clock, outcome));
+        groups[group].1.0.push((reply, outcome));
+        clocks.push(clock);
     }
     for (task, replies) in groups {
         if let Some(task) = task.filter(|_| replies.0.len() > 1) {
@@ -106,6 +112,7 @@ pub(super) fn send(outcomes: impl Iterator<Item = (Publisher, Outcome)>) {
             drop(task.send(replies));
         }
     }
+    clocks
 }
 
 #[cfg(test)]
@@ -139,7 +146,7 @@ mod tests {
     }
 
     fn send_all(publishers: impl IntoIterator<Item = Publisher>) {
-        send(publishers.into_iter().map(|publisher| (publisher, Ok(None))));
+        drop(send(publishers.into_iter().map(|publisher| (publisher, Ok(None)))));
     }
 
     fn assert_all_replied(responses: Vec<oneshot::Receiver<Outcome>>) {

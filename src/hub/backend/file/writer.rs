@@ -175,13 +175,17 @@ impl Writer {
                     appends.iter_mut().zip(&stored.positions).filter(|(_, position)| position.is_some());
                 let records = stored_appends.flat_map(|(append, _)| mem::take(&mut append.records));
                 self.keep(&before, records.collect());
-                self.shared.announce(&self.tail);
+                self.shared.set_bounds(&self.tail);
                 let epoch = self.tail.epoch;
                 let outcomes = stored
                     .positions
                     .into_iter()
                     .map(|position| Ok(position.map(|position| Appended { epoch, position })));
-                replies::send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
+                let clocks = replies::send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
+                // The publishers come first: while the follower delivers these records, they publish
+                // the next ones.
+                self.shared.wake_followers();
+                drop(clocks);
             }
             Err(error) => {
                 let error = error.context("write to", &self.shared.path);
@@ -396,7 +400,8 @@ impl Writer {
         });
         *store = opened.map_err(|error| error.context("open", &shared.path));
         drop(store);
-        shared.announce(&self.tail);
+        shared.set_bounds(&self.tail);
+        shared.wake_followers();
     }
 
     /// Closes the database. Later reads return an error.
@@ -414,7 +419,7 @@ impl Writer {
 
 /// Sends `error` to the publishers of these appends.
 fn refuse(appends: Vec<Append>, error: &FileError) {
-    replies::send(appends.into_iter().map(|append| (append.publisher, Err(error.clone()))));
+    drop(replies::send(appends.into_iter().map(|append| (append.publisher, Err(error.clone())))));
 }
 
 /// Returns the time until which the database is not opened once more. This pause lasts four times
