@@ -260,10 +260,9 @@ impl App {
             let order: Order = serde_json::from_str(&published.event.event_data().unwrap_or_default())?;
             orders.insert(format!("jobs/{}", order.id), order);
         }
-        let topics: Vec<_> = orders.keys().cloned().chain([ORDERS.to_owned()]).collect();
         // The last event of each topic is the status.
         let mut latest = HashMap::new();
-        for published in self.past(topics).await?.into_iter().filter(|published| &*published.topic != ORDERS) {
+        for published in self.past(orders.keys().cloned()).await? {
             latest.insert(published.topic.to_string(), published.event);
         }
         for (topic, event) in latest {
@@ -282,22 +281,9 @@ impl App {
         Ok(())
     }
 
-    /// Returns the events of these topics until now. One of the topics is [`ORDERS`].
+    /// Returns the events of these topics until now.
     async fn past(&self, topics: impl IntoIterator<Item = String>) -> Result<Vec<Published>, BoxError> {
-        // This event is the last one.
-        let now = self.hub.topic(ORDERS).publish(Event::new("").event("restored")).await?;
-        let mut events = self.hub.listen(topics, Start::Earliest).await?;
-        let mut past = Vec::new();
-        while let Some(published) = events.next().await {
-            let published = published?;
-            if published.id == now {
-                break;
-            }
-            if published.event.name() != Some("restored") {
-                past.push(published);
-            }
-        }
-        Ok(past)
+        Ok(self.hub.read(topics, Start::Earliest).await?.collect::<Result<_, _>>().await?)
     }
 }
 

@@ -238,3 +238,54 @@ async fn history_from_a_backend_has_its_topics() {
     let late = hub.listen(["a", "b"], ids[7].1.clone()).await.unwrap();
     assert_eq!(late.gap().map(|gap| gap.reason()), Some(GapReason::Evicted));
 }
+
+#[test]
+fn read_ends_after_present_events() {
+    let hub = Hub::new();
+    ["1", "2"].iter().for_each(|data| drop(publish(&hub, "a", data)));
+    publish(&hub, "b", "3");
+    let mut reading = task::spawn(now(hub.read(["a", "b", "empty"], Start::Earliest)).unwrap());
+    assert_eq!(read(&mut reading), ["a 1", "a 2", "b 3"]);
+    publish(&hub, "a", "later");
+    assert!(assert_ready!(reading.poll_next()).is_none(), "it has ended");
+    let cursor = reading.enter(|_, reading| reading.cursor());
+    assert_eq!(read(&mut listen(&hub, &["a"], cursor)), ["a later"]);
+}
+
+/// A topic with a fast publisher would never be read to its end.
+#[test]
+fn read_of_a_busy_topic_ends() {
+    let hub = Hub::new();
+    publish(&hub, "a", "0");
+    let mut reading = task::spawn(now(hub.read(["a"], Start::Earliest)).unwrap());
+    let mut count = 0;
+    while let Poll::Ready(Some(Ok(_))) = {
+        publish(&hub, "a", "more");
+        reading.poll_next()
+    } {
+        count += 1;
+        assert!(count < 100, "it does not end");
+    }
+    assert!(assert_ready!(reading.poll_next()).is_none());
+}
+
+#[test]
+fn read_of_empty_topic_or_from_the_end_is_empty() {
+    let hub = Hub::new();
+    let last = publish(&hub, "a", "1");
+    for (topic, start) in [("empty", Start::Earliest), ("a", Start::Latest), ("a", last.into())] {
+        let mut reading = task::spawn(now(hub.read([topic], start)).unwrap());
+        assert!(assert_ready!(reading.poll_next()).is_none(), "{topic}");
+    }
+}
+
+#[test]
+fn read_after_evicted_events_has_a_gap() {
+    let hub = Hub::builder().max_events(2).build();
+    let first = publish(&hub, "a", "1");
+    ["2", "3", "4"].iter().for_each(|data| drop(publish(&hub, "a", data)));
+    let mut reading = task::spawn(now(hub.read(["a"], first)).unwrap());
+    assert!(reading.enter(|_, reading| reading.gap().is_some()));
+    assert_eq!(read(&mut reading), ["a 3", "a 4"]);
+    assert!(assert_ready!(reading.poll_next()).is_none());
+}

@@ -232,6 +232,53 @@ impl Hub {
         Ok(Listener::new(self.core.subscribe(checked(topics)?, start.into()).await?))
     }
 
+    /// Reads topics up to now: returns a stream of the events from `start` on that the log contains
+    /// at the moment. The stream then ends. [`Listener`] describes the order of the events and gaps.
+    /// The stream can also contain some events that are published while it is read.
+    ///
+    /// Use it to restore a state after a restart, or to show the retained events of a topic without
+    /// an open stream. To continue with later events, [listen](Self::listen) after the
+    /// [cursor](Listener::cursor).
+    ///
+    /// With a backend, the method first waits until the local node has read the log up to its
+    /// current end.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`subscribe`](Self::subscribe). With a backend, also:
+    ///
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the local
+    ///   node has not read the log up to its end after ten seconds.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect, except that the topics exist.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{BoxError, Event, hub::{Hub, Published, Start}};
+    ///
+    /// async fn retained(hub: &Hub, topic: &str) -> Result<Vec<Published>, BoxError> {
+    ///     Ok(hub.read([topic], Start::Earliest).await?.collect::<Result<_, _>>().await?)
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+    /// let hub = Hub::new();
+    /// assert!(retained(&hub, "orders").await?.is_empty());
+    /// hub.topic("orders").publish(Event::new("tea")).await?;
+    /// assert_eq!(retained(&hub, "orders").await?[0].event, Event::new("tea"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn read<T: IntoTopicStart>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        start: impl Into<Start>,
+    ) -> Result<Listener, Error> {
+        self.listen(topics, start).await?.until_now().await
+    }
+
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
     /// subscription ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///

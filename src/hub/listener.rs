@@ -1,8 +1,9 @@
 use super::{
     backend::Position,
-    error::SubscriptionError,
+    error::{Error, SubscriptionError},
     gap::Gap,
     item::{Item, Topics, decode_first},
+    recording::append::has_read_to_end,
     subscription::Subscription,
 };
 use crate::{
@@ -16,8 +17,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
+use tokio::time::timeout;
 use tokio_stream::Stream;
+
+/// The maximum time that [`Hub::read`](super::Hub::read) waits until the local node has read the
+/// backend's log up to its end.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The maximum number of events that a listener yields in a row. After these events, it returns
 /// `Pending` once and wakes its task, so that other tasks can run.
@@ -41,6 +48,7 @@ pub struct Published {
 
 /// A stream of the events of one or many topics, for a consumer in Rust: a worker, a bridge to
 /// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) creates it.
+/// [`Hub::read`](super::Hub::read) creates a listener that ends after the present events.
 ///
 /// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
 /// more memory than a fast one. A listener yields published events, but no `hub-cursor` and no
@@ -134,6 +142,18 @@ pub struct Listener {
     failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,
+    end: End,
+}
+
+/// The end of a listener in its log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The listener waits for later events.
+    Never,
+    /// The listener ends when its cursor has reached this position, or when it would wait for
+    /// events. The local node has read the log up to this position.
+    At(Position),
+    Reached,
 }
 
 impl Listener {
@@ -145,7 +165,35 @@ impl Listener {
             last: None,
             failed_at: None,
             events_in_turn: 0,
+            end: End::Never,
         }
+    }
+
+    /// Makes the listener end after the events that the log contains now.
+    pub(super) async fn until_now(mut self) -> Result<Self, Error> {
+        let core = &self.subscription.core;
+        if let Some(backend) = &core.backend {
+            let has_read = backend.in_runtime(|| timeout(READ_TIMEOUT, has_read_to_end(core, backend))).await;
+            if core.is_shut_down() {
+                return Err(Error::shut_down());
+            }
+            if !matches!(has_read, Ok(true)) {
+                return Err(Error::backend("", "the log was not read to its end within ten seconds".into()));
+            }
+        }
+        self.end = End::At(core.committed());
+        Ok(self)
+    }
+
+    /// Ends the listener if it has reached its [`End`]. Returns `true` if it has ended. `is_waiting`
+    /// is `true` if the subscription has no further event at the moment.
+    fn has_ended(&mut self, is_waiting: bool) -> bool {
+        let End::At(end) = self.end else { return self.end == End::Reached };
+        let is_past = self.subscription.cursor >= end && !self.subscription.has_beginning();
+        if is_past || is_waiting && self.subscription.is_caught_up() {
+            self.end = End::Reached;
+        }
+        self.end == End::Reached
     }
 
     /// Returns the gap at the beginning of the listener: events after the id that was passed to
@@ -213,10 +261,16 @@ impl Stream for Listener {
                 this.events_in_turn += 1;
                 return Poll::Ready(Some(Ok(published)));
             }
+            if this.has_ended(false) {
+                return Poll::Ready(None);
+            }
             let before = this.subscription.resume_position();
             let item = this.subscription.poll_item(Purpose::Items, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
+                if this.has_ended(true) {
+                    return Poll::Ready(None);
+                }
             }
             match ready!(item) {
                 None => return Poll::Ready(None),

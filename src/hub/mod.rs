@@ -84,16 +84,10 @@
 //! # Consumers in Rust
 //!
 //! [`Hub::listen`] yields decoded events with their topics, for workers, WebSocket bridges and
-//! filters per client.
+//! filters per client. [`Hub::read`] yields the events until now, and ends.
 //!
 //! # What a hub does not have
 //!
-//! - **A read of the current content** that does not wait for events. Keep the state in the
-//!   application or its database, and publish its changes. To get the event of a
-//!   [state](Topic::latest_only), [listen](Hub::listen) from [`Start::Earliest`], and await the
-//!   first event with a timeout: a topic without an event yields nothing. The service of
-//!   `Hub::durable_streams` (feature `durable-streams`) responds to a `GET` with the retained
-//!   events of a topic as a page.
 //! - **A list of topics.** [`Hub::stats`] returns only their number. Keep the names in the
 //!   application. [`Topic::exists`] checks one name.
 //! - **Subscriptions to patterns**, such as `orders/*`. Name up to 1,000 topics in one

@@ -682,22 +682,36 @@ impl Subscription {
     /// Also returns `None` if the client gets no `hub-cursor` events, or if a snapshot, a gap event
     /// or other events have to be delivered first.
     fn newer_cursor(&mut self) -> Option<EncodedEvents> {
-        if !self.has_control_events || self.beginning.is_some() || self.replay.is_some() {
+        if !self.has_control_events {
             return None;
         }
         // Read the position before the topics. So the topics contain every event up to it.
         let topic = &self.readers.first()?.topic;
         let position = self.core.newer_position(topic, self.cursor, self.has_unsent_cursor)?;
-        let is_caught_up = match (&self.readers[..], &mut self.merge) {
-            (readers, Some(merge)) => merge.is_caught_up(readers, &self.core.wake_queue, self.cursor),
-            (readers, None) => readers.iter().all(|reader| reader.is_caught_up(self.cursor)),
-        };
-        if !is_caught_up {
+        if !self.is_caught_up() {
             return None;
         }
         self.cursor = position;
         self.has_unsent_cursor = false;
         Some(self.encoded_cursor())
+    }
+
+    /// Returns `true` if a snapshot, a gap event or events from the backend have to be delivered
+    /// before the events that the local node retains.
+    pub(super) fn has_beginning(&self) -> bool {
+        self.beginning.is_some() || self.replay.is_some()
+    }
+
+    /// Returns `true` if the client has received every event of its topics that the local node
+    /// knows.
+    pub(super) fn is_caught_up(&mut self) -> bool {
+        if self.has_beginning() {
+            return false;
+        }
+        match (&self.readers[..], &mut self.merge) {
+            (readers, Some(merge)) => merge.is_caught_up(readers, &self.core.wake_queue, self.cursor),
+            (readers, None) => readers.iter().all(|reader| reader.is_caught_up(self.cursor)),
+        }
     }
 
     /// Returns the event that reports `gap` to the client. The id of the event is the cursor of the

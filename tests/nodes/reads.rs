@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt;
 use tokio_test::{assert_pending, task};
 use tower_sse::{
     Event, EventId,
-    hub::{ErrorKind, Hub, Start},
+    hub::{Error, ErrorKind, Hub, Start},
 };
 
 /// The documented limit of different reads that run or wait.
@@ -124,4 +125,55 @@ async fn clients_of_same_read_share_queue_entry() {
     assert!(connections[1].asked.reads.load(Relaxed) <= 2);
     let mut back = task::spawn(topic.subscribe(ids[3].clone()).await.unwrap());
     assert_eq!(data_soon(&mut back).await, numbers(4..10));
+}
+
+async fn read(hub: &Hub) -> Result<Vec<String>, Error> {
+    let events = hub.read(["a"], Start::Earliest).await?;
+    Ok(events.map(|published| published.unwrap().event.event_data().unwrap().into_owned()).collect().await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_waits_for_events_of_other_nodes() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(3)).await;
+    hubs[0].topic("a").publish_all((0..20).map(Event::display)).await.unwrap();
+    settle().await;
+    // Most events are only in the log, and the last one has not arrived yet.
+    connections[1].lag.store(1000, Relaxed);
+    hubs[0].topic("a").publish(Event::display(20)).await.unwrap();
+    assert_eq!(read(&hubs[1]).await.unwrap(), numbers(0..21));
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_fails_if_the_end_of_the_log_is_unknown() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    hubs[0].topic("a").publish(Event::new("0")).await.unwrap();
+    for mode in [Mode::Fails, Mode::Hangs, Mode::Lags] {
+        connections[1].set(mode);
+        hubs[0].topic("a").publish(Event::new("unread")).await.unwrap();
+        let begun = Instant::now();
+        let error = read(&hubs[1]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Backend, "{mode:?}: {error}");
+        assert!(begun.elapsed() <= Duration::from_secs(10), "{mode:?}: {:?}", begun.elapsed());
+        connections[1].set(Mode::Works);
+        settle().await;
+    }
+    assert_eq!(read(&hubs[1]).await.unwrap().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_a_read_that_waits() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    connections[1].set(Mode::Lags);
+    hubs[0].topic("a").publish(Event::new("unread")).await.unwrap();
+    let mut reading = task::spawn(read(&hubs[1]));
+    assert_pending!(reading.poll());
+    settle().await;
+    assert_pending!(reading.poll());
+    hubs[1].shutdown();
+    settle().await;
+    let error = reading.now_or_never().expect("it has ended").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Shutdown);
 }

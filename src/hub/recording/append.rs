@@ -105,7 +105,7 @@ pub(in crate::hub) async fn caught_up_unless_dropped(
 /// Waits until this node has read the log up to its current end. The wait has no time limit.
 /// Returns `false` if the backend does not respond, if another log replaces the log, or if the hub
 /// is shut down.
-pub(super) async fn has_read_to_end(core: &Core, backend: &BackendClient) -> bool {
+pub(in crate::hub) async fn has_read_to_end(core: &Core, backend: &BackendClient) -> bool {
     let resets = backend.resets();
     // A node that is always some seconds behind a busy log would never reach a later end, so the
     // backend is asked only once.
