@@ -4,10 +4,11 @@
 
 use super::{
     NatsBackend,
-    identity::{KnownLog, Witness},
+    identity::KnownLog,
     link::Link,
     message::{self, position},
     stream::{Stream, is_refusal},
+    witness::Witness,
 };
 use crate::{
     BoxError,

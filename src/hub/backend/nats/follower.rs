@@ -8,11 +8,12 @@
 use super::{
     confirmation::Confirmations,
     consumer::{HEARTBEAT, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
-    identity::{Identity, KnownLog, Witness, Witnesses},
+    identity::{Identity, KnownLog},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
     read::{next_messages, report_holes},
     stream::Stream,
+    witness::{Witness, Witnesses},
 };
 use crate::{
     BoxError,

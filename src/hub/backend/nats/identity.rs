@@ -18,26 +18,18 @@
 //! that the node has seen before, its log has lost messages.
 
 use super::{
-    message::{self, Nanoseconds, Stored, position},
+    mark::{self, Mark},
+    message::{Nanoseconds, Stored, position},
     shared_check::SharedCheck,
-    stream::{State, Stream, is_refusal},
+    stream::{State, Stream},
+    witness::{self, Witness, Witnesses},
 };
-use crate::{
-    BoxError,
-    hub::backend::{Position, fnv::fnv},
-    random,
-};
-use async_nats::{HeaderMap, jetstream::message::PublishMessage};
+use crate::{BoxError, hub::backend::Position};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
-
-/// The maximum payload size in bytes of the witness of quick checks. A witness is a recent message
-/// that a node remembers to recognize the log. A quick check fetches this message from the server,
-/// to verify that the stream still has it.
-const MAX_WITNESS_BYTES: usize = 4096;
 
 /// The number of times that the state of a JetStream stream with replicas is read again if the
 /// stream seems to have lost its newest messages, and the pause before each of these reads. A newly
@@ -53,25 +45,6 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// maximum age. If a message of a hub arrives earlier, the mark is due half of the maximum age
 /// after this message, because it also identifies the log, in a header.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
-
-/// The pauses in milliseconds before a mark is published again because no JetStream stream has
-/// accepted it.
-///
-/// If two nodes create the stream at the same time, the server may respond before the stream can
-/// receive messages.
-const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
-
-/// The maximum length of the id of a log in bytes.
-const MAX_ID_BYTES: usize = 1024;
-
-/// The header with the id of a lost log. If a log replaces a lost log, the first mark of the new
-/// log has this header.
-const REPLACES: &str = "Tower-Sse-Replaces";
-
-/// The header of a mark with the sequence of the last event before the mark, which is no event
-/// itself. The first mark of a log does not have this header, and neither does a mark that was
-/// added while other messages arrived.
-const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The local node's knowledge of the log in the JetStream stream: the id, the newest sequence, the
 /// newest mark (the message that identifies the log), and the witnesses (remembered messages).
@@ -113,88 +86,6 @@ pub(super) struct KnownLog {
     /// all marks. Each message of a hub that arrives earlier postpones this time to half of
     /// `max_age` after its arrival, because such a message names the log in a header.
     renewal: Instant,
-}
-
-/// A recent message that identifies the log: the node checks that the JetStream stream still has
-/// this message at this sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Witness {
-    sequence: u64,
-    identity: u64,
-    is_small: bool,
-    /// The time when the JetStream stream stored this message. `None` if the local node has
-    /// published the message and has not read it back yet.
-    time: Option<Nanoseconds>,
-}
-
-impl Witness {
-    /// Creates a witness from the sequence, the message id and the payload size of a published
-    /// message.
-    pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Self {
-        Self { sequence, identity: message::identity(id), is_small: bytes <= MAX_WITNESS_BYTES, time: None }
-    }
-
-    /// Creates a witness from a stored message. Returns `None` if a program other than a hub has
-    /// published the message.
-    pub(super) fn of(message: &Stored) -> Option<Self> {
-        let identity = message.identity().filter(|_| message.log().is_some())?;
-        let is_small = message.payload.len() <= MAX_WITNESS_BYTES;
-        Some(Self { sequence: message.sequence, identity, is_small, time: Some(message.time) })
-    }
-
-    fn is(&self, message: &Stored) -> bool {
-        message.identity() == Some(self.identity)
-    }
-
-    /// Returns `true` if this remembered message is the newest message of the JetStream stream: the
-    /// last sequence and time in `state` are those of this message. A check that the stream still
-    /// has the message then need not fetch it.
-    fn is_last(&self, state: &State) -> bool {
-        self.sequence == state.last && self.time.is_some() && self.time == state.last_time
-    }
-}
-
-/// The messages that a node remembers to recognize the log: if the JetStream stream still has them,
-/// it still holds the same log.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Witnesses {
-    /// The latest remembered message of at most 4,096 bytes ([`MAX_WITNESS_BYTES`]). Quick checks
-    /// that the stream still holds the same log fetch only this message from the server.
-    small: Option<Witness>,
-    /// The latest remembered message of any size. Only complete checks that the stream still holds
-    /// the same log look for this message. Quick checks look only for the message in the field
-    /// `small`.
-    latest: Option<Witness>,
-}
-
-impl Witnesses {
-    /// Adds a message to the remembered messages. Has no effect if the remembered messages are
-    /// newer.
-    pub(super) fn add(&mut self, witness: Witness) {
-        if witness.is_small && self.small.is_none_or(|small| small.sequence < witness.sequence) {
-            self.small = Some(witness);
-        }
-        let is_later = |latest: Witness| {
-            // The witness of a published message gets its time when the message is read.
-            let is_read = latest.identity == witness.identity && witness.time.is_some();
-            latest.sequence < witness.sequence || latest.sequence == witness.sequence && is_read
-        };
-        if self.latest.is_none_or(is_later) {
-            self.latest = Some(witness);
-        }
-    }
-
-    fn iter(self) -> impl Iterator<Item = Witness> {
-        self.small.into_iter().chain(self.latest)
-    }
-}
-
-impl From<Option<Witness>> for Witnesses {
-    fn from(witness: Option<Witness>) -> Self {
-        let mut witnesses = Self::default();
-        witness.into_iter().for_each(|witness| witnesses.add(witness));
-        witnesses
-    }
 }
 
 impl KnownLog {
@@ -243,47 +134,12 @@ impl KnownLog {
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
-        let is_same = epoch_of(&mark.id) == self.epoch;
+        let is_same = mark.epoch() == self.epoch;
         if is_news && is_same {
             (self.mark, self.last_event) = (mark.sequence, mark.last_event);
         }
         !is_news || is_same
     }
-}
-
-/// A decoded mark: a message that begins a log, or that repeats the id of the log before retention
-/// removes the earlier marks.
-struct Mark {
-    sequence: u64,
-    id: Arc<str>,
-    /// The id of the lost log that the log of this mark replaces. `None` unless this mark is the
-    /// first mark after a loss.
-    replaces: Option<Arc<str>>,
-    last_event: u64,
-}
-
-impl Mark {
-    /// Decodes a mark, a message whose payload is the id of the log that it begins or continues. A
-    /// program other than a hub can also begin a log, with any payload: if the payload cannot be an
-    /// id, the id is the hash of the payload.
-    fn read(message: &Stored) -> Self {
-        let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
-        let payload = String::from_utf8_lossy(&message.payload);
-        // Each message has the id in a header. A line break would make the header unreadable, and a
-        // space at an end of the value is removed.
-        let is_printable = payload.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-        let is_id = (1..=MAX_ID_BYTES).contains(&payload.len()) && is_printable && payload.trim() == payload;
-        Self {
-            sequence: message.sequence,
-            id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
-            replaces: message.header(REPLACES).map(Into::into),
-            last_event: last_event.unwrap_or(message.sequence),
-        }
-    }
-}
-
-fn epoch_of(id: &str) -> u64 {
-    fnv(id)
 }
 
 /// The result of comparing a JetStream stream with the log that a node has used so far: the stream
@@ -400,7 +256,7 @@ impl Identity {
             return Ok(None);
         }
         // Another log can begin after the witness.
-        let mark = last_mark(stream).await?;
+        let mark = mark::last(stream).await?;
         let is_same = mark.is_none_or(|mark| mark.sequence <= known.mark || mark.id == known.id);
         Ok(is_same.then_some(known))
     }
@@ -425,7 +281,7 @@ impl Identity {
         let known = self.known();
         let mut state = stream.state_or_create(known.is_some()).await?;
         let Some(known) = known else {
-            let known = first(stream, &state).await?;
+            let known = mark::first(stream, &state).await?;
             state = stream.state_or_create(false).await?;
             return Ok((self.adopt(stream, None, known, &state).await?, state));
         };
@@ -439,17 +295,17 @@ impl Identity {
             state = stream.state_or_create(true).await?;
             verdict = self.compare(stream, &known, &state).await?;
         }
-        let mark = mark_of(stream, &state).await?;
+        let mark = mark::newest(stream, &state).await?;
         let another = match (verdict, mark) {
             (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
             // The stream retains nothing that the local node remembers, so it has to find out the
             // log like a node that has just connected.
             (Verdict::Same, _) if known.has_no_witness(&state) && !known.has_checked(&state) => {
-                named_by_messages(stream, &state).await?
+                mark::named_by_messages(stream, &state).await?
             }
             // An older mark changes nothing: the known mark may have been deleted since.
             (Verdict::Same, _) => None,
-            (Verdict::Shorter | Verdict::Different, mark) => Some(replace(stream, &known, mark).await?),
+            (Verdict::Shorter | Verdict::Different, mark) => Some(mark::replace(stream, &known.id, mark).await?),
         };
         match another {
             Some(mark) if mark.id != known.id || verdict != Verdict::Same => {
@@ -505,13 +361,13 @@ impl Identity {
         state: &State,
     ) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
-            epoch: epoch_of(&mark.id),
+            epoch: mark.epoch(),
             id: mark.id,
             mark: mark.sequence,
             last_event: mark.last_event,
             newest: state.last,
             is_truncated: false,
-            witnesses: newest(stream, state).await?.into(),
+            witnesses: witness::newest(stream, state).await?.into(),
             checked_end: None,
             max_age: state.max_age,
             duplicate_window: state.duplicate_window,
@@ -541,14 +397,17 @@ impl Identity {
         let is_last_known = latest.is_some_and(|latest| latest.sequence == state.last);
         let is_small_missing = small.is_none_or(|small| small.sequence < state.first);
         if is_small_missing && !is_last_known && !known.has_checked(state) {
-            let witness = newest(stream, state).await?;
+            let witness = witness::newest(stream, state).await?;
             self.note_message(known.epoch, state.last, witness.into());
         }
 
         if known.is_mark_due() || state.messages == 0 {
             // Publishing fails if the stream is full and rejects messages. A later check then tries
             // again.
-            let renewed = renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
+            let renewed = mark::renew(stream, &known.id, (known.mark, known.last_event), mark.as_ref(), state)
+                .await
+                .ok()
+                .flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
                 // If the new mark gets a sequence that the stream had before, the stream has lost
@@ -580,200 +439,9 @@ impl Identity {
     }
 }
 
-/// Returns the mark (the message that identifies the log) of a JetStream stream that the local node
-/// has not used yet. If retention has removed all marks, returns an unpublished mark with the log
-/// id from a header of another message. If the stream has no log, begins one, and returns its mark.
-async fn first(stream: &Stream, state: &State) -> Result<Mark, BoxError> {
-    if let Some(mark) = mark_of(stream, state).await? {
-        return Ok(mark);
-    }
-    match named_by_messages(stream, state).await? {
-        Some(mark) => Ok(mark),
-        None => begin(stream, None, 0).await,
-    }
-}
-
-/// The maximum number of messages, from the oldest one on, that [`named_by_messages`] examines to
-/// find the id of the log. Messages of other programs do not name the log.
-const MAX_EXAMINED: usize = 32;
-
-/// Returns an unpublished mark for a JetStream stream without marks. Its log id is from a header of
-/// one of the 32 oldest messages, or of the newest message. Returns `None` if none of these
-/// messages names a log. Also returns `None` if the first message of the stream was never removed.
-/// Such a stream never had a mark. If its messages name a log, this log was in an earlier stream
-/// with the same name, and is lost.
-async fn named_by_messages(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
-    // If the oldest messages were removed, the mark was probably removed with them. If no message
-    // was removed, the stream never had a mark. A message that names a log then comes from a node
-    // that does not know yet that its log is lost.
-    if state.first == 1 || state.messages == 0 {
-        return Ok(None);
-    }
-    // A node that does not know this log yet may just have published the newest message. So the
-    // newest message counts only if the older ones are from programs other than a hub.
-    let oldest = (state.first..state.last).take(MAX_EXAMINED);
-    for sequence in oldest.chain([state.last]) {
-        let message = stream.get(sequence).await?;
-        if let Some(id) = message.as_ref().and_then(Stored::log) {
-            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
-        }
-    }
-    Ok(None)
-}
-
-/// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
-/// JetStream stream. If no other node has begun the new log yet, this function begins it.
-async fn replace(stream: &Stream, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
-    match mark {
-        Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
-        mark => begin(stream, Some(&lost.id), mark.map_or(0, |mark| mark.sequence)).await,
-    }
-}
-
-/// Begins a new log: publishes a mark, and returns the newest mark of the JetStream stream.
-/// `replaces` is the id of a lost log. `previous` is the sequence of the newest mark so far, or 0.
-///
-/// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
-/// then use that mark.
-async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
-    let id = format!("{:016x}", random::bits());
-    let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
-    if let Some(replaces) = replaces {
-        mark = mark.header(REPLACES, replaces);
-    }
-    publish(stream, mark).await?;
-    last_mark(stream).await?.ok_or_else(|| {
-        format!(
-            "the server has stored a message in the stream {:?} and does not return it, as if the stream was created \
-             while the files of its predecessor were removed; delete the stream, and create it a few seconds later",
-            stream.name(),
-        )
-        .into()
-    })
-}
-
-/// Adds one more mark of the log `known` to the JetStream stream. `mark` is the newest mark of the
-/// stream, and `state` is the state of the stream. Returns the new values of [`KnownLog::mark`] and
-/// [`KnownLog::last_event`], or `None` if another node has added a mark meanwhile.
-async fn renew(
-    stream: &Stream,
-    known: &KnownLog,
-    mark: Option<&Mark>,
-    state: &State,
-) -> Result<Option<(u64, u64)>, BoxError> {
-    let last_event = if state.last == known.mark { known.last_event } else { state.last };
-    let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
-        .header(LAST_EVENT, last_event.to_string())
-        .expected_last_sequence(state.last);
-    if let Some(sequence) = publish(stream, renewal).await? {
-        return Ok(Some((sequence, last_event)));
-    }
-    // There is a newer message by now. If messages arrive all the time, no mark can expect to be
-    // the next message.
-    let newest = mark.map_or(0, |mark| mark.sequence);
-    let renewal =
-        mark_message(&format!("renew {} after {newest}", known.id), &known.id).expected_last_subject_sequence(newest);
-    Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence)))
-}
-
-/// Returns the newest mark of the JetStream stream, or `None` if the stream has no mark. `state` is
-/// the state of the stream.
-///
-/// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
-/// stream is still empty, so this function sends no request if the stream has no message according
-/// to `state`.
-async fn mark_of(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
-    if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
-}
-
-async fn last_mark(stream: &Stream) -> Result<Option<Mark>, BoxError> {
-    let message = stream.last_of(&message::mark_subject(stream.name())).await?;
-    Ok(message.as_ref().map(Mark::read))
-}
-
-/// Returns the newest message of the JetStream stream as a witness, a remembered message that
-/// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
-/// from a program other than a hub.
-async fn newest(stream: &Stream, state: &State) -> Result<Option<Witness>, BoxError> {
-    if state.messages == 0 {
-        return Ok(None);
-    }
-    Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
-}
-
-/// Creates a mark. Its payload is `log`, the id of the log. The server uses `message_id` to detect
-/// a mark that is sent twice.
-fn mark_message(message_id: &str, log: &str) -> PublishMessage {
-    let mut headers = HeaderMap::new();
-    message::set_log(&mut headers, log);
-    PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
-}
-
-/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` requires a
-/// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
-/// otherwise that of the newest message. If the stream has another last sequence when `mark`
-/// arrives, the server refuses `mark`, and this function returns `None`. It also returns `None` if
-/// the server has received `mark` before.
-async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
-    use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
-
-    let context = &stream.link.context;
-    let subject = message::mark_subject(stream.name());
-    let publish = async || {
-        let mut pauses = CREATION_PAUSES.into_iter();
-        loop {
-            let published = match context.send_publish(subject.clone(), mark.clone()).await {
-                Ok(acknowledged) => acknowledged.await,
-                Err(error) => Err(error),
-            };
-            match published {
-                // A duplicate is an earlier mark, which may be removed since.
-                Ok(ack) => return Ok((!ack.duplicate).then_some(ack.sequence)),
-                Err(error) if is_refusal(&error) => return Ok(None),
-                Err(error) if error.kind() == StreamNotFound => match pauses.next() {
-                    Some(pause) => sleep(Duration::from_millis(pause)).await,
-                    None => return Err(error),
-                },
-                Err(error) => return Err(error),
-            }
-        }
-    };
-    stream.link.request(publish()).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn payload_of_a_mark_is_the_id_if_a_header_can_contain_it() {
-        let [longest, too_long] = [1024, 1025].map(|length| "x".repeat(length));
-        for (payload, is_id) in [
-            ("0123456789abcdef", true),
-            ("restored on Monday", true),
-            ("!~", true),
-            (&*longest, true),
-            (&*too_long, false),
-            ("", false),
-            (" ", false),
-            (" restored", false),
-            ("restored ", false),
-            ("restored\ton Monday", false),
-            ("restored\non Monday", false),
-            ("restored\r\n", false),
-            ("\u{7f}", false),
-            ("für", false),
-        ] {
-            let mark = Mark::read(&Stored {
-                subject: "log._log".into(),
-                sequence: 1,
-                time: 0,
-                headers: None,
-                payload: payload.to_owned().into(),
-            });
-            assert_eq!(*mark.id == *payload, is_id, "{payload:?}");
-        }
-    }
 
     fn known_log() -> KnownLog {
         KnownLog {

@@ -8,10 +8,12 @@ mod follower;
 pub mod fuzzing;
 mod identity;
 mod link;
+mod mark;
 mod message;
 mod read;
 mod shared_check;
 mod stream;
+mod witness;
 
 use self::{
     append::Unchanged,
