@@ -12,6 +12,8 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(all(test, any(feature = "nats", feature = "redis")))]
+mod ended_runtime;
 #[cfg(feature = "file")]
 #[clippy::msrv = "1.90"] // the version that the feature needs
 mod file;

@@ -1,7 +1,10 @@
 //! The connection to the server of a log that the requests of this process share.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::{self, Handle},
+    sync::watch,
+};
 
 /// A connection that requests share, and the attempt to open it.
 ///
@@ -12,11 +15,18 @@ pub(super) struct SharedConnection<C, E>(Arc<Mutex<State<C, E>>>);
 
 struct State<C, E> {
     connection: Option<C>,
-    /// The result of the attempt that runs, which all callers share. The channel is closed without
-    /// a result if the attempt was aborted or has panicked.
-    attempt: Option<watch::Receiver<Option<Result<C, E>>>>,
-    /// The runtime of the hub. `None` without a hub, or after an attempt without a result.
+    /// The attempt that runs, which all callers share.
+    attempt: Option<Attempt<C, E>>,
+    /// The runtime of the hub. `None` without a hub, or after an attempt in this runtime without a
+    /// result.
     runtime: Option<Handle>,
+}
+
+#[derive(Clone)]
+struct Attempt<C, E> {
+    /// The channel is closed without a result if the attempt was aborted or has panicked.
+    result: watch::Receiver<Option<Result<C, E>>>,
+    runtime: runtime::Id,
 }
 
 impl<C, E> Default for SharedConnection<C, E> {
@@ -67,39 +77,38 @@ where
                 return Ok(connection.clone());
             }
             match &state.attempt {
-                Some(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
+                Some(attempt) if attempt.result.has_changed().is_ok() => attempt.clone(),
                 _ => self.start(&mut state, open()),
             }
         };
-        match attempt.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
+        match attempt.result.wait_for(Option::is_some).await.ok().and_then(|result| result.clone()) {
             Some(result) => result,
             None => {
-                // The runtime may have ended. The next attempt uses the runtime of its caller.
-                lock(&self.0).runtime = None;
+                // The runtime may have ended. The next attempt uses the runtime of its caller,
+                // unless a hub in another runtime uses the backend by now.
+                let _ended = lock(&self.0).runtime.take_if(|runtime| runtime.id() == attempt.runtime);
                 Err("the task that opens the connection was aborted, or has panicked".into())
             }
         }
     }
 
-    fn start<F>(&self, state: &mut State<C, E>, open: F) -> watch::Receiver<Option<Result<C, E>>>
+    fn start<F>(&self, state: &mut State<C, E>, open: F) -> Attempt<C, E>
     where
         F: Future<Output = Result<C, E>> + Send + 'static,
     {
-        let (sender, attempt) = watch::channel(None);
+        let (sender, result) = watch::channel(None);
+        let runtime = state.runtime.clone().unwrap_or_else(Handle::current);
+        let attempt = Attempt { result, runtime: runtime.id() };
         state.attempt = Some(attempt.clone());
         let shared = Arc::clone(&self.0);
-        let task = async move {
+        drop(runtime.spawn(async move {
             let result = open.await;
             let mut state = lock(&shared);
             state.attempt = None;
             state.connection = result.as_ref().ok().cloned();
             drop(state);
             sender.send_replace(Some(result));
-        };
-        match &state.runtime {
-            Some(runtime) => drop(runtime.spawn(task)),
-            None => drop(tokio::spawn(task)),
-        }
+        }));
         attempt
     }
 }
@@ -107,15 +116,18 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::backend::ended_runtime::{output, poll_before_the_end};
     use std::{
         pin::pin,
         sync::atomic::{AtomicU32, Ordering::Relaxed},
-        task::{Context, Poll, Waker},
+        task::{Context, Waker},
     };
     use tokio::{
-        runtime::{Builder, Id},
+        runtime::{Builder, Id, Runtime},
         task::yield_now,
     };
+
+    const ABORTED: &str = "the task that opens the connection was aborted, or has panicked";
 
     type Shared<C> = SharedConnection<C, Arc<str>>;
 
@@ -160,30 +172,54 @@ mod tests {
         assert_eq!(stalled.await, Ok(1));
     }
 
-    #[test]
-    fn connection_is_opened_in_the_runtime_of_the_hub() {
-        let runtime = || Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let (hub, publisher) = (runtime(), runtime());
-        let shared = SharedConnection::<Id, Arc<str>>::default();
-        hub.block_on(async { shared.use_this_runtime() });
-        let opened_in = publisher.block_on(shared.get(|| async { Ok(Handle::current().id()) }));
-        assert_eq!(opened_in, Ok(hub.handle().id()));
+    fn runtime() -> Runtime {
+        Builder::new_multi_thread().worker_threads(1).build().unwrap()
     }
 
-    /// A runtime that shuts down can drop the attempt before its first poll.
+    /// Opens a connection, and returns the runtime in which it was opened.
+    async fn runtime_of(shared: &SharedConnection<Id, Arc<str>>) -> Result<Id, Arc<str>> {
+        shared.get(|| async { Ok(Handle::current().id()) }).await
+    }
+
+    #[test]
+    fn connection_is_opened_in_the_runtime_of_the_hub() {
+        let (shared, hub, publisher) = (SharedConnection::default(), runtime(), runtime());
+        hub.block_on(async { shared.use_this_runtime() });
+        assert_eq!(publisher.block_on(runtime_of(&shared)), Ok(hub.handle().id()));
+    }
+
     #[test]
     fn caller_after_an_aborted_attempt_starts_another() {
         let (shared, server) = (Shared::default(), Server::default());
         for _ in 0..2 {
             let mut caller = pin!(shared.get(|| server.open()));
-            let mut poll = || caller.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            let runtime = Builder::new_current_thread().build().unwrap();
-            let entered = runtime.enter();
-            assert!(poll().is_pending());
-            drop(entered);
-            drop(runtime);
-            let Poll::Ready(Err(error)) = poll() else { panic!("the caller still waits") };
-            assert_eq!(&*error, "the task that opens the connection was aborted, or has panicked");
+            poll_before_the_end(caller.as_mut());
+            assert_eq!(output(caller), Err(ABORTED.into()));
         }
+    }
+
+    #[test]
+    fn ended_runtime_of_the_hub_is_forgotten() {
+        let (shared, publisher) = (SharedConnection::default(), runtime());
+        let mut caller = pin!(async {
+            shared.use_this_runtime();
+            runtime_of(&shared).await
+        });
+        poll_before_the_end(caller.as_mut());
+        assert_eq!(output(caller), Err(ABORTED.into()));
+        assert_eq!(publisher.block_on(runtime_of(&shared)), Ok(publisher.handle().id()));
+    }
+
+    #[test]
+    fn late_caller_does_not_forget_a_new_hub() {
+        let (shared, hub, publisher) = (SharedConnection::default(), runtime(), runtime());
+        let mut late = pin!(async {
+            shared.use_this_runtime();
+            runtime_of(&shared).await
+        });
+        poll_before_the_end(late.as_mut());
+        hub.block_on(async { shared.use_this_runtime() });
+        assert_eq!(output(late), Err(ABORTED.into()));
+        assert_eq!(publisher.block_on(runtime_of(&shared)), Ok(hub.handle().id()));
     }
 }

@@ -119,16 +119,14 @@ impl<T> Drop for Running<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::backend::ended_runtime::{output, poll_before_the_end};
     use std::{
         pin::pin,
         sync::atomic::{AtomicUsize, Ordering::SeqCst},
-        task::{Context, Poll, Waker},
+        task::{Context, Waker},
         time::Duration,
     };
-    use tokio::{
-        runtime::Builder,
-        time::{sleep, timeout},
-    };
+    use tokio::time::{sleep, timeout};
 
     #[derive(Default)]
     struct Checks {
@@ -187,19 +185,13 @@ mod tests {
         assert_eq!(checks.run().await.unwrap(), 3);
     }
 
-    /// A runtime that shuts down can drop the task before its first poll.
     #[test]
     fn caller_after_an_aborted_check_starts_another() {
         let checks = Checks::default();
         for _ in 0..2 {
             let mut caller = pin!(checks.run());
-            let mut poll = || caller.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            let runtime = Builder::new_current_thread().build().unwrap();
-            let entered = runtime.enter();
-            assert!(poll().is_pending());
-            drop(entered);
-            drop(runtime);
-            let Poll::Ready(Err(error)) = poll() else { panic!("the caller still waits") };
+            poll_before_the_end(caller.as_mut());
+            let error = output(caller).unwrap_err();
             assert_eq!(error.to_string(), "the task that checks the log was aborted, or has panicked");
         }
     }
