@@ -127,21 +127,33 @@ where
     let is_few = last.saturating_sub(begin) < subjects.len() as u64;
     let subjects = if subjects.is_empty() || is_few { &all } else { subjects };
     // The next message of each subject, by its sequence.
-    let mut next = BTreeMap::new();
+    let mut next = BTreeMap::<_, (_, Stored)>::new();
     let mut ask = subjects.iter().map(|subject| (subject, begin)).collect::<Vec<_>>();
     let (mut count, mut bytes) = (0, 0);
+    // The page contains no message after this sequence.
+    let mut end = last;
     loop {
         for (subject, before) in ask.drain(..) {
             let found = match before.checked_add(1) {
-                Some(from) if from <= last => request(subject, from).await?,
+                Some(from) if from <= end => request(subject, from).await?,
                 _ => None,
             };
-            next.extend(found.filter(|found| found.sequence <= last).map(|found| (found.sequence, (subject, found))));
+            next.extend(found.filter(|found| found.sequence <= end).map(|found| (found.sequence, (subject, found))));
+            // Messages beyond the end of a full page are dropped. So the others take no more memory
+            // than a page.
+            let (mut used, mut used_bytes) = (count, bytes);
+            let beyond = next.values().find(|(_, found)| {
+                let is_full = used == PAGE_MESSAGES || used_bytes >= PAGE_BYTES;
+                used += 1;
+                used_bytes += found.payload.len();
+                is_full
+            });
+            if let Some(beyond) = beyond.map(|(_, found)| found.sequence) {
+                drop(next.split_off(&beyond));
+                end = beyond.saturating_sub(1);
+            }
         }
-        let Some((sequence, (subject, found))) = next.pop_first() else { return Ok(true) };
-        if count == PAGE_MESSAGES || bytes >= PAGE_BYTES {
-            return Ok(false);
-        }
+        let Some((sequence, (subject, found))) = next.pop_first() else { return Ok(end == last) };
         message::add(page, after, stream, &found);
         count += 1;
         bytes += found.payload.len();
@@ -212,7 +224,15 @@ mod tests {
     use crate::hub::backend::{Record, RecordKind};
     use arbtest::arbtest;
     use bytes::Bytes;
-    use std::{cell::Cell, collections::BTreeSet, future::ready};
+    use std::{
+        cell::Cell,
+        collections::BTreeSet,
+        future::ready,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+    };
     use tokio::runtime::Builder;
 
     fn record() -> Record {
@@ -288,5 +308,59 @@ mod tests {
             assert!(requests.get() <= most, "{} requests", requests.get());
             Ok(())
         });
+    }
+
+    /// Payloads of one mebibyte, which know how many of them are in memory.
+    struct Mebibyte(Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Mebibyte {
+        fn as_ref(&self) -> &[u8] {
+            static BYTES: [u8; 1 << 20] = [b'x'; 1 << 20];
+            &BYTES
+        }
+    }
+
+    impl Drop for Mebibyte {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn rest_of_many_large_topics_takes_the_memory_of_a_page() {
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let count = 200_u64;
+        let subjects: Vec<_> = (1..=count).filter_map(|n| message::subject("s", &format!("{n:03}"))).collect();
+        // The messages have the order of the subjects, or the reverse order.
+        for is_reverse in [false, true] {
+            let (live, most) = (Arc::new(AtomicUsize::new(0)), Cell::new(0));
+            let request = |subject: &str, from| {
+                let sequence_of = |index: usize| if is_reverse { count - index as u64 } else { index as u64 + 1 };
+                let index = match subject {
+                    // A request for all subjects.
+                    ">" => {
+                        (0..subjects.len()).filter(|index| sequence_of(*index) >= from).min_by_key(|i| sequence_of(*i))
+                    }
+                    subject => subjects.iter().position(|it| it == subject),
+                };
+                let found = index.filter(|index| sequence_of(*index) >= from).map(|index| {
+                    let (subject, sequence) = (&*subjects[index], sequence_of(index));
+                    most.set(most.get().max(live.fetch_add(1, SeqCst) + 1));
+                    let payload = Bytes::from_owner(Mebibyte(live.clone()));
+                    Stored { subject: subject.into(), sequence, time: 0, headers: None, payload }
+                });
+                ready(Ok(found))
+            };
+            let (mut after, mut received) = (Position::START, Vec::new());
+            while after < position(count) {
+                let mut page = Page { through: after, ..Page::default() };
+                let is_complete = runtime.block_on(add_rest(request, ("s", count), &subjects, after, &mut page));
+                assert_eq!(is_complete.expect("no request fails"), page.through == position(count));
+                received.extend(page.records.iter().map(|(position, _)| sequence(*position)));
+                after = page.through;
+            }
+            assert_eq!(received, (1..=count).collect::<Vec<_>>());
+            assert!(most.get() <= 10, "{} messages are in memory", most.get());
+        }
     }
 }
