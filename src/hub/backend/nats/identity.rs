@@ -57,9 +57,9 @@ pub(super) struct KnownLog {
     /// The sequence of the newest mark that the local node has read. 0 if retention had removed
     /// every mark before the local node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark. All messages between this event and
-    /// the newest mark are marks, too. If the newest mark begins the log, or was added while other
-    /// messages arrived, this is the sequence of the mark itself.
+    /// The sequence of the last event before the newest mark, or of the last message of another
+    /// program if that is later. All messages between this message and the newest mark are marks,
+    /// too. If the newest mark begins the log, this is the sequence of the mark itself.
     last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
@@ -296,8 +296,8 @@ impl Identity {
             verdict = self.compare(stream, &known, &state).await?;
         }
         let mark = mark::newest(stream, &state).await?;
-        let another = match (verdict, mark) {
-            (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark),
+        let another = match (verdict, &mark) {
+            (Verdict::Same, Some(mark)) if mark.sequence >= known.mark => Some(mark.clone()),
             // The stream retains nothing that the local node remembers, so it has to find out the
             // log like a node that has just connected.
             (Verdict::Same, _) if known.has_no_witness(&state) && !known.has_checked(&state) => {
@@ -305,14 +305,16 @@ impl Identity {
             }
             // An older mark changes nothing: the known mark may have been deleted since.
             (Verdict::Same, _) => None,
-            (Verdict::Shorter | Verdict::Different, mark) => Some(mark::replace(stream, &known.id, mark).await?),
+            (Verdict::Shorter | Verdict::Different, mark) => {
+                Some(mark::replace(stream, &known.id, mark.as_ref()).await?)
+            }
         };
         match another {
-            Some(mark) if mark.id != known.id || verdict != Verdict::Same => {
+            Some(another) if another.id != known.id || verdict != Verdict::Same => {
                 state = stream.state_or_create(true).await?;
-                Ok((self.adopt(stream, Some(known.epoch), mark, &state).await?, state))
+                Ok((self.adopt(stream, Some(known.epoch), another, &state).await?, state))
             }
-            mark => {
+            _ => {
                 let known = self.keep(stream, known, mark, &state).await?;
                 Ok((known, state))
             }

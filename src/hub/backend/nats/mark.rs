@@ -25,12 +25,17 @@ const MAX_ID_BYTES: usize = 1024;
 const REPLACES: &str = "Tower-Sse-Replaces";
 
 /// The header of a mark with the sequence of the last event before the mark, which is no event
-/// itself. The first mark of a log does not have this header, and neither does a mark that was
-/// added while other messages arrived.
+/// itself. The value is [`PRECEDING`] if the mark was added while other messages arrived. The first
+/// mark of a log does not have this header.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
+
+/// The value of the header [`LAST_EVENT`] for a mark that directly follows an event, or a message of
+/// another program. The node that adds such a mark does not know the sequence of this message.
+const PRECEDING: &str = "preceding";
 
 /// A decoded mark: a message that begins a log, or that repeats the id of the log before retention
 /// removes the earlier marks.
+#[derive(Clone)]
 pub(super) struct Mark {
     pub(super) sequence: u64,
     pub(super) id: Arc<str>,
@@ -45,7 +50,10 @@ impl Mark {
     /// program other than a hub can also begin a log, with any payload: if the payload cannot be an
     /// id, the id is the hash of the payload.
     pub(super) fn read(message: &Stored) -> Self {
-        let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
+        let last_event = message.header(LAST_EVENT).and_then(|last_event| match last_event {
+            PRECEDING => message.sequence.checked_sub(1),
+            sequence => sequence.parse().ok(),
+        });
         let payload = String::from_utf8_lossy(&message.payload);
         // Each message has the id in a header. A line break would make the header unreadable, and a
         // space at an end of the value is removed.
@@ -108,9 +116,9 @@ pub(super) async fn named_by_messages(stream: &Stream, state: &State) -> Result<
 
 /// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
 /// JetStream stream. If no other node has begun the new log yet, this function begins it.
-pub(super) async fn replace(stream: &Stream, lost: &Arc<str>, mark: Option<Mark>) -> Result<Mark, BoxError> {
+pub(super) async fn replace(stream: &Stream, lost: &Arc<str>, mark: Option<&Mark>) -> Result<Mark, BoxError> {
     match mark {
-        Some(mark) if mark.replaces.as_ref() == Some(lost) => Ok(mark),
+        Some(mark) if mark.replaces.as_ref() == Some(lost) => Ok(mark.clone()),
         mark => begin(stream, Some(lost), mark.map_or(0, |mark| mark.sequence)).await,
     }
 }
@@ -139,8 +147,8 @@ async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result
 
 /// Adds one more mark of the log `id` to the JetStream stream. `known` contains the sequence of the
 /// newest mark that the local node knows, and that of the last event before it. `mark` is the
-/// newest mark of the stream, and `state` is the state of the stream. Returns the new values of
-/// `known`, or `None` if another node has added a mark meanwhile.
+/// newest mark of the stream, which was read after the state `state` of the stream. Returns the new
+/// values of `known`, or `None` if another node has added a mark meanwhile.
 pub(super) async fn renew(
     stream: &Stream,
     id: &str,
@@ -148,7 +156,12 @@ pub(super) async fn renew(
     mark: Option<&Mark>,
     state: &State,
 ) -> Result<Option<(u64, u64)>, BoxError> {
-    let last_event = if state.last == known.0 { known.1 } else { state.last };
+    let newest = mark.map_or((0, 0), |mark| (mark.sequence, mark.last_event));
+    if newest.0 > state.last {
+        // Another node has added this mark.
+        return Ok(Some(newest));
+    }
+    let last_event = last_event(state.last, [newest, known]);
     let renewal = mark_message(&format!("renew {id} {}", state.last), id)
         .header(LAST_EVENT, last_event.to_string())
         .expected_last_sequence(state.last);
@@ -156,10 +169,19 @@ pub(super) async fn renew(
         return Ok(Some((sequence, last_event)));
     }
     // There is a newer message by now. If messages arrive all the time, no mark can expect to be
-    // the next message.
-    let newest = mark.map_or(0, |mark| mark.sequence);
-    let renewal = mark_message(&format!("renew {id} after {newest}"), id).expected_last_subject_sequence(newest);
-    Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence)))
+    // the next message. The server refuses the mark if the newer message is a mark. So the message
+    // before the mark is no mark.
+    let renewal = mark_message(&format!("renew {id} after {}", newest.0), id)
+        .header(LAST_EVENT, PRECEDING)
+        .expected_last_subject_sequence(newest.0);
+    Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence.saturating_sub(1))))
+}
+
+/// Returns the sequence of the last event up to `last`, the sequence of the newest message of the
+/// JetStream stream. `marks` contains the sequences of two marks, each with that of the last event
+/// before the mark.
+fn last_event(last: u64, marks: [(u64, u64); 2]) -> u64 {
+    marks.into_iter().find(|(mark, _)| *mark == last).map_or(last, |(_, last_event)| last_event)
 }
 
 /// Returns the newest mark of the JetStream stream, or `None` if the stream has no mark. `state` is
@@ -223,6 +245,10 @@ async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, B
 mod tests {
     use super::*;
 
+    fn stored(sequence: u64, headers: Option<HeaderMap>, payload: &str) -> Stored {
+        Stored { subject: "log._log".into(), sequence, time: 0, headers, payload: payload.to_owned().into() }
+    }
+
     #[test]
     fn payload_of_a_mark_is_the_id_if_a_header_can_contain_it() {
         let [longest, too_long] = [1024, 1025].map(|length| "x".repeat(length));
@@ -242,14 +268,28 @@ mod tests {
             ("\u{7f}", false),
             ("für", false),
         ] {
-            let mark = Mark::read(&Stored {
-                subject: "log._log".into(),
-                sequence: 1,
-                time: 0,
-                headers: None,
-                payload: payload.to_owned().into(),
-            });
+            let mark = Mark::read(&stored(1, None, payload));
             assert_eq!(*mark.id == *payload, is_id, "{payload:?}");
         }
+    }
+
+    #[test]
+    fn last_event_is_not_one_of_several_marks() {
+        // Another node has added the mark 9.
+        for (last, expected) in [(9, 5), (7, 5), (8, 8), (10, 10)] {
+            assert_eq!(last_event(last, [(9, 5), (7, 5)]), expected);
+        }
+        // The known mark 7 was removed, and the stream has no mark.
+        assert_eq!(last_event(7, [(0, 0), (7, 5)]), 5);
+    }
+
+    #[test]
+    fn mark_names_the_event_directly_before_it() {
+        for (value, expected) in [("3", 3), ("preceding", 8), ("another version", 9)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(LAST_EVENT, value);
+            assert_eq!(Mark::read(&stored(9, Some(headers), "id")).last_event, expected, "{value}");
+        }
+        assert_eq!(Mark::read(&stored(9, None, "id")).last_event, 9);
     }
 }

@@ -16,6 +16,7 @@ mod nats_epochs;
 mod nats_logs;
 mod nats_lost;
 mod nats_malformed;
+mod nats_marks;
 mod nats_unchanged;
 mod nats_wire;
 mod nodes;
