@@ -13,6 +13,7 @@ mod nats_access;
 mod nats_cluster;
 mod nats_creation;
 mod nats_epochs;
+mod nats_follower;
 mod nats_logs;
 mod nats_lost;
 mod nats_malformed;

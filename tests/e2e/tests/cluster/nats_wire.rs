@@ -36,6 +36,9 @@ struct Faults {
     /// Holds the messages to the stream while this is set.
     is_holding: watch::Sender<bool>,
     held: AtomicUsize,
+    /// Holds the responses with this text while it is set, and then replaces them by errors.
+    refusing: watch::Sender<Option<&'static str>>,
+    refused: AtomicUsize,
     bytes_from_server: AtomicUsize,
     /// The minimum size of messages from the server that are late, and their delay.
     slow: Mutex<Option<(usize, Duration)>>,
@@ -96,6 +99,17 @@ impl NatsWire {
     pub(crate) fn held(&self) -> usize {
         self.faults.held.load(SeqCst)
     }
+
+    /// Holds the responses that contain `text`, until `refuse(None)`. The client then receives
+    /// errors instead of the held responses.
+    pub(crate) fn refuse(&self, text: Option<&'static str>) {
+        self.faults.refusing.send_replace(text);
+    }
+
+    /// Returns the number of responses that were held, to be replaced by errors.
+    pub(crate) fn refused(&self) -> usize {
+        self.faults.refused.load(SeqCst)
+    }
 }
 
 impl Drop for NatsWire {
@@ -107,7 +121,7 @@ impl Drop for NatsWire {
 /// Passes the protocol on in one direction, until either side ends.
 async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) {
     let mut from = BufReader::new(from);
-    while let Ok(Some(bytes)) = read(&mut from).await {
+    while let Ok(Some(mut bytes)) = read(&mut from).await {
         if ["MSG ", "HMSG "].iter().any(|name| bytes.starts_with(name.as_bytes())) {
             faults.bytes_from_server.fetch_add(bytes.len(), SeqCst);
             let slow = *faults.slow.lock().expect("no thread panics with the lock");
@@ -126,6 +140,13 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) 
         let until_loss = &faults.deliveries_until_loss;
         if is_delivery && until_loss.fetch_update(SeqCst, SeqCst, lose_one) == Ok(1) {
             continue;
+        }
+        let refused = *faults.refusing.borrow();
+        if bytes.starts_with(b"MSG ") && refused.is_some_and(|text| memory_contains(&bytes, text.as_bytes())) {
+            faults.refused.fetch_add(1, SeqCst);
+            // `wait_for` fails if the relay was dropped.
+            drop(faults.refusing.subscribe().wait_for(Option::is_none).await);
+            bytes = refusal(&bytes);
         }
         if bytes.starts_with(b"HPUB tower-sse.") && *faults.is_holding.borrow() {
             faults.held.fetch_add(1, SeqCst);
@@ -152,6 +173,15 @@ async fn read(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>
         from.read_exact(&mut bytes[begin..]).await?;
     }
     Ok(Some(bytes))
+}
+
+/// Returns the error that a server sends instead of `response`, to the same request.
+fn refusal(response: &[u8]) -> Vec<u8> {
+    const ERROR: &str =
+        r#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+    let line = String::from_utf8_lossy(response.split(|byte| *byte == b'\n').next().unwrap_or_default()).into_owned();
+    let (head, _size) = line.trim_end().rsplit_once(' ').expect("the line has a size");
+    format!("{head} {}\r\n{ERROR}\r\n", ERROR.len()).into_bytes()
 }
 
 fn memory_contains(bytes: &[u8], part: &[u8]) -> bool {
