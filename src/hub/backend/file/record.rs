@@ -69,20 +69,6 @@ pub(super) fn parts(value: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     (0..).zip(value.chunks(PART).chain(end))
 }
 
-/// Returns the time of the append, in milliseconds since 1970, and the size in bytes of all values
-/// that the log has ever stored, up to and including this value. `first` is the first part of the
-/// database value of the record at `position`. Returns `None` if this part is known to be damaged.
-/// Damage can only be detected if the value has a single part, because the checksum covers the
-/// whole value.
-pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
-    if first.len() < PART {
-        return decode(position, first).map(|value| (value.time, value.total));
-    }
-    let (time, rest) = first[8..].split_first_chunk()?;
-    let total = rest.first_chunk()?;
-    Some((u64::from_le_bytes(*time), u64::from_le_bytes(*total)))
-}
-
 /// Decodes a database value, which contains the record at `position`. Returns `None` if the value
 /// is damaged, or was written for another position.
 pub(super) fn decode(position: Position, bytes: &[u8]) -> Option<Value<'_>> {

@@ -5,7 +5,7 @@ use super::{
     error::{FileError, Kind, file_error, guarded},
     mark::{FileId, Mark, beside, milliseconds},
     queue::{Append, Batch, Unchanged, Work},
-    record::{self, Value},
+    record::{self, PART, Value},
     replies,
     retention::Retention,
     store::{
@@ -342,7 +342,7 @@ impl Writer {
             }
             let position = Position::new(position);
             // The time of a damaged record is unknown, so it is removed with the record before it.
-            let head = record::head(position, bytes.value());
+            let head = time_and_total(records, position, bytes.value())?;
             let head = head.filter(|(_, total)| (tail.evicted_bytes..=tail.total_bytes).contains(total));
             let is_expired = head.is_none_or(|(time, _)| self.retention.is_expired(time, now));
             *oldest = head.map(|(time, _)| time).or(*oldest);
@@ -415,6 +415,24 @@ impl Writer {
             let _without_the_mark_a_new_epoch_begins = self.mark.end();
         }
     }
+}
+
+/// Returns the time of the append, in milliseconds since 1970, and the size in bytes of all values
+/// that the log has ever stored, up to and including this value. `first` is the first part of the
+/// value of the record at `position`. Returns `None` if the record is damaged.
+///
+/// Both numbers are in the first part, but the checksum covers all parts. With a wrong size, the
+/// retention would remove undamaged records. With a wrong time, it would keep expired ones.
+fn time_and_total(records: &Records<'_>, position: Position, first: &[u8]) -> Result<Option<(u64, u64)>, FileError> {
+    let head = |value: &[u8]| record::decode(position, value).map(|value| (value.time, value.total));
+    if first.len() < PART {
+        return Ok(head(first));
+    }
+    let mut value = Vec::new();
+    for entry in records.range(keys(position, position))? {
+        value.extend_from_slice(entry?.1.value());
+    }
+    Ok(head(&value))
 }
 
 /// Sends `error` to the publishers of these appends.
@@ -539,6 +557,21 @@ mod tests {
     use crate::hub::backend::{Backend, RecordKind};
     use tokio::time::timeout;
 
+    /// Changes the records of a log whose backend was dropped.
+    fn change_records(file: &TestFile, change: impl FnOnce(&mut Records<'_>)) {
+        // The first database is closed in a task.
+        let mut attempts = 0..20;
+        let store = loop {
+            match Store::open(&file.0, Durability::Process, false) {
+                Ok((store, _)) => break store,
+                Err(error) => assert!(attempts.next().is_some(), "{error}"),
+            }
+        };
+        let transaction = store.database.begin_write().unwrap();
+        change(&mut transaction.open_table(RECORDS).unwrap());
+        transaction.commit().unwrap();
+    }
+
     /// One commit removes fewer records than are missing before the oldest one.
     #[tokio::test]
     async fn retention_removes_records_after_many_missing_ones() {
@@ -547,23 +580,43 @@ mod tests {
         let backend = FileBackend::new(&file.0).durability(Durability::Process);
         let last = backend.append(vec![record; 2000]).await.unwrap().position;
         drop(backend);
-        {
-            // The first database is closed in a task.
-            let mut attempts = 0..20;
-            let store = loop {
-                match Store::open(&file.0, Durability::Process, false) {
-                    Ok((store, _)) => break store,
-                    Err(error) => assert!(attempts.next().is_some(), "{error}"),
-                }
-            };
-            let transaction = store.database.begin_write().unwrap();
-            transaction.open_table(RECORDS).unwrap().retain(|(position, _), _| position > 1500).unwrap();
-            transaction.commit().unwrap();
-        }
+        change_records(&file, |records| records.retain(|(position, _), _| position > 1500).unwrap());
         let backend = FileBackend::new(&file.0).max_age(Duration::from_millis(1));
         let mut bounds = backend.log().await.unwrap().shared.bounds.subscribe();
         let removed = bounds.wait_for(|bounds| bounds.evicted_through == last);
         timeout(Duration::from_secs(10), removed).await.expect("the records are removed").unwrap();
+    }
+
+    /// A record of several parts is damaged in the part that has its time and its size.
+    #[tokio::test]
+    async fn damaged_time_or_size_does_not_change_retention() {
+        for is_time in [true, false] {
+            let file = TestFile::new("head");
+            let event = format!("data: {}\n\n", "x".repeat(PART)).into();
+            let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
+            let backend = FileBackend::new(&file.0).durability(Durability::Process);
+            let last = backend.append(vec![record; 100]).await.unwrap().position;
+            drop(backend);
+            change_records(&file, |records| {
+                let part = |position: u64| records.get((position, 0)).unwrap().unwrap().value().to_vec();
+                let mut damaged = part(5);
+                if is_time {
+                    damaged[8..16].fill(u8::MAX);
+                } else {
+                    damaged[16..24].copy_from_slice(&part(last.get())[16..24]);
+                }
+                records.insert((5, 0), &damaged[..]).unwrap();
+            });
+            let backend = FileBackend::new(&file.0);
+            let (backend, expected) = match is_time {
+                true => (backend.max_age(Duration::from_millis(1)), last),
+                false => (backend.max_records(50), Position::new(50)),
+            };
+            let mut bounds = backend.log().await.unwrap().shared.bounds.subscribe();
+            let removed = bounds.wait_for(|bounds| bounds.evicted_through >= expected);
+            let removed = timeout(Duration::from_secs(10), removed).await.expect("records are removed").unwrap();
+            assert_eq!(removed.evicted_through, expected);
+        }
     }
 
     #[test]
