@@ -701,11 +701,15 @@ async fn every_topic_is_complete(steps: Vec<Step>) {
     }
     let topics = ["a", "b", "c", "d"];
     for topic in topics {
-        // The topic had an earlier recording.
+        // The topic had an earlier recording, which was taken over.
+        let earlier = record(&hubs[0], topic, tokio_stream::pending()).start();
+        earlier.announced().await.unwrap();
         shared.append_event(topic, "will");
-        hubs[0].topic(topic).finish().await.unwrap();
+        assert_eq!(earlier.outcome().await, Outcome::Interrupted);
         hubs[0].topic(topic).remove().await.unwrap();
     }
+    // The node reports in a sign of life that it has no recording any more.
+    sleep(SECOND).await;
     let mut senders = Vec::new();
     let mut recordings = Vec::new();
     for (number, topic) in topics.iter().enumerate() {
@@ -713,7 +717,6 @@ async fn every_topic_is_complete(steps: Vec<Step>) {
         senders.push(Some(sender));
         recordings.push(record(&hubs[number % 2], topic, items).start());
     }
-    sleep(SECOND).await;
     let mut produced = [0; 4];
     for step in steps {
         match step {

@@ -159,6 +159,140 @@ async fn end_of_earlier_recording_in_a_copy_ends_no_later_one() {
     }
 }
 
+/// Runs a recording of the topic `a` that ends in this way, and makes the topic available again.
+async fn run_earlier_recording(hub: &Hub, shared: &Shared, end: &str) {
+    let (sender, items) = channel();
+    let earlier = record(hub, "a", items).start();
+    sender.send(Event::new("0")).unwrap();
+    sleep(SECOND).await;
+    match end {
+        "stop" => hub.topic("a").stop_recording().await.unwrap(),
+        "will" => shared.append_event("a", "will"),
+        _ => drop(sender),
+    }
+    earlier.outcome().await;
+    // The node reports in a sign of life that it has no recording any more.
+    sleep(SECOND).await;
+    hub.topic("a").remove().await.unwrap();
+}
+
+/// Returns the records of the log up to the removal of the topic `a`.
+fn through_removal(shared: &Shared) -> Vec<Record> {
+    let mut records = shared.log().held();
+    let removal = records.iter().rposition(|record| record.kind == RecordKind::Remove).expect("a topic was removed");
+    records.truncate(removal + 1);
+    records
+}
+
+/// The node has not read the first sign of life of the recording when the log is replaced.
+#[tokio::test(start_paused = true)]
+async fn copied_end_ends_no_recording_with_unread_beat() {
+    for end in ["finish", "stop", "will"] {
+        for is_announced in [true, false] {
+            let shared = Shared::new(PLENTY);
+            let (hub, connection) = connect(&shared).await;
+            run_earlier_recording(&hub, &shared, end).await;
+            connection.set(if is_announced { Mode::Lags } else { Mode::ReadsOnly });
+            let (sender, items) = channel();
+            let recording = record(&hub, "a", items).start();
+            sender.send(Event::new("1")).unwrap();
+            sleep(SECOND).await;
+            assert_eq!(log(&shared, "a").last().is_some_and(|last| last == "1"), is_announced, "{end}");
+            fail_over(&shared, 0);
+            connection.page.store(1, Relaxed);
+            connection.set(Mode::Works);
+            sleep(SECOND * 5).await;
+            drop(sender);
+            assert_eq!(recording.outcome().await, Outcome::Finished, "{end}, announced: {is_announced}");
+            assert!(
+                log(&shared, "a").ends_with(&["1", "end", "."].map(String::from)),
+                "{end}: {:?}",
+                log(&shared, "a")
+            );
+        }
+    }
+}
+
+/// The copy has the end of the earlier recording, and nothing of the later one.
+#[tokio::test(start_paused = true)]
+async fn copied_end_ends_no_recording_that_it_lacks() {
+    for end in ["finish", "stop", "will"] {
+        for has_grown in [false, true] {
+            let shared = Shared::new(PLENTY);
+            let (hub, connection) = connect(&shared).await;
+            run_earlier_recording(&hub, &shared, end).await;
+            let (sender, items) = channel();
+            let recording = record(&hub, "a", items).start();
+            sender.send(Event::new("1")).unwrap();
+            sleep(SECOND).await;
+            shared.replace(PLENTY, through_removal(&shared));
+            if has_grown {
+                // The copy has another record at the position of the first sign of life.
+                (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+            }
+            connection.page.store(1, Relaxed);
+            sleep(SECOND * 5).await;
+            sender.send(Event::new("2")).expect("the recording runs");
+            drop(sender);
+            assert_eq!(recording.outcome().await, Outcome::Finished, "{end}, longer: {has_grown}");
+            assert!(
+                log(&shared, "a").ends_with(&["2", "end", "."].map(String::from)),
+                "{end}: {:?}",
+                log(&shared, "a")
+            );
+        }
+    }
+}
+
+/// The node of the recording dies with the failover that loses the recording.
+#[tokio::test(start_paused = true)]
+async fn recording_that_a_copy_lacks_is_taken_over() {
+    for end in ["finish", "will"] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        run_earlier_recording(&hubs[0], &shared, end).await;
+        let (sender, items) = channel();
+        let _recording = record(&hubs[0], "a", items).start();
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND).await;
+        connections[0].set(Mode::Hangs);
+        shared.replace(PLENTY, through_removal(&shared));
+        sleep(LEASE * 2).await;
+        let records = log(&shared, "a");
+        let removal = records.iter().rposition(|text| text.is_empty()).expect("the topic was removed");
+        assert_eq!(records[removal + 1..], ["will", "."], "{end}: {records:?}");
+    }
+}
+
+/// The first failover loses the recording. A copy replaces the log between the will and the end,
+/// after a late sign of life of the dead node.
+#[tokio::test(start_paused = true)]
+async fn will_before_a_late_beat_is_not_repeated() {
+    let shared = Shared::new(PLENTY);
+    let (_hub, connection) = connect(&shared).await;
+    (0..20).for_each(|n| shared.append_event("b", &n.to_string()));
+    shared.append(vec![part(1, 0, true, &["a"])]);
+    sleep(SECOND).await;
+    shared.replace(PLENTY, Vec::new());
+    // Before the node appends the end, it waits until it has read the will.
+    connection.lag.store(400, Relaxed);
+    let will = async {
+        while log(&shared, "a") != ["will"] {
+            sleep(SECOND / 100).await;
+        }
+    };
+    timeout(LEASE * 2, will).await.expect("the node publishes the will");
+    connection.set(Mode::ReadsOnly);
+    shared.append(vec![part(2, 0, true, &["a"])]);
+    sleep(SECOND * 3).await;
+    fail_over(&shared, 0);
+    sleep(SECOND * 3).await;
+    assert_eq!(log(&shared, "a"), ["will"]);
+    connection.set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
 /// The other node also reads the end of the earlier recording a second time.
 #[tokio::test(start_paused = true)]
 async fn later_recording_is_taken_over_in_a_copy() {
@@ -265,18 +399,26 @@ fn part(number: u64, index: u64, is_last: bool, topics: &[&str]) -> Record {
 /// Another publisher continues the topic.
 #[tokio::test(start_paused = true)]
 async fn late_sign_of_life_in_a_copy_revives_no_recording() {
-    let shared = Shared::new(PLENTY);
-    let _hubs = two(&shared, Hub::builder).await;
-    shared.append(vec![part(1, 0, true, &["a", "b"])]);
-    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
-    shared.append(vec![part(2, 0, true, &["a", "b"])]);
-    shared.append_event("a", "foreign");
-    sleep(SECOND).await;
-    fail_over(&shared, 0);
-    sleep(SECOND * 3).await;
-    shared.append(vec![part(3, 0, true, &["b"])]);
-    sleep(SECOND * 5).await;
-    assert_eq!(log(&shared, "a"), [".", "foreign"]);
+    for failovers in 1..3 {
+        let shared = Shared::new(PLENTY);
+        let (_hubs, connections) = two(&shared, Hub::builder).await;
+        shared.append(vec![part(1, 0, true, &["a", "b"])]);
+        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+        shared.append(vec![part(2, 0, true, &["a", "b"])]);
+        shared.append_event("a", "foreign");
+        sleep(SECOND).await;
+        // The nodes notice each failover, and read only the last log.
+        connections.iter().for_each(|connection| connection.set(Mode::Lags));
+        for _ in 0..failovers {
+            fail_over(&shared, 0);
+            sleep(SECOND * 3).await;
+        }
+        connections.iter().for_each(|connection| connection.set(Mode::Works));
+        sleep(SECOND).await;
+        shared.append(vec![part(3, 0, true, &["b"])]);
+        sleep(SECOND * 5).await;
+        assert_eq!(log(&shared, "a"), [".", "foreign"], "after {failovers} failovers");
+    }
 }
 
 /// A node has written the second part of a sign of life to the log that was lost, and the third
@@ -363,4 +505,32 @@ async fn lost_will_is_repeated_in_a_log_with_the_same_epoch() {
     connections[1].set(Mode::Works);
     sleep(LEASE * 3).await;
     assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+}
+
+/// The node reads the end of an earlier recording again while the backend refuses the takeover.
+#[tokio::test(start_paused = true)]
+async fn takeover_continues_after_a_copied_finish_record() {
+    let shared = Shared::new(PLENTY);
+    let connections = [shared.connect(), shared.connect()];
+    let hub = |connection: &Faulty| Hub::builder().backend(KeepsEpoch(connection.clone())).connect();
+    let hubs = [hub(&connections[0]).await.unwrap(), hub(&connections[1]).await.unwrap()];
+    run_earlier_recording(&hubs[0], &shared, "finish").await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND * 5).await;
+    connections[0].set(Mode::Hangs);
+    connections[1].max_bytes.store(1, Relaxed);
+    let refusal = async {
+        while connections[1].asked.refusals.load(Relaxed) == 0 {
+            sleep(SECOND / 100).await;
+        }
+    };
+    timeout(LEASE * 2, refusal).await.expect("the node tries to take the recording over");
+    fail_over(&shared, 1);
+    // The node notices after three checks that the log has become shorter.
+    sleep(LEASE).await;
+    connections[1].max_bytes.store(usize::MAX, Relaxed);
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["0", "end", ".", "", "will", "."]);
 }

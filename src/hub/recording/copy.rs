@@ -2,26 +2,36 @@
 //! failover.
 
 use crate::hub::backend::{Position, RecordKind};
+use std::mem;
 
 /// The effects on a recording of those records of its topic that are not older.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ends {
     pub(super) is_finished: bool,
-    /// Set if the topic has the will: the event that another node publishes if the recording's node
-    /// dies.
-    pub(super) has_will: bool,
+    /// The position of the will in the topic. The will is the event that another node publishes if
+    /// the recording's node dies. `None` if the topic does not have the will.
+    pub(super) will_at: Option<Position>,
     /// Set if an application has requested the recordings of the topic to stop.
     pub(super) is_stopped: bool,
 }
 
 impl Ends {
     /// Notes a record of the recording's topic. `will` is the will of the recording, or empty.
-    pub(super) fn note(&mut self, kind: RecordKind, event: &[u8], will: &[u8]) {
+    pub(super) fn note(&mut self, position: Position, kind: RecordKind, event: &[u8], will: &[u8]) {
         self.is_finished |= kind == RecordKind::Finish;
         // A record of another program can be empty, like a missing will.
-        let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
-        self.has_will |= is_will && !will.is_empty();
+        let is_will = matches!(kind, RecordKind::Event | RecordKind::State) && event == will && !will.is_empty();
+        self.will_at = self.will_at.or(is_will.then_some(position));
     }
+}
+
+/// A beat (sign of life) of any node, as this node has read it. No other log has the same beat at
+/// the same position, unless it is a copy.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct ReadBeat {
+    pub(super) at: Position,
+    pub(super) node: u64,
+    pub(super) number: u64,
 }
 
 /// Recognizes the records of a copied log that are older than a recording.
@@ -31,54 +41,159 @@ impl Ends {
 /// They must not end the recording a second time. If the other log is no copy, the same records can
 /// be from another node that has taken over the recording.
 ///
-/// The first sign of life (beat) that this node has read with the recording decides.
-/// If the other log has the same beat at the same position, it is a copy up to this beat, and this
-/// node has read all records before the beat already.
+/// Two beats that this node has read decide. If the other log has the same beat at the same
+/// position, it is a copy up to this beat, and this node has read all records before the beat
+/// already. A copy may lack the newest records, and so the second beat. If it lacks only the first
+/// beat, for example because this record is damaged, the second beat decides alone.
 #[derive(Default)]
 pub(super) struct CopyCheck {
-    /// The position and the number of the first beat of the recording's node that this node has
-    /// read since it knows the recording. `None` if this node has read no such beat in this log.
-    first_beat: Option<(Position, u64)>,
-    /// The effects of the records before the position of `first_beat` if the other log is no copy.
-    /// `None` if this node has read the log up to this position.
-    held: Option<Ends>,
+    /// The newest beat of any node that this node had read before `first`.
+    before: Option<ReadBeat>,
+    /// The first beat with the recording that this node has read since it knows the recording.
+    /// `None` if this node has read no such beat in this log.
+    first: Option<ReadBeat>,
+    /// Those of the two beats that this node has still to find in the other log, the later one
+    /// first. Empty if this node has read enough of the log.
+    expected: Vec<ReadBeat>,
+    /// The effects of the records before the expected beats if the other log is no copy.
+    held: Ends,
 }
 
 impl CopyCheck {
     /// Begins to read another log, whose retained records are after `after` and up to `last`.
-    pub(super) fn reset(&mut self, after: Position, last: Position) {
-        self.first_beat = self.first_beat.filter(|(at, _)| *at > after && *at <= last);
-        self.held = self.first_beat.map(|_| Ends::default());
+    /// `newest` is the newest beat of any node that this node has read in the replaced log.
+    pub(super) fn reset(&mut self, after: Position, last: Position, newest: Option<ReadBeat>) {
+        // While the check is open, the effects of the records before `newest` may be held.
+        if self.first.is_none() && !self.is_open() {
+            self.before = newest;
+        }
+        let may_be_copied = |beat: &ReadBeat| beat.at > after && beat.at <= last;
+        self.before = self.before.filter(may_be_copied);
+        self.first = self.first.filter(may_be_copied);
+        self.expected = self.first.into_iter().chain(self.before).collect();
+        self.held = Ends::default();
     }
 
-    /// Returns `true` until this node has read the other log up to the first beat.
+    /// Returns `true` until this node has read enough of the other log.
     pub(super) fn is_open(&self) -> bool {
-        self.held.is_some()
+        !self.expected.is_empty()
     }
 
-    /// Returns the position of the first beat while the check is open.
-    pub(super) fn first_beat(&self) -> Option<Position> {
-        self.held.and(self.first_beat).map(|(at, _)| at)
+    /// Returns the position after which records are not held any more. Returns `None` if the check
+    /// is not open.
+    pub(super) fn held_through(&self) -> Option<Position> {
+        self.expected.first().map(|beat| beat.at)
+    }
+
+    /// Returns the end of the part of this log that is known to be a copy, as a position. The check
+    /// has ended.
+    pub(super) fn copied_through(&self) -> Position {
+        self.first.or(self.before).map_or(Position::START, |beat| beat.at)
     }
 
     /// Returns where to note the records that this node reads now, if they may be copies.
     pub(super) fn held(&mut self) -> Option<&mut Ends> {
-        self.held.as_mut()
+        self.is_open().then_some(&mut self.held)
     }
 
-    /// Notes a beat of the recording's node with this position and this number.
-    pub(super) fn note_beat(&mut self, position: Position, number: u64) {
-        if *self.first_beat.get_or_insert((position, number)) == (position, number) {
-            self.held = None;
+    /// Notes a beat that lists the recording. `newest` is the newest beat of any node that this
+    /// node had read before.
+    pub(super) fn note_beat(&mut self, beat: ReadBeat, newest: Option<ReadBeat>) {
+        if self.first.is_none() && !self.is_open() {
+            (self.before, self.first) = (newest, Some(beat));
         }
     }
 
-    /// Ends the check if this node has read the log up to `through`, and has not found the first
-    /// beat at its position. The log is then no copy. Returns the effects of the noted records.
+    /// Returns `true` if this is an expected beat. The log is then a copy up to this beat, and the
+    /// records before it have no effect.
+    pub(super) fn find(&mut self, beat: ReadBeat) -> bool {
+        let Some(index) = self.expected.iter().position(|expected| *expected == beat) else { return false };
+        self.expected.truncate(index);
+        self.held = Ends::default();
+        true
+    }
+
+    /// Ends the check if this node has read the log up to `through`, and has not found the last
+    /// expected beat at its position. The log is then no copy from the last found beat on. Returns
+    /// the effects of the records after that beat.
     pub(super) fn end(&mut self, through: Position) -> Option<Ends> {
-        let (at, _) = self.first_beat?;
-        let ends = self.held.take_if(|_| through >= at)?;
-        self.first_beat = None;
-        Some(ends)
+        self.expected.first().filter(|missing| through >= missing.at)?;
+        self.before = self.before.filter(|before| !self.expected.contains(before));
+        self.first = None;
+        self.expected.clear();
+        Some(mem::take(&mut self.held))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(at: u64) -> ReadBeat {
+        ReadBeat { at: Position::new(at), node: 1, number: at }
+    }
+
+    fn note_finish(check: &mut CopyCheck, at: u64) {
+        check.held().expect("the check is open").note(Position::new(at), RecordKind::Finish, b"", b"");
+    }
+
+    /// Returns `true` if the check ends, and a finish record counts.
+    fn is_finished(check: &mut CopyCheck, through: u64) -> Option<bool> {
+        check.end(Position::new(through)).map(|ends| ends.is_finished)
+    }
+
+    /// Returns a check of a recording that is listed first at position 9, after a beat at 5.
+    fn check() -> CopyCheck {
+        let mut check = CopyCheck::default();
+        check.note_beat(beat(9), Some(beat(5)));
+        check
+    }
+
+    #[test]
+    fn end_before_a_missing_beat_counts() {
+        let mut check = check();
+        check.reset(Position::START, Position::new(20), Some(beat(12)));
+        note_finish(&mut check, 3);
+        assert_eq!(is_finished(&mut check, 8), None);
+        assert_eq!(is_finished(&mut check, 9), Some(true));
+        assert_eq!((check.is_open(), check.copied_through()), (false, Position::START));
+    }
+
+    #[test]
+    fn first_beat_decides_without_the_beat_before() {
+        let mut check = check();
+        check.reset(Position::START, Position::new(20), Some(beat(12)));
+        note_finish(&mut check, 3);
+        assert!(check.find(beat(9)));
+        assert_eq!(is_finished(&mut check, 20), None);
+        assert!(!check.is_open());
+    }
+
+    #[test]
+    fn copy_may_lack_the_first_beat() {
+        for (last, finish) in [(8, None), (20, None), (20, Some(7))] {
+            let mut check = check();
+            check.reset(Position::START, Position::new(last), Some(beat(12)));
+            note_finish(&mut check, 3);
+            assert!(check.find(beat(5)));
+            assert_eq!(check.is_open(), last == 20);
+            if let Some(at) = finish {
+                note_finish(&mut check, at);
+            }
+            assert_eq!(is_finished(&mut check, 8), None);
+            assert_eq!(is_finished(&mut check, 20), (last == 20).then_some(finish.is_some()));
+        }
+    }
+
+    #[test]
+    fn open_check_ignores_beats_of_an_unknown_log() {
+        let mut check = CopyCheck::default();
+        check.reset(Position::START, Position::new(20), Some(beat(5)));
+        // The node has read this beat of the second log, and not enough to know that log.
+        check.note_beat(beat(2), Some(beat(1)));
+        check.reset(Position::START, Position::new(20), Some(beat(2)));
+        note_finish(&mut check, 1);
+        assert!(!check.find(beat(2)));
+        assert_eq!(is_finished(&mut check, 5), Some(true));
     }
 }

@@ -460,8 +460,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     let mut refused_since = None;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
-            // The finish record may be of an earlier recording, if this log is a copy.
-            core.recordings.release(node, &announced);
+            // The finish record may be of an earlier recording, if this log is a copy. The keeper
+            // then takes the recording over again, because the claim has ended with the other log.
             break;
         }
         let has_published_will = will_resets == Some(fence.resets());
@@ -559,7 +559,7 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     }
     foreign.is_claimed = is_in_contact && (is_dead || foreign.is_orphan);
     let will = &foreign.announced.will;
-    let record = match foreign.has_will || foreign.is_uncertain || will.is_empty() {
+    let record = match foreign.will_at.is_some() || foreign.is_uncertain || will.is_empty() {
         true => (RecordKind::Finish, Bytes::new()),
         false => (foreign.announced.kind(), will.clone()),
     };

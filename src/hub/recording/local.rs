@@ -4,7 +4,7 @@
 
 use super::{
     beat::Announced,
-    copy::{CopyCheck, Ends},
+    copy::{CopyCheck, Ends, ReadBeat},
     outage::{Appends, Outage},
     outcome::Outcome,
 };
@@ -126,9 +126,15 @@ impl Local {
         self.stop(Outcome::Stopped);
     }
 
-    /// Notes a sign of life of this node that lists this recording.
-    pub(super) fn note_beat(&self, position: Position, number: u64) {
-        self.lock().check.note_beat(position, number);
+    /// Notes a sign of life of this node that lists this recording. `newest` is the newest sign of
+    /// life of any node that this node had read before.
+    pub(super) fn note_beat(&self, beat: ReadBeat, newest: Option<ReadBeat>) {
+        self.lock().check.note_beat(beat, newest);
+    }
+
+    /// Notes a sign of life of any node, which shows whether another log is a copy.
+    pub(super) fn find(&self, beat: ReadBeat) {
+        self.lock().check.find(beat);
     }
 
     /// Returns `true` while this node cannot tell whether the records that it reads in another log
@@ -142,8 +148,9 @@ impl Local {
     pub(super) fn end_check(&self, through: Position) {
         let mut state = self.lock();
         let Some(ends) = state.check.end(through) else { return };
-        // The records that were noted so far are of the earlier log.
-        state.seen = state.seen.take().map(|_| Vec::new());
+        // The later records that were noted so far are of the earlier log.
+        let copied_through = state.check.copied_through();
+        state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at <= copied_through));
         state.apply(ends);
         let is_over = state.has_ended || state.is_silenced;
         drop(state);
@@ -253,11 +260,11 @@ impl Local {
             return;
         }
         if let Some(held) = state.check.held() {
-            held.note(record.kind, &record.event, &self.announced.will);
+            held.note(position, record.kind, &record.event, &self.announced.will);
         } else if let Some(seen) = &mut state.seen {
             seen.push((position, record.kind, record.event.clone()));
         } else {
-            state.note_foreign(record.kind, &record.event, &self.announced.will);
+            state.note_foreign(position, record.kind, &record.event, &self.announced.will);
             let is_over = state.has_ended || state.is_silenced;
             drop(state);
             if is_over {
@@ -267,19 +274,20 @@ impl Local {
     }
 
     /// Notes that another log has replaced the log. The other log retains the records after `after`
-    /// and up to `last`, and may be a copy. The records of a copy keep their positions.
-    pub(super) fn reset(&self, after: Position, last: Position) {
+    /// and up to `last`, and may be a copy. The records of a copy keep their positions. `newest` is
+    /// the newest sign of life of any node that this node has read in the replaced log.
+    pub(super) fn reset(&self, after: Position, last: Position, newest: Option<ReadBeat>) {
         let mut state = self.lock();
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
         state.last_at_reset = last;
         state.appended = Position::START;
         state.started_at = Position::START;
-        state.check.reset(after, last);
-        // A copy has the same records before the first sign of life. This node does not note them a
-        // second time.
-        let first_beat = state.check.first_beat();
+        state.check.reset(after, last, newest);
+        // A copy has the same records before the expected signs of life. This node does not note
+        // them a second time.
+        let held_through = state.check.held_through().unwrap_or(Position::START);
         if let Some(seen) = &mut state.seen {
-            seen.retain(|(at, ..)| first_beat.is_some_and(|first_beat| *at < first_beat));
+            seen.retain(|(at, ..)| *at < held_through);
         }
     }
 
@@ -289,8 +297,8 @@ impl Local {
         let mut state = self.lock();
         state.is_retrying = false;
         // The previous append may have been given up, so its records were not examined yet.
-        for (_, kind, event) in state.seen.take().into_iter().flatten() {
-            state.note_foreign(kind, &event, &self.announced.will);
+        for (at, kind, event) in state.seen.take().into_iter().flatten() {
+            state.note_foreign(at, kind, &event, &self.announced.will);
         }
         state.seen = Some(Vec::new());
     }
@@ -318,8 +326,8 @@ impl Local {
             window[0].0 > state.earlier_through && window.iter().zip(records).all(is_same)
         };
         let own = seen.windows(records.len()).position(|window| is_unsure && is_own(window));
-        for (_, kind, event) in &seen[..own.unwrap_or(seen.len())] {
-            state.note_foreign(*kind, event, &self.announced.will);
+        for (at, kind, event) in &seen[..own.unwrap_or(seen.len())] {
+            state.note_foreign(*at, *kind, event, &self.announced.will);
         }
         let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
         let last = own.map(|own| seen[own + records.len() - 1].0);
@@ -353,7 +361,7 @@ impl Local {
         state.earlier_through = before.max(position.min(state.last_at_reset));
         for (at, kind, event) in state.seen.take().into_iter().flatten() {
             if at > before {
-                state.note_foreign(kind, &event, &self.announced.will);
+                state.note_foreign(at, kind, &event, &self.announced.will);
             }
         }
     }
@@ -388,22 +396,22 @@ impl LocalState {
     /// finishes the topic, the recording must publish nothing more. If the event of the record is
     /// equal to `will`, the recording must publish no further event, and only finishes the topic.
     /// `will` is the event that another node publishes if it considers this node dead.
-    fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
+    fn note_foreign(&mut self, position: Position, kind: RecordKind, event: &Bytes, will: &Bytes) {
         let mut ends = Ends::default();
-        ends.note(kind, event, will);
+        ends.note(position, kind, event, will);
         self.apply(ends);
     }
 
     fn apply(&mut self, ends: Ends) {
         self.has_ended |= ends.is_finished;
-        self.is_silenced |= ends.has_will;
+        self.is_silenced |= ends.will_at.is_some();
     }
 
     fn complete_append(&mut self, position: Position, will: &Bytes) {
         self.appended = self.appended.max(position);
         for (at, kind, event) in self.seen.take().into_iter().flatten() {
             if at > position {
-                self.note_foreign(kind, &event, will);
+                self.note_foreign(at, kind, &event, will);
             }
         }
     }
@@ -425,9 +433,11 @@ mod tests {
     }
 
     /// Notes a record at position 11, and the first sign of life at position 12.
-    fn note_both(local: &Local, record: &Record, sign_of_life: u64) {
+    fn note_both(local: &Local, record: &Record, number: u64) {
         local.note(Position::new(11), record);
-        local.note_beat(Position::new(12), sign_of_life);
+        let beat = ReadBeat { at: Position::new(12), node: 1, number };
+        local.find(beat);
+        local.note_beat(beat, None);
     }
 
     /// The log is replaced during the append. A copy has the record before the first sign of life.
@@ -438,7 +448,7 @@ mod tests {
             let local = recording();
             local.begin_append();
             note_both(&local, noted, 1);
-            local.reset(Position::START, Position::new(12));
+            local.reset(Position::START, Position::new(12), None);
             note_both(&local, noted, 1);
             assert!(!local.is_checking());
             assert_eq!(local.has_appended(slice::from_ref(&event), true, false), expected, "{noted:?} in a copy");
@@ -447,7 +457,7 @@ mod tests {
             let local = recording();
             local.begin_append();
             note_both(&local, &event, 1);
-            local.reset(Position::START, Position::new(12));
+            local.reset(Position::START, Position::new(12), None);
             note_both(&local, noted, 2);
             assert!(local.is_checking());
             local.end_check(Position::new(12));
@@ -461,7 +471,7 @@ mod tests {
         for (finish, expected) in [(Some(10), true), (Some(21), true), (None, false)] {
             let local = recording();
             local.begin_append();
-            local.reset(Position::START, Position::new(20));
+            local.reset(Position::START, Position::new(20), None);
             if finish != Some(10) {
                 local.note(Position::new(10), &record(RecordKind::Event, "x"));
             }

@@ -3,11 +3,12 @@
 
 use super::{
     beat::{Announced, Beats, Message},
+    copy::ReadBeat,
     keeper::MIN_TIME,
     local::Local,
     outage::Outage,
     outcome::Outcome,
-    peer::{Claim, Peer, Settled},
+    peer::{Claim, Context, Peer, Settled},
 };
 use crate::{
     callback::contain_panic,
@@ -63,6 +64,8 @@ pub(super) struct State {
     /// If another log has replaced the log, this node may have read the records of the other log up
     /// to this position before.
     copied_through: Position,
+    /// The newest sign of life of any node that this node has read in this log.
+    newest_beat: Option<ReadBeat>,
     /// Set while this node may not know whether another log, which has replaced the log, is a copy.
     is_checking: bool,
     /// Set while the keeper runs.
@@ -187,15 +190,6 @@ impl Recordings {
         claim
     }
 
-    /// Allows another takeover of a recording of the node `node`, unless its topic is finished.
-    pub(super) fn release(&self, node: u64, announced: &Announced) {
-        let mut state = self.state();
-        let foreign = state.peers.get_mut(&node).and_then(|peer| peer.recordings.get_mut(&announced.topic));
-        if let Some(foreign) = foreign.filter(|foreign| foreign.announced.id == announced.id) {
-            foreign.is_claimed = false;
-        }
-    }
-
     pub(super) fn end_claim(&self, claim: &Arc<Claim>) {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
@@ -268,8 +262,9 @@ impl Recordings {
         // This node may not have read all of the replaced log, which may be a copy itself.
         state.copied_through = state.copied_through.max(state.noted_through).min(last);
         state.noted_through = after;
-        state.local.values().flatten().for_each(|local| local.reset(after, last));
-        state.peers.values_mut().for_each(|peer| peer.reset(after, last));
+        let newest = state.newest_beat.take();
+        state.local.values().flatten().for_each(|local| local.reset(after, last, newest));
+        state.peers.values_mut().for_each(|peer| peer.reset(after, last, newest));
         state.is_checking = true;
         // A completed takeover is repeated if the other log does not have its records.
         state.settled = Settled::default();
@@ -396,18 +391,22 @@ impl State {
             }
             Message::Beat(beat) => {
                 let noted = (position, beat.node, beat.number);
+                let read = ReadBeat { at: position, node: beat.node, number: beat.number };
+                let newest_beat = self.newest_beat.replace(read);
+                if self.is_checking {
+                    self.locals().for_each(|local| local.find(read));
+                    self.peers.values_mut().for_each(|peer| peer.find(read));
+                }
                 if beat.node == own_node {
                     for Announced { topic, id, .. } in &beat.recordings {
                         let of_topic = self.local.get(topic).into_iter().flatten();
                         let listed = of_topic.filter(|local| local.announced.id == *id);
-                        listed.for_each(|local| local.note_beat(position, beat.number));
+                        listed.for_each(|local| local.note_beat(read, newest_beat));
                     }
                 } else {
                     let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                    if self.is_checking {
-                        peer.note_beat(position, beat.number);
-                    }
-                    peer.note(position, beat, &self.settled.ids, position <= self.copied_through);
+                    let context = Context { beat: read, newest_beat, settled: &self.settled.ids };
+                    peer.note(beat, position <= self.copied_through, &context);
                 }
                 Some(noted)
             }
@@ -421,7 +420,7 @@ impl State {
         if record.kind == RecordKind::Finish {
             self.claims.iter().for_each(|claim| claim.note_finished(&record.topic));
         }
-        self.peers.values_mut().for_each(|peer| peer.note_record(record, &mut self.settled));
+        self.peers.values_mut().for_each(|peer| peer.note_record(position, record, &mut self.settled));
     }
 
     /// Ends the checks whether another log is a copy, as far as this node has read enough of it.

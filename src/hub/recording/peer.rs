@@ -3,7 +3,7 @@
 
 use super::{
     beat::{Announced, Beat},
-    copy::{CopyCheck, Ends},
+    copy::{CopyCheck, Ends, ReadBeat},
 };
 use crate::hub::backend::{Position, Record};
 use std::{
@@ -37,9 +37,12 @@ pub(super) struct Peer {
 /// A recording of another node: a task there that publishes a stream into a topic.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the will of this recording is already in the topic. The will is the event that one of
-    /// the remaining nodes publishes if the recording's node dies.
-    pub(super) has_will: bool,
+    /// The position of this recording's will if the topic has it already. The will is the event
+    /// that one of the remaining nodes publishes if the recording's node dies.
+    pub(super) will_at: Option<Position>,
+    /// The same in the log that another log has replaced. A copy has the will, too, if it has all
+    /// records up to this position.
+    earlier_will_at: Option<Position>,
     /// Set while the local node takes over this recording: publishes its will and finishes its
     /// topic.
     pub(super) is_claimed: bool,
@@ -56,21 +59,43 @@ pub(super) struct Foreign {
     check: CopyCheck,
 }
 
+/// The state of the local node when it reads a part of a beat, the sign of life of another node.
+pub(super) struct Context<'a> {
+    pub(super) beat: ReadBeat,
+    /// The newest beat of any node that the local node has read before.
+    pub(super) newest_beat: Option<ReadBeat>,
+    /// The recordings to ignore.
+    pub(super) settled: &'a HashSet<u64>,
+}
+
+impl Foreign {
+    fn new(announced: Announced) -> Self {
+        Self {
+            announced,
+            will_at: None,
+            earlier_will_at: None,
+            is_claimed: false,
+            is_orphan: false,
+            is_uncertain: false,
+            check: CopyCheck::default(),
+        }
+    }
+}
+
 impl Peer {
     pub(super) fn new(lease: Duration) -> Self {
         let (recordings, watching) = (HashMap::new(), HashSet::new());
         Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None, number: 0 }
     }
 
-    /// Applies a part of a beat, the sign of life of the other node, which is at `position` in the
-    /// log. `settled` contains the recordings to ignore. `is_again` is `true` if the local node may
-    /// have read the beat before, in a log that was replaced.
-    pub(super) fn note(&mut self, position: Position, mut part: Beat, settled: &HashSet<u64>, is_again: bool) {
+    /// Applies a part of a beat, the sign of life of the other node. `is_again` is `true` if the
+    /// local node may have read the beat before, in a log that was replaced.
+    pub(super) fn note(&mut self, mut part: Beat, is_again: bool, context: &Context<'_>) {
         if part.number < self.number {
             if is_again {
                 // The end of these recordings may follow, and then a beat that has arrived late.
                 part.recordings.retain(|announced| !self.recordings.contains_key(&announced.topic));
-                self.add(position, Beat { watching: HashSet::new(), ..part }, settled);
+                self.add(Beat { watching: HashSet::new(), ..part }, context);
             }
             return;
         }
@@ -78,7 +103,7 @@ impl Peer {
         self.lease = part.lease;
         self.seen_at = Instant::now();
         if part.is_addition {
-            self.add(position, part, settled);
+            self.add(part, context);
             return;
         }
         let is_last = part.is_last;
@@ -95,7 +120,7 @@ impl Peer {
             }
         }
         if let Some(beat) = self.incoming.take_if(|_| is_last) {
-            self.apply(position, beat, settled);
+            self.apply(beat, context);
         }
     }
 
@@ -103,15 +128,15 @@ impl Peer {
     /// that lists all of them. If a known recording is not in the list, its node has given the
     /// recording up without finishing its topic. Such a recording is marked as an orphan, and the
     /// local node takes it over.
-    fn apply(&mut self, position: Position, beat: Beat, settled: &HashSet<u64>) {
+    fn apply(&mut self, beat: Beat, context: &Context<'_>) {
         self.watching.clear();
         let mut known = mem::take(&mut self.recordings);
-        for announced in beat.recordings.iter().filter(|announced| !settled.contains(&announced.id)) {
+        for announced in beat.recordings.iter().filter(|announced| !context.settled.contains(&announced.id)) {
             if let Some(same) = known.remove(&announced.topic).filter(|known| known.announced.id == announced.id) {
                 self.recordings.insert(announced.topic.clone(), same);
             }
         }
-        self.add(position, beat, settled);
+        self.add(beat, context);
         // A node finishes the topic of a recording before it stops announcing it, unless its hub
         // was shut down.
         for (topic, orphan) in known {
@@ -121,26 +146,25 @@ impl Peer {
 
     /// Adds the content of a beat, a sign of life of the other node, to what is known about that
     /// node: its recordings, and the topics with subscribers there.
-    fn add(&mut self, position: Position, beat: Beat, settled: &HashSet<u64>) {
+    fn add(&mut self, beat: Beat, context: &Context<'_>) {
         self.watching.extend(beat.watching);
-        for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
+        for announced in beat.recordings.into_iter().filter(|announced| !context.settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
-            let (has_will, is_claimed, mut check) =
-                same.map(|same| (same.has_will, same.is_claimed, same.check)).unwrap_or_default();
-            check.note_beat(position, beat.number);
-            let foreign = Foreign { announced, has_will, is_claimed, is_orphan: false, is_uncertain: false, check };
+            let mut foreign = same.unwrap_or_else(|| Foreign::new(announced.clone()));
+            foreign.check.note_beat(context.beat, context.newest_beat);
+            let foreign = Foreign { announced, is_orphan: false, is_uncertain: false, ..foreign };
             self.recordings.insert(topic, foreign);
         }
     }
 
     /// Applies a record of a topic, which may finish the topic or be the will of a recording.
-    pub(super) fn note_record(&mut self, record: &Record, settled: &mut Settled) {
+    pub(super) fn note_record(&mut self, position: Position, record: &Record, settled: &mut Settled) {
         let Some(foreign) = self.recordings.get_mut(&record.topic) else { return };
         let mut ends = Ends::default();
         let will = &foreign.announced.will;
-        foreign.check.held().unwrap_or(&mut ends).note(record.kind, &record.event, will);
-        foreign.has_will |= ends.has_will;
+        foreign.check.held().unwrap_or(&mut ends).note(position, record.kind, &record.event, will);
+        foreign.will_at = foreign.will_at.or(ends.will_at);
         if ends.is_finished {
             settled.note(foreign.announced.id);
             self.recordings.remove(&record.topic);
@@ -148,21 +172,30 @@ impl Peer {
     }
 
     /// Prepares the recordings for another log, which retains the records after `after` and up to
-    /// `last`.
-    pub(super) fn reset(&mut self, after: Position, last: Position) {
+    /// `last`. `newest` is the newest beat of any node that the local node has read in the replaced
+    /// log.
+    pub(super) fn reset(&mut self, after: Position, last: Position, newest: Option<ReadBeat>) {
         if self.recordings.is_empty() {
             // A node without recordings may have some in the other log, with earlier numbers.
             (self.number, self.incoming) = (0, None);
         }
         for foreign in self.recordings.values_mut() {
-            (foreign.has_will, foreign.is_claimed) = (false, false);
-            foreign.check.reset(after, last);
+            let will_at = foreign.will_at.take();
+            if !foreign.check.is_open() {
+                foreign.earlier_will_at = will_at;
+            }
+            foreign.is_claimed = false;
+            foreign.check.reset(after, last, newest);
         }
     }
 
-    /// Notes the position and the number of a beat, also of a beat that has arrived late.
-    pub(super) fn note_beat(&mut self, position: Position, number: u64) {
-        self.recordings.values_mut().for_each(|foreign| foreign.check.note_beat(position, number));
+    /// Notes a beat of any node, which shows whether another log is a copy.
+    pub(super) fn find(&mut self, beat: ReadBeat) {
+        for foreign in self.recordings.values_mut() {
+            if foreign.check.find(beat) {
+                foreign.will_at = foreign.earlier_will_at.filter(|at| *at < beat.at);
+            }
+        }
     }
 
     /// Applies the records of another log that may end recordings of the other node, if the local
@@ -171,7 +204,7 @@ impl Peer {
     pub(super) fn end_checks(&mut self, through: Position, settled: &mut Settled) {
         self.recordings.retain(|_, foreign| {
             let ends = foreign.check.end(through).unwrap_or_default();
-            foreign.has_will |= ends.has_will;
+            foreign.will_at = foreign.will_at.or(ends.will_at);
             if ends.is_finished {
                 settled.note(foreign.announced.id);
             }
