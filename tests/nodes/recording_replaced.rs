@@ -123,6 +123,33 @@ async fn recording_is_announced_in_another_log() {
     assert_eq!(log(&shared, "a"), ["2", "will", "."]);
 }
 
+/// The log is replaced before the node gets the response to the first sign of life.
+#[tokio::test(start_paused = true)]
+async fn late_response_announces_nothing_in_another_log() {
+    const LONG: Duration = Duration::from_secs(60);
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = connect(&shared).await;
+    let _earlier = record(&hub, "b", tokio_stream::pending()).lease(LONG).start();
+    sleep(SECOND).await;
+    connection.latency.store(8_000, Relaxed);
+    let _recording = record(&hub, "a", tokio_stream::pending()).lease(LONG).start();
+    let is_listed = || {
+        let records = shared.log().held();
+        records.iter().any(|record| String::from_utf8_lossy(&record.event).contains(r#"["a","#))
+    };
+    while !is_listed() {
+        sleep(SECOND / 100).await;
+    }
+    connection.latency.store(0, Relaxed);
+    shared.replace(PLENTY, Vec::new());
+    // The node switches to the other log while the response is still on its way.
+    connection.set(Mode::Fails);
+    sleep(SECOND / 100).await;
+    connection.set(Mode::Works);
+    sleep(SECOND * 8).await;
+    assert!(is_listed());
+}
+
 /// Appends a record that would end a recording of the topic `a`, and makes the topic available
 /// again.
 async fn end_earlier_recording(hub: &Hub, shared: &Shared, kind: &str) {

@@ -266,7 +266,6 @@ impl Keeper {
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
         self.append(recordings, backend, beat, &locals, lease).await?;
-        locals.iter().for_each(|local| local.note_announced());
         (self.beat_at, self.lease) = (Some(now), Some(lease));
         (self.watching, self.has_content) = (watching, has_content);
         recordings.note_progress();
@@ -297,7 +296,6 @@ impl Keeper {
             self.append(recordings, backend, beat, &locals, plan.lease).await?;
             self.lease = Some(plan.lease);
         }
-        locals.iter().for_each(|local| local.note_announced());
         (self.watching, self.has_content) = (plan.watching, true);
         recordings.note_progress();
         Some(())
@@ -305,9 +303,9 @@ impl Keeper {
 
     /// Appends the records of a beat, the sign of life of this node. Returns `None` if the backend
     /// does not confirm each record in time: within a third of `lease`, the silence that counts as
-    /// death, or within half a second if that is longer. The log may contain some of the records
-    /// nevertheless. The next beat is then a full one, which lists all recordings of this node
-    /// again.
+    /// death, or within half a second if that is longer. Also returns `None` if another log
+    /// replaces the log meanwhile. The log may contain some of the records nevertheless. The next
+    /// beat is then a full one, which lists all recordings of this node again.
     ///
     /// `locals` are the recordings in the beat. New recordings wait until a beat that lists them is
     /// in the log. So a failure delays them, and one line is logged per outage. If the beat has no
@@ -321,6 +319,7 @@ impl Keeper {
         lease: Duration,
     ) -> Option<()> {
         let appends = self.appends.get_or_insert_with(|| Appends::new(&recordings.outage));
+        let resets = backend.resets();
         for part in beat.into_parts() {
             let record = Message::Beat(part).record();
             let appended = timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await;
@@ -337,6 +336,16 @@ impl Keeper {
             return None;
         }
         appends.succeeded();
+        // Another log that has replaced the log since may lack these records.
+        let is_current = || backend.resets() == resets;
+        if is_current() {
+            locals.iter().for_each(|local| local.note_announced());
+        }
+        if !is_current() {
+            locals.iter().for_each(|local| local.note_unannounced());
+            self.beat_at = None;
+            return None;
+        }
         Some(())
     }
 
