@@ -307,3 +307,69 @@ async fn loss_gives_other_nodes_another_lease() {
     sleep(LEASE - SECOND).await;
     assert_eq!(log(&shared, "a"), [""; 0]);
 }
+
+/// Returns a sign of life of a node that lists a recording of the topic `a`, and had read the log
+/// up to `read` when it was sent.
+fn beat(node: u64, number: u64, read: u64) -> Record {
+    let lease = if node == 7 { 2_000 } else { 10_000 };
+    let text = json!({
+        "node": node, "beat": number, "lease": lease, "recordings": [["a", node, "data: will\n\n", false]],
+        "watching": [], "first": true, "last": true, "read": read
+    });
+    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+}
+
+/// The recording was taken over in the part of the log that a lagging node and a later node do not
+/// know. The dead node had sent the sign of life before.
+#[tokio::test(start_paused = true)]
+async fn late_sign_of_life_after_a_loss_repeats_no_will() {
+    for is_known in [true, false] {
+        let shared = Shared::new(RETAINED);
+        let (_hubs, connections) = two(&shared, Hub::builder).await;
+        let node = shared.connect();
+        node.append(vec![beat(7, 1, 0)]).await.unwrap();
+        sleep(SECOND / 2).await;
+        connections[1].set(Mode::Fails);
+        sleep(SECOND * 4).await;
+        assert_eq!(log(&shared, "a"), ["will", "."]);
+        evict(&node).await;
+        node.append(vec![beat(7, 2, 1)]).await.unwrap();
+        if is_known {
+            connections[1].set(Mode::Works);
+        }
+        let _later =
+            if is_known { None } else { Some(Hub::builder().backend(shared.connect()).connect().await.unwrap()) };
+        sleep(SECOND * 5).await;
+        assert_eq!(log(&shared, "a"), ["will", ".", "."], "known: {is_known}");
+    }
+}
+
+/// The node of the recording has read the lost records, and still lists its recording.
+#[tokio::test(start_paused = true)]
+async fn sign_of_life_sent_after_the_lost_records_has_a_will() {
+    let shared = Shared::new(RETAINED);
+    let node = shared.connect();
+    evict(&node).await;
+    node.append(vec![beat(7, 1, 2 * RETAINED as u64)]).await.unwrap();
+    let _hub = Hub::builder().backend(shared.connect()).connect().await.unwrap();
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
+/// The node of the newer recording had not read the lost records either when it announced it.
+#[tokio::test(start_paused = true)]
+async fn loss_does_not_end_a_recording_announced_after_it() {
+    let shared = Shared::new(RETAINED);
+    let connection = shared.connect();
+    let _hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let node = shared.connect();
+    node.append(vec![beat(7, 1, 0)]).await.unwrap();
+    sleep(SECOND / 2).await;
+    connection.set(Mode::Fails);
+    sleep(SECOND / 2).await;
+    evict(&node).await;
+    node.append(vec![beat(8, 1, 1)]).await.unwrap();
+    connection.set(Mode::Works);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "a"), [""; 0], "only the node of the earlier recording is dead");
+}

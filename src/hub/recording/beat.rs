@@ -64,6 +64,11 @@ pub(super) struct Beat {
     /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
     /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
+    /// The end of the part of the log that the sending node had read when it collected the
+    /// recordings, as a position. That part does not contain the end of a listed recording. `None`
+    /// if the sign of life lists no recordings, or if an earlier version of this crate has written
+    /// it.
+    pub(super) read_through: Option<Position>,
 }
 
 impl Beat {
@@ -139,6 +144,7 @@ impl Message {
                 "last": beat.is_last,
                 "part": beat.index,
                 "addition": beat.is_addition,
+                "read": beat.read_through.map(Position::get),
             }),
         };
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
@@ -161,9 +167,10 @@ impl Message {
             number: message["beat"].as_u64()?,
             is_first: message["first"].as_bool()?,
             is_last: message["last"].as_bool()?,
-            // These two are absent in the beats of earlier versions.
+            // These three are absent in the beats of earlier versions.
             index: message["part"].as_u64(),
             is_addition: message["addition"].as_bool().unwrap_or_default(),
+            read_through: message["read"].as_u64().map(Position::new),
         }))
     }
 }
@@ -216,6 +223,7 @@ mod tests {
             is_last: true,
             index: Some(0),
             is_addition: true,
+            read_through: Some(Position::new(u64::MAX)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     BoxError,
     hub::{
-        backend::{Record, RecordKind},
+        backend::{Position, Record, RecordKind},
         core::Core,
         node::BackendClient,
         presence,
@@ -104,6 +104,8 @@ struct Keeper {
 /// begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
+    /// The end of the part of the log that this node has read, as a position.
+    read_through: Position,
     watching: HashSet<Arc<str>>,
     /// Set if this node has members: names that are present in topics because of subscriptions on
     /// this node.
@@ -145,6 +147,7 @@ impl Plan {
             lease,
             shortest: peers.map(|peer| peer.lease()).fold(shortest, Duration::min),
             is_announced: locals.iter().all(|local| local.is_announced()),
+            read_through: state.noted_through,
             has_dead_peers: state.peers.values().any(|peer| peer.is_dead(now, state.contact.since))
                 || next_death.is_some_and(|death| death <= now),
             locals,
@@ -247,6 +250,7 @@ impl Keeper {
         plan: Option<Plan>,
         lease: Duration,
     ) -> Option<()> {
+        let read_through = plan.as_ref().map(|plan| plan.read_through);
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
         // The topic of a recording that has ended may be finished, so it must not be announced
@@ -262,6 +266,7 @@ impl Keeper {
             is_last: true,
             index: Some(0),
             is_addition: false,
+            read_through,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
@@ -290,6 +295,7 @@ impl Keeper {
             is_last: true,
             index: Some(0),
             is_addition: true,
+            read_through: Some(plan.read_through),
         };
         // A recording that has ended is not announced.
         if !beat.recordings.is_empty() || !beat.watching.is_empty() {

@@ -56,7 +56,7 @@ pub(super) struct State {
     /// The end of the part of the log that was applied to this `State`, as a position. The state
     /// contains what this node knows about the recordings of all nodes. If records of this part are
     /// read a second time, they have no effect.
-    noted_through: Position,
+    pub(super) noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
@@ -64,6 +64,9 @@ pub(super) struct State {
     /// If another log has replaced the log, this node may have read the records of the other log up
     /// to this position before.
     copied_through: Position,
+    /// This node has not read some or all of the records up to this position, because the log had
+    /// evicted or lost them before.
+    lost_through: Position,
     /// The newest sign of life of any node that this node has read in this log.
     newest_beat: Option<ReadBeat>,
     /// Set while this node may not know whether another log, which has replaced the log, is a copy.
@@ -261,7 +264,7 @@ impl Recordings {
         let mut state = self.state();
         // This node may not have read all of the replaced log, which may be a copy itself.
         state.copied_through = state.copied_through.max(state.noted_through).min(last);
-        state.noted_through = after;
+        (state.noted_through, state.lost_through) = (after, after);
         let newest = state.newest_beat.take();
         state.local.values().flatten().for_each(|local| local.reset(after, last, newest));
         state.peers.values_mut().for_each(|peer| peer.reset(after, last, newest));
@@ -307,7 +310,7 @@ impl Recordings {
         let mut here = state.local.get(&announced.topic).into_iter().flatten();
         let mut elsewhere = state.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));
         here.any(|local| local.announced.id != announced.id && !local.is_over())
-            || elsewhere.any(|foreign| foreign.announced.id != announced.id && !foreign.is_uncertain)
+            || elsewhere.any(|foreign| foreign.announced.id != announced.id && !foreign.is_unlisted)
     }
 
     /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
@@ -356,6 +359,7 @@ impl State {
     /// A recording of this node that has started after the lost part continues. Other nodes take it
     /// over only after they have read its announcement, which is also after the lost part.
     fn note_loss(&mut self, evicted_through: Position) {
+        self.lost_through = self.lost_through.max(evicted_through);
         let concerned = self.locals().filter(|local| local.has_started_before(evicted_through));
         concerned.for_each(|local| local.silence());
         // The lost records may include signs of life, so each node gets a whole lease to send
@@ -367,7 +371,7 @@ impl State {
             peer.incoming = None;
             for foreign in peer.recordings.values_mut() {
                 // The records of a completed takeover may be lost, so it is repeated.
-                (foreign.is_uncertain, foreign.is_claimed) = (true, false);
+                (foreign.is_uncertain, foreign.is_unlisted, foreign.is_claimed) = (true, true, false);
             }
         }
     }
@@ -405,7 +409,8 @@ impl State {
                     }
                 } else {
                     let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                    let context = Context { beat: read, newest_beat, settled: &self.settled.ids };
+                    let (lost_through, settled) = (self.lost_through, &self.settled.ids);
+                    let context = Context { beat: read, newest_beat, lost_through, settled };
                     peer.note(beat, position <= self.copied_through, &context);
                 }
                 Some(noted)

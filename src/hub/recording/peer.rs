@@ -53,8 +53,11 @@ pub(super) struct Foreign {
     /// Set if this recording may have ended in a part of the log that was lost or evicted before
     /// this node has read it. If this node takes the recording over, it then only finishes the
     /// topic. It does not publish the will, the event that the recording has announced for the
-    /// death of its node. The next sign of life that lists the recording clears this flag.
+    /// death of its node. The next sign of life that lists the recording clears this flag, unless
+    /// its node had not read that part of the log, either.
     pub(super) is_uncertain: bool,
+    /// Set if no sign of life after such a part has listed this recording yet.
+    pub(super) is_unlisted: bool,
     /// Recognizes records of another log that are older than this recording.
     check: CopyCheck,
 }
@@ -64,6 +67,8 @@ pub(super) struct Context<'a> {
     pub(super) beat: ReadBeat,
     /// The newest beat of any node that the local node has read before.
     pub(super) newest_beat: Option<ReadBeat>,
+    /// The local node has not read some or all of the records up to this position.
+    pub(super) lost_through: Position,
     /// The recordings to ignore.
     pub(super) settled: &'a HashSet<u64>,
 }
@@ -77,6 +82,7 @@ impl Foreign {
             is_claimed: false,
             is_orphan: false,
             is_uncertain: false,
+            is_unlisted: false,
             check: CopyCheck::default(),
         }
     }
@@ -148,12 +154,14 @@ impl Peer {
     /// node: its recordings, and the topics with subscribers there.
     fn add(&mut self, beat: Beat, context: &Context<'_>) {
         self.watching.extend(beat.watching);
+        // The sender did not know either how a recording has ended in the part that was lost.
+        let is_uncertain = beat.read_through.is_some_and(|through| through < context.lost_through);
         for announced in beat.recordings.into_iter().filter(|announced| !context.settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
             let mut foreign = same.unwrap_or_else(|| Foreign::new(announced.clone()));
             foreign.check.note_beat(context.beat, context.newest_beat);
-            let foreign = Foreign { announced, is_orphan: false, is_uncertain: false, ..foreign };
+            let foreign = Foreign { announced, is_orphan: false, is_uncertain, is_unlisted: false, ..foreign };
             self.recordings.insert(topic, foreign);
         }
     }
