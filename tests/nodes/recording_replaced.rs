@@ -240,6 +240,34 @@ async fn copied_end_ends_no_recording_with_unread_beat() {
     }
 }
 
+/// The node reads the copy slowly, and a recording is started meanwhile.
+#[tokio::test(start_paused = true)]
+async fn unread_end_counts_only_while_the_topic_is_finished() {
+    for is_removed in [true, false] {
+        let shared = Shared::new(PLENTY);
+        let (hub, connection) = connect(&shared).await;
+        (0..10).for_each(|n| shared.append_event("b", &n.to_string()));
+        hub.topic("a").finish().await.unwrap();
+        if is_removed {
+            hub.topic("a").remove().await.unwrap();
+        }
+        connection.page.store(1, Relaxed);
+        connection.lag.store(1_000, Relaxed);
+        fail_over(&shared, 0);
+        // The node notices the failover, and reads the first records.
+        sleep(SECOND * 5).await;
+        let (sender, items) = channel();
+        let recording = record(&hub, "a", items).start();
+        sender.send(Event::new("1")).unwrap();
+        drop(sender);
+        let outcome = timeout(SECOND * 60, recording.outcome()).await.expect("the recording ends");
+        let expected = if is_removed { Outcome::Finished } else { Outcome::Interrupted };
+        assert_eq!(outcome, expected);
+        let expected: &[_] = if is_removed { &[".", "", "1", "end", "."] } else { &["."] };
+        assert_eq!(log(&shared, "a"), expected);
+    }
+}
+
 /// The copy has the end of the earlier recording, and nothing of the later one.
 #[tokio::test(start_paused = true)]
 async fn copied_end_ends_no_recording_that_it_lacks() {

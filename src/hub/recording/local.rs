@@ -61,6 +61,9 @@ struct LocalState {
     /// to stop the recordings of the topic is a record in the log. If the position of the request
     /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
     started_at: Position,
+    /// Set if the topic is finished by the newest record up to `started_at` that this node has read
+    /// since the start. Earlier records of the topic do not concern this recording.
+    was_finished: bool,
     /// The position of the last record that this recording is known to have appended to the log. A
     /// later record of its topic is either from an append in progress, or from another publisher or
     /// node. So only later records are examined: they may finish the topic, or may be the will,
@@ -144,21 +147,29 @@ impl Local {
     }
 
     /// Applies the records of another log that may end this recording, if this node has read enough
-    /// of that log to know that it is no copy. `through` is the end of the part that it has read.
-    pub(super) fn end_check(&self, through: Position) {
+    /// of that log to know that it is no copy. Also ends this recording if its topic was already
+    /// finished at the start, and this node had not read that yet. `through` is the end of the part
+    /// of the log that this node has read. Returns `true` if no such check is left.
+    pub(super) fn end_checks(&self, through: Position) -> bool {
         let mut state = self.lock();
-        let Some(ends) = state.check.end(through) else { return };
-        // The later records that were noted so far are of the earlier log.
-        let copied_through = state.check.copied_through();
-        state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at <= copied_through));
-        state.apply(ends);
+        let has_read_start = through >= state.started_at;
+        state.has_ended |= has_read_start && state.was_finished;
+        let ends = state.check.end(through);
+        if let Some(ends) = ends {
+            // The later records that were noted so far are of the earlier log.
+            let copied_through = state.check.copied_through();
+            state.seen.iter_mut().for_each(|seen| seen.retain(|(at, ..)| *at <= copied_through));
+            state.apply(ends);
+        }
+        let is_done = has_read_start && !state.check.is_open();
         let is_over = state.has_ended || state.is_silenced;
         drop(state);
         if is_over {
             self.stop(Outcome::Interrupted);
-        } else if ends.is_stopped {
+        } else if ends.is_some_and(|ends| ends.is_stopped) {
             self.stop(Outcome::Stopped);
         }
+        is_done
     }
 
     /// Returns `true` if this recording was started when this node did not know `position` yet.
@@ -259,6 +270,10 @@ impl Local {
         if position <= state.appended {
             return;
         }
+        if position <= state.started_at {
+            state.was_finished = record.kind == RecordKind::Finish;
+            return;
+        }
         if let Some(held) = state.check.held() {
             held.note(position, record.kind, &record.event, &self.announced.will);
         } else if let Some(seen) = &mut state.seen {
@@ -281,7 +296,7 @@ impl Local {
         state.earlier_through = state.earlier_through.max(state.appended).max(state.started_at).min(last);
         state.last_at_reset = last;
         state.appended = Position::START;
-        state.started_at = Position::START;
+        (state.started_at, state.was_finished) = (Position::START, false);
         state.check.reset(after, last, newest);
         // A copy has the same records before the expected signs of life. This node does not note
         // them a second time.
@@ -460,7 +475,7 @@ mod tests {
             local.reset(Position::START, Position::new(12), None);
             note_both(&local, noted, 2);
             assert!(local.is_checking());
-            local.end_check(Position::new(12));
+            assert!(local.end_checks(Position::new(12)));
             assert_eq!(local.has_appended(slice::from_ref(&event), true, false), expected, "{noted:?} in another log");
         }
     }

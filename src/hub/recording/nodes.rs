@@ -69,7 +69,8 @@ pub(super) struct State {
     lost_through: Position,
     /// The newest sign of life of any node that this node has read in this log.
     newest_beat: Option<ReadBeat>,
-    /// Set while this node may not know whether another log, which has replaced the log, is a copy.
+    /// Set while this node may not know whether another log, which has replaced the log, is a copy,
+    /// or whether the topic of a recording was finished when the recording was started.
     is_checking: bool,
     /// Set while the keeper runs.
     is_kept: bool,
@@ -116,7 +117,9 @@ impl Recordings {
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
         // The position is read under the lock, so that it is of the log of the next `reset`.
         if let Some(last) = last() {
-            local.note_start(last.max(state.noted_through));
+            let started_at = last.max(state.noted_through);
+            local.note_start(started_at);
+            state.is_checking |= started_at > state.noted_through;
         }
         drop(state);
         self.running.send_modify(|running| *running += 1);
@@ -428,14 +431,15 @@ impl State {
         self.peers.values_mut().for_each(|peer| peer.note_record(position, record, &mut self.settled));
     }
 
-    /// Ends the checks whether another log is a copy, as far as this node has read enough of it.
+    /// Ends the checks whether another log is a copy, and whether a topic was finished when its
+    /// recording was started, as far as this node has read enough of the log.
     fn end_checks(&mut self) {
         if !self.is_checking {
             return;
         }
         let through = self.noted_through;
-        self.locals().for_each(|local| local.end_check(through));
+        let open = self.locals().filter(|local| !local.end_checks(through)).count();
         self.peers.values_mut().for_each(|peer| peer.end_checks(through, &mut self.settled));
-        self.is_checking = self.locals().any(|local| local.is_checking()) || self.peers.values().any(Peer::is_checking);
+        self.is_checking = open > 0 || self.peers.values().any(Peer::is_checking);
     }
 }
