@@ -77,6 +77,50 @@ async fn dead_node_is_replaced_within_lease_and_a_second() {
     }
 }
 
+/// A program that restarts records the rest of an answer in the same topic.
+#[tokio::test(start_paused = true)]
+async fn recording_replaces_that_of_a_dead_node() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let third = Hub::builder().backend(shared.connect()).connect().await.unwrap();
+    // The other recording is on the node that takes over, and then on a third node.
+    for (topic, hub) in [("here", &hubs[1]), ("elsewhere", &third)] {
+        let (sender, items) = channel();
+        let _dead = record(&hubs[0], topic, items).start();
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND).await;
+        connections[0].set(Mode::Hangs);
+        let (sender, items) = channel();
+        let recording = record(hub, topic, items).start();
+        sender.send(Event::new("2")).unwrap();
+        sleep(LEASE * 2).await;
+        sender.send(Event::new("3")).unwrap();
+        drop(sender);
+        assert_eq!(recording.outcome().await, Outcome::Finished);
+        assert_eq!(log(&shared, topic), ["1", "2", "3", "end", "."]);
+        connections[0].set(Mode::Works);
+        sleep(LEASE).await;
+    }
+}
+
+/// Of two recordings of dead nodes, none replaces the other.
+#[tokio::test(start_paused = true)]
+async fn topic_recorded_by_two_dead_nodes_is_finished() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let _living = Hub::builder().backend(shared.connect()).connect().await.unwrap();
+    let mut recordings = Vec::new();
+    for hub in &hubs {
+        let (sender, items) = channel();
+        sender.send(Event::new("1")).unwrap();
+        recordings.push((sender, record(hub, "a", items).start()));
+        sleep(SECOND).await;
+    }
+    connections.iter().for_each(|connection| connection.set(Mode::Hangs));
+    sleep(LEASE * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "1", "will", "."]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn node_without_will_finishes_its_topic() {
     let shared = Shared::new(PLENTY);

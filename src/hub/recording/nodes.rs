@@ -301,19 +301,25 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if this node knows a newer recording in the topic of `announced`, which is a
-    /// recording on this or another node. The end of the newer recording then finishes the topic.
+    /// Returns `true` if this node knows another recording in the topic of `announced`, which is a
+    /// recording on this or another node. The end of the other recording then finishes the topic.
     ///
-    /// Called if `announced` may have ended in a part of the log that this node could not read.
-    /// Another recording of the topic counts as newer if it is on this node and not over. It also
-    /// counts as newer if another node has listed it in a sign of life after the unread part of the
-    /// log.
-    pub(super) fn has_successor(&self, announced: &Announced) -> bool {
+    /// Another recording counts if it is on this node and not over, or if its node is alive and
+    /// lists it in its signs of life. Set `is_uncertain` if `announced` may have ended in a part of
+    /// the log that this node could not read. A recording of a dead node then counts, too, if a
+    /// sign of life after that part has listed it. It does not count otherwise, because of two
+    /// recordings of dead nodes, each would replace the other.
+    pub(super) fn has_successor(&self, announced: &Announced, is_uncertain: bool) -> bool {
         let state = self.state();
+        let (now, since) = (Instant::now(), state.contact.since);
         let mut here = state.local.get(&announced.topic).into_iter().flatten();
-        let mut elsewhere = state.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));
+        let mut elsewhere =
+            state.peers.values().filter_map(|peer| Some((peer, peer.recordings.get(&announced.topic)?)));
         here.any(|local| local.announced.id != announced.id && !local.is_over())
-            || elsewhere.any(|foreign| foreign.announced.id != announced.id && !foreign.is_unlisted)
+            || elsewhere.any(|(peer, foreign)| {
+                let is_alive = !foreign.is_orphan && !foreign.is_uncertain && !peer.is_dead(now, since);
+                foreign.announced.id != announced.id && !foreign.is_unlisted && (is_uncertain || is_alive)
+            })
     }
 
     /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
