@@ -108,7 +108,6 @@ async fn recording_replaces_that_of_a_dead_node() {
 async fn topic_recorded_by_two_dead_nodes_is_finished() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, Hub::builder).await;
-    let _living = Hub::builder().backend(shared.connect()).connect().await.unwrap();
     let mut recordings = Vec::new();
     for hub in &hubs {
         let (sender, items) = channel();
@@ -117,6 +116,8 @@ async fn topic_recorded_by_two_dead_nodes_is_finished() {
         sleep(SECOND).await;
     }
     connections.iter().for_each(|connection| connection.set(Mode::Hangs));
+    // For this node, both are dead at the same moment.
+    let _living = Hub::builder().backend(shared.connect()).connect().await.unwrap();
     sleep(LEASE * 2).await;
     assert_eq!(log(&shared, "a"), ["1", "1", "will", "."]);
 }
