@@ -86,15 +86,15 @@ pub(super) async fn first(stream: &Stream, state: &State) -> Result<Mark, BoxErr
     }
 }
 
-/// The maximum number of messages that [`named_by_messages`] examines one by one, from the oldest
-/// one on, and the maximum number of topics that it examines afterwards.
+/// The maximum number of messages, from the oldest one on, that [`named_by_messages`] examines to
+/// find the id of the log. Messages of other programs do not name the log.
 const MAX_EXAMINED: usize = 32;
 
 /// Returns an unpublished mark for a JetStream stream without marks. Its log id is from a header of
-/// one of the 32 oldest messages. If all of these are from programs other than a hub, the id is
-/// from the oldest message of a topic. Returns `None` if no message names a log. Also returns
-/// `None` if the first message of the stream was never removed. Such a stream never had a mark. If
-/// its messages name a log, this log was in an earlier stream with the same name, and is lost.
+/// one of the 32 oldest messages, or of the newest message. Returns `None` if none of these
+/// messages names a log. Also returns `None` if the first message of the stream was never removed.
+/// Such a stream never had a mark. If its messages name a log, this log was in an earlier stream
+/// with the same name, and is lost.
 pub(super) async fn named_by_messages(stream: &Stream, state: &State) -> Result<Option<Mark>, BoxError> {
     // If the oldest messages were removed, the mark was probably removed with them. If no message
     // was removed, the stream never had a mark. A message that names a log then comes from a node
@@ -102,22 +102,16 @@ pub(super) async fn named_by_messages(stream: &Stream, state: &State) -> Result<
     if state.first == 1 || state.messages == 0 {
         return Ok(None);
     }
-    let mark = |id: &str| Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 };
-    for sequence in (state.first..=state.last).take(MAX_EXAMINED) {
+    // A node that does not know this log yet may just have published the newest message. So the
+    // newest message counts only if the older ones are from programs other than a hub.
+    let oldest = (state.first..state.last).take(MAX_EXAMINED);
+    for sequence in oldest.chain([state.last]) {
         let message = stream.get(sequence).await?;
         if let Some(id) = message.as_ref().and_then(Stored::log) {
-            return Ok(Some(mark(id)));
+            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
         }
     }
-    // A node that does not know this log yet may have published a newer message. So the oldest of
-    // the messages counts.
-    let mut oldest: Option<Stored> = None;
-    let topics = stream.some_subjects(|subject| message::topic(stream.name(), subject).is_some()).await?;
-    for subject in topics.iter().take(MAX_EXAMINED) {
-        let message = stream.next_of(subject, state.first).await?.filter(|message| message.log().is_some());
-        oldest = [oldest, message].into_iter().flatten().min_by_key(|message| message.sequence);
-    }
-    Ok(oldest.as_ref().and_then(Stored::log).map(mark))
+    Ok(None)
 }
 
 /// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the

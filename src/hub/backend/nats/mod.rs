@@ -112,11 +112,6 @@ use tokio::sync::Mutex;
 /// if set, [`max_bytes`](Self::max_bytes). Beyond these limits, the server removes the oldest
 /// messages. The marks, which identify the log, count as messages. Each log begins with a mark, and
 /// a node adds another mark whenever half of `max_age` has passed without a message of a hub.
-/// Without a maximum age, nodes add further marks only to an empty stream.
-///
-/// Each message of a hub contains the id of the log, too. Other programs can fill the stream so fast
-/// that the server removes all marks and all messages of hubs. The stream then does not identify its
-/// log any more. The next node that starts begins a new log, and all clients get a gap.
 ///
 /// The backend does not change the configuration of an existing stream. The stream must have the
 /// subject `<stream>.>` and the retention `limits`, and acknowledge messages. It must have no limit

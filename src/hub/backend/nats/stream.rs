@@ -153,26 +153,6 @@ impl Stream {
         self.message(&json!({ "last_by_subj": subject })).await
     }
 
-    /// Returns subjects of messages in the JetStream stream, if `is_wanted` returns `true` for them.
-    /// The server returns up to 100,000 subjects at a time, in any order. This function requests
-    /// more of them only until it has found a wanted subject.
-    pub(super) async fn some_subjects(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, BoxError> {
-        let filter = format!("{}.>", self.name());
-        let mut offset = 0;
-        loop {
-            let request = json!({ "subjects_filter": filter, "offset": offset });
-            let subject = format!("STREAM.INFO.{}", self.name());
-            let info = send(&self.link, self.link.large_message_interval(), &subject, &request).await?;
-            let page = info["state"]["subjects"].as_object().into_iter().flatten();
-            let found: Vec<_> = page.clone().map(|(subject, _)| subject).filter(|it| is_wanted(it)).cloned().collect();
-            let count = page.count() as u64;
-            offset += count;
-            if !found.is_empty() || count == 0 || offset >= info["total"].as_u64().unwrap_or(0) {
-                return Ok(found);
-            }
-        }
-    }
-
     async fn message(&self, request: &Value) -> Result<Option<Stored>, BoxError> {
         self.message_with_interval(RETRY_INTERVAL, request).await
     }

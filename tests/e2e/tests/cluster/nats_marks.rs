@@ -1,5 +1,4 @@
-//! Marks, the messages of a NATS stream that identify the log: adding them, and finding the log
-//! without them.
+//! Marks, the messages of a NATS stream that identify the log: adding them, and what they prove.
 
 use crate::{
     nats::{SOON, admin, marks, stream_info, stream_of_log},
@@ -162,20 +161,4 @@ async fn duplicate_mark_is_no_proof_of_loss() {
         }
     })
     .await;
-}
-
-/// The oldest messages of the stream, and the newest message, are of another program.
-#[tokio::test(flavor = "multi_thread")]
-async fn log_is_found_between_messages_of_other_programs() {
-    let store = Store::start(StoreKind::Nats, &[]).await;
-    let admin = admin(&store.url()).await;
-    let near = || nats(&store.url()).timeout(PATIENT);
-    let log = near();
-    let epoch = log.bounds().await.expect("the server responds").epoch;
-    put_noise(&admin, 40).await;
-    append(&log, "news", "event").await;
-    put_noise(&admin, 1).await;
-    stream_of_log(&admin).await.purge().sequence(2).await.expect("the mark is removed");
-    assert_eq!(near().bounds().await.expect("the server responds").epoch, epoch);
-    assert_eq!(marks(&admin).await, [""; 0], "no other log begins");
 }
