@@ -6,8 +6,8 @@ use std::{
 };
 use tokio::runtime::Builder;
 
-/// Polls a future in a runtime that then shuts down. The runtime drops the tasks that the future has
-/// spawned before it polls them for the first time.
+/// Polls a future in a runtime that then shuts down. The runtime drops the tasks that the future
+/// has spawned before it polls them for the first time.
 ///
 /// # Panics
 ///

@@ -165,7 +165,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
             }
             // The wait may include an outage, so it does not count towards the time of a refusal.
             refused_since = refused_since.map(|since: Instant| since + began.elapsed());
-            if core.recordings.has_successor(&local.announced, true) {
+            if core.recordings.has_successor(&local.announced) {
                 return Err(Failure::Ended);
             }
         }

@@ -484,9 +484,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
         let read_to_end = timeout(time, has_read_to_end(&core, backend));
         let has_read = !is_uncertain || read_to_end.await.unwrap_or(false);
         let can_be_replaced = has_read && (is_uncertain || !has_published_will);
-        if can_be_replaced && core.recordings.has_successor(&announced, is_uncertain) {
+        if can_be_replaced && core.recordings.settle_if_replaced(node, &announced, is_uncertain) {
             // The other recording of the topic must not end. Its own end finishes the topic.
-            core.recordings.settle(node, &announced);
             break;
         }
         let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };

@@ -175,11 +175,7 @@ impl Recordings {
     /// records that the takeover appends. If a later sign of life of the other node still lists
     /// this recording, this node ignores the entry.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
-        let mut state = self.state();
-        state.settled.note(announced.id);
-        if let Some(peer) = state.peers.get_mut(&node) {
-            peer.recordings.retain(|_, foreign| foreign.announced.id != announced.id);
-        }
+        self.state().settle(node, announced);
     }
 
     /// Registers that the local node is about to take over a recording of the node `node`, which is
@@ -301,25 +297,25 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if this node knows another recording in the topic of `announced`, which is a
-    /// recording on this or another node. The end of the other recording then finishes the topic.
-    ///
-    /// Another recording counts if it is on this node and not over, or if its node is alive and
-    /// lists it in its signs of life. Set `is_uncertain` if `announced` may have ended in a part of
-    /// the log that this node could not read. A recording of a dead node then counts, too, if a
-    /// sign of life after that part has listed it. It does not count otherwise, because of two
-    /// recordings of dead nodes, each would replace the other.
-    pub(super) fn has_successor(&self, announced: &Announced, is_uncertain: bool) -> bool {
-        let state = self.state();
-        let (now, since) = (Instant::now(), state.contact.since);
-        let mut here = state.local.get(&announced.topic).into_iter().flatten();
-        let mut elsewhere =
-            state.peers.values().filter_map(|peer| Some((peer, peer.recordings.get(&announced.topic)?)));
-        here.any(|local| local.announced.id != announced.id && !local.is_over())
-            || elsewhere.any(|(peer, foreign)| {
-                let is_alive = !foreign.is_orphan && !foreign.is_uncertain && !peer.is_dead(now, since);
-                foreign.announced.id != announced.id && !foreign.is_unlisted && (is_uncertain || is_alive)
-            })
+    /// Returns `true` if this node knows another recording in the topic of `announced`, a recording
+    /// that may have ended in a part of the log that this node could not read. The end of the other
+    /// recording then finishes the topic.
+    pub(super) fn has_successor(&self, announced: &Announced) -> bool {
+        self.state().has_successor(announced, true)
+    }
+
+    /// Settles the recording `announced` of the node `node` if this node knows another recording in
+    /// the same topic, whose end then finishes the topic. Returns `true` in this case. Set
+    /// `is_uncertain` if `announced` may have ended in a part of the log that this node could not
+    /// read.
+    pub(super) fn settle_if_replaced(&self, node: u64, announced: &Announced, is_uncertain: bool) -> bool {
+        // Under one lock: of two recordings of dead nodes, one must remain.
+        let mut state = self.state();
+        let is_replaced = state.has_successor(announced, is_uncertain);
+        if is_replaced {
+            state.settle(node, announced);
+        }
+        is_replaced
     }
 
     /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
@@ -391,6 +387,26 @@ impl State {
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
+    }
+
+    fn settle(&mut self, node: u64, announced: &Announced) {
+        self.settled.note(announced.id);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.recordings.retain(|_, foreign| foreign.announced.id != announced.id);
+        }
+    }
+
+    /// Another recording of the topic counts if it is on this node and not over, or if another node
+    /// has listed it. It must be certain that it has not ended, unless `announced` is uncertain,
+    /// too. Then a sign of life after the unread part of the log must have listed it.
+    fn has_successor(&self, announced: &Announced, is_uncertain: bool) -> bool {
+        let mut here = self.local.get(&announced.topic).into_iter().flatten();
+        let mut elsewhere = self.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));
+        here.any(|local| local.announced.id != announced.id && !local.is_over())
+            || elsewhere.any(|foreign| {
+                let is_listed = !foreign.is_unlisted && (is_uncertain || !foreign.is_uncertain);
+                foreign.announced.id != announced.id && is_listed
+            })
     }
 
     /// Applies a message of a node about recordings: a request to stop recordings, or a beat. A

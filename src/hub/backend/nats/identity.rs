@@ -420,7 +420,10 @@ impl Identity {
                 }
                 let pause = match renewed {
                     Some(renewed) => {
-                        (now.mark, now.last_event) = renewed;
+                        // The follower may have read a newer mark meanwhile.
+                        if renewed.0 > now.mark {
+                            (now.mark, now.last_event) = renewed;
+                        }
                         state.max_age.unwrap_or_default() / 2
                     }
                     None => RENEWAL_PAUSE,

@@ -26,11 +26,12 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 
 /// The header of a mark with the sequence of the last event before the mark, which is no event
 /// itself. The value is [`PRECEDING`] if the mark was added while other messages arrived. The first
-/// mark of a log does not have this header.
+/// mark of a log does not have this header. Nor does a mark that an earlier version of this crate
+/// has added while other messages arrived.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The value of the header [`LAST_EVENT`] for a mark that directly follows an event, or a message of
-/// another program. The node that adds such a mark does not know the sequence of this message.
+/// The value of the header [`LAST_EVENT`] for a mark that directly follows an event or a message of
+/// another program. The node that adds such a mark does not know the sequence of that message.
 const PRECEDING: &str = "preceding";
 
 /// A decoded mark: a message that begins a log, or that repeats the id of the log before retention
@@ -147,8 +148,9 @@ async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result
 
 /// Adds one more mark of the log `id` to the JetStream stream. `known` contains the sequence of the
 /// newest mark that the local node knows, and that of the last event before it. `mark` is the
-/// newest mark of the stream, which was read after the state `state` of the stream. Returns the new
-/// values of `known`, or `None` if another node has added a mark meanwhile.
+/// newest mark of the stream, which was read after the state `state` of the stream. Returns the
+/// sequences of the added mark or of a newer one of another node. Returns `None` if the server has
+/// refused the mark.
 pub(super) async fn renew(
     stream: &Stream,
     id: &str,
@@ -168,9 +170,10 @@ pub(super) async fn renew(
     if let Some(sequence) = publish(stream, renewal).await? {
         return Ok(Some((sequence, last_event)));
     }
-    // There is a newer message by now. If messages arrive all the time, no mark can expect to be
-    // the next message. The server refuses the mark if the newer message is a mark. So the message
-    // before the mark is no mark.
+    // Usually, there is a newer message by now. If messages arrive all the time, no mark can expect
+    // to be the next message. The server refuses the mark if the newer message is a mark. So the
+    // message before the mark is no mark. Servers before 2.9.21 may accept it if the stream is
+    // replicated, and a gap can then be reported that is none.
     let renewal = mark_message(&format!("renew {id} after {}", newest.0), id)
         .header(LAST_EVENT, PRECEDING)
         .expected_last_subject_sequence(newest.0);
@@ -210,10 +213,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 }
 
 /// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` requires a
-/// certain last sequence: that of the newest mark in the stream if `mark` begins a log, and
-/// otherwise that of the newest message. If the stream has another last sequence when `mark`
-/// arrives, the server refuses `mark`, and this function returns `None`. It also returns `None` if
-/// the server has received `mark` before.
+/// certain last sequence: that of the newest mark or of the newest message of the stream. If the
+/// stream has another last sequence when `mark` arrives, the server refuses `mark`, and this
+/// function returns `None`. It also returns `None` if the server has received `mark` before.
 async fn publish(stream: &Stream, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -113,6 +113,10 @@ use tokio::sync::Mutex;
 /// messages. The marks, which identify the log, count as messages. Each log begins with a mark, and
 /// a node adds another mark whenever half of `max_age` has passed without a message of a hub.
 ///
+/// A node that starts looks for the id of the log in the marks, in the 32 oldest messages, and in
+/// the newest one. If these messages are all of other programs, and the marks were removed, the
+/// node begins another log. Clients then get a gap, and the remaining events are not replayed.
+///
 /// The backend does not change the configuration of an existing stream. The stream must have the
 /// subject `<stream>.>` and the retention `limits`, and acknowledge messages. It must have no limit
 /// per subject (`max_msgs_per_subject`), no mirror and no subject transform, and must not be
