@@ -4,9 +4,9 @@
 use futures_util::FutureExt;
 use std::{
     collections::BTreeSet,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
-        Arc, Barrier, OnceLock,
+        Arc, Barrier, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Wake, Waker},
@@ -379,6 +379,56 @@ async fn finished_and_removed_topic_does_not_come_back() {
     drop(join(&lobby, "c").await);
     sleep(6 * SECOND).await;
     assert_eq!(events(&lobby).await, ["lobby +b", "lobby +c", "lobby -c"]);
+}
+
+/// The topic was finished, removed and used again. Then its events have expired.
+#[tokio::test(start_paused = true)]
+async fn leave_in_a_topic_that_is_used_again_has_an_event() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    let member = lobby.join("a", hub.topic("other").subscribe(Start::Latest).await.unwrap()).unwrap();
+    lobby.finish().await.unwrap();
+    lobby.remove().await.unwrap();
+    lobby.publish(Event::new("again")).await.unwrap();
+    sleep(2 * HOUR).await;
+    assert!(!lobby.exists());
+    drop(member);
+    sleep(6 * SECOND).await;
+    assert_eq!(members(&lobby).await, [""; 0]);
+    assert_eq!(events(&lobby).await, ["lobby -a"]);
+}
+
+/// A subscriber that is woken by the end of its topic. It then uses the topic again.
+struct Successor {
+    topic: Topic,
+    subscription: Mutex<Option<Subscription>>,
+}
+
+impl Wake for Successor {
+    fn wake(self: Arc<Self>) {
+        if self.subscription.lock().unwrap().take().is_some() {
+            self.topic.remove().now_or_never().expect("it does not wait").unwrap();
+            self.topic.publish(Event::new("again")).now_or_never().expect("it does not wait").unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_that_is_used_again_during_its_finish_has_events() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    let member = lobby.join("a", hub.topic("other").subscribe(Start::Latest).await.unwrap()).unwrap();
+    let mut subscription = lobby.subscribe(Start::Latest).await.unwrap();
+    let successor = Arc::new(Successor { topic: lobby.clone(), subscription: Mutex::default() });
+    let waker = successor.clone().into();
+    assert!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(&waker)).is_pending());
+    *successor.subscription.lock().unwrap() = Some(subscription);
+    lobby.finish().await.unwrap();
+    sleep(2 * HOUR).await;
+    assert!(!lobby.exists());
+    drop(member);
+    sleep(6 * SECOND).await;
+    assert_eq!(events(&lobby).await, ["lobby -a"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -240,12 +240,17 @@ impl Core {
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
+        let was_empty = contents.log.retained().events == 0;
         let mut last_id = None;
         for event in events {
             registry.last = registry.last.next();
             let id = epoch.id(registry.last);
             self.add(&mut registry, &mut contents, event.id(id.clone()), now);
             last_id = Some(id);
+        }
+        // A finished topic accepts events again only after it was dropped with all of its events.
+        if was_empty && last_id.is_some() {
+            self.presence.note_reopened(name);
         }
         self.commit(registry, &topic, contents, now);
         Ok(last_id)
@@ -353,12 +358,13 @@ impl Core {
         }
         contents.finished = Some(now);
         contents.is_removed = false;
-        // A subscriber that is woken can remove the topic and start a new recording of it. So the
-        // recordings that end are found before the commit.
+        // A subscriber that is woken can remove the topic, and publish to it again or start a new
+        // recording of it. So presence learns of the finish before the commit, and the recordings
+        // that end are found before it.
+        self.presence.note_finished(name);
         let recordings = self.recordings.note_finished(name);
         self.commit(registry, &topic, contents, now);
         recordings.iter().for_each(|recording| recording.end());
-        self.presence.note_finished(name);
         Ok(())
     }
 

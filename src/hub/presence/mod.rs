@@ -273,6 +273,15 @@ impl Presences {
         }
     }
 
+    /// Notes that a topic without events has got an event. If the topic was finished before, joins
+    /// and leaves of its members are published as events again. Only a hub without a backend calls
+    /// this: with a backend, the node learns from the log that a topic was opened again.
+    pub(super) fn note_reopened(&self, topic: &str) {
+        if self.events.is_some() {
+            self.state().note_reopened(topic);
+        }
+    }
+
     /// Returns `true` if join or leave events can still follow in this topic. This is so if the
     /// application wants such events, and the topic has unpublished ones or has members. Each
     /// member leaves at some time, which creates a leave event.
