@@ -44,6 +44,11 @@ pub(crate) struct Faulty {
     /// The maximum size of the events of one conditional append, in bytes. A larger append is
     /// refused.
     pub max_bytes: Arc<AtomicUsize>,
+    /// The log seems to have evicted all records up to this position, also if it retains them for
+    /// other nodes.
+    pub missed: Arc<AtomicU64>,
+    /// The position up to which the node has read the log.
+    pub followed: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }
 
@@ -97,6 +102,8 @@ impl Shared {
             lag: Arc::default(),
             latency: Arc::default(),
             max_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+            missed: Arc::default(),
+            followed: Arc::default(),
             asked: Arc::default(),
         }
     }
@@ -213,6 +220,11 @@ impl Faulty {
         Err(refusal.into())
     }
 
+    /// Returns the position up to which the log seems to have evicted its records.
+    fn missed(&self) -> Position {
+        Position::new(self.missed.load(Relaxed))
+    }
+
     fn cut(&self, mut page: Page) -> Page {
         let size = self.page.load(Relaxed).max(1);
         if page.records.len() > size {
@@ -229,7 +241,7 @@ impl Backend for Faulty {
         let bounds = self.answered(async |backend| backend.bounds().await).await;
         self.wait().await;
         self.wait().await;
-        bounds
+        bounds.map(|bounds| Bounds { evicted_through: bounds.evicted_through.max(self.missed()), ..bounds })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -258,7 +270,11 @@ impl Backend for Faulty {
             self.asked.refusals.fetch_add(1, Relaxed);
             return Err("the records are too big".into());
         }
-        let appended = self.answered(async |_| Ok(self.shared.append_if_unchanged(records, epoch, since))).await?;
+        let append = async |_| {
+            let is_retained = self.missed() <= since;
+            Ok(if is_retained { self.shared.append_if_unchanged(records, epoch, since) } else { None })
+        };
+        let appended = self.answered(append).await?;
         if self.mode() == Mode::IsLate {
             tokio::time::sleep(Duration::from_secs(4)).await;
         }
@@ -282,6 +298,7 @@ impl Backend for Faulty {
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let _held = Held::new(&self.asked.follows);
+        self.followed.store(after.get(), Relaxed);
         loop {
             self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
             let page = self.answered(async |backend| backend.follow(after).await).await?;
@@ -291,7 +308,12 @@ impl Backend for Faulty {
             }
             // A request that was sent before the node lags is repeated, so its page is not old.
             if self.mode() != Mode::Lags {
-                return Ok(self.cut(page));
+                let mut page = self.cut(page);
+                let missed = self.missed();
+                page.records.retain(|(position, _)| *position > missed);
+                page.evicted_through = page.evicted_through.max(missed);
+                page.through = page.through.max(missed);
+                return Ok(page);
             }
         }
     }

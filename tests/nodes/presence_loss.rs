@@ -126,9 +126,147 @@ async fn last_event_of_a_member_that_moves_during_a_loss_is_its_join() {
         connections[1 - first].set(Mode::Works);
         sleep(LEASE * 3).await;
         assert_members(&hubs, &["a", "b", "x"]).await;
-        let expected: &[&str] = if first == 0 { &["-x", "+x"] } else { &["+x"] };
-        assert_eq!(events(&shared)[3..], *expected, "{first}");
+        assert_eq!(events(&shared)[3..], ["-x", "+x"], "{first}");
     }
+}
+
+/// The log has evicted records before the nodes start, so both nodes know all members only after a
+/// lease. The second node has not caused the join.
+#[tokio::test(start_paused = true)]
+async fn member_that_joins_and_leaves_two_nodes_has_events() {
+    for first in [0, 1] {
+        let shared = Shared::new(RETAINED);
+        evict_all(&shared);
+        let (hubs, _) = nodes::<2>(&shared).await;
+        let one = join(&hubs[first], "x").await;
+        sleep(SECOND).await;
+        let other = join(&hubs[1 - first], "x").await;
+        drop(one);
+        sleep(SECOND).await;
+        drop(other);
+        sleep(LEASE * 3).await;
+        assert_members(&hubs, &[]).await;
+        assert_eq!(events(&shared), ["+x", "-x"], "{first}");
+    }
+}
+
+/// The node cannot append the record of the leave. Its next record lists its members, and is read
+/// after a loss.
+#[tokio::test(start_paused = true)]
+async fn leave_that_is_only_in_a_list_has_an_event() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let (a, _b) = (join(&hubs[0], "a").await, join(&hubs[1], "b").await);
+    sleep(SECOND).await;
+    connections[0].set(Mode::ReadsOnly);
+    drop(a);
+    sleep(GRACE + SECOND).await;
+    evict_all(&shared);
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "-a"]);
+}
+
+/// The event of the join waits until the node knows all members. Meanwhile, the node misses records
+/// a second time.
+#[tokio::test(start_paused = true)]
+async fn pending_event_survives_a_second_loss() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _x = join(&hubs[0], "x").await;
+    sleep(SECOND).await;
+    drop(join(&hubs[1], "y").await);
+    sleep(GRACE + SECOND).await;
+    evict_all(&shared);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["x"]).await;
+    assert_eq!(events(&shared), ["+x", "+y", "-y"]);
+}
+
+/// All nodes have missed records. One of them cannot list its members, although it is alive.
+#[tokio::test(start_paused = true)]
+async fn member_of_a_node_that_cannot_answer_stays() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    evict_all(&shared);
+    connections[0].set(Mode::ReadsOnly);
+    sleep(LEASE + SECOND).await;
+    assert_members(&hubs[1..], &["a", "b"]).await;
+    connections[0].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    let mut events = events(&shared);
+    events.sort();
+    assert_eq!(events, ["+a", "+b"]);
+}
+
+/// All nodes have missed records. One of them dies before it lists its members.
+#[tokio::test(start_paused = true)]
+async fn member_of_a_node_that_dies_after_a_loss_leaves() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    evict_all(&shared);
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE * 2 + GRACE).await;
+    assert_members(&hubs[1..], &["b"]).await;
+    assert_eq!(events(&shared)[2..], ["-a"]);
+}
+
+/// The node is declared dead before it can append the leave of its member. It does not know all
+/// members at that time.
+#[tokio::test(start_paused = true)]
+async fn leave_after_a_death_is_published_once() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let x = join(&hubs[0], "x").await;
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE).await;
+    let _y = join(&hubs[0], "y").await;
+    drop(x);
+    sleep(GRACE + SECOND * 2).await;
+    assert_eq!(events(&shared), ["+x", "-x"]);
+    connections[0].set(Mode::Works);
+    sleep(LEASE * 2).await;
+    assert_members(&hubs, &["y"]).await;
+    assert_eq!(events(&shared), ["+x", "-x", "+y"]);
+}
+
+/// The members have joined the other node in records that the log has evicted. One of them is also
+/// on the local node, which must not take its join for new.
+#[tokio::test(start_paused = true)]
+async fn leave_of_an_unknown_member_has_an_event() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    let _m = join(&hubs[0], "m").await;
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,7,10000],"changes":[["lobby","m",false],["lobby","q",false]]}"#);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["m"]).await;
+    assert_eq!(events(&shared), ["-q"]);
+}
+
+/// The first list that the local node reads from another node has the member.
+#[tokio::test(start_paused = true)]
+async fn join_of_a_member_that_was_present_has_no_event() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    let _m = join(&hubs[0], "m").await;
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,7,10000],"first":true,"last":true,"members":[["lobby",["m"]]]}"#);
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["m"]).await;
+    assert_eq!(events(&shared), [""; 0]);
 }
 
 /// Another node lists the member in a record that arrives after a later record of that node.

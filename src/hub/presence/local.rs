@@ -3,7 +3,7 @@
 //! subscription. It also stores whether the local node has announced the member to the other nodes,
 //! by a record in the log.
 
-use super::{Presence, free_if_empty, message::Members, view::Transition};
+use super::{Presence, free_if_empty, message::Members};
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
@@ -41,10 +41,6 @@ struct Local {
     /// flag is set before the record is appended. If that append fails, all members of the local
     /// node are announced again.
     is_announced: bool,
-    /// Set if the local node had read its announcement of this member before it missed records of
-    /// the log. After such a loss, the node writes a new record about all of its members. For
-    /// this member, the new record only repeats the announcement, and does not count as a join.
-    was_announced: bool,
     /// Set if this member has joined or left the topic, and no record in the log announces this to
     /// the other nodes yet. The number is the key of the member in `Locals::changed`.
     changed: Option<u64>,
@@ -166,25 +162,6 @@ impl Locals {
     pub(super) fn size(&self) -> [usize; 2] {
         let members = self.topics.values().map(HashMap::len).sum::<usize>();
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
-    }
-
-    /// Remembers the members of topics on the local node whose announcement the node has read in
-    /// the log. `is_known` returns `true` for these members. Called when the node has missed
-    /// records of the log, before it writes a record about all of its members again.
-    /// [`was_announced`](Self::was_announced) then recognizes the members that the new record only
-    /// repeats.
-    pub(super) fn note_loss(&mut self, is_known: impl Fn(&str, &str) -> bool) {
-        for (topic, members) in &mut self.topics {
-            members.iter_mut().for_each(|(member, local)| local.was_announced |= is_known(topic, member));
-        }
-    }
-
-    /// Returns `true` if `transition` is a join that only repeats an earlier record. After the
-    /// local node has missed records of the log, it writes a new record about all of its members. A
-    /// member that already had a record before the loss has not joined again.
-    pub(super) fn was_announced(&self, transition: &Transition) -> bool {
-        let local = self.topics.get(&transition.topic).and_then(|members| members.get(transition.change.member()));
-        matches!(transition.change, Presence::Joined(_)) && local.is_some_and(|local| local.was_announced)
     }
 
     fn forget(&mut self, topic: &str, member: &str) {

@@ -80,6 +80,9 @@ pub(super) struct Part {
     pub(super) members: Members,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
+    /// Set if the node has not appended any earlier record of its members with success. The members
+    /// in this list then join with it. Without the flag, they may have been present before.
+    pub(super) is_new: bool,
 }
 
 /// One node in a [`Message::Roster`], the list of all nodes with members of topics. `lease` is the
@@ -162,6 +165,7 @@ impl Message {
                     "author": author.to_json(),
                     "first": part.is_first,
                     "last": part.is_last,
+                    "new": part.is_new,
                     "members": part.members.iter().map(of_topic).collect::<Vec<_>>(),
                 })
             }
@@ -206,8 +210,10 @@ impl Message {
             };
             let members = members.iter().map(of_topic).collect::<Option<_>>()?;
             let (is_first, is_last) = (content["first"].as_bool()?, content["last"].as_bool()?);
-            let part = Part { members, is_first, is_last };
-            return Some(Self::Full { author: Author::parse(&content["author"])?, part });
+            let author = Author::parse(&content["author"])?;
+            // An earlier version of this crate did not write the flag.
+            let is_new = content["new"].as_bool().unwrap_or(author.number == 1);
+            return Some(Self::Full { author, part: Part { members, is_first, is_last, is_new } });
         }
         if let Some(id) = content["ask"].as_u64() {
             return Some(Self::Ask { id });
@@ -285,7 +291,7 @@ mod tests {
                 author,
                 changes: vec![("t".into(), Presence::Joined("a".into())), ("t".into(), Presence::Left("\n".into()))],
             },
-            Message::Full { author, part: Part { members, is_first: true, is_last: false } },
+            Message::Full { author, part: Part { members, is_first: true, is_last: false, is_new: true } },
             Message::Full { author, part: Part::default() },
             Message::Dead { by: 1, node: 2, number: 3, beat: u64::MAX },
             Message::Ask { id: 5 },

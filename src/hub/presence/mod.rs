@@ -22,11 +22,7 @@ pub(super) use self::{
 };
 pub use stream::PresenceStream;
 
-use self::{
-    pending::MAX_BATCH_BYTES,
-    state::{Knowledge, State},
-    view::Transition,
-};
+use self::{pending::MAX_BATCH_BYTES, state::State, view::Transition};
 use super::{
     backend::{Page, Position, Record},
     config::HubConfig,
@@ -188,31 +184,17 @@ impl Presences {
         let mut state = self.state();
         let (noted_through, was_complete) = (state.noted_through, state.is_complete());
         if page.evicted_through > noted_through {
-            state.lose(self);
+            state.lose();
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             state.noted_through = *position;
             while beats.next_if(|(at, ..)| at < position).is_some() {}
             if let Some((_, node, beat)) = beats.next_if(|(at, ..)| at == position) {
-                state.view.beat(node, beat);
+                state.note_beat(node, beat);
                 continue;
             }
             let is_complete = state.is_complete();
-            let mut transitions = state.note_record(self, *position, record);
-            // A node that does not know all members yet keeps the events of its own changes. It
-            // publishes them later if no other node knew all members. It also keeps the later
-            // changes of the same members by other nodes: these nodes may publish their events
-            // first, and then its own events are outdated. A member that the log had before the
-            // local node missed records has not joined.
-            let (locals, pending) = (&state.locals, &state.pending);
-            transitions.retain(|transition| {
-                is_complete
-                    || if transition.author == self.node {
-                        !locals.was_announced(transition)
-                    } else {
-                        pending.has_of(&transition.topic, transition.change.member())
-                    }
-            });
+            let transitions = state.note_record(self, *position, record);
             let has_events = self.events.is_some() && *position > state.begin;
             // The last answer of another node completes the members that the local node knows. The
             // members in it were there before, so they have no events.
@@ -251,12 +233,13 @@ impl Presences {
     /// locks before it wakes them.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
-        state.lose(self);
+        state.lose();
+        state.pending.clear();
         state.forget_ends();
         (state.noted_through, state.begin) = (after, last);
         if after == Position::START {
             // Nothing was evicted, so the local node reads all records.
-            state.knowledge = Knowledge::Complete;
+            state.note_all_known();
         }
         if state.is_complete() {
             state.watchers.note_loss();
@@ -308,10 +291,10 @@ impl Presences {
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
         let last = state.end(self);
-        let view = state.view.take();
+        let views = (state.view.take(), state.last_known.take());
         state.watchers.end();
         self.release(state);
-        drop(view);
+        drop(views);
         self.stop();
         last
     }

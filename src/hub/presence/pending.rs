@@ -24,9 +24,10 @@ pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 /// Usually the other node publishes the event during the pause.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The join and leave events that are not published in the log yet, by topic. Every node that knows
-/// all members has the same unpublished events, so if one node dies, another node publishes them.
-/// An event is removed when the local node reads it from the log.
+/// The join and leave events that are not published in the log yet, by topic. The other nodes have
+/// the same unpublished events, so if one node dies, another node publishes them. A node that does
+/// not know all members keeps its events until it knows them. An event is removed when the local
+/// node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
@@ -110,11 +111,6 @@ impl Pending {
     /// Returns `true` if a topic has join or leave events that are not in the log yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
-    }
-
-    /// Returns `true` if a member of a topic has join or leave events that are not in the log yet.
-    pub(super) fn has_of(&self, topic: &str, member: &str) -> bool {
-        self.topics.get(topic).is_some_and(|of_topic| of_topic.by_member.contains_key(member))
     }
 
     /// Adds a join or leave event of `topic` to the events that are not in the log yet. `is_own` is

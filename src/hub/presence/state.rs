@@ -3,7 +3,7 @@
 //! has to append to the log.
 
 use super::{
-    Presences,
+    Presence, Presences,
     local::Locals,
     message::{Author, Listed, Message, Part, fitting, into_parts},
     pending::Pending,
@@ -60,6 +60,10 @@ pub(super) struct State {
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
+    /// While the local node does not know all members: the members that it knew before it missed
+    /// records, with the changes that it has read since. They may be outdated, so no caller gets
+    /// them. They decide which joins and leaves have events. Otherwise empty.
+    pub(super) last_known: View,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
@@ -194,7 +198,7 @@ impl State {
     /// Returns `true` if the local node knows the members of topics on all nodes, and has read at
     /// least the part of the log that existed when it connected.
     pub(super) fn is_complete(&self) -> bool {
-        matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
+        self.knows_all() && self.noted_through >= self.begin
     }
 
     /// Returns the number of the append that writes the newest join or leave of a member on the
@@ -266,21 +270,27 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members that the local node has read from the log, and the join and leave events
-    /// that are not published yet. Called if records of the log were evicted before the local node
-    /// has read them, or if the node begins to read another log. If the node needs the members, it
-    /// requests them again.
-    pub(super) fn lose(&mut self, own: &Presences) {
-        let view = &self.view;
-        self.locals.note_loss(|topic, member| view.is_on_node(own.node, topic, member));
-        self.view.clear();
-        self.pending.clear();
+    /// Forgets the members that the local node has read from the log. Called if records of the log
+    /// were evicted before the local node has read them, or if the node begins to read another log.
+    /// If the node needs the members, it requests them again.
+    ///
+    /// The join and leave events that are not published yet remain, for the case that no other node
+    /// knows all members.
+    pub(super) fn lose(&mut self) {
+        let view = self.view.take();
+        if self.knows_all() {
+            self.last_known = view;
+        }
         self.knowledge = Knowledge::Unknown;
         // The log may still have members of the local node that have left.
         if self.number > 0 {
             self.announce_all();
         }
         self.roster = None;
+    }
+
+    fn knows_all(&self) -> bool {
+        matches!(self.knowledge, Knowledge::Complete)
     }
 
     /// Requires a new record that lists all members of topics on the local node. These members are
@@ -293,9 +303,23 @@ impl State {
     }
 
     fn note_complete(&mut self) {
-        self.knowledge = Knowledge::Complete;
+        self.note_all_known();
         self.asked = 0;
         self.watchers.note_loss();
+    }
+
+    /// Notes that `view` has the members of all nodes.
+    pub(super) fn note_all_known(&mut self) {
+        self.knowledge = Knowledge::Complete;
+        self.last_known = View::default();
+    }
+
+    /// Notes a sign of life of a node.
+    pub(super) fn note_beat(&mut self, node: u64, beat: u64) {
+        self.view.beat(node, beat);
+        if !self.knows_all() {
+            self.last_known.beat(node, beat);
+        }
     }
 
     /// Updates what the local node knows about the members of topics from `record`, which has the
@@ -328,28 +352,13 @@ impl State {
     fn note_message(&mut self, own: &Presences, position: Position, message: Message) -> Vec<Transition> {
         let transitions = match message {
             Message::Changes { author, changes } => {
-                if author.node == own.node && !self.is_complete() {
-                    self.view.restore_leaving(author, &changes);
-                }
-                self.view.change(author, &changes)
+                let transitions = self.view.change(author, &changes);
+                if self.knows_all() { transitions } else { self.change_last_known(own, author, &changes) }
             }
+            Message::Full { author, part } if self.knows_all() => self.view.part(author, part),
             Message::Full { author, part } => {
-                // Members in the first record of a node may have joined with this record. Members
-                // in a later list may have been present for longer than the local node knows. Then
-                // they have neither joined nor left if they have also been on the local node. This
-                // does not hold for members whose join on the other node was read before, or if an
-                // earlier list of the other node was read without them.
-                let is_late_answer = author.number > 1 && !self.view.is_known(author.node);
-                let is_foreign = author.node != own.node && !self.is_complete();
-                if is_late_answer && is_foreign && self.view.is_new_part(author, part.is_first) {
-                    let members = part.members.iter().flat_map(|(topic, of)| of.iter().map(move |it| (topic, it)));
-                    for (topic, member) in members {
-                        if !self.view.is_on_node(author.node, topic, member) {
-                            self.pending.forget_member(topic, member);
-                        }
-                    }
-                }
-                self.view.part(author, part)
+                self.view.part(author, part.clone());
+                self.add_to_last_known(own, author, part)
             }
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
@@ -358,6 +367,7 @@ impl State {
                 if node == own.node && dead.is_some() && !self.locals.is_empty() {
                     self.announce_all();
                 }
+                let dead = if self.knows_all() { dead } else { self.last_known.dead(by, node, number, beat) };
                 dead.unwrap_or_default()
             }
             // Other nodes have answered the requests and the questions from before the local node
@@ -418,6 +428,53 @@ impl State {
         transitions
     }
 
+    /// Applies a record of changes to `last_known`, and returns the joins and leaves of topics.
+    ///
+    /// A member that leaves a node without a known join may have been there all the time. If the
+    /// members of the node are unknown, the earlier events of the member are dropped.
+    fn change_last_known(
+        &mut self,
+        own: &Presences,
+        author: Author,
+        changes: &[(Arc<str>, Presence)],
+    ) -> Vec<Transition> {
+        let is_unknown = self.is_unknown(own, author);
+        for (topic, member) in self.last_known.restore_leaving(author, changes) {
+            if is_unknown {
+                self.pending.forget_member(&topic, &member);
+            }
+        }
+        self.last_known.change(author, changes)
+    }
+
+    /// Adds a part of a list of all members of a node to `last_known`, and returns the joins and
+    /// leaves of topics.
+    ///
+    /// If the local node does not know the members of the other node, they may have been present
+    /// for longer than it knows. Then they have neither joined nor left if they have also been on
+    /// other nodes. This does not hold for members whose join on the other node was read before.
+    /// Members in the first record of a node have joined with it.
+    fn add_to_last_known(&mut self, own: &Presences, author: Author, part: Part) -> Vec<Transition> {
+        let is_unknown = !part.is_new && self.is_unknown(own, author);
+        if is_unknown && self.last_known.is_new_part(author, part.is_first) {
+            let members = part.members.iter().flat_map(|(topic, of)| of.iter().map(move |it| (topic, it)));
+            for (topic, member) in members {
+                if !self.last_known.is_on_node(author.node, topic, member) {
+                    self.pending.forget_member(topic, member);
+                }
+            }
+        }
+        let mut transitions = self.last_known.part(author, part);
+        transitions.retain(|transition| !is_unknown || matches!(transition.change, Presence::Left(_)));
+        transitions
+    }
+
+    /// Returns `true` if the author of a record is another node, and may have members that the
+    /// local node does not know.
+    fn is_unknown(&self, own: &Presences, author: Author) -> bool {
+        author.node != own.node && !self.last_known.is_known(author.node)
+    }
+
     /// Returns the time when every node has had time to answer the local node's request for the
     /// members of topics. It is the time when the local node has read its request in the log, plus
     /// the longest lease of all nodes. A lease is the time of silence after which a node counts as
@@ -449,6 +506,8 @@ impl State {
     /// node has sent another request since.
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
+            // A node that has not answered may only be cut off. Its members stay until its death.
+            self.view.adopt_silent(self.last_known.take());
             self.note_complete();
         }
     }
@@ -529,7 +588,8 @@ impl State {
         let messages = if self.needs_full {
             self.needs_full = false;
             let author = self.author(own);
-            let full = |part: Part| Message::Full { author, part };
+            let is_new = self.done == 0;
+            let full = |part: Part| Message::Full { author, part: Part { is_new, ..part } };
             into_parts(self.locals.take_all()).into_iter().map(full).collect::<Vec<_>>()
         } else if self.locals.has_changes() {
             let changes = self.locals.take_changes();
@@ -643,7 +703,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{config::HubConfig, presence::Presence};
+    use crate::hub::config::HubConfig;
 
     fn own() -> Presences {
         Presences::new(7, &HubConfig::DEFAULT, true)
@@ -669,7 +729,7 @@ mod tests {
         assert!(!state.has_written(ticket));
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
-        state.lose(&own);
+        state.lose();
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
@@ -694,7 +754,7 @@ mod tests {
             let mut asks = 0;
             for _ in 0..seconds * 10 {
                 // The answers are evicted before the local node reads them.
-                state.lose(&own);
+                state.lose();
                 asks += append_all(state, &own);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -746,7 +806,7 @@ mod tests {
         };
         let part = |members: &[&str]| {
             let members = [("t".into(), members.iter().map(|member| (*member).into()).collect())].into();
-            Part { members, is_first: true, is_last: true }
+            Part { members, is_first: true, is_last: true, is_new: false }
         };
         // The newest record of the node has the number 6, and its newest sign of life the number 4.
         for (number, beat, is_alive, is_valid) in

@@ -52,7 +52,8 @@ pub(super) struct Transition {
 enum Known {
     /// The node may have further members, from records that the local node has not read.
     Partly,
-    /// The local node has read a list of all members of the node.
+    /// The local node has read a list of all members of the node. A death of the node does not
+    /// change this value: the node then has no members.
     All,
     /// The local node has read a record that declares the node dead, and no later record or sign of
     /// life of the node. If the local node has missed earlier ones, the node may be alive.
@@ -254,18 +255,31 @@ impl View {
         self.replace(author.node, author.node, members)
     }
 
-    /// Adds the members that leave with the record `changes` of `author`, because they were present
-    /// on that node until this record. The local node may have missed the records of their joins.
-    pub(super) fn restore_leaving(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) {
-        if self.nodes.entry(author.node).or_insert_with(Node::new).number >= author.number {
-            // The record has arrived late.
-            return;
+    /// Adds the members that leave with the record `changes` of `author`, if the local node may
+    /// have missed the records of their joins: they were present on that node until this record.
+    /// Returns the members that were added.
+    pub(super) fn restore_leaving(
+        &mut self,
+        author: Author,
+        changes: &[(Arc<str>, Presence)],
+    ) -> Vec<(Arc<str>, Arc<str>)> {
+        let mut restored = Vec::new();
+        let node = self.nodes.entry(author.node).or_insert_with(Node::new);
+        let is_late = author.number <= node.number;
+        // After a failed append, the next record has all members. So a record of changes follows
+        // the record with the number before it.
+        let has_missed = node.known != Known::All || author.number > node.number.saturating_add(1);
+        if is_late || !has_missed {
+            return restored;
         }
         for (topic, change) in changes {
-            if let Presence::Left(member) = change {
+            let Presence::Left(member) = change else { continue };
+            if !self.is_on_node(author.node, topic, member) {
                 self.add(author.node, author.node, topic, member, &mut Vec::new());
+                restored.push((topic.clone(), member.clone()));
             }
         }
+        restored
     }
 
     fn replace(&mut self, author: u64, node: u64, new: Members) -> Vec<Transition> {
@@ -279,6 +293,20 @@ impl View {
             members.iter().for_each(|member| self.add(author, node, topic, member, &mut transitions));
         }
         transitions
+    }
+
+    /// Adds the members of nodes that have not listed all of their members here, from a view that
+    /// knew them before. If such a node is dead, a record about its death follows.
+    pub(super) fn adopt_silent(&mut self, last_known: Self) {
+        for (id, mut node) in last_known.nodes {
+            let is_silent = self.nodes.get(&id).is_none_or(|known| known.known == Known::Partly);
+            if is_silent && node.has_members() {
+                let read = self.nodes.get_mut(&id).map(|read| mem::take(&mut read.members)).unwrap_or_default();
+                let members = mem::replace(&mut node.members, read);
+                self.nodes.insert(id, node);
+                self.replace(id, id, members);
+            }
+        }
     }
 
     /// Notes that the sign of life with the number `beat` of the node `node` was read now. Has no
@@ -308,7 +336,11 @@ impl View {
         }
         // The numbers show which records of the dead node are late.
         (dead.number, dead.beat) = (number, beat);
-        (dead.incoming, dead.known) = (None, Known::Dead);
+        dead.incoming = None;
+        // If all members were known before, all members that later records add are known, too.
+        if dead.known != Known::All {
+            dead.known = Known::Dead;
+        }
         Some(self.replace(by, node, Members::new()))
     }
 
@@ -406,13 +438,7 @@ impl View {
         [of_topics + of_nodes, self.topics.capacity()]
     }
 
-    /// Forgets all members and nodes.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Removes all nodes and their members and returns them, because the hub is shut down. The
-    /// caller drops them after it has released the lock, because dropping them can take long.
+    /// Removes all nodes and their members, and returns them.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }
