@@ -186,6 +186,28 @@ async fn pending_event_survives_a_second_loss() {
     assert_eq!(events(&shared), ["+x", "+y", "-y"]);
 }
 
+/// The topic has no events and no subscribers on the second node, which knows all members earlier
+/// than the first node. The second node must not publish the second join without the leave.
+#[tokio::test(start_paused = true)]
+async fn leave_before_a_join_in_a_quiet_topic_has_an_event() {
+    let shared = Shared::new(RETAINED);
+    evict_all(&shared);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let x = join(&hubs[0], "x").await;
+    sleep(LEASE + SECOND).await;
+    evict_all(&shared);
+    connections[0].set(Mode::Lags);
+    drop(x);
+    sleep(SECOND * 2).await;
+    connections[0].set(Mode::Works);
+    sleep(GRACE).await;
+    let _x = join(&hubs[0], "x").await;
+    assert!(!hubs[1].topic("lobby").exists());
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["x"]).await;
+    assert_eq!(events(&shared), ["+x", "-x", "+x"]);
+}
+
 /// All nodes have missed records. One of them cannot list its members, although it is alive.
 #[tokio::test(start_paused = true)]
 async fn member_of_a_node_that_cannot_answer_stays() {

@@ -81,9 +81,15 @@ impl OfTopic {
         remove(&mut self.by_member, &member, number);
     }
 
+    /// Returns `true` if no later event of the same member is unpublished.
+    fn is_last_of_member(&self, event: &PendingEvent) -> bool {
+        let last = self.by_member.get(&event.member).and_then(BTreeSet::last).and_then(|last| self.events.get(last));
+        last.is_some_and(|last| std::ptr::eq(last, event))
+    }
+
     /// Removes the first event if `is_void` returns `true` for it. Returns whether it was removed.
-    fn remove_first_if(&mut self, is_void: impl Fn(&PendingEvent) -> bool) -> bool {
-        let first = self.events.first_key_value().filter(|(_, event)| is_void(event)).map(|(number, _)| *number);
+    fn remove_first_if(&mut self, is_void: impl Fn(&Self, &PendingEvent) -> bool) -> bool {
+        let first = self.events.first_key_value().filter(|(_, event)| is_void(self, event)).map(|(number, _)| *number);
         first.inspect(|number| self.remove(*number)).is_some()
     }
 
@@ -155,8 +161,10 @@ impl Pending {
     /// Returns `false`, and drops nothing, if the event is not the topic's first unpublished event
     /// any more, for example because another node has published it.
     pub(super) fn forget_refused(&mut self, topic: &str, event: &Bytes) -> bool {
-        let is_dropped =
-            self.topics.get_mut(topic).is_some_and(|of_topic| of_topic.remove_first_if(|first| first.event == event));
+        let is_dropped = self
+            .topics
+            .get_mut(topic)
+            .is_some_and(|of_topic| of_topic.remove_first_if(|_, first| first.event == event));
         self.remove_if_done(topic);
         is_dropped
     }
@@ -165,7 +173,7 @@ impl Pending {
     /// event. Called if the application has removed the topic: a leave event does not create a
     /// removed topic again, but a join event does.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
-        self.forget_first_while(topic, |event| event.is_leave);
+        self.forget_first_while(topic, |_, event| event.is_leave);
     }
 
     /// Drops the first unpublished events of a topic, as long as they are leave events that another
@@ -173,11 +181,16 @@ impl Pending {
     /// to 0.6 s to publish the event of the leave. It publishes no event if it knows that the
     /// application has removed the topic. The local node may not know of the removal, so this
     /// method is called if the topic does not exist on the local node.
+    ///
+    /// A leave stays if the same member has joined again since: the event of the join creates the
+    /// topic, and would otherwise follow another join.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
-        self.forget_first_while(topic, |event| event.is_leave && !event.is_own && event.due <= now);
+        self.forget_first_while(topic, |of_topic, event| {
+            event.is_leave && !event.is_own && event.due <= now && of_topic.is_last_of_member(event)
+        });
     }
 
-    fn forget_first_while(&mut self, topic: &str, is_void: impl Fn(&PendingEvent) -> bool) {
+    fn forget_first_while(&mut self, topic: &str, is_void: impl Fn(&OfTopic, &PendingEvent) -> bool) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             while of_topic.remove_first_if(&is_void) {}
         }
