@@ -373,3 +373,45 @@ async fn loss_does_not_end_a_recording_announced_after_it() {
     sleep(SECOND * 5).await;
     assert_eq!(log(&shared, "a"), [""; 0], "only the node of the earlier recording is dead");
 }
+
+/// The node reads the end while an append of the recording has no response yet. Its next sign of
+/// life must not claim that the recording continues after the end.
+#[tokio::test(start_paused = true)]
+async fn will_before_an_unexamined_end_is_not_repeated() {
+    for dies in [true, false] {
+        let shared = Shared::new(RETAINED);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        let (sender, items) = channel();
+        let recording = record(&hubs[0], "a", items).start();
+        sleep(SECOND).await;
+        connections[1].set(Mode::Lags);
+        // The response takes four seconds.
+        connections[0].set(Mode::IsLate);
+        sleep(SECOND * 2).await;
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND / 10).await;
+        assert_eq!(log(&shared, "a"), ["1"]);
+        // Another node takes the recording over.
+        let will = Event::new("will").encode();
+        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: will }]);
+        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+        sleep(SECOND / 10).await;
+        let other = shared.connect();
+        for _ in 0..2 * RETAINED {
+            append(&other).await;
+            settle().await;
+        }
+        sleep(SECOND * 2).await;
+        if dies {
+            connections[0].set(Mode::Hangs);
+        }
+        connections[1].set(Mode::Works);
+        sleep(LEASE * 3).await;
+        let log = log(&shared, "a");
+        assert_eq!(log.iter().filter(|text| *text == "will").count(), 1, "{log:?}");
+        assert_eq!(log.last().map(String::as_str), Some("."), "{log:?}");
+        if !dies {
+            assert_eq!(recording.outcome().await, Outcome::Interrupted);
+        }
+    }
+}

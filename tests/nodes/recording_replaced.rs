@@ -137,9 +137,13 @@ async fn late_response_announces_nothing_in_another_log() {
         let records = shared.log().held();
         records.iter().any(|record| String::from_utf8_lossy(&record.event).contains(r#"["a","#))
     };
-    while !is_listed() {
-        sleep(SECOND / 100).await;
-    }
+    timeout(SECOND * 10, async {
+        while !is_listed() {
+            sleep(SECOND / 100).await;
+        }
+    })
+    .await
+    .expect("the recording is listed");
     connection.latency.store(0, Relaxed);
     shared.replace(PLENTY, Vec::new());
     // The node switches to the other log while the response is still on its way.
@@ -588,4 +592,32 @@ async fn takeover_continues_after_a_copied_finish_record() {
     connections[1].max_bytes.store(usize::MAX, Relaxed);
     sleep(LEASE * 2).await;
     assert_eq!(log(&shared, "a"), ["0", "end", ".", "", "will", "."]);
+}
+
+/// The node has read the end of the topic, but not the log up to the start of the recording.
+#[tokio::test(start_paused = true)]
+async fn recording_publishes_nothing_after_an_unread_end() {
+    let shared = Shared::new(PLENTY);
+    let (hub, connection) = connect(&shared).await;
+    let _other = record(&hub, "b", tokio_stream::pending()).start();
+    connection.page.store(1, Relaxed);
+    connection.lag.store(200, Relaxed);
+    // The start is at different times after the last sign of life.
+    for offset in 0..10 {
+        sleep(SECOND * 3 + SECOND / 10 * offset).await;
+        let topic = format!("a{offset}");
+        shared.append(vec![Record {
+            topic: topic.as_str().into(),
+            kind: RecordKind::Finish,
+            event: Vec::new().into(),
+        }]);
+        for _ in 0..5 {
+            hub.topic("c").publish(Event::new("x")).await.unwrap();
+        }
+        let (sender, items) = channel();
+        let recording = record(&hub, &topic, items).start();
+        sender.send(Event::new("1")).unwrap();
+        assert_eq!(timeout(SECOND * 60, recording.outcome()).await, Ok(Outcome::Interrupted));
+        assert_eq!(log(&shared, &topic), ["."]);
+    }
 }

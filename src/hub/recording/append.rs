@@ -172,7 +172,9 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
         // Every record up to the position of the fence was noted before, so an earlier attempt that
         // has succeeded is either noted, or prevents the next one.
         let fence = Fence::new(core).ok_or(Failure::Ended)?;
-        if local.is_checking() {
+        // The topic may have been finished before the recording was started.
+        let has_read_start = fence.since >= local.started_at();
+        if local.is_checking() || !has_read_start {
             local.note_retry();
             fence.passed(core).await;
             continue;

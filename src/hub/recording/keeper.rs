@@ -7,7 +7,7 @@ use super::{
     local::Local,
     nodes::{Contact, Recordings, State},
     outage::Appends,
-    peer::Peer,
+    peer::{Foreign, Peer},
 };
 use crate::{
     BoxError,
@@ -104,8 +104,6 @@ struct Keeper {
 /// begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
-    /// The end of the part of the log that this node has read, as a position.
-    read_through: Position,
     watching: HashSet<Arc<str>>,
     /// Set if this node has members: names that are present in topics because of subscriptions on
     /// this node.
@@ -147,7 +145,6 @@ impl Plan {
             lease,
             shortest: peers.map(|peer| peer.lease()).fold(shortest, Duration::min),
             is_announced: locals.iter().all(|local| local.is_announced()),
-            read_through: state.noted_through,
             has_dead_peers: state.peers.values().any(|peer| peer.is_dead(now, state.contact.since))
                 || next_death.is_some_and(|death| death <= now),
             locals,
@@ -250,7 +247,8 @@ impl Keeper {
         plan: Option<Plan>,
         lease: Duration,
     ) -> Option<()> {
-        let read_through = plan.as_ref().map(|plan| plan.read_through);
+        // Read before the recordings that are over are left out.
+        let read_through = plan.as_ref().map(|plan| recordings.examined_through(&plan.locals));
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
         // The topic of a recording that has ended may be finished, so it must not be announced
@@ -283,6 +281,8 @@ impl Keeper {
     /// `None` if the backend does not confirm the records within the time limit of
     /// [`beat`](Self::beat), and otherwise `Some(())`.
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
+        // Read before the recordings that are over are left out.
+        let read_through = Some(recordings.examined_through(&plan.locals));
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
         let beat = Beat {
@@ -295,7 +295,7 @@ impl Keeper {
             is_last: true,
             index: Some(0),
             is_addition: true,
-            read_through: Some(plan.read_through),
+            read_through,
         };
         // A recording that has ended is not announced.
         if !beat.recordings.is_empty() || !beat.watching.is_empty() {
@@ -364,6 +364,8 @@ impl Keeper {
         let now = Instant::now();
         let mut state = core.recordings.state();
         let State { peers, contact, .. } = &mut *state;
+        // Another log may just have replaced the log. A claim in it would never be released.
+        let is_in_contact = contact.last.is_some();
         let mut next = None;
         peers.retain(|node, peer| {
             let dies_at = peer.dies_at(contact.since);
@@ -372,7 +374,8 @@ impl Keeper {
                 next = next.into_iter().chain([dies_at]).min();
             }
             let finished = Arc::new(Finished::default());
-            for foreign in peer.recordings.values_mut().filter(|it| !it.is_claimed && (is_dead || it.is_orphan)) {
+            let is_due = |foreign: &Foreign| is_in_contact && !foreign.is_claimed && (is_dead || foreign.is_orphan);
+            for foreign in peer.recordings.values_mut().filter(|foreign| is_due(foreign)) {
                 foreign.is_claimed = true;
                 tokio::spawn(take_over(core.clone(), *node, foreign.announced.clone(), Arc::clone(&finished)));
             }

@@ -172,9 +172,21 @@ impl Local {
         is_done
     }
 
-    /// Returns `true` if this recording was started when this node did not know `position` yet.
-    pub(super) fn has_started_before(&self, position: Position) -> bool {
-        self.lock().started_at < position
+    /// Returns the greatest position of the log that this node knew when the recording was started.
+    pub(super) fn started_at(&self) -> Position {
+        self.lock().started_at
+    }
+
+    /// Returns the end of the part of the log, as a position, in which this node has looked for the
+    /// end of this recording. This node has read the log up to `read`. It examines the records in
+    /// the topic later if an append has no response yet, or if the log may be a copy.
+    pub(super) fn examined_through(&self, read: Position) -> Position {
+        let state = self.lock();
+        if state.check.is_open() {
+            return Position::START;
+        }
+        let unexamined = state.seen.as_ref().and_then(|seen| seen.first());
+        unexamined.map_or(read, |(at, ..)| at.previous().min(read))
     }
 
     /// Marks this recording as ended: it publishes nothing more. The caller then calls
@@ -211,9 +223,18 @@ impl Local {
         self.lock().is_shut_down
     }
 
-    /// Makes this recording finish its topic and end, without publishing a further event.
-    pub(super) fn silence(&self) {
-        self.lock().is_silenced = true;
+    /// Notes that the records up to and including `through` were lost before this node has read all
+    /// of them. If the recording was started when this node did not know `through` yet, it finishes
+    /// its topic and ends, without publishing a further event.
+    pub(super) fn note_loss(&self, through: Position) {
+        let mut state = self.lock();
+        if state.started_at >= through {
+            // The lost records may have removed the topic after its end.
+            state.was_finished = false;
+            return;
+        }
+        state.is_silenced = true;
+        drop(state);
         self.stop(Outcome::Interrupted);
     }
 

@@ -140,6 +140,14 @@ impl Recordings {
         self.changed.notify_one();
     }
 
+    /// Returns the end of the part of the log, as a position, in which this node has looked for the
+    /// ends of the recordings `locals`.
+    pub(super) fn examined_through(&self, locals: &[Arc<Local>]) -> Position {
+        let state = self.state();
+        let through = locals.iter().map(|local| local.examined_through(state.noted_through));
+        through.min().unwrap_or(state.noted_through)
+    }
+
     /// Stops the recordings of a topic on this node. These recordings publish the event of
     /// [`Recorder::on_stop`](super::Recorder::on_stop) and finish the topic.
     pub(super) fn stop(&self, topic: &str) {
@@ -365,8 +373,7 @@ impl State {
     /// over only after they have read its announcement, which is also after the lost part.
     fn note_loss(&mut self, evicted_through: Position) {
         self.lost_through = self.lost_through.max(evicted_through);
-        let concerned = self.locals().filter(|local| local.has_started_before(evicted_through));
-        concerned.for_each(|local| local.silence());
+        self.locals().for_each(|local| local.note_loss(evicted_through));
         // The lost records may include signs of life, so each node gets a whole lease to send
         // another one. Before the next contact, this node may not know the newer recordings.
         self.contact.last = None;

@@ -45,9 +45,9 @@ pub enum Outcome {
     ///   read for longer than they are retained. These records may show that another node has taken
     ///   over the recording, so this recording publishes no further event. The recording finishes
     ///   its topic, unless a newer recording of the topic does so later.
-    /// - A copy has replaced the log directly after the start of the recording, for example in a
-    ///   failover, and has the end of an earlier recording of the topic. This is rare: the node
-    ///   usually recognizes such an end.
+    /// - A copy has replaced the log, for example in a failover. The copy has the end of an earlier
+    ///   recording of the topic, and no later sign of life that this node knows. This is rare: the
+    ///   node usually recognizes such an end.
     /// - The hub was [shut down](crate::hub::Hub::shutdown), or its tokio runtime was.
     /// - Another node has published the [`will`](super::Recorder::will), because this node did not
     ///   renew its [`lease`](super::Recorder::lease) in time. The other node or this node then

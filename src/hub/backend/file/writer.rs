@@ -342,17 +342,18 @@ impl Writer {
             }
             let position = Position::new(position);
             // The time of a damaged record is unknown, so it is removed with the record before it.
-            let head = time_and_total(records, position, bytes.value())?;
-            let head = head.filter(|(_, total)| (tail.evicted_bytes..=tail.total_bytes).contains(total));
+            let head = time_and_begin(records, position, bytes.value())?;
+            let head = head.filter(|(_, begin)| (tail.evicted_bytes..=tail.total_bytes).contains(begin));
             let is_expired = head.is_none_or(|(time, _)| self.retention.is_expired(time, now));
             *oldest = head.map(|(time, _)| time).or(*oldest);
+            // The size of a damaged record is known from the next undamaged one.
+            tail.evicted_bytes = head.map_or(tail.evicted_bytes, |(_, begin)| begin);
             tail.evicted_through = position.previous();
             if !(is_expired || self.retention.is_excess(tail)) || removed == limit {
                 oldest_retained = Some(position);
                 break;
             }
             removed += 1;
-            tail.evicted_bytes = head.map_or(tail.evicted_bytes, |(_, total)| total);
         }
         if oldest_retained.is_none() {
             (tail.evicted_through, tail.evicted_bytes, *oldest) = (tail.last, tail.total_bytes, None);
@@ -418,21 +419,24 @@ impl Writer {
 }
 
 /// Returns the time of the append, in milliseconds since 1970, and the size in bytes of all values
-/// that the log has ever stored, up to and including this value. `first` is the first part of the
-/// value of the record at `position`. Returns `None` if the record is damaged.
+/// that the log has stored before this value. `first` is the first part of the value of the record
+/// at `position`. Returns `None` if the record is damaged.
 ///
 /// Both numbers are in the first part, but the checksum covers all parts. With a wrong size, the
 /// retention would remove undamaged records. With a wrong time, it would keep expired ones.
-fn time_and_total(records: &Records<'_>, position: Position, first: &[u8]) -> Result<Option<(u64, u64)>, FileError> {
-    let head = |value: &[u8]| record::decode(position, value).map(|value| (value.time, value.total));
+fn time_and_begin(records: &Records<'_>, position: Position, first: &[u8]) -> Result<Option<(u64, u64)>, FileError> {
+    let decode = |value: &[u8]| {
+        let decoded = record::decode(position, value)?;
+        Some((decoded.time, decoded.total.saturating_sub(value.len() as u64)))
+    };
     if first.len() < PART {
-        return Ok(head(first));
+        return Ok(decode(first));
     }
     let mut value = Vec::new();
     for entry in records.range(keys(position, position))? {
         value.extend_from_slice(entry?.1.value());
     }
-    Ok(head(&value))
+    Ok(decode(&value))
 }
 
 /// Sends `error` to the publishers of these appends.
@@ -617,6 +621,28 @@ mod tests {
             let removed = timeout(Duration::from_secs(10), removed).await.expect("records are removed").unwrap();
             assert_eq!(removed.evicted_through, expected);
         }
+    }
+
+    /// The size in the first part is right, and the payload in the second part is damaged.
+    #[tokio::test]
+    async fn damaged_payload_evicts_no_further_record() {
+        let file = TestFile::new("payload");
+        let event: bytes::Bytes = format!("data: {}\n\n", "x".repeat(PART)).into();
+        let size = record::size("news", &event) as u64;
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
+        let backend = FileBackend::new(&file.0).durability(Durability::Process);
+        backend.append(vec![record; 100]).await.unwrap();
+        drop(backend);
+        change_records(&file, |records| {
+            let mut damaged = records.get((5, 1)).unwrap().unwrap().value().to_vec();
+            damaged[3] ^= 1;
+            records.insert((5, 1), &damaged[..]).unwrap();
+        });
+        let backend = FileBackend::new(&file.0).max_bytes(size * 95);
+        let mut bounds = backend.log().await.unwrap().shared.bounds.subscribe();
+        let removed = bounds.wait_for(|bounds| bounds.evicted_through >= Position::new(5));
+        let removed = timeout(Duration::from_secs(10), removed).await.expect("records are removed").unwrap();
+        assert_eq!(removed.evicted_through, Position::new(5));
     }
 
     #[test]
