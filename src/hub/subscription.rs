@@ -277,11 +277,13 @@ impl Subscription {
     /// ```
     /// use tower_sse::{Event, hub::{GapReason, Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
-    /// tower_sse::hub::Error> { let hub = Hub::builder().max_events(2).build(); let scores =
-    /// hub.topic("scores"); let last = scores.publish(Event::new("1 : 0")).await?;
-    /// scores.publish(Event::new("1 : 1")).await?; let oldest = scores.publish(Event::new("2 :
-    /// 1")).await?; scores.publish(Event::new("3 : 1")).await?;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(2).build();
+    /// let scores = hub.topic("scores");
+    /// let last = scores.publish(Event::new("1 : 0")).await?;
+    /// scores.publish(Event::new("1 : 1")).await?;
+    /// let oldest = scores.publish(Event::new("2 : 1")).await?;
+    /// scores.publish(Event::new("3 : 1")).await?;
     ///
     /// // The client has missed three events, and the hub retains only two of them.
     /// let events = scores.subscribe(Start::After(last.clone())).await?;
@@ -313,8 +315,7 @@ impl Subscription {
     ///     if events.is_resumed() { events } else { events.begin_with(Event::display(total).event("total")) }
     /// }
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
-    /// tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let votes = hub.topic("votes");
     /// let last = votes.publish(Event::new("+1")).await?;
@@ -342,8 +343,7 @@ impl Subscription {
     /// use tokio_stream::StreamExt;
     /// use tower_sse::{Event, hub::{Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
-    /// tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let news = hub.topic("news");
     /// let mut events = news.subscribe(Start::Latest).await?;
@@ -377,8 +377,7 @@ impl Subscription {
     /// use http::StatusCode;
     /// use tower_sse::{Event, SseStream, hub::{Hub, Start}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
-    /// tower_sse::hub::Error> {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
     /// # let hub = Hub::new();
     /// let answer = hub.topic("answers/42");
     /// let last = answer.publish(Event::new("world")).await?;
@@ -444,8 +443,7 @@ impl Subscription {
     ///     Ok(())
     /// }
     ///
-    /// async fn watch(board: &Board, last: LastEventId) -> Result<SseStream<Subscription>,
-    /// BoxError> {
+    /// async fn watch(board: &Board, last: LastEventId) -> Result<SseStream<Subscription>, BoxError> {
     ///     let scores = board.scores.lock().await;
     ///     let mut events = board.hub.topic("scores").subscribe(last).await?;
     ///     if !events.is_resumed() {
@@ -499,8 +497,7 @@ impl Subscription {
     /// # use tokio::sync::mpsc;
     /// # use tokio_stream::StreamExt;
     /// # use tower_sse::{EncodedEvents, LastEventId, hub::{Error, Hub}};
-    /// async fn forward(hub: &Hub, last: LastEventId, to: mpsc::Sender<EncodedEvents>) ->
-    /// Result<(), Error> {
+    /// async fn forward(hub: &Hub, last: LastEventId, to: mpsc::Sender<EncodedEvents>) -> Result<(), Error> {
     ///     let mut news = hub.topic("news").subscribe(last).await?.begin_with_cursor();
     ///     while let Some(Ok(events)) = news.next().await {
     ///         if to.send(events).await.is_err() {
@@ -537,8 +534,7 @@ impl Subscription {
     ///
     /// ```
     /// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, Start, Subscription}};
-    /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) ->
-    /// Result<SseStream<Subscription>, Error> {
+    /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     ///     let tokens = hub.topic(answer).subscribe(last.or(Start::Earliest)).await?;
     ///     Ok(SseStream::new(tokens.without_control_events()))
     /// }
@@ -562,11 +558,12 @@ impl Subscription {
     /// use tokio_stream::StreamExt;
     /// use tower_sse::{Event, hub::{Hub, LagPolicy, Start, SubscriptionError}};
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(),
-    /// tower_sse::hub::Error> { let hub = Hub::builder().max_events(1).build(); let prices =
-    /// hub.topic("prices"); let mut slow =
-    /// prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
-    /// prices.publish(Event::new("17.20")).await?; prices.publish(Event::new("17.25")).await?;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder().max_events(1).build();
+    /// let prices = hub.topic("prices");
+    /// let mut slow = prices.subscribe(Start::Latest).await?.lag_policy(LagPolicy::Disconnect);
+    /// prices.publish(Event::new("17.20")).await?;
+    /// prices.publish(Event::new("17.25")).await?;
     /// assert_eq!(slow.next().await, Some(Err(SubscriptionError::Lagged)));
     /// # Ok(()) }
     /// ```
