@@ -17,8 +17,9 @@ use support::whatwg;
 use tokio::time::{Instant, sleep};
 use tokio_stream::{Stream, StreamExt};
 use tower_sse::{
-    Event,
+    Event, SseStream,
     hub::{Builder, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription, Topic},
+    test,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -555,6 +556,23 @@ async fn returning_client_of_a_quiet_topic_gets_the_leaves() {
         sleep(2 * HOUR).await;
         assert!(!lobby.exists());
     }
+}
+
+/// The code of `docs/presence.md`.
+#[tokio::test(start_paused = true)]
+async fn chained_list_of_members_keeps_gap_and_messages() {
+    let lobby = Hub::builder().max_events(2).build().topic("lobby");
+    let id = lobby.publish(Event::new("seen")).await.unwrap();
+    for message in ["missed", "retained", "newest"] {
+        lobby.publish(Event::new(message)).await.unwrap();
+    }
+    let events = lobby.join("a", lobby.subscribe(Start::After(id)).await.unwrap()).unwrap();
+    let members = Event::json(&lobby.members().await.unwrap()).unwrap().event("members");
+    let page = SseStream::new(tokio_stream::once(Ok(members.into())).chain(events));
+    let mut page = test::events(page.into_http_response());
+    assert_eq!(page.next().await.unwrap(), Event::new(r#"["a"]"#).event("members"));
+    assert_eq!(page.next().await.unwrap().name, "gap");
+    assert_eq!(page.collect(2).await, ["retained", "newest"].map(Event::new));
 }
 
 struct Wakes(AtomicUsize);

@@ -412,8 +412,11 @@ impl Subscription {
     /// [`hub-cursor`](Self::begin_with_cursor) event instead.
     ///
     /// If there is or may be a [gap](Self::gap), the snapshot replaces the gap event and all
-    /// retained events. The subscription then continues with the events that were published after
-    /// the subscription was created.
+    /// retained events of all topics. The subscription then continues with the events that were
+    /// published after the subscription was created. So the snapshot must contain the current data
+    /// of every topic, also of a [state](super::Topic::latest_only). If it does not, for example
+    /// because it lists only [members](super::Topic::members), put the event in front of the
+    /// subscription with `tokio_stream::StreamExt::chain` instead.
     ///
     /// The snapshot must be exactly the state at the cursor. There are two ways to ensure that:
     ///

@@ -874,22 +874,27 @@ impl Topic {
     ///
     /// # Examples
     ///
-    /// A page that begins with the members, and continues with their
-    /// [changes](super::Builder::presence_events):
+    /// A page gets the members first, and then the events of the topic: messages, and the
+    /// [changes](super::Builder::presence_events) of the members.
     ///
     /// ```
-    /// use tower_sse::{Event, LastEventId, hub::{Error, Hub, Subscription}};
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub}};
     ///
-    /// async fn enter(hub: &Hub, room: &str, user: &str, last: LastEventId) -> Result<Subscription, Error> {
-    ///     let room = hub.topic(room);
-    ///     let events = room.join(user, room.subscribe(last).await?)?;
-    ///     if events.is_resumed() {
-    ///         return Ok(events);
-    ///     }
-    ///     let members = room.members().await?;
-    ///     Ok(events.begin_with(Event::json(&members)?.event("members")))
-    /// }
+    /// # async fn enter(hub: &Hub, last: LastEventId) -> Result<http::StatusCode, Error> {
+    /// let room = hub.topic("rooms/7");
+    /// let events = room.join("Anna", room.subscribe(last).await?)?;
+    /// let members = Event::json(&room.members().await?)?.event("members");
+    /// let page = SseStream::new(tokio_stream::once(Ok(members.into())).chain(events));
+    /// # Ok(page.into_http_response().status())
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # assert_eq!(enter(&Hub::new(), LastEventId::default()).await.unwrap(), 200);
+    /// # }
     /// ```
+    ///
+    /// [`begin_with`](super::Subscription::begin_with) can replace `chain` only in a topic without
+    /// messages. After a gap, it also replaces all retained events.
     pub async fn members(&self) -> Result<Vec<Arc<str>>, Error> {
         presence::members(&self.core, &self.name).await
     }
