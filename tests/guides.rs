@@ -12,6 +12,7 @@
 #[doc = include_str!("../docs/durable-streams.md")]
 #[doc = include_str!("../docs/rates-and-filters.md")]
 #[doc = include_str!("../docs/testing.md")]
+#[doc = include_str!("../docs/migrating-from-axum.md")]
 struct Guides;
 
 #[doc = include_str!("../src/socket/tonic.md")]
