@@ -12,7 +12,8 @@
 //!
 //! With a file, the jobs survive the process. Kill it in the middle of a job and start it again:
 //! the page reconnects, and the job continues after the last step that it has published. A real job
-//! needs steps that may be repeated, because a step can be done and not yet published.
+//! needs steps that may be repeated, because a step can be done and not yet published. The jobs do
+//! not use `Topic::record`, because a graceful shutdown ends recordings.
 
 use axum::{
     Json, Router,

@@ -329,7 +329,8 @@ impl Hub {
     ///
     /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted).
     /// Each interrupted recording publishes its [`will`](super::Recorder::will), the last event for
-    /// this case, and finishes its topic. Returns the number of interrupted recordings.
+    /// this case, and finishes its topic. Returns the number of interrupted recordings. To wait
+    /// without interrupting, pass [`Duration::MAX`], and put a timeout around the call.
     ///
     /// If the backend is down, this method waits until the backend is back, so put a timeout around
     /// the call. After the timeout and the end of this process, another node publishes the wills.

@@ -468,8 +468,10 @@ impl Topic {
     /// With [`latest_only`](Self::latest_only), each recorded event replaces the previous event.
     ///
     /// When the recording [ends](super::Outcome), it [finishes](Self::finish) the topic, also after
-    /// an error, so clients stop reconnecting. So use a new topic for each recording. Other
-    /// publishers may publish to the topic during the recording.
+    /// an error, so clients stop reconnecting. So use a new topic for each recording: the first end
+    /// in a topic ends all recordings of the topic. With a backend, a new recording can replace the
+    /// recording of a dead node, as long as its [will](super::Recorder::will) is not published.
+    /// Other publishers may publish to the topic during the recording.
     ///
     /// A recording whose topic has a name of more than 16 KiB is
     /// [interrupted](super::Outcome::Interrupted) at its start.

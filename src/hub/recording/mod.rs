@@ -204,7 +204,11 @@ impl Recorder {
     /// until the other nodes can read the will in the log. The will is not published if the log has
     /// [lost records](Outcome::Interrupted) that may include the end of the recording.
     ///
-    /// With a log in a [file](super::Builder::file), there is no other node. After a restart, the
+    /// If the hub was [shut down](super::Hub::shutdown) during the recording, another node or the
+    /// next process publishes the will at once, and not after the lease. For this, let the process
+    /// run for a second after the shutdown. It then appends a last record to the log.
+    ///
+    /// With a log in a [file](super::Builder::file), there is no other node. After a crash, the new
     /// process publishes the will when it has run for the time of the lease. To end such a topic
     /// earlier, publish a last event of your own in place of the will, and
     /// [finish](super::Topic::finish) the topic. The hub then publishes no will.
