@@ -94,8 +94,9 @@ use tower_service::Service;
 ///
 /// - *Inside*: a request whose `Accept` header contains `text/event-stream` is passed on with
 ///   `Accept-Encoding: identity`, so the response is not compressed. This also applies if the
-///   response is something else, such as JSON. A range such as `*/*` does not count as
-///   `text/event-stream`.
+///   response is something else, such as JSON. A range such as `*/*`, which curl and `fetch` send
+///   by default, does not count as `text/event-stream`. tower-http's default predicate does not
+///   compress event streams for such requests either.
 /// - *Outside*: the response has a content type that compressors recognize as a stream, and
 ///   `no-transform`. A compressor that is configured to compress every response ignores both.
 ///   tower-http's compressor still delivers each event when it is sent.
@@ -344,8 +345,8 @@ impl SseLayer {
     /// to admit a new one.
     ///
     /// Clones of the layer and of its services share the limit. A response counts from the time
-    /// when the handler returns it until its body is dropped. [`when_full`](Self::when_full) sets
-    /// the response for requests over the limit.
+    /// when the handler returns it until its body is dropped. So the handler also runs for requests
+    /// over the limit. [`when_full`](Self::when_full) sets the response for these requests.
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.limits.push(Limit::of_all(streams)))
     }
@@ -474,8 +475,9 @@ impl SseLayer {
     /// streams, such as the `204 No Content` of a finished subscription.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
-    /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,
-    /// the panic is caught, and the other callbacks still run.
+    /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. Use that
+    /// callback if the summary should name the user or the topic of the stream. If `f` panics, the
+    /// panic is caught, and the other callbacks still run.
     ///
     /// # Examples
     ///

@@ -96,6 +96,11 @@ impl Event {
     /// method of `data` returns an error, the event contains the text before the error. Format a
     /// value that can fail into a `String` yourself, and check the result.
     ///
+    /// `format_args!` is not `Send`. In `publish(Event::display(format_args!(..))).await`, it lives
+    /// until the end of the `await`. The future of an axum handler is then not `Send`, and the
+    /// handler does not compile: `Handler<_, _>` is not implemented. Store the event in a variable
+    /// first.
+    ///
     /// # Examples
     ///
     /// ```
