@@ -190,22 +190,23 @@ impl Subscription {
 
     /// Waits for the first events from the backend, so that a gap is known before the client gets
     /// its response. After two seconds, continues without these events, and the replay delivers
-    /// them later. Returns an error if too many other reads run or wait.
+    /// them later. After a shutdown of the hub, returns immediately. Returns an error if too many
+    /// other reads run or wait.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
         let is_returning = pending_gap.is_some_and(|pending_gap| pending_gap.is_resume);
         while let Some(State::Idle) = self.replay.as_ref().map(|replay| &replay.state) {
-            let Some(mut page) = self.request_page() else { return Ok(()) };
-            let in_time = in_runtime(&self.core, || timeout_at(deadline, &mut page));
+            let Some((mut page, backend)) = self.request_page().zip(self.core.backend.as_ref()) else { return Ok(()) };
+            let in_time = backend.in_runtime(|| timeout_at(deadline, backend.unless_stopped(&mut page)));
             match in_time.await {
-                Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
-                Ok(page) => {
+                Ok(Some(Err(RunError::Full))) => return Err(Error::overloaded(MAX_QUEUED_READS)),
+                Ok(Some(page)) => {
                     if let Some(gap) = self.apply_page(page.ok()) {
                         self.beginning = Some(Box::new(Beginning::Gap(gap.into())));
                     }
                 }
-                Err(_) => self.set_state(State::Reads(page)),
+                Ok(None) | Err(_) => self.set_state(State::Reads(page)),
             }
         }
         if self.gap().is_none() && self.is_undecided() {

@@ -75,9 +75,6 @@ impl Core {
             return Ok(true);
         }
         let Some(backend) = self.backend.as_ref().filter(|_| check_reserved(topic).is_ok()) else { return Ok(false) };
-        if self.is_shut_down() {
-            return Err(Error::shut_down());
-        }
         let failed = |reason: &str| Error::backend("", reason.into());
         let Some(runtime) = backend.runtime() else { return Err(failed("the hub is not connected")) };
         let (core, topic) = (self.clone(), topic.clone());
@@ -85,14 +82,17 @@ impl Core {
         // permit.
         let mut search = Search(runtime.spawn(async move { timeout(SEARCH_TIMEOUT, core.search(&topic)).await }));
         // The runtime of the hub may not run while the caller waits in another one.
-        let searched = match Handle::try_current() {
-            Ok(_) => timeout(2 * SEARCH_TIMEOUT, &mut search.0).await,
-            Err(_) => Ok((&mut search.0).await),
-        };
-        match searched {
-            Ok(Ok(Ok(searched))) => searched,
-            Ok(Err(_)) => Err(failed("the task of the search has ended")),
-            Err(_) | Ok(Ok(Err(_))) => Err(failed("the log was not searched to its end within ten seconds")),
+        let searched = backend.unless_stopped(async {
+            match Handle::try_current() {
+                Ok(_) => timeout(2 * SEARCH_TIMEOUT, &mut search.0).await,
+                Err(_) => Ok((&mut search.0).await),
+            }
+        });
+        match searched.await {
+            None => Err(Error::shut_down()),
+            Some(Ok(Ok(Ok(searched)))) => searched,
+            Some(Ok(Err(_))) => Err(failed("the task of the search has ended")),
+            Some(Err(_) | Ok(Ok(Err(_)))) => Err(failed("the log was not searched to its end within ten seconds")),
         }
     }
 

@@ -370,7 +370,8 @@ impl Topic {
     /// retain. If the id in `start` is newer than all events that this process has read, the hub
     /// first asks the backend for the end of the log. This request takes at most 10 seconds. If the
     /// id is from a new log, which has just replaced the log that this process follows, the future
-    /// waits at most two seconds until this process follows the new log.
+    /// waits at most two seconds until this process follows the new log. A shutdown of the hub ends
+    /// each of these waits.
     ///
     /// # Examples
     ///
@@ -868,7 +869,8 @@ impl Topic {
     ///
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the members
     ///   are not known after the lease, the grace time and five seconds.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down, before the call or while
+    ///   it waits.
     ///
     /// # Cancel safety
     ///

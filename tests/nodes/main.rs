@@ -682,6 +682,30 @@ async fn shutdown_ends_subscriptions_that_wait_for_backend() {
     assert_eq!(connections[1].asked.follows.load(Relaxed), 0, "nobody follows the log any more");
 }
 
+/// The client's id is before or after the end of the log that the node knows.
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_a_pending_subscribe() {
+    for is_ahead in [false, true] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+        let early = publish(&hubs[0], "a", 0).await;
+        publish(&hubs[0], "a", 1).await;
+        publish(&hubs[0], "a", 2).await;
+        settle().await;
+        connections[1].set(Mode::Hangs);
+        let id = if is_ahead { publish(&hubs[0], "a", 3).await } else { early };
+        let topic = hubs[1].topic("a");
+        let call = tokio::spawn(async move { topic.subscribe(id).await });
+        sleep(Duration::from_millis(500)).await;
+        assert!(!call.is_finished());
+        let begin = Instant::now();
+        hubs[1].shutdown();
+        let subscription = call.await.unwrap().unwrap();
+        assert_eq!(begin.elapsed(), Duration::ZERO, "{is_ahead}");
+        assert_eq!(data(&mut task::spawn(subscription)), ["end"]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn follower_ends_with_last_handle() {
     let connection = Shared::new(PLENTY).connect();

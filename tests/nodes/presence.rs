@@ -22,7 +22,7 @@ use tokio_test::task;
 use tower_sse::{
     Event,
     hub::{
-        Builder, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription,
+        Builder, Error, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription,
         backend::{Backend, Record, RecordKind},
     },
 };
@@ -432,6 +432,55 @@ async fn shutdown_ends_a_question() {
     hubs[0].shutdown();
     assert_eq!(asking.await.unwrap().unwrap_err().kind(), ErrorKind::Shutdown);
     assert!(begin.elapsed() < SECOND / 10, "{:?}", begin.elapsed());
+}
+
+/// Asserts that a call is still waiting after half a second, and that a shutdown of the hub then
+/// ends it immediately.
+async fn assert_ended_by_shutdown<T: Send + 'static>(
+    hub: &Hub,
+    call: impl Future<Output = Result<T, Error>> + Send + 'static,
+) {
+    let call = tokio::spawn(call);
+    sleep(SECOND / 2).await;
+    assert!(!call.is_finished());
+    let begin = Instant::now();
+    hub.shutdown();
+    let error = call.await.unwrap().err();
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Shutdown));
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+}
+
+/// The node waits for the answers of other nodes, for its follower, or for the backend.
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_the_wait_for_members() {
+    for (retained, mode) in [(20, Mode::Works), (PLENTY, Mode::Lags), (PLENTY, Mode::Hangs)] {
+        let shared = Shared::new(retained);
+        (0..40).for_each(|n| shared.append_event("other", &n.to_string()));
+        let (hubs, connections) = nodes::<1>(&shared).await;
+        let _member = join(&hubs[0], "a").await;
+        settle().await;
+        connections[0].set(mode);
+        shared.append_event("other", "unread");
+        let lobby = hubs[0].topic("lobby");
+        assert_ended_by_shutdown(&hubs[0], async move { lobby.members().await }).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_questions_that_wait_for_the_backend() {
+    for asks_nodes in [false, true] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<1>(&shared).await;
+        connections[0].set(Mode::Hangs);
+        let topic = hubs[0].topic("jobs");
+        let call = async move {
+            match asks_nodes {
+                true => topic.subscribers_anywhere().await.map(drop),
+                false => topic.exists_in_log().await.map(drop),
+            }
+        };
+        assert_ended_by_shutdown(&hubs[0], call).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

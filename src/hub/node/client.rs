@@ -220,8 +220,8 @@ impl BackendClient {
         Arc::clone(&self.backend)
     }
 
-    /// Aborts the follower, the task that reads the log, and wakes the subscriptions that wait for
-    /// the node to switch to another log. The caller holds no lock.
+    /// Aborts the follower, the task that reads the log, and ends the waits in
+    /// [`unless_stopped`](Self::unless_stopped). The caller holds no lock.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
         self.followed.send_replace(None);
@@ -300,8 +300,8 @@ impl BackendClient {
     /// last position that the local node has read and delivered.
     ///
     /// If `start` is an id after every position that the local node knows, the function first asks
-    /// the backend for the current end. If the backend does not respond, or another log has
-    /// replaced the log, [`LogEnd::is_unsure`] is `true`.
+    /// the backend for the current end. If the backend does not respond, another log has replaced
+    /// the log, or the hub is shut down, [`LogEnd::is_unsure`] is `true`.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
@@ -312,7 +312,8 @@ impl BackendClient {
             Start::After(id) if known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) => {}
             _ => return known,
         }
-        let Some(bounds) = self.bounds().await else { return end(true) };
+        let bounds = self.unless_stopped(self.bounds()).await.flatten();
+        let Some(bounds) = bounds else { return end(true) };
         let mut state = self.state();
         // The follower does not know the other log yet, so no position in it is certain.
         if bounds.epoch != state.epoch {
@@ -340,22 +341,31 @@ impl BackendClient {
         if is_known || self.runtime.get().is_none() {
             return;
         }
-        let [mut followed, mut stopped] = [self.followed.subscribe(), self.followed.subscribe()];
-        // The client owns the sender. The guards are dropped at once.
-        let mut stop = pin!(async { drop(stopped.wait_for(Option::is_none).await) });
-        let mut switch = pin!(async {
+        let mut followed = self.followed.subscribe();
+        let wait = self.unless_stopped(async {
             let Some(Bounds { epoch, .. }) = self.bounds().await else { return };
             if has_issued(self.epoch(epoch)) {
                 self.check.notify_one();
+                // The client owns the sender. The guard is dropped at once.
                 drop(followed.wait_for(|followed| *followed == Some(epoch)).await);
             }
         });
-        let wait = poll_fn(|cx| match stop.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => switch.as_mut().poll(cx),
-        });
         let wait = self.in_runtime(|| timeout(SWITCH_TIMEOUT, wait));
         let _the_client_gets_a_gap = wait.await;
+    }
+
+    /// Returns the output of `wait`, or `None` if [`stop`](Self::stop) is called before or during
+    /// the wait. A shutdown of the hub calls `stop`, so the wait does not outlast the hub.
+    pub(in crate::hub) async fn unless_stopped<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut followed = self.followed.subscribe();
+        // The client owns the sender. The guard is dropped at once.
+        let mut stop = pin!(async { drop(followed.wait_for(Option::is_none).await) });
+        let mut wait = pin!(wait);
+        poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => wait.as_mut().poll(cx).map(Some),
+        })
+        .await
     }
 
     /// Returns the [`Notify`] that asks the follower, the task that reads the log, to check whether

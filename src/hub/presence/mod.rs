@@ -28,6 +28,7 @@ use super::{
     config::HubConfig,
     core::Core,
     error::Error,
+    node::BackendClient,
     recording::{append::caught_up, beat::Beats},
     topic::complete,
 };
@@ -429,32 +430,40 @@ impl Drop for Membership {
 /// error if the members are not known in time. The time limit is the sum of the lease (the silence
 /// after which a node is declared dead), the grace time of members and five seconds.
 pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Arc<str>>, Error> {
-    let presence = &core.presence;
     announcer::apply(core);
+    let presence = &core.presence;
     if let Some(backend) = &core.backend {
-        let deadline = Instant::now() + presence.lease + presence.grace + PATIENCE;
         presence.want();
         announcer::apply(core);
-        let failed = |reason: &str| Error::backend("", reason.into());
-        let ticket = presence.state().ticket();
-        while !core.is_shut_down() {
-            let is_ready = |state: &State| state.is_shut_down || (state.is_complete() && state.has_written(ticket));
-            let ready = presence.until(is_ready);
-            timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
-            let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
-            if !caught_up(core, through, deadline).await {
-                return Err(failed("this node is behind the log"));
-            }
-            let state = presence.state();
-            if state.is_complete() {
-                return Ok(state.view.members(topic).cloned().collect());
-            }
+        let known = members_of_all_nodes(core, backend, topic);
+        return backend.unless_stopped(known).await.unwrap_or_else(|| Err(Error::shut_down()));
+    }
+    let state = presence.state();
+    // A shutdown also forgets the members.
+    if state.is_shut_down { Err(Error::shut_down()) } else { Ok(state.members(topic)) }
+}
+
+async fn members_of_all_nodes(core: &Core, backend: &BackendClient, topic: &Arc<str>) -> Result<Vec<Arc<str>>, Error> {
+    let presence = &core.presence;
+    let deadline = Instant::now() + presence.lease + presence.grace + PATIENCE;
+    let failed = |reason: &str| Error::backend("", reason.into());
+    let ticket = presence.state().ticket();
+    loop {
+        let ready = presence.until(|state| state.is_complete() && state.has_written(ticket));
+        timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
+        let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
+        if !caught_up(core, through, deadline).await {
+            return Err(failed("this node is behind the log"));
+        }
+        let state = presence.state();
+        // A shutdown also forgets the members.
+        if state.is_shut_down {
+            return Err(Error::shut_down());
+        }
+        if state.is_complete() {
+            return Ok(state.members(topic));
         }
     }
-    if core.is_shut_down() {
-        return Err(Error::shut_down());
-    }
-    Ok(presence.state().view.members(topic).cloned().collect())
 }
 
 #[cfg(all(test, not(tower_sse_loom)))]

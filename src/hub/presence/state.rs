@@ -132,9 +132,8 @@ pub(super) struct State {
     /// The values that decide whether an async call that waits for the members of topics can
     /// return, as they were at the last check. Such calls are woken if one of the values has
     /// changed. The values are: whether all members are known; whether the log has all joins and
-    /// leaves of the local node; the number of the newest successful append; whether the hub is
-    /// shut down.
-    conditions: (bool, bool, u64, bool),
+    /// leaves of the local node; the number of the newest successful append.
+    conditions: (bool, bool, u64),
     /// The time when the local node sends the roster to the other nodes, and the position of the
     /// newest request for it in the log. The roster is the list of all nodes with members of
     /// topics. `None` if no request waits for a roster.
@@ -201,6 +200,11 @@ impl State {
         self.knows_all() && self.noted_through >= self.begin
     }
 
+    /// Returns the names of the members of a topic on all nodes, sorted.
+    pub(super) fn members(&self, topic: &str) -> Vec<Arc<str>> {
+        self.view.members(topic).cloned().collect()
+    }
+
     /// Returns the number of the append that writes the newest join or leave of a member on the
     /// local node to the log. The append may not have begun yet. After its success, the log has all
     /// joins and leaves on the local node so far.
@@ -225,7 +229,7 @@ impl State {
     /// whether their wait is over. The reason is a change since the last call of this method: for
     /// example, the members of topics on all nodes have become known.
     pub(super) fn take_update(&mut self) -> bool {
-        let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
+        let conditions = (self.is_complete(), self.is_flushed(), self.done);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
         std::mem::take(&mut self.has_answer) || has_changed
     }

@@ -68,19 +68,19 @@ impl Drop for Asked<'_> {
 /// backend does not accept the question, or if the hub is shut down.
 async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Result<HashMap<u64, usize>, Error> {
     let Some(backend) = &core.backend else { return Ok(HashMap::new()) };
-    if core.is_shut_down() {
-        return Err(Error::shut_down());
-    }
     let presence = &core.presence;
-    let asked = Asked::new(presence);
-    let question = Message::Question { node: presence.node, id: asked.id, topic: topic.clone() };
-    backend.append_records(vec![question.record()]).await?;
-    let answered = presence.until(|state| {
-        let survey = state.surveys.get(&asked.id);
-        state.is_shut_down || (is_first_enough && survey.is_some_and(|survey| !survey.0.is_empty()))
+    let answers = backend.unless_stopped(async {
+        let asked = Asked::new(presence);
+        let question = Message::Question { node: presence.node, id: asked.id, topic: topic.clone() };
+        backend.append_records(vec![question.record()]).await?;
+        let answered = presence.until(|state| {
+            let survey = state.surveys.get(&asked.id);
+            is_first_enough && survey.is_some_and(|survey| !survey.0.is_empty())
+        });
+        let _elapsed = timeout_at(Instant::now() + PATIENCE, answered).await;
+        Ok(asked.answers())
     });
-    let _elapsed = timeout_at(Instant::now() + PATIENCE, answered).await;
-    if core.is_shut_down() { Err(Error::shut_down()) } else { Ok(asked.answers()) }
+    answers.await.unwrap_or_else(|| Err(Error::shut_down()))
 }
 
 /// Returns `true` if a topic exists on the local node, in the log of the backend, or on another
