@@ -389,14 +389,16 @@ impl SseLayer {
     /// registered.
     ///
     /// The key is read from the head of every request, before the inner service sees the request.
+    /// The registry can close the request from then on. It counts an
+    /// [open stream](StreamRegistry#open-streams) from the moment when an event stream passes this
+    /// layer.
+    ///
     /// The stream stays registered until its body is dropped. Then it is removed from the registry
     /// before the [`on_close`](Self::on_close) callbacks run. So the number of the streams of a key
-    /// is 0 in the callback of the last stream. A response that is not an event stream is removed
-    /// from the registry when the inner service returns the response.
+    /// is 0 in the callback of the last stream.
     ///
-    /// If several layers register a stream under the same key, the registry counts the request once
-    /// for each of these layers, until the response has passed them. After that, the stream counts
-    /// once.
+    /// If several layers register a stream under the same key, the stream counts once. Only while
+    /// the response passes one of the outer layers, it can count twice for a moment.
     ///
     /// # Examples
     ///
@@ -647,6 +649,9 @@ fn make_correct<B: Body>(
             return reject(response, limit, Settings::clone(settings));
         }
     };
+    // An inner layer may have opened a registration with the same key. It is removed only after
+    // this, so that the number of open streams of the key is not 0 in between.
+    registrations.iter().for_each(Registration::open);
     let mut layer = AppliedLayer::new(settings, permits, registrations, request);
     let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();

@@ -226,7 +226,8 @@ where
     }
 
     /// Ends all streams of this key on this node, and waits until the announcement for the other
-    /// nodes is in the log of the hub. Returns the number of streams that were ended on this node.
+    /// nodes is in the log of the hub. Returns the number of [open streams](Self#open-streams) that
+    /// were ended on this node.
     ///
     /// Nothing that is published to the hub after this call has succeeded reaches a stream of this
     /// key on any node. This holds for the streams that were registered before the call.

@@ -43,8 +43,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// the streams of all nodes after `close_everywhere` has returned `Ok` (features `hub` and `json`).
 ///
 /// A request is registered before the inner service sees the request. So `close` also ends a stream
-/// whose response is not ready yet. A client can reconnect at the moment of the logout. Use this
-/// order so that no stream survives the logout:
+/// whose response is not ready yet: the response is then an event stream that ends immediately. A
+/// client can reconnect at the moment of the logout. Use this order so that no stream survives the
+/// logout:
 ///
 /// 1. The server first invalidates the session, and then calls `close`.
 /// 2. A request is first registered, and then its session is checked. Place the layer outside of
@@ -53,13 +54,21 @@ const TICK: Duration = Duration::from_millis(10);
 ///
 /// Then either the check finds the invalid session, or `close` finds the registered stream.
 ///
+/// # Open streams
+///
+/// [`count`](Self::count), [`len`](Self::len), [`iter`](Self::iter) and the result of
+/// [`close`](Self::close) contain only open streams. A stream is open from the moment when its
+/// response passes the layer, until it is closed or its body is dropped. A request that is still in
+/// its handler does not count. Neither does a response that is not an event stream, and neither
+/// does a request over a limit of the same layer.
+///
 /// # Costs
 ///
 /// With a key of 8 bytes, a registered stream takes about 60 bytes: 56 if many streams share a key,
 /// and 63 if each has a key of its own. A stream has a copy of its key, so a large key should be an
-/// [`Arc`]. Each poll of a registered stream reads one atomic flag. Registering, dropping and
-/// closing lock the registry for a constant time per stream. [`count`](Self::count) locks it for a
-/// time that grows with the number of streams of the key.
+/// [`Arc`]. Each poll of a registered stream reads one atomic flag. Registering, opening, dropping
+/// and closing lock the registry for a constant time per stream. [`count`](Self::count) locks it
+/// for a time that grows with the number of registered streams of the key.
 ///
 /// # Examples
 ///
@@ -89,7 +98,7 @@ pub struct StreamRegistry<K> {
     shared: Arc<Shared<K>>,
 }
 
-/// A snapshot of one registered stream, as [`StreamRegistry::iter`] returns it.
+/// A snapshot of one open stream, as [`StreamRegistry::iter`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegisteredStream<K> {
@@ -114,17 +123,18 @@ where
         Self { shared: Arc::new(Shared::new()) }
     }
 
-    /// Ends all streams that are registered under this key on this node, and returns their number.
-    /// If the registry is connected with a hub (`follow`), it also announces the key to the other
-    /// nodes in the background, and these nodes end their streams of this key.
+    /// Ends all streams that are registered under this key on this node, and returns the number of
+    /// [open streams](Self#open-streams) among them. If the registry is connected with a hub
+    /// (`follow`), it also announces the key to the other nodes in the background, and these nodes
+    /// end their streams of this key.
     pub fn close(&self, key: &K) -> usize {
         self.close_sending(key, Bytes::new())
     }
 
     /// Sends `event` to all streams that are registered under this key on this node, and then ends
-    /// them. Returns the number of these streams. If the registry is connected with a hub
-    /// (`follow`), it also announces the key and the event in the background, so that the other
-    /// nodes do the same.
+    /// them. Returns the number of [open streams](Self#open-streams) among them. If the registry is
+    /// connected with a hub (`follow`), it also announces the key and the event in the background,
+    /// so that the other nodes do the same.
     ///
     /// A page that should not reconnect closes its `EventSource` when it receives `event`. The id
     /// of `event` is not sent, because no client can resume from it. A stream that the inner
@@ -166,7 +176,8 @@ where
         closed
     }
 
-    /// Returns the number of open streams that are registered under this key on this node.
+    /// Returns the number of [open streams](Self#open-streams) that are registered under this key
+    /// on this node. In a handler, the request of this handler does not count.
     ///
     /// # Examples
     ///
@@ -196,19 +207,20 @@ where
         self.shared.lock().count(key, hash)
     }
 
-    /// Returns the number of all open streams.
+    /// Returns the number of all [open streams](Self#open-streams).
     #[must_use]
     pub fn len(&self) -> usize {
         self.shared.lock().len()
     }
 
-    /// Returns `true` if no stream is open.
+    /// Returns `true` if no stream is [open](Self#open-streams).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the open streams at the time of this call, in no particular order.
+    /// Returns the [open streams](Self#open-streams) at the time of this call, in no particular
+    /// order.
     ///
     /// # Examples
     ///
@@ -256,10 +268,11 @@ where
         snapshots.into_iter()
     }
 
-    /// Registers a stream under `key` until the returned registration is dropped. Returns `None` if
-    /// 4 billion streams are registered. If this node has been cut off from the log of a hub for
-    /// longer than `fail_closed_after`, it cannot know which streams other nodes have closed. This
-    /// method then closes all streams of the registry, including the new one.
+    /// Registers a request for a stream under `key` until the returned registration is dropped. The
+    /// stream counts as open after [`Registration::open`]. Returns `None` if 4 billion streams are
+    /// registered. If this node has been cut off from the log of a hub for longer than
+    /// `fail_closed_after`, it cannot know which streams other nodes have closed. This method then
+    /// closes all streams of the registry, including the new one.
     pub(crate) fn register(&self, key: K) -> Option<Registration> {
         let Self { shared } = self;
         let (hash, now) = (shared.hash_of(&key), shared.now());
@@ -309,8 +322,8 @@ impl<K> Shared<K> {
         }
     }
 
-    /// Closes the streams that are registered under `key` on this node, and returns their number.
-    /// Each stream sends `event` before its end, unless `event` is empty.
+    /// Closes the streams that are registered under `key` on this node, and returns the number of
+    /// open streams among them. Each stream sends `event` before its end, unless `event` is empty.
     fn close(&self, key: &K, event: &Bytes) -> usize
     where
         K: Hash + Eq,
@@ -353,6 +366,10 @@ where
     fn remove(&self, index: Index) {
         let removed = self.lock().remove(index, |key| self.hash_of(key));
         drop(removed);
+    }
+
+    fn open(&self, index: Index) {
+        self.lock().open(index);
     }
 
     fn closing_event(&self, index: Index) -> Bytes {

@@ -80,6 +80,10 @@ pub(super) trait AnyRegistry: Send + Sync {
     /// the stream is dropped.
     fn remove(&self, index: Index);
 
+    /// Notes that the request of the stream with this index has got its response. From now on, the
+    /// stream counts as open, unless it is closed.
+    fn open(&self, index: Index);
+
     /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
     /// event.
     fn closing_event(&self, index: Index) -> Bytes;
@@ -133,8 +137,8 @@ impl Block {
     }
 }
 
-/// The registration of one stream in a stream registry, under a key such as a user. Dropping the
-/// registration removes the stream from the registry.
+/// The registration of one stream in a stream registry, under a key such as a user. It begins with
+/// the request for the stream. Dropping the registration removes the stream from the registry.
 pub(crate) struct Registration {
     block: Arc<Block>,
     slot: u32,
@@ -156,6 +160,12 @@ impl Registration {
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.block.is_closed(self.slot())
+    }
+
+    /// Notes that the response to the registered request is an event stream. Before this call, the
+    /// request can be closed, but does not count as an open stream.
+    pub(crate) fn open(&self) {
+        self.index().into_iter().for_each(|index| self.block.registry.open(index));
     }
 
     /// Returns whether both registrations have the same key in the same registry. This detects a

@@ -1,5 +1,5 @@
 //! The streams that are registered in a stream registry, in blocks of 32, and a hash table that
-//! finds the open streams with a key, such as a user.
+//! finds the streams with a key, such as a user.
 
 use super::registration::{AnyRegistry, BLOCK, Block, Index, Registration};
 use bytes::Bytes;
@@ -11,9 +11,10 @@ use std::{
     task::Waker,
 };
 
-/// The streams that are registered in a stream registry. Each stream has a key, such as a user. The
-/// open streams with the same key form a linked list, and a hash table contains the first stream of
-/// each list.
+/// The streams that are registered in a stream registry. Each stream has a key, such as a user. A
+/// stream is registered with its request, and is open from its response until it is closed or
+/// removed. The streams with the same key that are not closed form a linked list, and a hash table
+/// contains the first stream of each list.
 ///
 /// A closed stream is in no list, so it is not found by its key. Its index is given to another
 /// stream only after its registration is dropped. So a registration never refers to a newer stream.
@@ -26,14 +27,15 @@ pub(super) struct Streams<K> {
     /// The indices in `blocks` of the blocks that have fewer than 32 streams. Includes the indices
     /// of the entries that are `None`, which stand for empty blocks.
     with_room: BTreeSet<usize>,
-    /// A hash table with one entry for each key that has open streams: the first stream in the
-    /// linked list of the open streams with this key.
+    /// A hash table with one entry for each key that has streams that are not closed: the first
+    /// stream in the linked list of the streams with this key.
     first: HashTable<Index>,
     /// The event that each closed stream sends before its end. A stream without such an event has
     /// no entry.
     closing_events: BTreeMap<Index, Bytes>,
-    /// The number of open streams in this registry. Closed streams do not count, although they stay
-    /// registered until their registrations are dropped.
+    /// The number of open streams in this registry. Requests without a response do not count.
+    /// Closed streams do not count either, although they stay registered until their registrations
+    /// are dropped.
     open: usize,
 }
 
@@ -47,16 +49,19 @@ struct Slots<K> {
     began: Box<[u32; BLOCK]>,
     /// The number of entries of `streams` that are `Some`.
     used: usize,
+    /// One bit for each stream, which is set when its request has got a response. A stream with
+    /// this bit is open until it is closed.
+    has_response: u32,
 }
 
 /// A stream that is registered under a key in a stream registry. The registry may have closed it
 /// already.
 struct Stream<K> {
     key: K,
-    /// The next stream in the linked list of the open streams with the same key. The last stream of
-    /// the list contains its own index.
+    /// The next stream in the linked list of the streams with the same key. The last stream of the
+    /// list contains its own index.
     next: Index,
-    /// The previous stream in the linked list of the open streams with the same key. `None` for the
+    /// The previous stream in the linked list of the streams with the same key. `None` for the
     /// first stream.
     previous: Option<Index>,
 }
@@ -110,12 +115,13 @@ impl<K> Streams<K> {
         K: Eq,
     {
         let first = self.first.find(hash, |first| self.has_key(*first, key)).copied();
-        self.list(first).count()
+        self.list(first).filter(|index| self.has_response(*index)).count()
     }
 
-    /// Adds a stream with the key `key` to the registry. `hash` is the hash of `key`. `hash_of`
-    /// computes the hashes of other keys, in case the table of keys has to grow. Returns `None` if
-    /// the registry has 4 billion streams.
+    /// Adds a stream with the key `key` to the registry. The stream is not open yet, because its
+    /// request has no response: [`open`](Self::open) opens it. `hash` is the hash of `key`.
+    /// `hash_of` computes the hashes of other keys, in case the table of keys has to grow. Returns
+    /// `None` if the registry has 4 billion streams.
     pub(super) fn add(
         &mut self,
         key: K,
@@ -161,13 +167,23 @@ impl<K> Streams<K> {
                 self.first.insert_unique(hash, index, |_| hash);
             }
         }
-        self.open += 1;
         Some(registration)
     }
 
-    /// Closes the open streams that are registered under `key`. Each sends `event` before its end,
-    /// unless `event` is empty. Returns the number of closed streams, and the wakers of their
-    /// tasks. The caller first unlocks the registry, and then wakes the tasks.
+    /// Notes that the request of a registered stream has got its response. The stream is open from
+    /// now on, unless it was closed before.
+    pub(super) fn open(&mut self, index: Index) {
+        let Some(slots) = self.blocks.get_mut(index.block()).and_then(Option::as_mut) else { return };
+        if !slots.is_open(index.slot()) {
+            slots.has_response |= 1 << index.slot();
+            self.open += usize::from(slots.is_open(index.slot()));
+        }
+    }
+
+    /// Closes the streams that are registered under `key`, including requests without a response.
+    /// Each stream sends `event` before its end, unless `event` is empty. Returns the number of
+    /// streams that were open, and the wakers of their tasks. The caller first unlocks the
+    /// registry, and then wakes the tasks.
     pub(super) fn close(&mut self, key: &K, hash: u64, event: &Bytes) -> (usize, Vec<Waker>)
     where
         K: Eq,
@@ -181,19 +197,21 @@ impl<K> Streams<K> {
         if !event.is_empty() {
             self.closing_events.extend(closed.iter().map(|index| (*index, event.clone())));
         }
-        self.open -= closed.len();
+        let open = closed.iter().filter(|index| self.has_response(**index)).count();
+        self.open -= open;
         let blocks = &self.blocks;
         let wakers = closed.iter().filter_map(|index| blocks[index.block()].as_ref()?.block.close(index.slot()));
-        (closed.len(), wakers.collect())
+        (open, wakers.collect())
     }
 
-    /// Closes all open streams of this registry. They send no event before their end. Returns the
-    /// wakers of their tasks. The caller first unlocks the registry, and then wakes the tasks.
+    /// Closes all streams of this registry, including requests without a response. They send no
+    /// event before their end. Returns the wakers of their tasks. The caller first unlocks the
+    /// registry, and then wakes the tasks.
     pub(super) fn close_all(&mut self) -> Vec<Waker> {
         self.first.clear();
         self.open = 0;
         let all = self.blocks.iter().flatten();
-        all.flat_map(|slots| slots.open().filter_map(|slot| slots.block.close(slot))).collect()
+        all.flat_map(|slots| slots.unclosed().filter_map(|slot| slots.block.close(slot))).collect()
     }
 
     /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
@@ -202,13 +220,13 @@ impl<K> Streams<K> {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }
 
-    /// Removes a stream, open or closed, from this registry. Called when the registration of the
+    /// Removes a stream, closed or not, from this registry. Called when the registration of the
     /// stream is dropped.
     pub(super) fn remove(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) -> Removed<K> {
         let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
-        if slots.is_some_and(|slots| !slots.block.is_closed(index.slot())) {
+        if let Some(slots) = slots.filter(|slots| !slots.block.is_closed(index.slot())) {
+            self.open -= usize::from(slots.is_open(index.slot()));
             self.unlink(index, &hash_of);
-            self.open -= 1;
         }
         let mut removed =
             Removed { _stream: None, _waker: None, _closing_event: self.closing_events.remove(&index), _block: None };
@@ -216,6 +234,7 @@ impl<K> Streams<K> {
             removed._stream = slots.streams[index.slot()].take();
             removed._waker = slots.block.reset(index.slot());
             slots.used -= 1;
+            slots.has_response &= !(1 << index.slot());
             self.with_room.insert(index.block());
             if slots.used == 0 {
                 removed._block = self.blocks[index.block()].take();
@@ -237,14 +256,14 @@ impl<K> Streams<K> {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Snapshot<'_, K>> {
         self.blocks.iter().flatten().flat_map(|slots| {
-            slots.open().filter_map(|slot| {
+            (0..BLOCK).filter(|slot| slots.is_open(*slot)).filter_map(|slot| {
                 let (events, bytes) = slots.block.counts(slot);
                 Some(Snapshot { key: &slots.streams[slot].as_ref()?.key, began: slots.began[slot], events, bytes })
             })
         })
     }
 
-    /// Removes an open stream from the linked list of the open streams with the same key.
+    /// Removes a stream that is not closed from the linked list of the streams with the same key.
     fn unlink(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) {
         let Some((previous, next)) = self.stream(index).map(|stream| (stream.previous, stream.after(index))) else {
             return;
@@ -270,8 +289,8 @@ impl<K> Streams<K> {
         }
     }
 
-    /// Makes room for another key in the table `first`, which contains the first open stream of
-    /// each key.
+    /// Makes room for another key in the table `first`, which contains the first stream of each
+    /// key.
     fn reserve_key(&mut self, hash_of: impl Fn(&K) -> u64) {
         if self.first.len() == self.first.capacity() {
             self.rebuild_table(hash_of);
@@ -308,8 +327,14 @@ impl<K> Streams<K> {
         self.stream(other).is_some_and(|other| self.has_key(index, &other.key))
     }
 
-    /// Returns the indices of the streams in a linked list of open streams with the same key.
-    /// `first` is the first stream, or `None` if the list is empty.
+    /// Returns `true` if the request of a registered stream has got its response.
+    fn has_response(&self, index: Index) -> bool {
+        let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
+        slots.is_some_and(|slots| slots.has_response & (1 << index.slot()) != 0)
+    }
+
+    /// Returns the indices of the streams in a linked list of streams with the same key. `first` is
+    /// the first stream, or `None` if the list is empty.
     fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {
         std::iter::successors(first, |index| self.stream(*index)?.after(*index))
     }
@@ -335,6 +360,7 @@ impl<K> Slots<K> {
             streams: Box::new(std::array::from_fn(|_| None)),
             began: Box::new([0; BLOCK]),
             used: 0,
+            has_response: 0,
         }
     }
 
@@ -342,9 +368,13 @@ impl<K> Slots<K> {
         self.streams.iter().position(Option::is_none).unwrap_or(BLOCK)
     }
 
-    /// Returns the slots (0 to 31) of the open streams of this block. Leaves out closed streams and
-    /// unused slots.
-    fn open(&self) -> impl Iterator<Item = usize> {
+    /// Returns the slots (0 to 31) of the streams of this block that are not closed. Includes
+    /// streams whose requests have no response yet.
+    fn unclosed(&self) -> impl Iterator<Item = usize> {
         (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
+    }
+
+    fn is_open(&self, slot: usize) -> bool {
+        self.has_response & (1 << slot) != 0 && !self.block.is_closed(slot)
     }
 }

@@ -96,12 +96,47 @@ async fn stream_that_is_closed_before_its_response_ends_at_once() {
     let handler = service_fn({
         let registry = registry.clone();
         move |_: Request<()>| {
-            assert_eq!(registry.close(&"alice".into()), 1);
+            assert_eq!(registry.close(&"alice".into()), 0, "the request is no open stream yet");
             let events = stream::iter([Event::new("private")]).chain(stream::pending());
             async { Ok::<_, Infallible>(SseStream::new(events).into_http_response()) }
         }
     });
     let Ok(response) = layer.layer(handler).oneshot(request("alice")).now_or_never().unwrap();
+    assert_eq!(Polled::new(response).rest(), "");
+}
+
+/// Requests that are in their handler, whether the response is an event stream or not.
+#[tokio::test]
+async fn requests_without_response_are_no_open_streams() {
+    let (registry, layer) = registered();
+    let layer = layer.max_streams(2);
+    let counts = |registry: &Registry| (registry.count(&"alice".into()), registry.len(), registry.iter().count());
+    let mut open = Vec::new();
+    for is_stream in [true, false, true, true] {
+        let expected = (open.len(), open.len(), open.len());
+        let handler = service_fn(|_: Request<()>| {
+            assert_eq!(counts(&registry), expected);
+            let mut response = SseStream::new(stream::pending::<Event>()).into_http_response();
+            if !is_stream {
+                *response.status_mut() = http::StatusCode::NO_CONTENT;
+            }
+            async { Ok::<_, Infallible>(response) }
+        });
+        let Ok(response) = layer.layer(handler).oneshot(request("alice")).now_or_never().unwrap();
+        if is_stream && response.status() == http::StatusCode::OK {
+            open.push(response);
+        }
+        assert_eq!(counts(&registry), (open.len(), open.len(), open.len()));
+    }
+    assert_eq!(open.len(), 2, "the last request was over the limit");
+    let handler = service_fn(|_: Request<()>| {
+        assert_eq!(registry.close(&"alice".into()), 1);
+        assert_eq!(counts(&registry), (0, 0, 0));
+        async { Ok::<_, Infallible>(SseStream::new(stream::pending::<Event>()).into_http_response()) }
+    });
+    open.pop();
+    let Ok(response) = layer.layer(handler).oneshot(request("alice")).now_or_never().unwrap();
+    assert_eq!(counts(&registry), (0, 0, 0), "the stream was closed before its response");
     assert_eq!(Polled::new(response).rest(), "");
 }
 
