@@ -18,11 +18,11 @@ use super::{
     node::BackendClient,
     presence::Presences,
     recording::nodes::Recordings,
-    registry::{Registry, SWEEP, check_reserved},
+    registry::{Registry, SWEEP, check_reserved, is_of_crate},
     retention::Retention,
     search::MAX_SEARCHES,
     stats::Stats,
-    stream_registries::StreamRegistries,
+    stream_registries::{CLOSED_STREAMS, StreamRegistries},
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Change, Contents, TopicState},
     waiters::Ticket,
@@ -80,6 +80,7 @@ pub(super) struct Core {
     /// The permits for [searches](Core::is_in_log) of the backend's log. A search holds a permit
     /// while it reads, which limits the number of concurrent searches.
     pub(super) searches: Semaphore,
+    /// The number of open subscriptions of the application.
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -245,7 +246,7 @@ impl Core {
         for event in events {
             registry.last = registry.last.next();
             let id = epoch.id(registry.last);
-            self.add(&mut registry, &mut contents, event.id(id.clone()), now);
+            self.add(&mut registry, &topic, &mut contents, event.id(id.clone()), now);
             last_id = Some(id);
         }
         // A finished topic accepts events again only after it was dropped with all of its events.
@@ -256,10 +257,17 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event to `contents`, the events and settings of a topic, and evicts events that
+    /// Adds an event to `contents`, the events and settings of `topic`, and evicts events that
     /// exceed the retention. The caller must have increased `registry.last`, which becomes the
     /// position of the event, and must have put the id of this position into the event.
-    pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
+    pub(super) fn add(
+        &self,
+        registry: &mut Registry,
+        topic: &TopicState,
+        contents: &mut Contents,
+        event: Event,
+        now: Instant,
+    ) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &contents.retention, now);
         (contents.awaited_until, contents.awaits_event) = (None, false);
@@ -268,7 +276,7 @@ impl Core {
         }
         contents.evict(now);
         registry.retained = registry.retained + contents.log.retained() - before;
-        registry.published += 1;
+        registry.published += u64::from(!is_of_crate(&topic.name));
     }
 
     /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
@@ -607,11 +615,13 @@ impl Core {
 
     pub(super) fn stats(&self) -> Stats {
         let registry = self.registry.lock();
+        let of_crate = registry.topics.get(CLOSED_STREAMS);
+        let retained = registry.retained - of_crate.map(|topic| topic.lock().log.retained()).unwrap_or_default();
         Stats {
-            topics: registry.topics.len(),
+            topics: registry.topics.len() - usize::from(of_crate.is_some()),
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
-            events: registry.retained.events,
-            bytes: registry.retained.bytes,
+            events: retained.events,
+            bytes: retained.bytes,
             published: registry.published,
             gaps: self.gaps.load(Ordering::Relaxed),
         }

@@ -142,7 +142,7 @@ impl Core {
             // all nodes.
             contents.finished = None;
             contents.is_removed = false;
-            self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
+            self.add(&mut registry, &topic, &mut contents, event.id(epoch.id(*position)), now);
         }
         // A topic that is idle now is dropped before the commit. It can be a removed topic, because
         // the commit lets `remove` return, or a topic that was created for records without an

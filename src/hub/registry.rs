@@ -7,6 +7,7 @@ use super::{
     count_watch::{CountWatch, Wakers},
     error::Error,
     log::{Amount, Limits},
+    stream_registries::CLOSED_STREAMS,
     topic_state::{Contents, TopicState},
 };
 use std::{
@@ -32,6 +33,8 @@ pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
     pub(super) last: Position,
     pub(super) retained: Amount,
+    /// The number of events that were added to topics, except to the [topic of the
+    /// crate](is_of_crate).
     pub(super) published: u64,
     /// The retention limits from the settings of the hub, for topics that have no limits of their
     /// own. Such topics share this one value in memory, but the limits apply to each of them
@@ -346,6 +349,12 @@ impl Registry {
 
 /// The names of the topics that the crate itself uses begin with this prefix.
 pub(super) const RESERVED: &str = "tower-sse/";
+
+/// Returns `true` for `tower-sse/closed-streams`, where the crate announces closed streams. The
+/// statistics of the hub leave this topic out.
+pub(super) fn is_of_crate(topic: &str) -> bool {
+    topic == CLOSED_STREAMS
+}
 
 /// Returns an error if `name` belongs to the topics that the crate itself uses.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {

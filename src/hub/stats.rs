@@ -1,9 +1,14 @@
 /// Statistics of a hub in this process: the current numbers of topics, subscriptions and events,
 /// and totals since the hub was created.
+///
+/// The numbers are about the topics of the application. They leave out the topic
+/// `tower-sse/closed-streams`. A [`StreamRegistry`](crate::StreamRegistry) that follows the hub has
+/// a subscription to this topic, and announces there which streams it has closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The number of topics that the hub has now.
+    /// The number of topics that the hub has now. The topic `tower-sse/closed-streams` also counts
+    /// towards [`max_topics`](super::Builder::max_topics), but not here.
     pub topics: usize,
     /// The number of open subscriptions. A subscription to several topics counts once.
     pub subscriptions: usize,

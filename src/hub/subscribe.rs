@@ -9,7 +9,7 @@ use super::{
     id::Epoch,
     node::LogEnd,
     reader::Reader,
-    registry::Registry,
+    registry::{Registry, is_of_crate},
     resume::ResumePoint,
     start::Start,
     subscription::{Origin, Subscription},
@@ -298,7 +298,9 @@ impl Core {
         drop(registry);
         count_wakers.wake();
 
-        self.joined();
+        if !is_of_crate(&topics.names[0]) {
+            self.joined();
+        }
         let mut subscription =
             Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, last, origin);
         if needs_no_replay && !is_unsure {

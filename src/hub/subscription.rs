@@ -10,6 +10,7 @@ use super::{
     presence::Memberships,
     reader::{Reader, Step, Wait},
     readers::Readers,
+    registry::is_of_crate,
     replay::Replay,
     resume::ResumePoint,
 };
@@ -254,7 +255,7 @@ impl Subscription {
     /// the gap in the metrics. `resumed` is the position of the first event after the gap, if it is
     /// known. Returns the gap event for the client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
-        self.core.count_gap(reason);
+        self.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
         let event = self.gap_event(&gap);
         self.gap = Some(Box::new(gap));
@@ -804,6 +805,9 @@ impl Subscription {
         if self.readers.is_empty() {
             return;
         }
+        if !self.is_of_crate() {
+            self.core.left();
+        }
         for reader in &mut *mem::take(&mut self.readers) {
             if let Some(merge) = &self.merge {
                 let removed = reader.topic.lock().remove_lingering(&merge.ready);
@@ -811,7 +815,18 @@ impl Subscription {
             }
             self.core.leave(&reader.topic, &mut reader.ticket, reader.is_lookup);
         }
-        self.core.left();
+    }
+
+    fn count_gap(&self, reason: GapReason) {
+        if !self.is_of_crate() {
+            self.core.count_gap(reason);
+        }
+    }
+
+    /// Returns `true` if the crate itself uses the subscription, which the statistics of the hub
+    /// leave out.
+    fn is_of_crate(&self) -> bool {
+        self.readers.first().is_some_and(|reader| is_of_crate(&reader.topic.name))
     }
 
     /// Polls for the next events of the subscription. Returns them together with the topics that
@@ -893,7 +908,7 @@ impl Subscription {
                     continue;
                 }
                 Step::Evicted if self.ends_at_gap() => {
-                    self.core.count_gap(GapReason::Lagged);
+                    self.count_gap(GapReason::Lagged);
                     Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))))
                 }
                 Step::Evicted => Poll::Ready(Some(Ok(Item::of_hub(self.skip())))),

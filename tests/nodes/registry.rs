@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
     Event, SseLayer, SseStream, StreamRegistry,
     hub::{
-        ErrorKind, Hub, Outcome, Start,
+        ErrorKind, Hub, Outcome, Start, Stats,
         backend::{Backend, Record, RecordKind},
     },
 };
@@ -294,6 +294,33 @@ async fn topic_of_closed_streams_is_reserved() {
         assert_eq!(recording.outcome().await, Outcome::Interrupted);
     }
     assert!(hubs[0].topic("tower-sse").publish(Event::new("")).await.is_ok());
+}
+
+/// The subscription of the hub in memory lags behind the announcements.
+#[tokio::test(start_paused = true)]
+async fn statistics_leave_out_closed_streams() {
+    let (_shared, [hub, _], _connections, [registry, _other]) = two_registries(PLENTY).await;
+    registry.follow_as(&hub, "again").await.unwrap();
+    let memory = Hub::builder().max_events(2).build();
+    for (hub, registry) in [(&hub, &registry), (&memory, &following(&memory).await)] {
+        settle().await;
+        for _ in 0..5 {
+            registry.close_everywhere(&ALICE.to_owned()).await.unwrap();
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(hub.stats(), Stats::default());
+        let news = hub.topic("news");
+        let clients = [news.subscribe(Start::Latest).await.unwrap(), news.subscribe(Start::Latest).await.unwrap()];
+        news.publish(Event::new("")).await.unwrap();
+        settle().await;
+        let Stats { topics, subscriptions, events, published, .. } = hub.stats();
+        assert_eq!((topics, subscriptions, events, published), (1, 2, 1, 1));
+        drop(clients);
+        assert_eq!(hub.stats().subscriptions, 0);
+        hub.shutdown();
+        settle().await;
+        assert_eq!(hub.stats().subscriptions, 0);
+    }
 }
 
 /// Records of other programs in the topic stop no node and close no stream.
