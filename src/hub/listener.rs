@@ -173,11 +173,12 @@ impl Listener {
     pub(super) async fn until_now(mut self) -> Result<Self, Error> {
         let core = &self.subscription.core;
         if let Some(backend) = &core.backend {
-            let has_read = backend.in_runtime(|| timeout(READ_TIMEOUT, has_read_to_end(core, backend))).await;
+            let has_read = backend.unless_stopped(has_read_to_end(core, backend));
+            let has_read = backend.in_runtime(|| timeout(READ_TIMEOUT, has_read)).await;
             if core.is_shut_down() {
                 return Err(Error::shut_down());
             }
-            if !matches!(has_read, Ok(true)) {
+            if !matches!(has_read, Ok(Some(true))) {
                 return Err(Error::backend("", "the log was not read to its end within ten seconds".into()));
             }
         }

@@ -164,16 +164,18 @@ async fn read_fails_if_the_end_of_the_log_is_unknown() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_ends_a_read_that_waits() {
-    let shared = Shared::new(PLENTY);
-    let (hubs, connections) = two(&shared, Hub::builder).await;
-    connections[1].set(Mode::Lags);
-    hubs[0].topic("a").publish(Event::new("unread")).await.unwrap();
-    let mut reading = task::spawn(read(&hubs[1]));
-    assert_pending!(reading.poll());
-    settle().await;
-    assert_pending!(reading.poll());
-    hubs[1].shutdown();
-    settle().await;
-    let error = reading.now_or_never().expect("it has ended").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Shutdown);
+    for mode in [Mode::Lags, Mode::Hangs] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, Hub::builder).await;
+        connections[1].set(mode);
+        hubs[0].topic("a").publish(Event::new("unread")).await.unwrap();
+        let mut reading = task::spawn(read(&hubs[1]));
+        assert_pending!(reading.poll());
+        settle().await;
+        assert_pending!(reading.poll());
+        hubs[1].shutdown();
+        settle().await;
+        let error = reading.now_or_never().expect("it has ended").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Shutdown, "{mode:?}");
+    }
 }
