@@ -168,6 +168,10 @@
 //! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field
 //! `error`.
 //!
+//! A hub that reports a [gap](hub#guarantees) to a subscription logs `gap reported` (`DEBUG`), with
+//! the fields `reason` and `topic`, the first topic of the subscription. For a client that was too
+//! slow, this event is in the span of its stream.
+//!
 //! If a hub waits longer than five seconds for its backend to open a log, it logs
 //! `backend is still opening its log` (`WARN`), with the field `seconds`.
 //!

@@ -8,12 +8,12 @@ pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, end_hidde
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
 pub(crate) use off::{
-    backend_failed, backend_opens_slowly, backend_recovered, reads_accepted, reads_rejected, recording_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, gap, reads_accepted, reads_rejected, recording_taken_over,
     recordings_taken_over,
 };
 #[cfg(all(feature = "hub", feature = "tracing"))]
 pub(crate) use on::{
-    backend_failed, backend_opens_slowly, backend_recovered, reads_accepted, reads_rejected, recording_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, gap, reads_accepted, reads_rejected, recording_taken_over,
     recordings_taken_over,
 };
 
@@ -141,6 +141,13 @@ mod on {
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(error: &std::io::Error) {
         warn!(target: TARGET, %error, "socket options not set");
+    }
+
+    /// Logs that events are missing in a subscription. `topic` is its first topic. A gap that is
+    /// reported while the stream is polled is in the span of the stream.
+    #[cfg(feature = "hub")]
+    pub(crate) fn gap(reason: &'static str, topic: &str) {
+        debug!(target: TARGET, reason, topic, "gap reported");
     }
 
     /// Logs that a hub rejects history reads (requests to the backend for past events), because
@@ -290,6 +297,9 @@ mod off {
 
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(_: &std::io::Error) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn gap(_: &'static str, _: &str) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(_: usize) {}

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     EncodedEvents, Event, EventId,
     preamble::{self, Preamble, Purpose, ResponseNumber},
+    trace,
 };
 use bytes::Bytes;
 use std::{
@@ -817,9 +818,11 @@ impl Subscription {
         }
     }
 
+    /// Counts and logs a gap, unless the crate itself uses the subscription.
     fn count_gap(&self, reason: GapReason) {
-        if !self.is_of_crate() {
+        if let Some(reader) = self.readers.first().filter(|reader| !is_of_crate(&reader.topic.name)) {
             self.core.count_gap(reason);
+            trace::gap(reason.as_str(), &reader.topic.name);
         }
     }
 

@@ -43,6 +43,12 @@ fn gap_is_counted_by_reason() {
         let expected = names.into_iter().chain([("lagged", 2.0)]);
         let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
         assert_eq!(seen.numbers(), expected.collect());
+        let of = |gap: &Emitted| {
+            assert_eq!((gap.level, &*gap.message(), &*gap.fields["topic"]), (Level::DEBUG, "gap reported", "news"));
+            gap.fields["reason"].clone()
+        };
+        let reasons: Vec<_> = seen.events().iter().map(of).collect();
+        assert_eq!(reasons, ["evicted", "ahead", "other_epoch", "malformed", "lagged", "lagged"]);
     });
 }
 
@@ -135,10 +141,10 @@ impl Backend for Outages {
     }
 }
 
-/// Returns the level, the message, and the fields `operation` and `error` of each event.
+/// Returns the level, the message, and the fields `operation` and `error` of each event except gaps.
 fn outages(seen: &Seen) -> Vec<(Level, String, Option<String>, Option<String>)> {
     let field = |event: &Emitted, name: &str| event.fields.get(name).cloned();
-    let events = seen.events().into_iter();
+    let events = seen.events().into_iter().filter(|event| event.message() != "gap reported");
     events.map(|event| (event.level, event.message(), field(&event, "operation"), field(&event, "error"))).collect()
 }
 

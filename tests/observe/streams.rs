@@ -77,7 +77,11 @@ fn span_records_summary_when_stream_ends() {
             assert_eq!(span.fields, BTreeMap::from(expected), "upstream: {is_upstream}");
             assert!(span.is_closed);
 
-            let events = seen.events();
+            let mut events = seen.events();
+            if reason == CloseReason::Lagged {
+                let gap = events.remove(0);
+                assert_eq!((gap.message(), gap.in_span), ("gap reported".to_owned(), Some("event_stream")));
+            }
             let failure = match (reason, is_upstream) {
                 (CloseReason::Error, false) => vec![(Level::WARN, "stream failed", Some("the source failed"))],
                 (CloseReason::Error, true) => vec![(Level::WARN, "stream failed", None)],

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     BoxError,
     hub::{
-        backend::{Position, Record, RecordKind},
+        backend::{Record, RecordKind},
         core::Core,
         node::BackendClient,
         presence,
