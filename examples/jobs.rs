@@ -261,6 +261,9 @@ impl App {
             let order: Order = serde_json::from_str(&published.event.event_data().unwrap_or_default())?;
             orders.insert(format!("jobs/{}", order.id), order);
         }
+        if orders.is_empty() {
+            return Ok(());
+        }
         // The last event of each topic is the status.
         let mut latest = HashMap::new();
         for published in self.past(orders.keys().cloned()).await? {

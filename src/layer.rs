@@ -395,10 +395,14 @@ impl SseLayer {
     ///
     /// The stream stays registered until its body is dropped. Then it is removed from the registry
     /// before the [`on_close`](Self::on_close) callbacks run. So the number of the streams of a key
-    /// is 0 in the callback of the last stream.
+    /// is 0 in the callback of the last open stream. A request of the same key that is still in its
+    /// handler does not count. So mark a user as present when the stream is polled for the first
+    /// time, and not in the handler.
     ///
-    /// If several layers register a stream under the same key, the stream counts once. Only while
-    /// the response passes one of the outer layers, it can count twice for a moment.
+    /// If several layers register a stream under the same key, the stream counts once. While the
+    /// response passes one of the outer layers, it can count twice for a moment. It also counts
+    /// twice if one layer registers it twice, or if a middleware between the layers polls the body
+    /// before it returns the response.
     ///
     /// # Examples
     ///

@@ -53,7 +53,7 @@ impl Lifetime {
     }
 }
 
-/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s, the sets of open
+/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s, the sets of
 /// streams by key, such as a user. A registry can close each stream that is registered in it.
 pub(super) struct Registrations {
     list: List,

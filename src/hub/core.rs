@@ -28,7 +28,7 @@ use super::{
     waiters::Ticket,
     wake_queue::WakeQueue,
 };
-use crate::{Event, EventId, metrics};
+use crate::{Event, EventId, metrics, trace};
 use std::{mem, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, Semaphore},
@@ -539,17 +539,24 @@ impl Core {
         }
     }
 
-    pub(super) fn joined(&self) {
-        self.subscriptions.fetch_add(1, Ordering::Relaxed);
+    /// Counts a subscription, except one of the crate itself. `topic` is its first topic.
+    pub(super) fn joined(&self, topic: &str) {
+        self.subscriptions.fetch_add(usize::from(!is_of_crate(topic)), Ordering::Relaxed);
     }
 
-    pub(super) fn left(&self) {
-        self.subscriptions.fetch_sub(1, Ordering::Relaxed);
+    /// Counts the end of a subscription whose first topic is `topic`.
+    pub(super) fn left(&self, topic: &str) {
+        self.subscriptions.fetch_sub(usize::from(!is_of_crate(topic)), Ordering::Relaxed);
     }
 
-    pub(super) fn count_gap(&self, reason: GapReason) {
-        metrics::gap(reason.as_str());
-        self.gaps.fetch_add(1, Ordering::Relaxed);
+    /// Counts and logs a gap of a subscription, except one of the crate itself. `topic` is its
+    /// first topic.
+    pub(super) fn count_gap(&self, topic: &str, reason: GapReason) {
+        if !is_of_crate(topic) {
+            metrics::gap(reason.as_str());
+            trace::gap(reason.as_str(), topic);
+            self.gaps.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {

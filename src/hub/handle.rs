@@ -249,7 +249,7 @@ impl Hub {
     ///
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the local
     ///   node has not read the log up to its end after ten seconds.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down, also during the call.
     ///
     /// # Cancel safety
     ///

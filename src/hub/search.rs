@@ -78,11 +78,11 @@ impl Core {
         let failed = |reason: &str| Error::backend("", reason.into());
         let Some(runtime) = backend.runtime() else { return Err(failed("the hub is not connected")) };
         let (core, topic) = (self.clone(), topic.clone());
-        // The search runs in a task of its own, because a caller that is not polled would keep its
-        // permit.
-        let mut search = Search(runtime.spawn(async move { timeout(SEARCH_TIMEOUT, core.search(&topic)).await }));
-        // The runtime of the hub may not run while the caller waits in another one.
         let searched = backend.unless_stopped(async {
+            // The search runs in a task of its own, because a caller that is not polled would keep
+            // its permit.
+            let mut search = Search(runtime.spawn(async move { timeout(SEARCH_TIMEOUT, core.search(&topic)).await }));
+            // The runtime of the hub may not run while the caller waits in another one.
             match Handle::try_current() {
                 Ok(_) => timeout(2 * SEARCH_TIMEOUT, &mut search.0).await,
                 Err(_) => Ok((&mut search.0).await),

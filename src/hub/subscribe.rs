@@ -9,7 +9,7 @@ use super::{
     id::Epoch,
     node::LogEnd,
     reader::Reader,
-    registry::{Registry, is_of_crate},
+    registry::Registry,
     resume::ResumePoint,
     start::Start,
     subscription::{Origin, Subscription},
@@ -239,8 +239,9 @@ impl Core {
 
         if registry.is_shut_down {
             drop(registry);
-            self.joined();
-            let readers = vec![Reader::new(Arc::new(TopicState::shut_down()), Position::START)];
+            let ended = TopicState::shut_down(topics.names[0].clone());
+            self.joined(&ended.name);
+            let readers = vec![Reader::new(Arc::new(ended), Position::START)];
             let cursor = if is_unsure { last } else { base };
             let mut subscription =
                 Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, cursor, last, origin);
@@ -298,9 +299,7 @@ impl Core {
         drop(registry);
         count_wakers.wake();
 
-        if !is_of_crate(&topics.names[0]) {
-            self.joined();
-        }
+        self.joined(&topics.names[0]);
         let mut subscription =
             Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, last, origin);
         if needs_no_replay && !is_unsure {

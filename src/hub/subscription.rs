@@ -10,14 +10,12 @@ use super::{
     presence::Memberships,
     reader::{Reader, Step, Wait},
     readers::Readers,
-    registry::is_of_crate,
     replay::Replay,
     resume::ResumePoint,
 };
 use crate::{
     EncodedEvents, Event, EventId,
     preamble::{self, Preamble, Purpose, ResponseNumber},
-    trace,
 };
 use bytes::Bytes;
 use std::{
@@ -803,12 +801,8 @@ impl Subscription {
     }
 
     fn leave(&mut self) {
-        if self.readers.is_empty() {
-            return;
-        }
-        if !self.is_of_crate() {
-            self.core.left();
-        }
+        let Some(reader) = self.readers.first() else { return };
+        self.core.left(&reader.topic.name);
         for reader in &mut *mem::take(&mut self.readers) {
             if let Some(merge) = &self.merge {
                 let removed = reader.topic.lock().remove_lingering(&merge.ready);
@@ -818,18 +812,10 @@ impl Subscription {
         }
     }
 
-    /// Counts and logs a gap, unless the crate itself uses the subscription.
     fn count_gap(&self, reason: GapReason) {
-        if let Some(reader) = self.readers.first().filter(|reader| !is_of_crate(&reader.topic.name)) {
-            self.core.count_gap(reason);
-            trace::gap(reason.as_str(), &reader.topic.name);
+        if let Some(reader) = self.readers.first() {
+            self.core.count_gap(&reader.topic.name, reason);
         }
-    }
-
-    /// Returns `true` if the crate itself uses the subscription, which the statistics of the hub
-    /// leave out.
-    fn is_of_crate(&self) -> bool {
-        self.readers.first().is_some_and(|reader| is_of_crate(&reader.topic.name))
     }
 
     /// Polls for the next events of the subscription. Returns them together with the topics that

@@ -716,8 +716,9 @@ impl Topic {
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the search
     ///   of the log takes more than ten seconds.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if 1,024 other history reads run or wait.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend and was [shut
-    ///   down](super::Hub::shutdown), and the topic does not exist on the local node.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend and is [shut
+    ///   down](super::Hub::shutdown), also during the call, and the topic does not exist on the
+    ///   local node.
     ///
     /// # Cancel safety
     ///
@@ -789,8 +790,8 @@ impl Topic {
     /// # Errors
     ///
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was [shut
-    ///   down](super::Hub::shutdown).
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and is [shut
+    ///   down](super::Hub::shutdown), also during the call.
     ///
     /// # Examples
     ///

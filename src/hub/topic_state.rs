@@ -123,8 +123,8 @@ impl TopicState {
 
     /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
     /// immediately. The topic is not one of the hub's topics.
-    pub(super) fn shut_down() -> Self {
-        let topic = Self::new("".into(), Position::START, Arc::new(HubConfig::DEFAULT.retention));
+    pub(super) fn shut_down(name: Arc<str>) -> Self {
+        let topic = Self::new(name, Position::START, Arc::new(HubConfig::DEFAULT.retention));
         let mut contents = topic.lock();
         (contents.subscribers, contents.is_shut_down) = (1, true);
         drop(contents);

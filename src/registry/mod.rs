@@ -1,4 +1,4 @@
-//! A registry of open streams by key, through which an application ends the streams of a user.
+//! A registry of event streams by key, through which an application ends the streams of a user.
 
 #[cfg(all(feature = "hub", feature = "json"))]
 mod follow;
@@ -29,7 +29,7 @@ use std::{
 /// a stream is right for up to 497 days.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The open streams of a server by key: a user, a session, a tenant.
+/// The event streams of a server by key: a user, a session, a tenant.
 ///
 /// A layer registers streams with [`SseLayer::register`](crate::SseLayer::register).
 /// [`close`](Self::close) ends all streams of a key, for example when a user logs out or loses a
@@ -59,8 +59,10 @@ const TICK: Duration = Duration::from_millis(10);
 /// [`count`](Self::count), [`len`](Self::len), [`iter`](Self::iter) and the result of
 /// [`close`](Self::close) contain only open streams. A stream is open from the moment when its
 /// response passes the layer, until it is closed or its body is dropped. A request that is still in
-/// its handler does not count. Neither does a response that is not an event stream, and neither
-/// does a request over a limit of the same layer.
+/// its handler does not count. A response that is not an event stream, and a request over a limit
+/// of the same layer, do not count either. So these numbers cannot enforce a limit: many requests
+/// can be in their handlers at the same time. Use
+/// [`max_streams_per`](crate::SseLayer::max_streams_per).
 ///
 /// # Costs
 ///

@@ -107,7 +107,7 @@ async fn stream_that_is_closed_before_its_response_ends_at_once() {
 
 /// Requests that are in their handler, whether the response is an event stream or not.
 #[tokio::test]
-async fn requests_without_response_are_no_open_streams() {
+async fn request_in_its_handler_does_not_count_as_open() {
     let (registry, layer) = registered();
     let layer = layer.max_streams(2);
     let counts = |registry: &Registry| (registry.count(&"alice".into()), registry.len(), registry.iter().count());

@@ -320,6 +320,9 @@ async fn statistics_leave_out_closed_streams() {
         hub.shutdown();
         settle().await;
         assert_eq!(hub.stats().subscriptions, 0);
+        let late = Registry::new();
+        late.follow_as(hub, "late").await.unwrap();
+        assert_eq!(hub.stats().subscriptions, 0);
     }
 }
 
