@@ -302,9 +302,10 @@ impl Hub {
     ///
     /// Without recordings, this method can be the first step of a graceful shutdown, as in the
     /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
-    /// no shutdown event. To deliver these events and the shutdown event, first cancel the token of
+    /// no shutdown event. To send the shutdown event, first cancel the token of
     /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
-    /// have ended.
+    /// have ended. A stream that ends because of the token delivers no further event either, so
+    /// publish last events some time before.
     ///
     /// # Examples
     ///

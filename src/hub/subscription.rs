@@ -586,7 +586,8 @@ impl Subscription {
     ///
     /// - The first event after a silence of `time` is not delayed.
     /// - A client that is behind gets all available events without a pause.
-    /// - The end of a topic and a [shutdown](super::Hub::shutdown) end the pause.
+    /// - The end of a topic ends the pause. A shutdown of the [hub](super::Hub::shutdown) or of the
+    ///   [layer](crate::SseLayer::shutdown) ends the stream without the events that wait.
     /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
     ///   pause does not postpone a heartbeat.
     ///
