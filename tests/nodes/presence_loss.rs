@@ -714,6 +714,29 @@ async fn join_is_not_repeated_after_a_failed_roster() {
     }
 }
 
+/// A record declares another node dead, although the local node has read a later record of it. The
+/// local node has missed records in between.
+#[tokio::test(start_paused = true)]
+async fn outdated_death_after_a_loss_removes_no_members() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    let _kept = join(&hubs[0], "k").await;
+    sleep(SECOND).await;
+    append_message(
+        &shared,
+        r#"{"author":[9,2,10000],"first":true,"last":true,"new":true,"members":[["lobby",["m"]]]}"#,
+    );
+    sleep(SECOND).await;
+    evict_all(&shared);
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"dead":[9,1,0,8]}"#);
+    sleep(LEASE).await;
+    assert_members(&hubs, &["k", "m"]).await;
+    sleep(LEASE).await;
+    assert_members(&hubs, &["k"]).await;
+    assert_eq!(events(&shared), ["+k", "+m", "-m"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn stream_is_not_woken_while_members_are_unknown() {
     let shared = Shared::new(20);

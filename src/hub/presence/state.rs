@@ -511,7 +511,8 @@ impl State {
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             // A node that has not answered may only be cut off. Its members stay until its death.
-            self.view.adopt_silent(self.last_known.take());
+            // `last_known` has all records that `view` has.
+            self.view = self.last_known.take();
             self.note_complete();
         }
     }

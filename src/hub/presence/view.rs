@@ -295,20 +295,6 @@ impl View {
         transitions
     }
 
-    /// Adds the members of nodes that have not listed all of their members here, from a view that
-    /// knew them before. If such a node is dead, a record about its death follows.
-    pub(super) fn adopt_silent(&mut self, last_known: Self) {
-        for (id, mut node) in last_known.nodes {
-            let is_silent = self.nodes.get(&id).is_none_or(|known| known.known == Known::Partly);
-            if is_silent && node.has_members() {
-                let read = self.nodes.get_mut(&id).map(|read| mem::take(&mut read.members)).unwrap_or_default();
-                let members = mem::replace(&mut node.members, read);
-                self.nodes.insert(id, node);
-                self.replace(id, id, members);
-            }
-        }
-    }
-
     /// Notes that the sign of life with the number `beat` of the node `node` was read now. Has no
     /// effect if a later sign of life of this node was read before.
     pub(super) fn beat(&mut self, node: u64, beat: u64) {
