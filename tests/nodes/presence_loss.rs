@@ -714,6 +714,27 @@ async fn join_is_not_repeated_after_a_failed_roster() {
     }
 }
 
+/// The node has no members of its own, so after the loss it sends no signs of life, and reads no
+/// record of another node.
+#[tokio::test(start_paused = true)]
+async fn node_without_members_declares_deaths_after_a_loss() {
+    for seconds in [0, 12] {
+        let shared = Shared::new(RETAINED);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        let _a = join(&hubs[0], "a").await;
+        sleep(SECOND).await;
+        let mut stream = hubs[1].topic("lobby").presence();
+        assert_eq!(changes(&mut stream), ["+a"]);
+        connections[0].set(Mode::Hangs);
+        sleep(SECOND * seconds).await;
+        evict_all(&shared);
+        sleep(LEASE * 4).await;
+        assert_eq!(changes(&mut stream), ["-a"], "{seconds}");
+        assert_eq!(events(&shared), ["+a", "-a"], "{seconds}");
+        assert_members(&hubs[1..], &[]).await;
+    }
+}
+
 /// A record declares another node dead, although the local node has read a later record of it. The
 /// local node has missed records in between.
 #[tokio::test(start_paused = true)]
