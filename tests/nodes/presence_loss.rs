@@ -735,6 +735,27 @@ async fn node_without_members_declares_deaths_after_a_loss() {
     }
 }
 
+/// Another node lists its members in three parts. The log evicts the second part before it is read.
+#[tokio::test(start_paused = true)]
+async fn incomplete_list_of_members_is_forgotten_after_a_loss() {
+    let shared = Shared::new(RETAINED);
+    let (_hubs, _) = nodes::<1>(&shared).await;
+    append_message(
+        &shared,
+        r#"{"author":[9,1,10000],"first":true,"last":true,"new":true,"members":[["lobby",["m","n"]]]}"#,
+    );
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,2,10000],"first":true,"last":false,"members":[["lobby",["m"]]]}"#);
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,2,10000],"first":false,"last":false,"members":[["lobby",["n"]]]}"#);
+    evict_all(&shared);
+    append_message(&shared, r#"{"author":[9,2,10000],"first":false,"last":true,"members":[]}"#);
+    sleep(SECOND).await;
+    append_message(&shared, r#"{"author":[9,3,10000],"first":true,"last":true,"members":[["lobby",["m","n"]]]}"#);
+    sleep(LEASE + SECOND).await;
+    assert_eq!(events(&shared), ["+m", "+n"]);
+}
+
 /// A record declares another node dead, although the local node has read a later record of it. The
 /// local node has missed records in between.
 #[tokio::test(start_paused = true)]

@@ -285,6 +285,7 @@ impl State {
         if self.knows_all() {
             self.last_known = view;
         }
+        self.last_known.forget_incoming();
         self.knowledge = Knowledge::Unknown;
         // The log may still have members of the local node that have left.
         if self.number > 0 {

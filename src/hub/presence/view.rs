@@ -424,6 +424,12 @@ impl View {
         [of_topics + of_nodes, self.topics.capacity()]
     }
 
+    /// Forgets the lists of members that were read only in part, because records were missed. They
+    /// may have been further parts of these lists.
+    pub(super) fn forget_incoming(&mut self) {
+        self.nodes.values_mut().for_each(|node| node.incoming = None);
+    }
+
     /// Removes all nodes and their members, and returns them.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
