@@ -185,13 +185,13 @@ impl Presences {
         let mut state = self.state();
         let (noted_through, was_complete) = (state.noted_through, state.is_complete());
         if page.evicted_through > noted_through {
-            state.lose();
+            state.lose(self);
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             state.noted_through = *position;
             while beats.next_if(|(at, ..)| at < position).is_some() {}
             if let Some((_, node, beat)) = beats.next_if(|(at, ..)| at == position) {
-                state.note_beat(node, beat);
+                state.note_beat(self, node, beat);
                 continue;
             }
             let is_complete = state.is_complete();
@@ -234,7 +234,7 @@ impl Presences {
     /// locks before it wakes them.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
-        state.lose();
+        state.lose(self);
         state.pending.clear();
         state.forget_ends();
         (state.noted_through, state.begin) = (after, last);

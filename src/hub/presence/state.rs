@@ -62,8 +62,10 @@ pub(super) struct State {
     pub(super) view: View,
     /// While the local node does not know all members: the members that it knew before it missed
     /// records, with the changes that it has read since. They may be outdated, so no caller gets
-    /// them. They decide which joins and leaves have events. Otherwise empty.
-    pub(super) last_known: View,
+    /// them. They decide which joins and leaves have events. `None` if the local node knows all
+    /// members, and if these members are the same as the members in `view`: a node that does not
+    /// use presence keeps them only once.
+    pub(super) last_known: Option<View>,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
@@ -280,12 +282,14 @@ impl State {
     ///
     /// The join and leave events that are not published yet remain, for the case that no other node
     /// knows all members.
-    pub(super) fn lose(&mut self) {
+    ///
+    /// A node that does not use presence forgets all members. Otherwise it would keep members
+    /// forever whose leaves it has missed, because it does not ask for the members.
+    pub(super) fn lose(&mut self, own: &Presences) {
         let view = self.view.take();
-        if self.knows_all() {
-            self.last_known = view;
-        }
-        self.last_known.forget_incoming();
+        let last_known = self.last_known.take().unwrap_or(view);
+        self.last_known = self.is_used(own).then_some(last_known);
+        self.last_known.iter_mut().for_each(View::forget_incoming);
         self.knowledge = Knowledge::Unknown;
         // The log may still have members of the local node that have left.
         if self.number > 0 {
@@ -316,14 +320,21 @@ impl State {
     /// Notes that `view` has the members of all nodes.
     pub(super) fn note_all_known(&mut self) {
         self.knowledge = Knowledge::Complete;
-        self.last_known = View::default();
+        self.last_known = None;
     }
 
     /// Notes a sign of life of a node.
-    pub(super) fn note_beat(&mut self, node: u64, beat: u64) {
+    pub(super) fn note_beat(&mut self, own: &Presences, node: u64, beat: u64) {
+        self.keep_last_known(own);
         self.view.beat(node, beat);
-        if !self.knows_all() {
-            self.last_known.beat(node, beat);
+        self.last_known.iter_mut().for_each(|last_known| last_known.beat(node, beat));
+    }
+
+    /// Begins to keep `last_known` apart from `view`, if the local node uses presence and does not
+    /// know all members. Until now, both were the same. Called before each change of `view`.
+    fn keep_last_known(&mut self, own: &Presences) {
+        if self.last_known.is_none() && !self.knows_all() && self.is_used(own) {
+            self.last_known = Some(self.view.clone());
         }
     }
 
@@ -355,16 +366,22 @@ impl State {
     }
 
     fn note_message(&mut self, own: &Presences, position: Position, message: Message) -> Vec<Transition> {
+        self.keep_last_known(own);
         let transitions = match message {
             Message::Changes { author, changes } => {
                 let transitions = self.view.change(author, &changes);
-                if self.knows_all() { transitions } else { self.change_last_known(own, author, &changes) }
+                match &mut self.last_known {
+                    None => transitions,
+                    Some(last_known) => change_last_known(last_known, &mut self.pending, own, author, &changes),
+                }
             }
-            Message::Full { author, part } if self.knows_all() => self.view.part(author, part),
-            Message::Full { author, part } => {
-                self.view.part(author, part.clone());
-                self.add_to_last_known(own, author, part)
-            }
+            Message::Full { author, part } => match &mut self.last_known {
+                None => self.view.part(author, part),
+                Some(last_known) => {
+                    self.view.part(author, part.clone());
+                    add_to_last_known(last_known, &mut self.pending, own, author, part)
+                }
+            },
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
                 // The local node was paused or cut off, so another node has declared it dead. It
@@ -372,7 +389,10 @@ impl State {
                 if node == own.node && dead.is_some() && !self.locals.is_empty() {
                     self.announce_all();
                 }
-                let dead = if self.knows_all() { dead } else { self.last_known.dead(by, node, number, beat) };
+                let dead = match &mut self.last_known {
+                    None => dead,
+                    Some(last_known) => last_known.dead(by, node, number, beat),
+                };
                 dead.unwrap_or_default()
             }
             // Other nodes have answered the requests and the questions from before the local node
@@ -433,53 +453,6 @@ impl State {
         transitions
     }
 
-    /// Applies a record of changes to `last_known`, and returns the joins and leaves of topics.
-    ///
-    /// A member that leaves a node without a known join may have been there all the time. If the
-    /// members of the node are unknown, the earlier events of the member are dropped.
-    fn change_last_known(
-        &mut self,
-        own: &Presences,
-        author: Author,
-        changes: &[(Arc<str>, Presence)],
-    ) -> Vec<Transition> {
-        let is_unknown = self.is_unknown(own, author);
-        for (topic, member) in self.last_known.restore_leaving(author, changes) {
-            if is_unknown {
-                self.pending.forget_member(&topic, &member);
-            }
-        }
-        self.last_known.change(author, changes)
-    }
-
-    /// Adds a part of a list of all members of a node to `last_known`, and returns the joins and
-    /// leaves of topics.
-    ///
-    /// If the local node does not know the members of the other node, they may have been present
-    /// for longer than it knows. Then they have neither joined nor left if they have also been on
-    /// other nodes. This does not hold for members whose join on the other node was read before.
-    /// Members in the first record of a node have joined with it.
-    fn add_to_last_known(&mut self, own: &Presences, author: Author, part: Part) -> Vec<Transition> {
-        let is_unknown = !part.is_new && self.is_unknown(own, author);
-        if is_unknown && self.last_known.is_new_part(author, part.is_first) {
-            let members = part.members.iter().flat_map(|(topic, of)| of.iter().map(move |it| (topic, it)));
-            for (topic, member) in members {
-                if !self.last_known.is_on_node(author.node, topic, member) {
-                    self.pending.forget_member(topic, member);
-                }
-            }
-        }
-        let mut transitions = self.last_known.part(author, part);
-        transitions.retain(|transition| !is_unknown || matches!(transition.change, Presence::Left(_)));
-        transitions
-    }
-
-    /// Returns `true` if the author of a record is another node, and may have members that the
-    /// local node does not know.
-    fn is_unknown(&self, own: &Presences, author: Author) -> bool {
-        author.node != own.node && !self.last_known.is_known(author.node)
-    }
-
     /// Returns the time when every node has had time to answer the local node's request for the
     /// members of topics. It is the time when the local node has read its request in the log, plus
     /// the longest lease of all nodes. A lease is the time of silence after which a node counts as
@@ -513,7 +486,9 @@ impl State {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             // A node that has not answered may only be cut off. Its members stay until its death.
             // `last_known` has all records that `view` has.
-            self.view = self.last_known.take();
+            if let Some(last_known) = self.last_known.take() {
+                self.view = last_known;
+            }
             self.note_complete();
         }
     }
@@ -675,8 +650,10 @@ impl State {
     /// capacity of the maps whose keys are topics.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> (usize, usize) {
-        let ([locals, local_topics], [members, topics]) = (self.locals.size(), self.view.size());
-        (locals + members + self.unpublished.len(), local_topics + topics)
+        let last_known = self.last_known.as_ref().map(View::size).unwrap_or_default();
+        let sizes = [self.locals.size(), self.view.size(), last_known];
+        let sum = |index: usize| sizes.iter().map(|size| size[index]).sum::<usize>();
+        (sum(0) + self.unpublished.len(), sum(1))
     }
 
     /// Returns the time when the announcer must run next: to append records about members, or to
@@ -704,6 +681,60 @@ impl State {
         let roster = self.roster.map(|(at, _)| at);
         next.into_iter().chain(is_due.then_some(now)).chain(again).chain(roster).min()
     }
+}
+
+/// Applies a record of changes to `last_known`, and returns the joins and leaves of topics.
+///
+/// A member that leaves a node without a known join may have been there all the time. If the
+/// members of the node are unknown, the earlier events of the member are dropped.
+fn change_last_known(
+    last_known: &mut View,
+    pending: &mut Pending,
+    own: &Presences,
+    author: Author,
+    changes: &[(Arc<str>, Presence)],
+) -> Vec<Transition> {
+    let is_unknown = is_unknown(last_known, own, author);
+    for (topic, member) in last_known.restore_leaving(author, changes) {
+        if is_unknown {
+            pending.forget_member(&topic, &member);
+        }
+    }
+    last_known.change(author, changes)
+}
+
+/// Adds a part of a list of all members of a node to `last_known`, and returns the joins and leaves
+/// of topics.
+///
+/// If the local node does not know the members of the other node, they may have been present for
+/// longer than it knows. Then they have neither joined nor left if they have also been on other
+/// nodes. This does not hold for members whose join on the other node was read before. Members in
+/// the first record of a node have joined with it.
+fn add_to_last_known(
+    last_known: &mut View,
+    pending: &mut Pending,
+    own: &Presences,
+    author: Author,
+    part: Part,
+) -> Vec<Transition> {
+    let is_unknown = !part.is_new && is_unknown(last_known, own, author);
+    if is_unknown && last_known.is_new_part(author, part.is_first) {
+        let members = part.members.iter().flat_map(|(topic, of)| of.iter().map(move |it| (topic, it)));
+        for (topic, member) in members {
+            if !last_known.is_on_node(author.node, topic, member) {
+                pending.forget_member(topic, member);
+            }
+        }
+    }
+    let mut transitions = last_known.part(author, part);
+    transitions.retain(|transition| !is_unknown || matches!(transition.change, Presence::Left(_)));
+    transitions
+}
+
+/// Returns `true` if the author of a record is another node, and may have members that the local
+/// node does not know.
+fn is_unknown(last_known: &View, own: &Presences, author: Author) -> bool {
+    author.node != own.node && !last_known.is_known(author.node)
 }
 
 #[cfg(test)]
@@ -735,10 +766,44 @@ mod tests {
         assert!(!state.has_written(ticket));
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
-        state.lose();
+        state.lose(&own);
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
+    }
+
+    fn list(node: u64, number: u64, members: &[&str], own: &Presences) -> Message {
+        let members = [("t".into(), members.iter().map(|member| (*member).into()).collect())].into();
+        let author = Author { node, number, lease: own.lease };
+        Message::Full { author, part: Part { members, is_first: true, is_last: true, is_new: true } }
+    }
+
+    /// The records that the node misses have the deaths of the other nodes.
+    #[tokio::test(start_paused = true)]
+    async fn node_that_does_not_use_presence_forgets_members() {
+        let own = own();
+        let mut state = State::new(true);
+        for node in 100..200 {
+            state.note_message(&own, Position::new(node), list(node, 1, &["a"], &own));
+            assert_eq!(state.size().0, 2);
+            state.lose(&own);
+            assert_eq!(state.size(), (0, 0));
+            assert_eq!(append_all(&mut state, &own), 0);
+        }
+    }
+
+    /// The node needs the members only after it has missed records and read the members again.
+    #[tokio::test(start_paused = true)]
+    async fn members_that_were_read_before_they_are_needed_stay() {
+        let own = own();
+        let mut state = State::new(false);
+        state.note_message(&own, Position::new(1), list(8, 1, &["a"], &own));
+        state.is_wanted = true;
+        state.note_message(&own, Position::new(2), list(9, 1, &["b"], &own));
+        let Some(Job::Messages(messages)) = state.take_job(&own) else { panic!("the node asks") };
+        let Message::Ask { id } = messages[0] else { panic!("{messages:?}") };
+        state.end_request(id);
+        assert_eq!(state.members("t"), ["a", "b"].map(Arc::from));
     }
 
     /// A paused clock of tokio returns the same time in two readings. This test needs two different
@@ -760,7 +825,7 @@ mod tests {
             let mut asks = 0;
             for _ in 0..seconds * 10 {
                 // The answers are evicted before the local node reads them.
-                state.lose();
+                state.lose(&own);
                 asks += append_all(state, &own);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

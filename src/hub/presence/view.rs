@@ -25,7 +25,7 @@ const MAX_EMPTY_NODES: usize = 1_000;
 /// differs from node to node, so usually only one node declares the silent node dead.
 const JITTER: Duration = Duration::from_millis(200);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic, each with the number of nodes where the member is present.
@@ -60,6 +60,7 @@ enum Known {
     Dead,
 }
 
+#[derive(Clone)]
 struct Node {
     /// The number of the newest record of this node about its members. Each node numbers these
     /// records. A record with the same number as the newest one, or a smaller number, has arrived
