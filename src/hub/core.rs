@@ -372,6 +372,7 @@ impl Core {
         self.presence.note_finished(name);
         let recordings = self.recordings.note_finished(name);
         self.commit(registry, &topic, contents, now);
+        self.presence.forget_finished();
         recordings.iter().for_each(|recording| recording.end());
         Ok(())
     }

@@ -143,6 +143,7 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     if is_finished {
         // The set of ended topics may have forgotten the topic while it had no members.
         state.note_end(topic);
+        state.clean_up();
     } else if exists {
         state.note_reopened(topic);
     }

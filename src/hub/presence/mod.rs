@@ -257,6 +257,15 @@ impl Presences {
         }
     }
 
+    /// Frees the memory of finished topics that presence need not remember. Called after
+    /// [`note_finished`](Self::note_finished), without the locks of the registry and of the topic,
+    /// because the time grows with the number of finished topics.
+    pub(super) fn forget_finished(&self) {
+        if self.events.is_some() {
+            self.state().clean_up();
+        }
+    }
+
     /// Notes that a topic without events has got an event. If the topic was finished before, joins
     /// and leaves of its members are published as events again. Only a hub without a backend calls
     /// this: with a backend, the node learns from the log that a topic was opened again.
@@ -469,6 +478,18 @@ async fn members_of_all_nodes(core: &Core, backend: &BackendClient, topic: &Arc<
 #[cfg(all(test, not(tower_sse_loom)))]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn few_finished_topics_without_members_are_remembered() {
+        let events = PresenceEvents(Arc::new(|_, _| None));
+        let config = HubConfig { presence_events: Some(events), ..HubConfig::DEFAULT };
+        let core = Arc::new(Core::new(config, None));
+        let topics: Vec<Arc<str>> = (0..3_000).map(|n| format!("topic {n}").into()).collect();
+        topics.iter().for_each(|topic| core.finish_in_memory(topic, || true).unwrap());
+        let state = core.presence.state();
+        let remembered = topics.iter().filter(|topic| state.has_ended(topic)).count();
+        assert!(remembered <= 1_000, "{remembered}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn no_memory_is_kept_after_all_members_have_left() {

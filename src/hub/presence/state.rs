@@ -237,16 +237,21 @@ impl State {
     }
 
     /// Notes that a topic was finished. Its members stay members, but their joins and leaves are
-    /// not published as events any more.
+    /// not published as events any more. The caller then calls [`clean_up`](Self::clean_up).
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
+        self.ended.insert(topic.clone());
+    }
+
+    /// Forgets the finished topics that have neither members nor events to drop, if many finished
+    /// topics are remembered.
+    pub(super) fn clean_up(&mut self) {
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
             let mut ended = std::mem::take(&mut self.ended);
             ended.retain(|topic| self.has_members_or_events(topic));
             self.ended = ended;
             self.cleanup_at = 2 * self.ended.len();
         }
-        self.ended.insert(topic.clone());
     }
 
     /// Returns `true` if the topic has members, or has join or leave events of members that are not
@@ -349,7 +354,10 @@ impl State {
             match record.kind {
                 RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
-                RecordKind::Finish if own.events.is_some() => self.note_end(&record.topic),
+                RecordKind::Finish if own.events.is_some() => {
+                    self.note_end(&record.topic);
+                    self.clean_up();
+                }
                 // The members of a removed topic stay, and so do the events that are not published
                 // yet.
                 RecordKind::Finish | RecordKind::State | RecordKind::Remove => {}
@@ -845,6 +853,7 @@ mod tests {
             state.note_message(&own, Position::new(n + 1), question);
             state.send(Message::Answer { node: 7, id: n, subscribers: 1 });
             state.note_end(&n.to_string().into());
+            state.clean_up();
         }
         assert_eq!((state.questions.len(), state.outgoing.len()), (MAX_WAITING, MAX_WAITING));
         assert!(state.ended.len() <= MAX_ENDED, "{}", state.ended.len());
