@@ -474,6 +474,22 @@ async fn node_that_missed_records_corrects_its_own_members() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
+/// The other log has evicted its first records, and has no records of the node that hangs.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_silent_node_leave_another_log() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    shared.replace(RETAINED, (0..2 * RETAINED).map(record).collect());
+    sleep(LEASE + SECOND).await;
+    assert_members(&hubs[1..], &["a", "b"]).await;
+    sleep(LEASE + GRACE).await;
+    assert_members(&hubs[1..], &["b"]).await;
+    assert_eq!(events(&shared), ["-a"]);
+}
+
 /// Another log replaces the current one while a node is cut off. The new log contains old records
 /// of both nodes, with a member that has left since.
 #[tokio::test(start_paused = true)]

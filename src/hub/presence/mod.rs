@@ -221,14 +221,17 @@ impl Presences {
         self.release(state);
     }
 
-    /// Forgets the members of all topics, because the local node starts to read a log from its
-    /// oldest record: after it has connected to the backend, or after another log has replaced the
-    /// current one.
+    /// Prepares for reading a log from its oldest record, after the local node has connected to the
+    /// backend, or after another log has replaced the current one.
     ///
     /// The node reads the records after the position `after`, because earlier records may have been
-    /// evicted. `last` is the end of the log at this time. The node publishes no events for joins
-    /// and leaves up to `last`. Until the node has read up to `last`, it does not count as knowing
-    /// all members.
+    /// evicted. If `after` is [`Position::START`], no record was evicted: the node forgets the
+    /// members of the previous log. Otherwise, it does not know all members. The members of other
+    /// nodes then stay as after [missed records](State::lose), until their nodes announce them or
+    /// are declared dead.
+    ///
+    /// `last` is the end of the log at this time. The node publishes no events for joins and leaves
+    /// up to `last`. It does not count as knowing all members until it has read up to `last`.
     ///
     /// Returns the wakers of the streams that yield joins and leaves. The caller must release its
     /// locks before it wakes them.

@@ -281,15 +281,14 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members that the local node has read from the log. Called if records of the log
+    /// Notes that the local node does not know all members any more. Called if records of the log
     /// were evicted before the local node has read them, or if the node begins to read another log.
-    /// If the node needs the members, it requests them again.
+    /// If the node uses presence, it keeps the members in `last_known`, and requests all members
+    /// again. Otherwise it forgets the members: it would keep members forever whose leaves it has
+    /// missed.
     ///
     /// The join and leave events that are not published yet remain, for the case that no other node
     /// knows all members.
-    ///
-    /// A node that does not use presence forgets all members. Otherwise it would keep members
-    /// forever whose leaves it has missed, because it does not ask for the members.
     pub(super) fn lose(&mut self, own: &Presences) {
         let view = self.view.take();
         let last_known = self.last_known.take().unwrap_or(view);
