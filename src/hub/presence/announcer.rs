@@ -271,11 +271,7 @@ async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<AnswersEnd>) -> Op
                 let mut state = presence.state();
                 state.end_request(request.0);
                 presence.release(state);
-                let core = weak.upgrade()?;
-                start(&core);
-                // The members of other nodes are known again. The keeper watches the signs of life
-                // of these nodes.
-                keeper::start(&core);
+                start(&weak.upgrade()?);
             } else {
                 unread = Some(through);
             }

@@ -327,7 +327,10 @@ impl Presences {
     /// the signs of life of the other nodes.
     pub(super) fn is_active(&self) -> bool {
         let state = self.state();
-        !state.is_shut_down && (!state.locals.is_empty() || state.view.has_others(self.node))
+        // The keeper also runs while the local node asks for all members. A keeper that starts
+        // later would not count the silence of other nodes before its start.
+        let mut views = [Some(&state.view), state.last_known.as_ref()].into_iter().flatten();
+        !state.is_shut_down && (!state.locals.is_empty() || views.any(|view| view.has_others(self.node)))
     }
 
     /// Returns the lease of the local node: the time of silence after which the other nodes declare
