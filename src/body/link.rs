@@ -213,7 +213,7 @@ mod tests {
     /// A middleware can move the body into a task, which polls the body while the layer runs.
     #[test]
     fn layer_is_returned_if_the_body_was_polled_meanwhile() {
-        let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), trace::Request::default());
+        let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), Default::default());
         let (mut link, handle) = LayerLink::open();
         assert!(handle.is_open() && handle.attach(layer()).is_none());
         let state = handle.0.upgrade().unwrap();

@@ -103,7 +103,7 @@ async fn recording_replaces_that_of_a_dead_node() {
     }
 }
 
-/// Of two recordings of dead nodes, one remains, and a living node takes it over.
+/// A living node settles one of the two recordings, and takes the other one over.
 #[tokio::test(start_paused = true)]
 async fn topic_recorded_by_two_dead_nodes_is_finished() {
     let shared = Shared::new(PLENTY);

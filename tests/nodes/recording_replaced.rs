@@ -146,7 +146,7 @@ async fn late_response_announces_nothing_in_another_log() {
     .expect("the recording is listed");
     connection.latency.store(0, Relaxed);
     shared.replace(PLENTY, Vec::new());
-    // The node switches to the other log while the response is still on its way.
+    // The node switches to the other log while the response is still in flight.
     connection.set(Mode::Fails);
     sleep(SECOND / 100).await;
     connection.set(Mode::Works);

@@ -140,8 +140,8 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Returns the end of the part of the log, as a position, in which this node has looked for the
-    /// ends of the recordings `locals`.
+    /// Returns the position up to which this node has looked for the ends of the recordings `locals`
+    /// in the log.
     pub(super) fn examined_through(&self, locals: &[Arc<Local>]) -> Position {
         let state = self.state();
         let through = locals.iter().map(|local| local.examined_through(state.noted_through));

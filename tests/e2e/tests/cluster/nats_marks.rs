@@ -114,7 +114,7 @@ async fn mark_is_added_during_traffic_after_the_newest_was_deleted() {
     assert_eq!(marks(&admin).await, [&*id, &*id], "the old mark, and a new one");
 }
 
-/// The lost messages are of other programs, so the node remembers none of them.
+/// The lost messages are of other programs, so the node does not remember them.
 #[tokio::test(flavor = "multi_thread")]
 async fn mark_at_a_known_sequence_begins_another_log() {
     let store = Store::start(StoreKind::Nats, &[]).await;
