@@ -233,8 +233,8 @@ impl Hub {
     }
 
     /// Reads topics up to now: returns a stream of the events from `start` on that the log contains
-    /// at the moment. The stream then ends. [`Listener`] describes the order of the events and gaps.
-    /// The stream can also contain some events that are published while it is read.
+    /// at the moment. The stream then ends. [`Listener`] describes gaps and the order of the
+    /// events. The stream can also contain events that are published while it is read.
     ///
     /// Use it to restore a state after a restart, or to show the retained events of a topic without
     /// an open stream. To continue with later events, [listen](Self::listen) after the

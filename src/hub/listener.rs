@@ -186,8 +186,8 @@ impl Listener {
         Ok(self)
     }
 
-    /// Ends the listener if it has reached its [`End`]. Returns `true` if it has ended. `is_waiting`
-    /// is `true` if the subscription has no further event at the moment.
+    /// Ends the listener if it has reached its [`End`]. Returns `true` if it has ended. Set
+    /// `is_waiting` if the subscription has no further event at the moment.
     fn has_ended(&mut self, is_waiting: bool) -> bool {
         let End::At(end) = self.end else { return self.end == End::Reached };
         let is_past = self.subscription.cursor >= end && !self.subscription.has_beginning();

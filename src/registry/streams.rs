@@ -115,7 +115,7 @@ impl<K> Streams<K> {
         K: Eq,
     {
         let first = self.first.find(hash, |first| self.has_key(*first, key)).copied();
-        self.list(first).filter(|index| self.has_response(*index)).count()
+        self.list(first).filter(|index| self.is_open(*index)).count()
     }
 
     /// Adds a stream with the key `key` to the registry. The stream is not open yet, because its
@@ -197,7 +197,7 @@ impl<K> Streams<K> {
         if !event.is_empty() {
             self.closing_events.extend(closed.iter().map(|index| (*index, event.clone())));
         }
-        let open = closed.iter().filter(|index| self.has_response(**index)).count();
+        let open = closed.iter().filter(|index| self.is_open(**index)).count();
         self.open -= open;
         let blocks = &self.blocks;
         let wakers = closed.iter().filter_map(|index| blocks[index.block()].as_ref()?.block.close(index.slot()));
@@ -327,10 +327,9 @@ impl<K> Streams<K> {
         self.stream(other).is_some_and(|other| self.has_key(index, &other.key))
     }
 
-    /// Returns `true` if the request of a registered stream has got its response.
-    fn has_response(&self, index: Index) -> bool {
+    fn is_open(&self, index: Index) -> bool {
         let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
-        slots.is_some_and(|slots| slots.has_response & (1 << index.slot()) != 0)
+        slots.is_some_and(|slots| slots.is_open(index.slot()))
     }
 
     /// Returns the indices of the streams in a linked list of streams with the same key. `first` is
@@ -374,6 +373,8 @@ impl<K> Slots<K> {
         (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
     }
 
+    /// Returns `true` if the request of the stream in this slot has got its response, and the
+    /// stream is not closed.
     fn is_open(&self, slot: usize) -> bool {
         self.has_response & (1 << slot) != 0 && !self.block.is_closed(slot)
     }

@@ -47,7 +47,7 @@ pub(crate) struct Faulty {
     /// The log seems to have evicted all records up to this position, also if it retains them for
     /// other nodes.
     pub missed: Arc<AtomicU64>,
-    /// The position up to which the node has read the log.
+    /// The end of the part of the log that the node has read.
     pub followed: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }

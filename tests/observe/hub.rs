@@ -141,7 +141,8 @@ impl Backend for Outages {
     }
 }
 
-/// Returns the level, the message, and the fields `operation` and `error` of each event except gaps.
+/// Returns the level, the message, and the fields `operation` and `error` of each event that is no
+/// gap.
 fn outages(seen: &Seen) -> Vec<(Level, String, Option<String>, Option<String>)> {
     let field = |event: &Emitted, name: &str| event.fields.get(name).cloned();
     let events = seen.events().into_iter().filter(|event| event.message() != "gap reported");

@@ -176,7 +176,7 @@ mod tests {
         Builder::new_multi_thread().worker_threads(1).build().unwrap()
     }
 
-    /// Opens a connection, and returns the runtime in which it was opened.
+    /// Opens a connection, and returns the runtime of the task that has opened it.
     async fn runtime_of(shared: &SharedConnection<Id, Arc<str>>) -> Result<Id, Arc<str>> {
         shared.get(|| async { Ok(Handle::current().id()) }).await
     }

@@ -177,8 +177,8 @@ impl Local {
         self.lock().started_at
     }
 
-    /// Returns the position up to which this node has looked for the end of this recording in the
-    /// log. This node has read the log up to `read`. It examines the records in
+    /// Returns the end of the part of the log that this node has searched for the end of this
+    /// recording, as a position. This node has read the log up to `read`. It examines the records in
     /// the topic later if an append has no response yet, or if the log may be a copy.
     pub(super) fn examined_through(&self, read: Position) -> Position {
         let state = self.lock();

@@ -140,8 +140,8 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Returns the position up to which this node has looked for the ends of the recordings `locals`
-    /// in the log.
+    /// Returns the end of the part of the log that this node has searched for the ends of the
+    /// recordings `locals`, as a position.
     pub(super) fn examined_through(&self, locals: &[Arc<Local>]) -> Position {
         let state = self.state();
         let through = locals.iter().map(|local| local.examined_through(state.noted_through));
@@ -403,9 +403,11 @@ impl State {
         }
     }
 
-    /// Another recording of the topic counts if it is on this node and not over, or if another node
-    /// has listed it. It must be certain that it has not ended, unless `announced` is uncertain,
-    /// too. Then a sign of life after the unread part of the log must have listed it.
+    /// Returns `true` if this node knows another recording in the topic of `announced`. A recording
+    /// on this node counts if it is not over. A recording on another node counts if its node has
+    /// listed it after the last lost part of the log, and if it has certainly not ended. Set
+    /// `is_uncertain` if `announced` may have ended itself. A recording on another node then also
+    /// counts if it may have ended.
     fn has_successor(&self, announced: &Announced, is_uncertain: bool) -> bool {
         let mut here = self.local.get(&announced.topic).into_iter().flatten();
         let mut elsewhere = self.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));

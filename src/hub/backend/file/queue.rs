@@ -44,7 +44,7 @@ pub(super) struct Batch {
 const MAX_BATCH: usize = 8 << 20;
 
 /// If the writer expects at most this number of further appends for a commit, it waits for all of
-/// them. If it expects more, it stores some of them while the others arrive.
+/// them. If it expects more, it stores the first appends while the others arrive.
 const FEW: usize = 8;
 
 /// The maximum time that the writer polls the queue for expected appends, before it sleeps until
@@ -153,9 +153,9 @@ impl Queue {
 
     /// Waits for the `expected` appends, which can share a commit, at most until the time `window`.
     /// This wait ends earlier if a quarter of them are in the queue, or all of them if `expected`
-    /// is at most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append, at
-    /// most until the time `deadline` (`None`: without a time limit). Returns the first appends of
-    /// the next commit, or other work for the writer: for example, the report of a failed read.
+    /// is at most 8 ([`FEW`]). If the queue is empty after this wait, waits for the first append,
+    /// at most until the time `deadline` (`None`: without a time limit). Returns the first appends
+    /// of the next commit, or other work for the writer: for example, the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Instant) -> Work {
         let waiting = self.wait_for_expected(share(expected, 4), window);
         let mut waiting = self.wait(waiting, 1, deadline);

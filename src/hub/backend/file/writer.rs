@@ -182,8 +182,8 @@ impl Writer {
                     .into_iter()
                     .map(|position| Ok(position.map(|position| Appended { epoch, position })));
                 let clocks = replies::send(appends.into_iter().map(|append| append.publisher).zip(outcomes));
-                // The publishers come first: while the follower delivers these records, they publish
-                // the next ones.
+                // The publishers come first: while the follower delivers these records, they
+                // publish the next ones.
                 self.shared.wake_followers();
                 drop(clocks);
             }
