@@ -252,6 +252,16 @@ fn read_ends_after_present_events() {
     assert_eq!(read(&mut listen(&hub, &["a"], cursor)), ["a later"]);
 }
 
+#[test]
+fn read_ends_before_later_events_of_another_topic() {
+    let hub = Hub::new();
+    publish(&hub, "a", "1");
+    publish(&hub, "other", "2");
+    let mut reading = task::spawn(now(hub.read(["a"], Start::Earliest)).unwrap());
+    assert_eq!(read(&mut reading), ["a 1"]);
+    assert!(assert_ready!(reading.poll_next()).is_none());
+}
+
 /// A topic with a fast publisher would never be read to its end.
 #[test]
 fn read_of_a_busy_topic_ends() {
