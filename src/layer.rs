@@ -160,8 +160,10 @@ impl SseLayer {
     }
 
     /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
-    /// stream first finishes the current event. Streams that begin after the shutdown end in the
-    /// same way.
+    /// [`SseStream`](crate::SseStream) first sends the items that are ready, for example the events
+    /// that were published to a hub before. It ends when no item is ready, or after 64 turns: each
+    /// turn sends up to 64 items, in a frame of up to 16 KiB or with one larger item. A stream that
+    /// begins after the shutdown ends without any item.
     ///
     /// Before its end, the stream sends a reconnect delay with [jitter](Self::reconnect_jitter) and
     /// the [shutdown event](Self::shutdown_event). Because all streams end, the graceful shutdown

@@ -4,7 +4,7 @@ use crate::{CloseReason, Event, random, registry::Registration, settings::FinalB
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::time::{Sleep, sleep};
@@ -22,10 +22,20 @@ pub(super) enum EndSignal {
     /// because the handler has declared that the stream ends by itself. The `Lifetime` is this
     /// timeout: when it is over, the stream is ended. The `Settings` are those of the layer.
     Drain(Lifetime, Arc<Settings>),
+    /// The shutdown of a layer ends the stream now. The `Settings` are those of the layer.
+    ShutDown(Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The handler's `end_when` future, whose completion ends the stream. The mutex is never
     /// locked: it makes the body `Sync` although the future is not.
     When(Mutex<EndFuture>),
+}
+
+/// The way in which a stream ends early.
+pub(super) enum End {
+    /// A layer is shut down. The stream first sends the events that are ready.
+    Shutdown,
+    /// The stream sends these bytes, and no further event.
+    Now(CloseReason, FinalBytes),
 }
 
 /// A time span after which a stream ends, and the timer that measures it. The timer is created at
@@ -110,41 +120,45 @@ impl Registrations {
 }
 
 impl EndSignal {
-    /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: the handler's delay `retry`, or
-    /// else the layer's delay, or else one second. If the handler has declared that the stream ends
+    /// Returns ready when the stream has to end. If the handler has declared that the stream ends
     /// by itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout.
     /// Without a drain timeout, the shutdown ends the stream at once.
-    pub(super) fn poll(
-        &mut self,
-        retry: Option<Duration>,
-        is_finite: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<(CloseReason, FinalBytes)> {
+    pub(super) fn poll(&mut self, is_finite: bool, cx: &mut Context<'_>) -> Poll<End> {
         match self {
             Self::Shutdown(shutdown, settings) => {
-                if shutdown.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                match settings.drain_timeout.filter(|_| is_finite) {
-                    Some(time) => {
-                        *self = Self::Drain(Lifetime::exactly(time), Arc::clone(settings));
-                        self.poll(retry, is_finite, cx)
-                    }
-                    None => Poll::Ready((CloseReason::Shutdown, settings.final_bytes(retry))),
-                }
+                ready!(shutdown.as_mut().poll(cx));
+                let settings = Arc::clone(settings);
+                *self = match settings.drain_timeout.filter(|_| is_finite) {
+                    Some(time) => Self::Drain(Lifetime::exactly(time), settings),
+                    None => Self::ShutDown(settings),
+                };
+                self.poll(is_finite, cx)
             }
             Self::Drain(timer, settings) => {
-                timer.poll(cx).map(|()| (CloseReason::Shutdown, settings.final_bytes(retry)))
+                ready!(timer.poll(cx));
+                *self = Self::ShutDown(Arc::clone(settings));
+                Poll::Ready(End::Shutdown)
             }
-            Self::MaxLifetime(timer) => timer.poll(cx).map(|()| (CloseReason::MaxLifetime, FinalBytes::default())),
+            Self::ShutDown(_) => Poll::Ready(End::Shutdown),
+            Self::MaxLifetime(timer) => {
+                timer.poll(cx).map(|()| End::Now(CloseReason::MaxLifetime, FinalBytes::default()))
+            }
             Self::When(future) => {
                 let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
                 future.as_mut().poll(cx).map(|event| {
                     let event = event.map(Event::encode).unwrap_or_default();
-                    (CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() })
+                    End::Now(CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() })
                 })
             }
+        }
+    }
+
+    /// Returns the settings of the layer whose shutdown ends the stream. `None` if this is not the
+    /// signal of such a layer.
+    pub(super) fn shut_down_by(&self) -> Option<&Settings> {
+        match self {
+            Self::ShutDown(settings) => Some(settings),
+            _ => None,
         }
     }
 }

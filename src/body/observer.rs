@@ -8,7 +8,7 @@
 //! reports these to the observer.
 
 use super::{
-    end::{EndFuture, EndSignal, Lifetime, Registrations},
+    end::{End, EndFuture, EndSignal, Lifetime, Registrations},
     link::{AppliedLayer, LayerLink},
 };
 use crate::{
@@ -166,14 +166,23 @@ impl Observation {
         self.observer.is_some()
     }
 
-    /// Returns ready when a layer or the handler ends the stream, with the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: the handler's delay `retry`, or
-    /// else the layer's delay, or else one second.
+    /// Returns ready when a layer or the handler ends the stream. The body then calls
+    /// [`end`](Self::end), at a shutdown possibly in a later poll.
     #[inline]
-    pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         match &mut self.observer {
-            Some(observer) => observer.poll_end(retry, cx),
+            Some(observer) => observer.poll_end(cx),
             None => Poll::Pending,
+        }
+    }
+
+    /// Records the reason of an early end, and returns the bytes to send before it. At a shutdown,
+    /// these bytes contain a reconnect delay: the handler's delay `retry`, or else the layer's
+    /// delay, or else one second.
+    pub(super) fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
+        match &mut self.observer {
+            Some(observer) => observer.end(end, retry),
+            None => FinalBytes::default(),
         }
     }
 
@@ -346,18 +355,32 @@ impl StreamObserver {
         }))
     }
 
-    fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if let Poll::Ready(final_bytes) = self.registrations.poll(cx) {
-            self.set_reason(CloseReason::Ended);
-            return Poll::Ready(final_bytes);
+            return Poll::Ready(End::Now(CloseReason::Ended, final_bytes));
         }
+        let mut end = Poll::Pending;
         for signal in &mut self.end_signals {
-            if let Poll::Ready((reason, final_bytes)) = signal.poll(retry, self.is_finite, cx) {
-                self.set_reason(reason);
-                return Poll::Ready(final_bytes);
+            match signal.poll(self.is_finite, cx) {
+                Poll::Pending => {}
+                Poll::Ready(End::Shutdown) => end = Poll::Ready(End::Shutdown),
+                // After this end, no event is sent. So it has precedence over a shutdown.
+                now => return now,
             }
         }
-        Poll::Pending
+        end
+    }
+
+    fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
+        let (reason, final_bytes) = match end {
+            End::Now(reason, final_bytes) => (reason, final_bytes),
+            End::Shutdown => {
+                let settings = self.end_signals.iter().find_map(EndSignal::shut_down_by);
+                (CloseReason::Shutdown, settings.map(|settings| settings.final_bytes(retry)).unwrap_or_default())
+            }
+        };
+        self.set_reason(reason);
+        final_bytes
     }
 
     /// Returns whether a [`StreamRegistry`](crate::StreamRegistry) has closed the stream.

@@ -2,10 +2,12 @@
 
 use super::{
     LayerLink,
+    end::End,
     flush_delay::FlushDelay,
     frame::FrameBuffer,
     idle_timer::IdleTimer,
     observer::{HandlerEnd, NextFrame, Observation, ObservedBody, poll_observed},
+    wake_flag::WakeFlag,
 };
 use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
@@ -21,10 +23,11 @@ use pin_project_lite::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
+use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
@@ -98,6 +101,11 @@ enum Held {
 /// each.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
+/// The maximum number of turns in which a stream sends its last items after the shutdown of a layer.
+/// One turn sends one frame: up to 64 items, and 16 KiB or one larger item. So a stream that is
+/// always ready ends, too.
+const MAX_LAST_TURNS: u8 = 64;
+
 pin_project! {
     #[project = Projection]
     /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event
@@ -145,6 +153,9 @@ pin_project! {
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
         // not polled yet: a frame that is full ends a poll of the body early.
         was_pending: bool,
+        // After the shutdown of a layer: the number of turns in which the stream can still send items
+        // that are ready. `None` before the shutdown.
+        last_turns: Option<u8>,
         observation: Observation,
     }
 
@@ -176,6 +187,7 @@ impl<S> SseBody<S> {
             has_id_to_keep: false,
             reached: Reached::new(),
             was_pending: false,
+            last_turns: None,
             observation: Observation::new(link),
         }
     }
@@ -206,6 +218,7 @@ impl<S> SseBody<S> {
             has_id_to_keep: false,
             reached: Reached::new(),
             was_pending: false,
+            last_turns: None,
         }
     }
 }
@@ -272,9 +285,11 @@ where
         let mut beginning_if_closed = self.observation.is_registered().then(|| beginning.clone());
         let mut frame = begin_frame(beginning);
 
-        self.apply_end(&mut frame, cx);
+        self.apply_end(is_first, &mut frame, cx);
         let was_open = self.stream.is_some();
-        let mut filled = if is_first && !*self.has_preamble {
+        let mut filled = if let Some(turns) = *self.last_turns {
+            self.fill_for_rest(turns, &mut frame, cx)
+        } else if is_first && !*self.has_preamble {
             let (filled, lines) = self.fill_first(&mut frame, cx);
             if !lines.is_empty() {
                 // The beginning is only the `retry` line, because no first bytes were offered
@@ -310,7 +325,9 @@ where
                 self.reached.set_several();
                 is_cursor = false;
                 frame = begin_frame(beginning);
-                self.end(&mut frame, cx);
+                if let Poll::Ready(end) = self.observation.poll_end(cx) {
+                    self.end(end, &mut frame, cx);
+                }
             }
         }
 
@@ -475,25 +492,70 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Ends the stream if a layer or the handler requests this now: adds the final bytes, such as a
-    /// reconnect delay and a last event, to the frame, and drops the stream.
-    fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if self.observation.is_on() && self.stream.is_some() {
-            self.end(frame, cx);
+    /// Ends the stream if a layer or the handler requests this now. At a shutdown, the stream
+    /// continues while it has items that are ready. Streams that begin after the shutdown end
+    /// unpolled.
+    fn apply_end(&mut self, is_first: bool, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        if !self.observation.is_on() || self.stream.is_none() {
+            return;
+        }
+        match self.observation.poll_end(cx) {
+            Poll::Pending => {}
+            Poll::Ready(End::Shutdown) if !is_first => _ = self.last_turns.get_or_insert(MAX_LAST_TURNS),
+            Poll::Ready(end) => self.end(end, frame, cx),
         }
     }
 
-    fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        let retry = self.retry();
-        if let Poll::Ready(mut final_bytes) = self.observation.poll_end(retry, cx) {
-            self.add_last_cursor(frame, cx);
-            self.stream.set(None);
-            if *self.has_id_to_keep {
-                final_bytes.remove_shutdown_event();
-            }
-            let events = u64::from(!final_bytes.event.is_empty());
-            self.add(frame, final_bytes.into_bytes(), events);
+    /// Drops the stream, and adds the final bytes, such as a reconnect delay and a last event, to
+    /// the frame.
+    fn end(&mut self, end: End, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        self.add_last_cursor(frame, cx);
+        self.stream.set(None);
+        self.add_final_bytes(end, frame);
+    }
+
+    fn add_final_bytes(&mut self, end: End, frame: &mut FrameBuilder) {
+        let mut final_bytes = self.observation.end(end, self.retry());
+        if *self.has_id_to_keep {
+            final_bytes.remove_shutdown_event();
         }
+        let events = u64::from(!final_bytes.event.is_empty());
+        self.add(frame, final_bytes.into_bytes(), events);
+    }
+
+    /// Adds items of the stream to the frame after the shutdown of a layer, like
+    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or after
+    /// [`MAX_LAST_TURNS`].
+    #[cold]
+    fn fill_for_rest(&mut self, turns: u8, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+        if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
+            return Poll::Ready(());
+        }
+        if turns > 0 {
+            *self.last_turns = Some(turns - 1);
+            let flag = Arc::new(WakeFlag::new(cx.waker()));
+            let waker = Waker::from(Arc::clone(&flag));
+            let mut reached = *self.reached;
+            let filled = poll_for(Purpose::Rest, &mut reached, || self.fill(frame, &mut Context::from_waker(&waker)));
+            // The same rule as in `fill_for_items`.
+            if !*self.was_pending || self.reached.is_one() {
+                *self.reached = reached;
+            }
+            if filled.is_ready() {
+                return filled;
+            }
+            // A stream that has spent the budget of its task, or has done enough work for one poll,
+            // is pending although it may have further items. It is then polled again at once.
+            if flag.is_woken() || !has_budget_remaining() {
+                return Poll::Pending;
+            }
+            *self.was_pending = true;
+        } else {
+            // The newest cursor could be after an item that the stream has not yielded.
+            self.reached.set_several();
+        }
+        self.end(End::Shutdown, frame, cx);
+        Poll::Pending
     }
 
     /// Adds the newest cursor of a hub subscription, the id that the client sends when it
@@ -619,6 +681,9 @@ where
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
         let reason = reason_of(&error);
+        if reason == CloseReason::Shutdown && self.last_turns.is_some() {
+            return self.add_final_bytes(End::Shutdown, frame);
+        }
         self.observation.set_reason(reason);
         if reason == CloseReason::Shutdown {
             // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect

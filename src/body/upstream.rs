@@ -208,7 +208,7 @@ where
     fn poll_next(&mut self, _is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
         let stream = &mut *self.stream;
         if !stream.is_ended {
-            stream.is_ended = stream.observation.poll_end(None, cx).is_ready();
+            stream.is_ended = poll_final_bytes(&mut stream.observation, cx).is_ready();
         }
         if stream.is_ended {
             return Poll::Ready(None);
@@ -216,7 +216,7 @@ where
         let outcome = ready!(poll_nonempty(self.body.as_mut(), cx));
         if stream.observation.is_closed() {
             // A registry has closed the stream during this poll.
-            stream.is_ended = stream.observation.poll_end(None, cx).is_ready();
+            stream.is_ended = poll_final_bytes(&mut stream.observation, cx).is_ready();
             return Poll::Ready(None);
         }
         stream.is_ended = !matches!(outcome, Some(Ok(_)));
@@ -251,6 +251,12 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     }
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+/// Returns ready when a layer ends the stream, with the bytes to send before the end. Of an upstream
+/// stream, a shutdown sends only the rest of the current event.
+fn poll_final_bytes(observation: &mut Observation, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+    observation.poll_end(cx).map(|end| observation.end(end, None))
 }
 
 /// Sets the close reason of the stream to `Error`, and logs that the inner body has failed.
@@ -450,7 +456,7 @@ impl<E> PassthroughStream<E> {
     /// final bytes, or `None` if there are no final bytes.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {
-            let final_bytes = ready!(self.observation.poll_end(None, cx));
+            let final_bytes = ready!(poll_final_bytes(&mut self.observation, cx));
             self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
         }
         if !self.events.is_complete() {

@@ -304,8 +304,8 @@ impl Hub {
     /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
     /// no shutdown event. To send the shutdown event, first cancel the token of
     /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
-    /// have ended. A stream that ends because of the token delivers no further event either, so
-    /// publish last events some time before.
+    /// have ended. Until then, they send the events that were published before the token was
+    /// cancelled.
     ///
     /// # Examples
     ///

@@ -54,6 +54,11 @@ impl Linger {
         }
     }
 
+    /// Ends the pause. The subscription delivers its events without a further pause.
+    pub(super) fn end(&mut self) {
+        self.phase = Phase::Silent;
+    }
+
     /// Returns `Ready` if no pause of the subscription is running, or when the pause is over. A
     /// pause ends early when a topic is finished or the hub is shut down. `ready`, the list of the
     /// subscription's topics that have changed, reports these two cases.

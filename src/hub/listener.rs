@@ -251,7 +251,11 @@ impl Stream for Listener {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         // Its events have ids of the same log as those of a subscription in the same response.
-        let _any = preamble::purpose_of_poll(&mut this.subscription.polled_by);
+        let purpose = match preamble::purpose_of_poll(&mut this.subscription.polled_by) {
+            Purpose::Rest => Purpose::Rest,
+            // A listener yields no cursor.
+            _ => Purpose::Items,
+        };
         if this.events_in_turn == MAX_EVENTS_PER_TURN {
             this.events_in_turn = 0;
             cx.waker().wake_by_ref();
@@ -266,7 +270,7 @@ impl Stream for Listener {
                 return Poll::Ready(None);
             }
             let before = this.subscription.resume_position();
-            let item = this.subscription.poll_item(Purpose::Items, cx);
+            let item = this.subscription.poll_item(purpose, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
                 if this.has_ended(true) {

@@ -2,6 +2,7 @@
 
 mod common;
 mod end_when;
+mod last_items;
 mod lifetime;
 mod limits;
 mod reconnect;
