@@ -161,7 +161,7 @@ impl SseLayer {
 
     /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
     /// [`SseStream`](crate::SseStream) first sends the items that are ready, for example the events
-    /// that were published to a hub before. It ends when no item is ready, or after 64 turns: each
+    /// that were published to a hub before. It ends when no item is ready, or after 256 turns: each
     /// turn sends up to 64 items, in a frame of up to 16 KiB or with one larger item. A stream that
     /// begins after the shutdown ends without any item.
     ///

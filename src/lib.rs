@@ -83,7 +83,7 @@
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
 //! 7. A shutdown ends every open stream after its last ready event, and with a reconnect delay
-//!    (`lifecycle`, `lifecycle_on_the_wire`). A stream that is always ready ends after at most 4,096
+//!    (`lifecycle`, `lifecycle_on_the_wire`). A stream that is always ready ends after at most 16,384
 //!    further items. There are three exceptions. An upstream stream in the middle of an event has 250 milliseconds to complete it,
 //!    and is then cut off. A stream with a `Content-Encoding` ends immediately and without a delay.
 //!    A [finite](SseStream::finite) stream may continue for the

@@ -36,14 +36,14 @@ impl FrameBuffer {
 
     /// Adds a chunk, such as the bytes of an event, to the frame. An empty frame accepts any chunk,
     /// and is full after a chunk of 4 KiB or more. A frame that already has bytes does not accept a
-    /// chunk of this size. The chunk is then returned as `Err`, and the caller begins the next
-    /// frame with it.
+    /// chunk of this size, and a full frame accepts no chunk. The chunk is then returned as `Err`,
+    /// and the caller begins the next frame with it.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;
             return Ok(());
         }
-        if chunk.len() >= LARGE_CHUNK {
+        if chunk.len() >= LARGE_CHUNK || (self.is_full() && !chunk.is_empty()) {
             return Err(chunk);
         }
         if self.joined.is_empty() {

@@ -104,7 +104,7 @@ const MAX_ITEMS_PER_TURN: u32 = 64;
 /// The maximum number of turns in which a stream sends its last items after the shutdown of a layer.
 /// One turn sends one frame: up to 64 items, and 16 KiB or one larger item. So a stream that is
 /// always ready ends, too.
-const MAX_LAST_TURNS: u8 = 64;
+const MAX_LAST_TURNS: u16 = 256;
 
 pin_project! {
     #[project = Projection]
@@ -155,7 +155,7 @@ pin_project! {
         was_pending: bool,
         // After the shutdown of a layer: the number of turns in which the stream can still send items
         // that are ready. `None` before the shutdown.
-        last_turns: Option<u8>,
+        last_turns: Option<u16>,
         observation: Observation,
     }
 
@@ -287,7 +287,7 @@ where
 
         self.apply_end(is_first, &mut frame, cx);
         let was_open = self.stream.is_some();
-        let mut filled = if let Some(turns) = *self.last_turns {
+        let mut filled = if let Some(turns) = self.last_turns.filter(|_| was_open) {
             self.fill_for_rest(turns, &mut frame, cx)
         } else if is_first && !*self.has_preamble {
             let (filled, lines) = self.fill_first(&mut frame, cx);
@@ -509,25 +509,27 @@ where
     /// Drops the stream, and adds the final bytes, such as a reconnect delay and a last event, to
     /// the frame.
     fn end(&mut self, end: End, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        self.add_last_cursor(frame, cx);
+        let cursor = self.last_cursor(cx);
         self.stream.set(None);
-        self.add_final_bytes(end, frame);
+        self.add_final_bytes(cursor, end, frame);
     }
 
-    fn add_final_bytes(&mut self, end: End, frame: &mut FrameBuilder) {
+    fn add_final_bytes(&mut self, cursor: Bytes, end: End, frame: &mut FrameBuilder) {
         let mut final_bytes = self.observation.end(end, self.retry());
         if *self.has_id_to_keep {
             final_bytes.remove_shutdown_event();
         }
         let events = u64::from(!final_bytes.event.is_empty());
-        self.add(frame, final_bytes.into_bytes(), events);
+        let bytes = final_bytes.into_bytes();
+        let chunk = if cursor.is_empty() { bytes } else { [cursor, bytes].concat().into() };
+        self.add(frame, chunk, events);
     }
 
     /// Adds items of the stream to the frame after the shutdown of a layer, like
     /// [`fill`](Self::fill). Ends the stream when no further item is ready, or after
     /// [`MAX_LAST_TURNS`].
     #[cold]
-    fn fill_for_rest(&mut self, turns: u8, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+    fn fill_for_rest(&mut self, turns: u16, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
             return Poll::Ready(());
         }
@@ -558,25 +560,26 @@ where
         Poll::Pending
     }
 
-    /// Adds the newest cursor of a hub subscription, the id that the client sends when it
-    /// reconnects, to the last frame of a stream that ends early. With an older id, the client may
+    /// Returns the newest cursor of a hub subscription, the id that the client sends when it
+    /// reconnects, for the last frame of a stream that ends early. With an older id, the client may
     /// get a gap on another node: the log may have evicted the id's position. The method polls the
-    /// stream for the cursor, and discards any other item, because the response ends.
+    /// stream for the cursor, and discards any other item, because the response ends. Returns empty
+    /// bytes without a newer cursor.
     #[cold]
-    fn add_last_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+    fn last_cursor(&mut self, cx: &mut Context<'_>) -> Bytes {
         if !self.has_cursor() {
-            return;
+            return Bytes::new();
         }
-        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return };
+        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return Bytes::new() };
         let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
-        let Poll::Ready(Some(item)) = polled else { return };
+        let Poll::Ready(Some(item)) = polled else { return Bytes::new() };
         match item.into_events() {
             // An item without bytes is from another stream, and has no id.
             Ok(cursor) if cursor.count() == 0 && !cursor.as_bytes().is_empty() => {
                 *self.has_id_to_keep = false;
-                self.add(frame, cursor.into_bytes(), 0);
+                cursor.into_bytes()
             }
-            _ => {}
+            _ => Bytes::new(),
         }
     }
 
@@ -682,7 +685,7 @@ where
         self.stream.set(None);
         let reason = reason_of(&error);
         if reason == CloseReason::Shutdown && self.last_turns.is_some() {
-            return self.add_final_bytes(End::Shutdown, frame);
+            return self.add_final_bytes(Bytes::new(), End::Shutdown, frame);
         }
         self.observation.set_reason(reason);
         if reason == CloseReason::Shutdown {
