@@ -159,19 +159,25 @@ impl SseLayer {
         self.with(|settings| settings.retry = Some(delay))
     }
 
-    /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
-    /// [`SseStream`](crate::SseStream) first sends the items that are ready, for example the events
-    /// that were published to a hub before. It ends when no item is ready, or after 256 turns: each
-    /// turn sends up to 64 items, in a frame of up to 16 KiB or with one larger item. A stream that
-    /// begins after the shutdown ends without any item.
+    /// Ends every stream when the token is cancelled. Streams continue for the
+    /// [flush time](Self::flush_time), 250 milliseconds, so that clients get the last published
+    /// events. After that, an [`SseStream`](crate::SseStream) still sends the items that are ready,
+    /// for example to a client that is behind: at most 256 frames, each with up to 64 items and
+    /// 16 KiB, or with one larger item. A stream whose body is first polled after the shutdown ends
+    /// without any item.
     ///
     /// Before its end, the stream sends a reconnect delay with [jitter](Self::reconnect_jitter) and
     /// the [shutdown event](Self::shutdown_event). Because all streams end, the graceful shutdown
     /// of axum and hyper, which waits for every response, completes by itself.
     ///
     /// A stream that is not an [`SseStream`](crate::SseStream), for example of another framework or
-    /// a proxied server, may be in the middle of an event. It then has 250 milliseconds to complete
-    /// the event. After that, the event is cut off, and the client discards the incomplete event.
+    /// a proxied server, may be in the middle of an event. It then has another 250 milliseconds to
+    /// complete the event. After that, the event is cut off, and the client discards the incomplete
+    /// event.
+    ///
+    /// If the handler's stream ends or fails after the token is cancelled, for example because the
+    /// handler uses the same token, the client gets the reconnect delay and the shutdown event, too.
+    /// This does not hold for [finite](crate::SseStream::finite) streams.
     ///
     /// With several layers, the stream ends when the token of any layer is cancelled.
     ///
@@ -199,6 +205,27 @@ impl SseLayer {
     /// ```
     pub fn shutdown(self, token: CancellationToken) -> Self {
         self.with(|settings| settings.shutdown = Some(token))
+    }
+
+    /// Sets the time that streams continue after a [shutdown](Self::shutdown), so that clients get
+    /// the last events: an event that was published before the shutdown may still be on its way
+    /// through a log, a channel or a database query. Default: 250 milliseconds. With zero, a stream
+    /// ends as soon as it has no item that is ready.
+    ///
+    /// Finite streams have the [drain timeout](Self::drain_timeout) instead, if it is set.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::SseLayer;
+    ///
+    /// // Slow queries: a stream gets a second for the last one.
+    /// let layer = SseLayer::new().shutdown(CancellationToken::new()).flush_time(Duration::from_secs(1));
+    /// ```
+    pub fn flush_time(self, time: Duration) -> Self {
+        self.with(|settings| settings.flush_time = Some(time))
     }
 
     /// Sends this event before the end of a stream at a [shutdown](Self::shutdown), so that pages
@@ -454,9 +481,10 @@ impl SseLayer {
     }
 
     /// Sets the time that a [`finite`](crate::SseStream::finite) stream may continue after a
-    /// [shutdown](Self::shutdown). A handler declares that its stream is finite if the stream ends
-    /// by itself. A stream that has not ended within this time ends like every other stream. By
-    /// default, finite streams end immediately, too.
+    /// [shutdown](Self::shutdown), instead of the [flush time](Self::flush_time). A handler, or a
+    /// [layer](Self::finite) for all its streams, declares that a stream is finite if it ends by
+    /// itself. A stream that has not ended within this time ends like every other stream. A stream
+    /// that ends by itself within this time sends neither a reconnect delay nor the shutdown event.
     ///
     /// A finite stream that begins after the shutdown also gets this time.
     ///
@@ -475,6 +503,33 @@ impl SseLayer {
     /// ```
     pub fn drain_timeout(self, time: Duration) -> Self {
         self.with(|settings| settings.drain_timeout = Some(time))
+    }
+
+    /// Declares that all streams behind this layer end by themselves, like
+    /// [`SseStream::finite`](crate::SseStream::finite). At a [shutdown](Self::shutdown), they may
+    /// continue for the [drain timeout](Self::drain_timeout). A proxy needs this for the answers of
+    /// a language model: the handler of a proxied stream cannot declare it.
+    ///
+    /// # Examples
+    ///
+    /// Answers may continue for 30 seconds, and other streams end after the flush time:
+    ///
+    /// ```
+    /// use axum::{Router, routing::{get, post}};
+    /// use std::time::Duration;
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::SseLayer;
+    /// # async fn proxy() {}
+    /// # async fn news() {}
+    ///
+    /// let stop = CancellationToken::new();
+    /// let app: Router = Router::new()
+    ///     .route("/v1/chat", post(proxy).layer(SseLayer::new().finite()))
+    ///     .route("/news", get(news))
+    ///     .layer(SseLayer::new().shutdown(stop).drain_timeout(Duration::from_secs(30)));
+    /// ```
+    pub fn finite(self) -> Self {
+        self.with(|settings| settings.is_finite = true)
     }
 
     /// Calls `f` exactly once with the summary of each stream, when the body of the stream is

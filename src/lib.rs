@@ -82,12 +82,13 @@
 //!    [exceptions](hub#guarantees), which each backend documents.
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
-//! 7. A shutdown ends every open stream after its last ready event, and with a reconnect delay
-//!    (`lifecycle`, `lifecycle_on_the_wire`). A stream that is always ready ends after at most 16,384
-//!    further items. There are three exceptions. An upstream stream in the middle of an event has 250 milliseconds to complete it,
-//!    and is then cut off. A stream with a `Content-Encoding` ends immediately and without a delay.
-//!    A [finite](SseStream::finite) stream may continue for the
-//!    [drain timeout](SseLayer::drain_timeout).
+//! 7. A shutdown ends every open stream after the [flush time](SseLayer::flush_time), and with a
+//!    reconnect delay. A stream that always has ready items ends after at most 16,384 more
+//!    (`lifecycle`, `lifecycle_on_the_wire`). There are three exceptions. An upstream stream in the
+//!    middle of an event has 250 milliseconds to complete it, and is then cut off. A stream with a
+//!    `Content-Encoding` ends without a delay, also in the middle of an event. A
+//!    [finite](SseLayer::finite) stream may continue for the
+//!    [drain timeout](SseLayer::drain_timeout). If it ends within this time, it sends no delay.
 //! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
 //!    reaches them (`lifecycle`). After `close_everywhere`, the same holds on all nodes of a hub,
 //!    also on a node that reads the log late (`nodes`).

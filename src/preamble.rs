@@ -89,10 +89,10 @@ pub(crate) enum Purpose {
     /// The response polls again because a heartbeat is due. A subscription without an item then
     /// yields its newest cursor: the id where the client resumes.
     Heartbeat,
-    /// A layer is shut down, and the response polls for the last items of its stream. A subscription
-    /// does not [linger](crate::hub::Subscription::linger). After a shutdown of the hub, it is
-    /// pending, because the response ends in any case.
-    Rest,
+    /// The flush time of a shutdown is over, and the response polls for the last items of its
+    /// stream. A subscription does not linger. After a shutdown of the hub, it is pending, because
+    /// the response ends in any case.
+    LastItems,
     /// The response ends its stream early, such as at a shutdown of the server, and polls for the
     /// newest cursor: the id where the client resumes. A subscription yields only its cursor, and
     /// no event.

@@ -21,7 +21,9 @@ pub(crate) struct Settings {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) limits: Vec<Limit>,
     pub(crate) when_full: Option<Overload>,
+    pub(crate) flush_time: Option<Duration>,
     pub(crate) drain_timeout: Option<Duration>,
+    pub(crate) is_finite: bool,
     pub(crate) registrars: Vec<Registrar>,
     pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
 }
@@ -38,6 +40,9 @@ impl Settings {
     /// The default jitter, 5 seconds: the maximum of the random time that is added to the reconnect
     /// delay of a client whose stream ends at a shutdown, or whose request is over a limit.
     const JITTER: Duration = Duration::from_secs(5);
+    /// The default flush time, 250 milliseconds: the time for which streams continue after the
+    /// beginning of a shutdown.
+    const FLUSH_TIME: Duration = Duration::from_millis(250);
 
     /// Returns whether a layer with these settings needs the head of every request. The layer reads
     /// the keys for its limits and stream registries from the head.
@@ -62,6 +67,7 @@ impl Settings {
             | fill(&mut self.shutdown_event, &outer.shutdown_event)
             | fill(&mut self.jitter, &outer.jitter)
             | fill(&mut self.when_full, &outer.when_full)
+            | fill(&mut self.flush_time, &outer.flush_time)
             | fill(&mut self.drain_timeout, &outer.drain_timeout)
     }
 
@@ -77,6 +83,10 @@ impl Settings {
     /// precedence over the delay of the layer. The default is one second.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
         with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))
+    }
+
+    pub(crate) fn flush_time(&self) -> Duration {
+        self.flush_time.unwrap_or(Self::FLUSH_TIME)
     }
 
     /// Returns the bytes that a stream sends before its end at a shutdown: a reconnect delay with
@@ -99,7 +109,9 @@ impl Default for Settings {
             max_lifetime: None,
             limits: Vec::new(),
             when_full: None,
+            flush_time: None,
             drain_timeout: None,
+            is_finite: false,
             registrars: Vec::new(),
             on_close: None,
         }
@@ -120,6 +132,7 @@ impl fmt::Debug for Settings {
             .field("max_lifetime", &self.max_lifetime)
             .field("limits", &self.limits)
             .field("when_full", &self.when_full)
+            .field("flush_time", &self.flush_time)
             .field("drain_timeout", &self.drain_timeout)
             .field("registries", &self.registrars.len())
             .finish_non_exhaustive()

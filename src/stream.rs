@@ -277,8 +277,8 @@ impl<S> SseStream<S> {
 
     /// Declares that the stream ends by itself after a limited time, for example the answer of a
     /// language model. At a shutdown, the stream may then continue for the
-    /// [drain timeout](crate::SseLayer::drain_timeout) of the layer. Without a drain timeout, it
-    /// ends at once.
+    /// [drain timeout](crate::SseLayer::drain_timeout) of the layer. If it ends within this time,
+    /// the client gets neither a reconnect delay nor the shutdown event.
     pub fn finite(self) -> Self {
         self.with(|options| options.rare().end().is_finite = true)
     }

@@ -1,6 +1,7 @@
 //! The conditions that end a response stream early, such as a shutdown or a maximum lifetime.
 
-use crate::{CloseReason, Event, random, registry::Registration, settings::FinalBytes, settings::Settings};
+use crate::{Event, random, registry::Registration, settings::Settings};
+use bytes::Bytes;
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Sleep, sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The future that a handler passes to [`SseStream::end_when`](crate::SseStream::end_when). When
 /// the future completes, the stream sends the event that the future returns, if any, and ends.
@@ -18,9 +19,9 @@ pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 /// future of the handler.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// The shutdown of a layer has begun, but the stream may continue for the drain timeout,
-    /// because the handler has declared that the stream ends by itself. The `Lifetime` is this
-    /// timeout: when it is over, the stream is ended. The `Settings` are those of the layer.
+    /// The shutdown of a layer has begun. The stream continues for the flush time of the layer, or
+    /// for the drain timeout if the stream ends by itself. The `Lifetime` is this time. The
+    /// `Settings` are those of the layer.
     Drain(Lifetime, Arc<Settings>),
     /// The shutdown of a layer ends the stream now. The `Settings` are those of the layer.
     ShutDown(Arc<Settings>),
@@ -30,12 +31,15 @@ pub(super) enum EndSignal {
     When(Mutex<EndFuture>),
 }
 
-/// The way in which a stream ends early.
+/// The reason why a stream ends early.
 pub(super) enum End {
-    /// A layer is shut down. The stream first sends the events that are ready.
+    /// A layer is shut down, and the flush time or the drain timeout is over. The stream first
+    /// sends the items that are ready.
     Shutdown,
-    /// The stream sends these bytes, and no further event.
-    Now(CloseReason, FinalBytes),
+    /// The lifetime of the stream is over.
+    MaxLifetime,
+    /// The handler or a registry ends the stream with this event, or with empty bytes.
+    Requested(Bytes),
 }
 
 /// A time span after which a stream ends, and the timer that measures it. The timer is created at
@@ -101,8 +105,9 @@ impl Registrations {
     }
 
     /// Returns ready when the application has closed the stream through a stream registry, a set of
-    /// open streams by key. The result is the bytes to send before the end of the response.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+    /// open streams by key. The result is the event to send before the end of the response, or
+    /// empty bytes.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         if self.as_slice().is_empty() {
             return Poll::Pending;
         }
@@ -113,24 +118,37 @@ impl Registrations {
         // Looks for a closed registration after the waker was stored. So a call that closes the
         // stream in the meantime is not missed.
         match self.as_slice().iter().find_map(Registration::closing_event) {
-            Some(event) => Poll::Ready(FinalBytes { event, ..FinalBytes::default() }),
+            Some(event) => Poll::Ready(event),
             None => Poll::Pending,
         }
     }
 }
 
 impl EndSignal {
-    /// Returns ready when the stream has to end. If the handler has declared that the stream ends
-    /// by itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout.
-    /// Without a drain timeout, the shutdown ends the stream at once.
+    /// Creates the signal of a layer with a shutdown. If the shutdown has begun, the stream has no
+    /// flush time.
+    pub(super) fn of_shutdown(shutdown: &CancellationToken, settings: &Arc<Settings>, is_finite: bool) -> Self {
+        let settings = Arc::clone(settings);
+        if shutdown.is_cancelled() && !(is_finite && settings.drain_timeout.is_some()) {
+            return Self::ShutDown(settings);
+        }
+        // Each stream gets a child token. Every poll locks its token, and the lock of a shared
+        // token would be contended.
+        Self::Shutdown(Box::pin(shutdown.child_token().cancelled_owned()), settings)
+    }
+
+    /// Returns ready when the stream has to end. A shutdown ends the stream after the layer's flush
+    /// time. If the handler or a layer has declared that the stream ends by itself (`is_finite`),
+    /// the drain timeout takes the place of the flush time.
     pub(super) fn poll(&mut self, is_finite: bool, cx: &mut Context<'_>) -> Poll<End> {
         match self {
             Self::Shutdown(shutdown, settings) => {
                 ready!(shutdown.as_mut().poll(cx));
                 let settings = Arc::clone(settings);
-                *self = match settings.drain_timeout.filter(|_| is_finite) {
-                    Some(time) => Self::Drain(Lifetime::exactly(time), settings),
-                    None => Self::ShutDown(settings),
+                let time = settings.drain_timeout.filter(|_| is_finite).unwrap_or_else(|| settings.flush_time());
+                *self = match time {
+                    Duration::ZERO => Self::ShutDown(settings),
+                    time => Self::Drain(Lifetime::exactly(time), settings),
                 };
                 self.poll(is_finite, cx)
             }
@@ -140,24 +158,19 @@ impl EndSignal {
                 Poll::Ready(End::Shutdown)
             }
             Self::ShutDown(_) => Poll::Ready(End::Shutdown),
-            Self::MaxLifetime(timer) => {
-                timer.poll(cx).map(|()| End::Now(CloseReason::MaxLifetime, FinalBytes::default()))
-            }
+            Self::MaxLifetime(timer) => timer.poll(cx).map(|()| End::MaxLifetime),
             Self::When(future) => {
                 let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
-                future.as_mut().poll(cx).map(|event| {
-                    let event = event.map(Event::encode).unwrap_or_default();
-                    End::Now(CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() })
-                })
+                let event = ready!(future.as_mut().poll(cx));
+                Poll::Ready(End::Requested(event.map(Event::encode).unwrap_or_default()))
             }
         }
     }
 
-    /// Returns the settings of the layer whose shutdown ends the stream. `None` if this is not the
-    /// signal of such a layer.
+    /// Returns the settings of the layer if its shutdown has begun.
     pub(super) fn shut_down_by(&self) -> Option<&Settings> {
         match self {
-            Self::ShutDown(settings) => Some(settings),
+            Self::Drain(_, settings) | Self::ShutDown(settings) => Some(settings),
             _ => None,
         }
     }

@@ -186,6 +186,12 @@ impl Observation {
         }
     }
 
+    /// Returns whether the shutdown of a layer has begun, and the stream is not one that ends by
+    /// itself. So an end of the stream is an end by the shutdown.
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.observer.as_ref().is_some_and(|observer| observer.is_shutting_down())
+    }
+
     /// Returns whether the stream is in a [`StreamRegistry`](crate::StreamRegistry), which can
     /// close it.
     #[inline]
@@ -268,8 +274,8 @@ pub(super) struct StreamObserver {
     progress: Progress,
     end_signals: Vec<EndSignal>,
     registrations: Registrations,
-    /// Set if the handler has declared that the stream ends by itself. At a shutdown, the stream
-    /// may then continue for the drain timeout of the layer.
+    /// Set if the handler or a layer has declared that the stream ends by itself. At a shutdown,
+    /// the stream may then continue for the drain timeout of the layer.
     is_finite: bool,
     /// The `on_close` callback of the handler. The mutex is never locked: it makes the body `Sync`
     /// although the callback is not `Sync`.
@@ -307,6 +313,7 @@ impl StreamObserver {
     ) -> Option<Box<Self>> {
         let is_observed = layers.iter().any(AppliedLayer::is_observed);
         let HandlerEnd { on_close, end_when, max_lifetime, is_finite } = handler;
+        let is_finite = is_finite || layers.iter().any(|layer| layer.settings.is_finite);
         let is_ended = end_when.is_some() || max_lifetime.is_some();
         if on_close.is_none() && !is_ended && !span.is_on() && !counts.is_on() && !is_observed {
             return None;
@@ -320,10 +327,7 @@ impl StreamObserver {
         for mut layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
-                // Each stream gets a child token. Every poll locks its token, and the lock of a
-                // shared token would be contended.
-                let token = token.child_token();
-                end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
+                end_signals.push(EndSignal::of_shutdown(token, settings, is_finite));
             }
             if let Some(max) = settings.max_lifetime {
                 end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
@@ -356,31 +360,36 @@ impl StreamObserver {
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if let Poll::Ready(final_bytes) = self.registrations.poll(cx) {
-            return Poll::Ready(End::Now(CloseReason::Ended, final_bytes));
+        if let Poll::Ready(event) = self.registrations.poll(cx) {
+            return Poll::Ready(End::Requested(event));
         }
         let mut end = Poll::Pending;
         for signal in &mut self.end_signals {
             match signal.poll(self.is_finite, cx) {
                 Poll::Pending => {}
-                Poll::Ready(End::Shutdown) => end = Poll::Ready(End::Shutdown),
-                // After this end, no event is sent. So it has precedence over a shutdown.
-                now => return now,
+                // After a shutdown, last items are sent. So the other ends have precedence.
+                Poll::Ready(End::Shutdown) if end.is_ready() => {}
+                Poll::Ready(End::Requested(event)) => return Poll::Ready(End::Requested(event)),
+                ready => end = ready,
             }
         }
         end
     }
 
     fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
-        let (reason, final_bytes) = match end {
-            End::Now(reason, final_bytes) => (reason, final_bytes),
-            End::Shutdown => {
-                let settings = self.end_signals.iter().find_map(EndSignal::shut_down_by);
-                (CloseReason::Shutdown, settings.map(|settings| settings.final_bytes(retry)).unwrap_or_default())
-            }
+        let (reason, final_bytes) = match (end, self.end_signals.iter().find_map(EndSignal::shut_down_by)) {
+            (End::Requested(event), _) => (CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() }),
+            // A lifetime can end during a shutdown.
+            (_, Some(settings)) => (CloseReason::Shutdown, settings.final_bytes(retry)),
+            (End::MaxLifetime, None) => (CloseReason::MaxLifetime, FinalBytes::default()),
+            (End::Shutdown, None) => (CloseReason::Shutdown, FinalBytes::default()),
         };
         self.set_reason(reason);
         final_bytes
+    }
+
+    fn is_shutting_down(&self) -> bool {
+        !self.is_finite && self.end_signals.iter().any(|signal| signal.shut_down_by().is_some())
     }
 
     /// Returns whether a [`StreamRegistry`](crate::StreamRegistry) has closed the stream.

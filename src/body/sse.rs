@@ -7,7 +7,6 @@ use super::{
     frame::FrameBuffer,
     idle_timer::IdleTimer,
     observer::{HandlerEnd, NextFrame, Observation, ObservedBody, poll_observed},
-    wake_flag::WakeFlag,
 };
 use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
@@ -23,11 +22,10 @@ use pin_project_lite::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
@@ -101,10 +99,10 @@ enum Held {
 /// each.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
-/// The maximum number of turns in which a stream sends its last items after the shutdown of a layer.
-/// One turn sends one frame: up to 64 items, and 16 KiB or one larger item. So a stream that is
-/// always ready ends, too.
-const MAX_LAST_TURNS: u16 = 256;
+/// The maximum number of polls that take the last items of a stream, after the flush time of a
+/// shutdown. One poll takes up to 64 items for a frame of 16 KiB, or one larger item. So a stream
+/// that is always ready ends, too.
+const MAX_LAST_POLLS: u16 = 256;
 
 pin_project! {
     #[project = Projection]
@@ -128,7 +126,7 @@ pin_project! {
     /// # Panics
     ///
     /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
-    /// maximum lifetimes, drain timeouts and the delay before an error need a timer. Outside of any
+    /// maximum lifetimes, shutdowns and the delay before an error need a timer. Outside of any
     /// tokio runtime, the error comes without the delay, and the other timers panic.
     pub struct SseBody<S> {
         #[pin]
@@ -153,9 +151,9 @@ pin_project! {
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
         // not polled yet: a frame that is full ends a poll of the body early.
         was_pending: bool,
-        // After the shutdown of a layer: the number of turns in which the stream can still send items
-        // that are ready. `None` before the shutdown.
-        last_turns: Option<u16>,
+        // The number of polls in which the stream can send its last items. `None` until the flush
+        // time of a shutdown is over.
+        last_polls: Option<u16>,
         observation: Observation,
     }
 
@@ -187,7 +185,7 @@ impl<S> SseBody<S> {
             has_id_to_keep: false,
             reached: Reached::new(),
             was_pending: false,
-            last_turns: None,
+            last_polls: None,
             observation: Observation::new(link),
         }
     }
@@ -218,7 +216,7 @@ impl<S> SseBody<S> {
             has_id_to_keep: false,
             reached: Reached::new(),
             was_pending: false,
-            last_turns: None,
+            last_polls: None,
         }
     }
 }
@@ -287,8 +285,8 @@ where
 
         self.apply_end(is_first, &mut frame, cx);
         let was_open = self.stream.is_some();
-        let mut filled = if let Some(turns) = self.last_turns.filter(|_| was_open) {
-            self.fill_for_rest(turns, &mut frame, cx)
+        let mut filled = if let Some(polls) = self.last_polls.filter(|_| was_open) {
+            self.fill_with_last_items(polls, &mut frame, cx)
         } else if is_first && !*self.has_preamble {
             let (filled, lines) = self.fill_first(&mut frame, cx);
             if !lines.is_empty() {
@@ -501,7 +499,7 @@ where
         }
         match self.observation.poll_end(cx) {
             Poll::Pending => {}
-            Poll::Ready(End::Shutdown) if !is_first => _ = self.last_turns.get_or_insert(MAX_LAST_TURNS),
+            Poll::Ready(End::Shutdown) if !is_first => _ = self.last_polls.get_or_insert(MAX_LAST_POLLS),
             Poll::Ready(end) => self.end(end, frame, cx),
         }
     }
@@ -525,31 +523,23 @@ where
         self.add(frame, chunk, events);
     }
 
-    /// Adds items of the stream to the frame after the shutdown of a layer, like
-    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or after
-    /// [`MAX_LAST_TURNS`].
+    /// Adds items of the stream to the frame after the flush time of a shutdown, like
+    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or when no poll is left.
     #[cold]
-    fn fill_for_rest(&mut self, turns: u16, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+    fn fill_with_last_items(&mut self, polls: u16, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
             return Poll::Ready(());
         }
-        if turns > 0 {
-            *self.last_turns = Some(turns - 1);
-            let flag = Arc::new(WakeFlag::new(cx.waker()));
-            let waker = Waker::from(Arc::clone(&flag));
+        if polls > 0 {
+            *self.last_polls = Some(polls - 1);
             let mut reached = *self.reached;
-            let filled = poll_for(Purpose::Rest, &mut reached, || self.fill(frame, &mut Context::from_waker(&waker)));
+            let filled = poll_for(Purpose::LastItems, &mut reached, || self.fill(frame, cx));
             // The same rule as in `fill_for_items`.
             if !*self.was_pending || self.reached.is_one() {
                 *self.reached = reached;
             }
             if filled.is_ready() {
                 return filled;
-            }
-            // A stream that has spent the budget of its task, or has done enough work for one poll,
-            // is pending although it may have further items. It is then polled again at once.
-            if flag.is_woken() || !has_budget_remaining() {
-                return Poll::Pending;
             }
             *self.was_pending = true;
         } else {
@@ -665,6 +655,11 @@ where
                 *self.has_id_to_keep &= events.is_empty();
                 self.add(frame, events.into_bytes(), count);
             }
+            // The application may end its stream because of the same shutdown.
+            Some(Err(_)) | None if self.observation.is_shutting_down() => {
+                self.stream.set(None);
+                self.add_final_bytes(Bytes::new(), End::Shutdown, frame);
+            }
             Some(Err(error)) => self.fail(frame, error),
             None => {
                 self.stream.set(None);
@@ -684,9 +679,6 @@ where
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
         let reason = reason_of(&error);
-        if reason == CloseReason::Shutdown && self.last_turns.is_some() {
-            return self.add_final_bytes(Bytes::new(), End::Shutdown, frame);
-        }
         self.observation.set_reason(reason);
         if reason == CloseReason::Shutdown {
             // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect

@@ -2,6 +2,7 @@
 
 use super::{
     LayerLink,
+    end::End,
     flush_delay::FlushDelay,
     idle_timer::IdleTimer,
     lines::{ByteOrderMark, EventTracker, LineTracker},
@@ -517,6 +518,12 @@ impl<E> PassthroughStream<E> {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             Some(Ok(Err(trailers))) => Some(Ok(trailers)),
+            // The application may end its stream because of the same shutdown.
+            Some(Err(_)) | None if matches!(self.phase, Phase::Open) && self.observation.is_shutting_down() => {
+                let final_bytes = self.observation.end(End::Shutdown, None);
+                self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
+                return Poll::Ready(self.end());
+            }
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };

@@ -304,8 +304,7 @@ impl Hub {
     /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
     /// no shutdown event. To send the shutdown event, first cancel the token of
     /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
-    /// have ended. Until then, they send the events that were published before the token was
-    /// cancelled.
+    /// have ended. Until then, they send the last published events.
     ///
     /// # Examples
     ///

@@ -252,7 +252,7 @@ impl Stream for Listener {
         let this = self.get_mut();
         // Its events have ids of the same log as those of a subscription in the same response.
         let purpose = match preamble::purpose_of_poll(&mut this.subscription.polled_by) {
-            Purpose::Rest => Purpose::Rest,
+            Purpose::LastItems => Purpose::LastItems,
             // A listener yields no cursor.
             _ => Purpose::Items,
         };

@@ -586,8 +586,8 @@ impl Subscription {
     ///
     /// - The first event after a silence of `time` is not delayed.
     /// - A client that is behind gets all available events without a pause.
-    /// - The end of a topic ends the pause, and so does the shutdown of a
-    ///   [layer](crate::SseLayer::shutdown): the events that wait are sent. A shutdown of the
+    /// - The end of a topic ends the pause. A shutdown of a [layer](crate::SseLayer::shutdown) ends it
+    ///   after the flush time, and the events that wait are sent. A shutdown of the
     ///   [hub](super::Hub::shutdown) ends the stream without them.
     /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
     ///   pause does not postpone a heartbeat.
@@ -844,7 +844,7 @@ impl Subscription {
             }
             if let Some(Merge { linger: Some(linger), ready, .. }) = self.merge.as_deref_mut() {
                 match purpose {
-                    Purpose::Rest => linger.end(),
+                    Purpose::LastItems => linger.end(),
                     _ => ready!(linger.poll(ready, cx)),
                 }
             }
@@ -883,7 +883,7 @@ impl Subscription {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown if purpose == Purpose::Rest => Poll::Pending,
+                Step::Shutdown if purpose == Purpose::LastItems => Poll::Pending,
                 Step::Shutdown => {
                     let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
                     let cursor = if is_alone { self.newer_cursor() } else { None };

@@ -209,7 +209,7 @@ async fn layer_ends_event_streams_at_its_shutdown() {
     let hub = Hub::new();
     publish(&hub.topic("t"), "1").await;
     let shutdown = CancellationToken::new();
-    let service = SseLayer::new().shutdown(shutdown.clone()).layer(all(&hub));
+    let service = SseLayer::new().shutdown(shutdown.clone()).flush_time(Duration::ZERO).layer(all(&hub));
     let request = Request::get("/t?offset=-1&live=sse").body(()).unwrap();
     let mut events = Polled::new(service.oneshot(request).await.unwrap());
     assert!(available(&mut events).contains("event: control"));

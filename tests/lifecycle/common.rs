@@ -72,11 +72,11 @@ pub(crate) fn silent() -> SseStream<stream::Pending<Event>> {
     SseStream::new(stream::pending()).without_heartbeat()
 }
 
-/// Returns a layer without jitter, and the token that ends its streams.
+/// Returns a layer without jitter and flush time, and the token that ends its streams.
 pub(crate) fn shutdown_layer() -> (CancellationToken, SseLayer) {
     let token = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(token.clone()).reconnect_jitter(Duration::ZERO);
-    (token, layer.without_heartbeat())
+    let layer = SseLayer::new().shutdown(token.clone()).flush_time(Duration::ZERO);
+    (token, layer.reconnect_jitter(Duration::ZERO).without_heartbeat())
 }
 
 /// Records the summaries that a callback receives.
@@ -99,6 +99,14 @@ impl Summaries {
         let summaries = self.0.lock().unwrap();
         assert_eq!(summaries.len(), 1, "{summaries:?}");
         summaries[0].clone()
+    }
+
+    /// Removes the only summary and returns it.
+    #[track_caller]
+    pub(crate) fn take_only(&self) -> StreamSummary {
+        let only = self.only();
+        self.0.lock().unwrap().clear();
+        only
     }
 }
 

@@ -1,8 +1,9 @@
 //! Streams that their handler ends, or that may end by themselves after a shutdown.
 
-use crate::common::{Summaries, channel, lifetime, ours, shutdown_layer, silent};
+use crate::common::{Summaries, channel, lifetime, ours, shutdown_layer, silent, upstream};
 use futures_util::{StreamExt, stream};
 use std::{future, task::Poll, time::Duration};
+use support::script::Step;
 use tokio::{sync::oneshot, time::advance};
 use tower_sse::{CloseReason, Event, SseLayer, SseStream};
 
@@ -101,6 +102,30 @@ async fn finite_stream_uses_the_drain_timeout() {
     advance(Duration::from_millis(1_002)).await;
     assert!(stuck.is_woken());
     assert_eq!(stuck.rest(), "retry: 1000\ndata: bye\n\n");
+}
+
+/// The layer of a route can declare that its streams are finite.
+#[tokio::test(start_paused = true)]
+async fn finite_layer_applies_to_upstream_streams() {
+    let second = Duration::from_secs(1);
+    let inner = SseLayer::new().finite();
+    let chunk = Step::chunk("data: 1\n\n");
+    let steps = [Step::Silence(second * 4), chunk.clone(), Step::Silence(second * 4), chunk];
+    for (steps, end) in [(&steps[..], "retry: 1000\n"), (&steps[..2], "")] {
+        for is_outside in [false, true] {
+            let (token, layer) = shutdown_layer();
+            let layer = layer.drain_timeout(second * 5);
+            let layers = if is_outside { [&layer, &inner] } else { [&inner, &layer] };
+            let mut body = upstream(steps.to_vec(), &layers);
+            body.assert_pending();
+            token.cancel();
+            body.assert_pending();
+            advance(second * 4).await;
+            body.assert_data("data: 1\n\n");
+            advance(second * 2).await;
+            assert_eq!(body.rest(), end);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

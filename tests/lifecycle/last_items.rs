@@ -1,9 +1,8 @@
-//! Guarantee: after the shutdown of a layer, an `SseStream` sends the items that are ready, also
-//! those that wait for a linger, and then ends.
+//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready, also
+//! those that wait for a linger, and then ends. The tests have no flush time.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer};
 use futures_util::{StreamExt, stream};
-use http_body_util::BodyExt;
 use std::{
     sync::{
         Arc,
@@ -20,7 +19,7 @@ use tower_sse::{
     hub::{Hub, Start, backend::MemoryBackend},
 };
 
-/// The maximum number of items that are sent after a shutdown: 256 turns with 64 items each.
+/// The maximum number of last items: 256 polls with 64 items each.
 const MAX_ITEMS: usize = 256 * 64;
 
 /// Reads the rest of a body, which may give other tasks a turn in between.
@@ -171,72 +170,22 @@ async fn last_items_leave_in_ordinary_frames() {
     assert_eq!(large(&frames[0]), large(&frames[1]));
 }
 
-/// A channel of tokio is pending when a task has taken 128 items in one poll.
-#[tokio::test]
-async fn items_beyond_the_budget_of_a_task_are_sent() {
-    let (token, layer) = shutdown_layer();
-    let (sender, events) = channel();
-    let mut body = ours(SseStream::new(events), &[&layer]);
-    body.assert_pending();
-    for n in 0..1000 {
-        sender.send(Event::display(n)).unwrap();
-    }
-    token.cancel();
-    let rest = tokio::spawn(body.into_body().collect()).await.unwrap().unwrap().to_bytes();
-    assert_eq!(data(std::str::from_utf8(&rest).unwrap()), (0..1000).map(|n| n.to_string()).collect::<Vec<_>>());
-    assert!(rest.ends_with(b"\n\nretry: 1000\n"));
-}
-
-#[tokio::test]
-async fn stream_that_wakes_itself_is_polled_again() {
-    let (token, layer) = shutdown_layer();
-    let (mut left, mut is_pending) = (3, true);
-    let events = stream::poll_fn(move |cx| {
-        is_pending = !is_pending;
-        if is_pending || left == 0 {
-            (left > 0).then(|| cx.waker().wake_by_ref());
-            return Poll::Pending;
-        }
-        left -= 1;
-        Poll::Ready(Some(Event::display(left)))
-    });
-    let mut body = ours(SseStream::new(events), &[&layer]);
-    body.assert_data("data: 2\n\n");
-    token.cancel();
-    assert_eq!(rest(&mut body), "data: 1\n\ndata: 0\n\nretry: 1000\n");
-}
-
-#[tokio::test]
-async fn stream_that_ends_after_the_shutdown_has_finished() {
+/// The polls in which a stream waits to return its error are not polls for last items.
+#[tokio::test(start_paused = true)]
+async fn reason_of_an_earlier_end_stays() {
     let (token, layer) = shutdown_layer();
     let summaries = Summaries::default();
     let layer = layer.on_close(summaries.callback());
-    let (sender, events) = channel();
-    let mut body = ours(SseStream::new(events).end_with(Event::new("no more")), &[&layer]);
-    body.assert_pending();
-    sender.send(Event::new("last")).unwrap();
-    drop(sender);
+    let mut body = ours(SseStream::new(stream::iter([Ok(Event::new("a")), Err("broken")])), &[&layer]);
+    body.assert_data("data: a\n\n");
     token.cancel();
-    assert_eq!(rest(&mut body), "data: last\n\ndata: no more\n\n");
-    drop(body);
-    assert_eq!(summaries.only().reason, CloseReason::Finished);
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_follows_a_lifetime_that_ends_with_the_shutdown() {
-    let second = Duration::from_secs(1);
-    for is_of_handler in [true, false] {
-        let (token, layer) = shutdown_layer();
-        let layer = if is_of_handler { layer } else { layer.max_lifetime(second) };
-        let (sender, events) = channel();
-        let stream = SseStream::new(events);
-        let mut body = ours(if is_of_handler { stream.max_lifetime(second) } else { stream }, &[&layer]);
+    for _ in 0..300 {
         body.assert_pending();
-        sender.send(Event::new("late")).unwrap();
-        advance(second * 2).await;
-        token.cancel();
-        assert_eq!(rest(&mut body), "");
     }
+    advance(Duration::from_millis(251)).await;
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".to_owned()))));
+    drop(body);
+    assert_eq!(summaries.only().reason, CloseReason::Error);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod common;
 mod end_when;
+mod flush_time;
 mod last_items;
 mod lifetime;
 mod limits;

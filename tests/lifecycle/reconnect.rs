@@ -62,7 +62,7 @@ async fn extreme_durations_are_accepted() {
             let response = through(&layer().max_streams(0), upstream_response(Script::new([Step::Hang])));
             assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
             let token = CancellationToken::new();
-            let layer = layer().max_lifetime(lifetime).shutdown(token.clone());
+            let layer = layer().max_lifetime(lifetime).shutdown(token.clone()).flush_time(Duration::ZERO);
             let mut body = upstream([Step::Hang], &[&layer]);
             let _first = body.poll();
             token.cancel();

@@ -183,8 +183,9 @@ async fn each_layer_ends_with_its_own_event() {
     for cancelled in [0, 1] {
         let tokens = [CancellationToken::new(), CancellationToken::new()];
         let layers = [0, 1].map(|n| {
-            let layer = SseLayer::new().without_heartbeat().shutdown(tokens[n].clone());
-            layer.shutdown_event(Event::display(n)).reconnect_jitter(Duration::ZERO)
+            let layer = SseLayer::new().shutdown(tokens[n].clone()).flush_time(Duration::ZERO);
+            let layer = layer.shutdown_event(Event::display(n)).reconnect_jitter(Duration::ZERO);
+            layer.without_heartbeat()
         });
         let layers = [&layers[0], &layers[1]];
         let mut bodies = [ours(silent(), &layers), upstream([Step::Hang], &layers)];
