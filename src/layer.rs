@@ -81,8 +81,9 @@ use tower_service::Service;
 ///   whether the server closes the connection for another reason, such as its own graceful
 ///   shutdown. If a response has both `keep-alive` and `close`, `close` applies (RFC 9112, §9.3).
 /// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
-///   lines of a stream, so a client dispatches the same events as without the layer. If the
-///   heartbeat is an event, the client dispatches the heartbeats as well.
+///   lines of a stream, so a client dispatches the same events as without the layer. A stream that
+///   stops in the middle of a line gets none. If the heartbeat is an event, the client dispatches
+///   the heartbeats as well.
 /// - **An [`SseStream`](crate::SseStream)** applies the settings of the layer in its own body. The
 ///   settings of its handler have precedence. Several layers never add a second heartbeat: the
 ///   heartbeat of the innermost layer applies.
@@ -103,8 +104,8 @@ use tower_service::Service;
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. The values `identity` and `none` and an empty value do not count as encodings. A
-/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
-/// immediately, without a shutdown event or a reconnect delay.
+/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) may end such a stream in
+/// the middle of an event, and without a shutdown event or a reconnect delay.
 ///
 /// # Timeouts
 ///
@@ -237,7 +238,8 @@ impl SseLayer {
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise the shutdown event can arrive before the first id of a stream. A client that has
-    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
+    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6). Chromium
+    /// and Firefox keep the id in this case.
     ///
     /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent, and
     /// the shutdown event is its only event. There are two exceptions. A subscription to a hub also
@@ -332,8 +334,10 @@ impl SseLayer {
     }
 
     /// Ends each stream after this time, which varies at random by up to 10 % in both directions. A
-    /// stream first finishes its current event. Clients then reconnect by themselves, possibly to
-    /// another server, and authenticate again.
+    /// stream first finishes its current event, for which an upstream stream has 250 milliseconds.
+    /// Clients then reconnect by themselves, possibly to another server, and authenticate again. The
+    /// stream sends no last event: a client of a language model may take its end for the end of the
+    /// answer.
     ///
     /// With several layers, the shortest lifetime applies.
     ///
