@@ -211,7 +211,7 @@ async fn graphql_sse() {
             ("layer/204", &["next: Grüße\u{2028}日本\u{85}🦀", "error: Missing response body"], &["-", "-"]),
             ("layer/hub-cursor", &["error: Invalid stream event \"hub-cursor\""], &["-"]),
             ("layer/gap", &["error: Invalid stream event \"gap\""], &["-"]),
-            ("shutdown", &["error: Invalid stream event \"shutdown\""], &["-"]),
+            ("shutdown", &["next: Grüße\u{2028}日本\u{85}🦀", "error: Invalid stream event \"shutdown\""], &["-"]),
         ],
         waits: &[],
     }
