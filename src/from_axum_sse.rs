@@ -53,7 +53,7 @@
 //! | axum | tower-sse | difference |
 //! |---|---|---|
 //! | `Event::default().data(text)` | [`Event::new`], [`data`](Event::data) | An empty text is dispatched as an empty message. axum writes no `data` line for it, so browsers discard the event. CRLF is one line end. A second call replaces the data and does not panic. |
-//! | `json_data(value)?` | [`Event::json`] | `Event::json` creates the event, so set name and id afterwards. A line end in a `RawValue` does not split the data. |
+//! | `json_data(value)?` | [`Event::json`] | The error is a [`JsonError`] instead of an `axum::Error`. `Event::json` creates the event, so set name and id afterwards. A line end in a `RawValue` does not split the data. |
 //! | `into_data_writer()`, `write!`, `into_event()` | [`Event::display`] with `format_args!(..)` | The value is formatted without an intermediate `String`. |
 //! | `event(name)` | [`event("literal")`](Event::event), `event(EventName::new(text)?)` | Text with a line end is an error and not a panic. Unchecked text does not compile ([`EventName`]). |
 //! | `id(text)` | `id("literal")`, [`id(number)`](Event::id), `id(EventId::new(text)?)` | The same, and NUL is an error, too ([`EventId`]). |
@@ -74,4 +74,4 @@
 //! [`axum::response::sse`]: https://docs.rs/axum/latest/axum/response/sse/index.html
 
 #[cfg(doc)]
-use crate::{Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream};
+use crate::{Event, EventId, EventName, Heartbeat, JsonError, LastEventId, SseLayer, SseStream};

@@ -218,7 +218,8 @@ impl<S> SseStream<TryJsonEvents<S>> {
     ///
     /// An error of the stream and a value that does not serialize both end the response the same
     /// way: see [`on_error`](Self::on_error). The closure of `on_error` receives the error of the
-    /// stream itself, or a [`JsonError`].
+    /// stream itself, or a [`JsonError`]. The status is 200 even if the first item is an error, so
+    /// an `EventSource` then repeats its request.
     ///
     /// # Examples
     ///

@@ -35,6 +35,8 @@ const QUERY_NAMES: [&str; 6] =
 /// [gap](crate::hub::GapReason::Malformed), because it cannot know which events the client has
 /// missed.
 ///
+/// The guide `docs/own-history.md` shows how a handler resumes from a database, without a hub.
+///
 /// # Examples
 ///
 /// ```

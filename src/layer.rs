@@ -512,7 +512,8 @@ impl SseLayer {
     /// Declares that all streams behind this layer end by themselves, like
     /// [`SseStream::finite`](crate::SseStream::finite). At a [shutdown](Self::shutdown), they may
     /// continue for the [drain timeout](Self::drain_timeout). A proxy needs this for the answers of
-    /// a language model: the handler of a proxied stream cannot declare it.
+    /// a language model: the handler of a proxied stream cannot declare it. The guide
+    /// `docs/gateways.md` has further advice for proxies.
     ///
     /// # Examples
     ///
@@ -543,7 +544,8 @@ impl SseLayer {
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. Use that
-    /// callback if the summary should name the user or the topic of the stream. If `f` panics, the
+    /// callback if the summary should name the user or the topic of the stream. An upstream stream
+    /// has no such callback, unless the handler decodes it into an `SseStream`. If `f` panics, the
     /// panic is caught, and the other callbacks still run.
     ///
     /// # Examples

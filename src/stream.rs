@@ -201,6 +201,10 @@ impl<S> SseStream<S> {
     /// milliseconds to flush them, because hyper drops its buffers when a body fails. `f` is also
     /// the place to log the error.
     ///
+    /// An `EventSource` reconnects after an abort and also after a clean end. It sends its request
+    /// again, without limit, so the handler calls the database or the model again. To prevent this,
+    /// let the page close its `EventSource` when it receives the final event.
+    ///
     /// # Examples
     ///
     /// ```

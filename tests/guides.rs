@@ -13,6 +13,8 @@
 #[doc = include_str!("../docs/rates-and-filters.md")]
 #[doc = include_str!("../docs/testing.md")]
 #[doc = include_str!("../docs/migrating-from-axum.md")]
+#[doc = include_str!("../docs/gateways.md")]
+#[doc = include_str!("../docs/own-history.md")]
 struct Guides;
 
 #[doc = include_str!("../src/socket/tonic.md")]
