@@ -177,14 +177,16 @@ impl SseLayer {
     /// event.
     ///
     /// If the handler's stream ends or fails after the token is cancelled, for example because the
-    /// handler uses the same token, the client gets the reconnect delay and the shutdown event, too.
-    /// This does not hold for [finite](crate::SseStream::finite) streams.
+    /// handler uses the same token, the client gets the reconnect delay and the shutdown event, too,
+    /// instead of an aborted response or the event of [`end_with`](crate::SseStream::end_with). This
+    /// does not hold for [finite](crate::SseStream::finite) streams.
     ///
     /// With several layers, the stream ends when the token of any layer is cancelled.
     ///
     /// If a client stops reading and the buffers of its connection are full, its response stays
-    /// open. The response then blocks the graceful shutdown until the connection breaks. Put a
-    /// timeout on the graceful shutdown.
+    /// open. The response then blocks the graceful shutdown until the connection breaks. A client
+    /// that reads slowly delays it until the client has read the last items. Put a timeout on the
+    /// graceful shutdown.
     ///
     /// # Examples
     ///

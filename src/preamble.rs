@@ -90,8 +90,8 @@ pub(crate) enum Purpose {
     /// yields its newest cursor: the id where the client resumes.
     Heartbeat,
     /// The flush time of a shutdown is over, and the response polls for the last items of its
-    /// stream. A subscription does not linger. After a shutdown of the hub, it is pending, because
-    /// the response ends in any case.
+    /// stream. A subscription does not linger. After a shutdown of the hub, it is pending, so that
+    /// the response can ask for its newest cursor.
     LastItems,
     /// The response ends its stream early, such as at a shutdown of the server, and polls for the
     /// newest cursor: the id where the client resumes. A subscription yields only its cursor, and

@@ -422,7 +422,7 @@ async fn stalled_client_blocks_shutdown_only_while_connected() {
     .await;
 
     shutdown.cancel();
-    // The stream of the other client ends immediately.
+    // The stream of the other client ends after the flush time.
     assert!(reads.complete().await.text().contains("retry: "));
     // The transport does not poll a stream whose client does not read. Such a stream ends with its
     // connection.

@@ -167,11 +167,19 @@ impl EndSignal {
         }
     }
 
-    /// Returns the settings of the layer if its shutdown has begun.
+    /// Returns the settings of the layer if its shutdown has begun, even if no poll has noticed it.
     pub(super) fn shut_down_by(&self) -> Option<&Settings> {
         match self {
+            Self::Shutdown(_, settings) => {
+                Some(&**settings).filter(|it| it.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled))
+            }
             Self::Drain(_, settings) | Self::ShutDown(settings) => Some(settings),
-            _ => None,
+            Self::MaxLifetime(_) | Self::When(_) => None,
         }
+    }
+
+    /// Returns `true` if the shutdown of a layer ends the stream now.
+    pub(super) fn is_shut_down(&self) -> bool {
+        matches!(self, Self::ShutDown(_))
     }
 }

@@ -10,6 +10,7 @@ mod link;
 mod observer;
 mod sse;
 mod upstream;
+mod wake_flag;
 
 pub(crate) use link::{AppliedLayer, LayerHandle, LayerLink};
 pub(crate) use sse::Options;

@@ -377,7 +377,9 @@ impl StreamObserver {
     }
 
     fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
-        let (reason, final_bytes) = match (end, self.end_signals.iter().find_map(EndSignal::shut_down_by)) {
+        // Of several layers that are shut down, the one that ends the stream.
+        let mut signals = self.end_signals.iter().filter(|signal| signal.is_shut_down()).chain(&self.end_signals);
+        let (reason, final_bytes) = match (end, signals.find_map(EndSignal::shut_down_by)) {
             (End::Requested(event), _) => (CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() }),
             // A lifetime can end during a shutdown.
             (_, Some(settings)) => (CloseReason::Shutdown, settings.final_bytes(retry)),

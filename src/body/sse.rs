@@ -7,9 +7,10 @@ use super::{
     frame::FrameBuffer,
     idle_timer::IdleTimer,
     observer::{HandlerEnd, NextFrame, Observation, ObservedBody, poll_observed},
+    wake_flag::WakeFlag,
 };
 use crate::{
-    BoxError, CloseReason, Event, Heartbeat, SseItem,
+    BoxError, CloseReason, EncodedEvents, Event, Heartbeat, SseItem,
     event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
     preamble::{Preamble, Purpose, Reached, poll_for},
@@ -22,10 +23,11 @@ use pin_project_lite::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
+use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
@@ -512,14 +514,15 @@ where
         self.add_final_bytes(cursor, end, frame);
     }
 
-    fn add_final_bytes(&mut self, cursor: Bytes, end: End, frame: &mut FrameBuilder) {
+    /// Adds `last`, a last event or cursor, and the final bytes of an early end to the frame.
+    fn add_final_bytes(&mut self, last: EncodedEvents, end: End, frame: &mut FrameBuilder) {
         let mut final_bytes = self.observation.end(end, self.retry());
         if *self.has_id_to_keep {
             final_bytes.remove_shutdown_event();
         }
-        let events = u64::from(!final_bytes.event.is_empty());
-        let bytes = final_bytes.into_bytes();
-        let chunk = if cursor.is_empty() { bytes } else { [cursor, bytes].concat().into() };
+        let events = last.count() as u64 + u64::from(!final_bytes.event.is_empty());
+        let (last, bytes) = (last.into_bytes(), final_bytes.into_bytes());
+        let chunk = if last.is_empty() { bytes } else { [last, bytes].concat().into() };
         self.add(frame, chunk, events);
     }
 
@@ -532,14 +535,23 @@ where
         }
         if polls > 0 {
             *self.last_polls = Some(polls - 1);
+            let flag = WakeFlag::new(cx.waker());
+            let waker = Waker::from(Arc::clone(&flag));
             let mut reached = *self.reached;
-            let filled = poll_for(Purpose::LastItems, &mut reached, || self.fill(frame, cx));
+            let fill = || self.fill(frame, &mut Context::from_waker(&waker));
+            let filled = poll_for(Purpose::LastItems, &mut reached, fill);
             // The same rule as in `fill_for_items`.
             if !*self.was_pending || self.reached.is_one() {
                 *self.reached = reached;
             }
             if filled.is_ready() {
                 return filled;
+            }
+            // A stream may have further items if it has woken its task, or has spent the budget that
+            // tokio gives to a task.
+            if flag.is_woken() || !has_budget_remaining() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             *self.was_pending = true;
         } else {
@@ -553,23 +565,24 @@ where
     /// Returns the newest cursor of a hub subscription, the id that the client sends when it
     /// reconnects, for the last frame of a stream that ends early. With an older id, the client may
     /// get a gap on another node: the log may have evicted the id's position. The method polls the
-    /// stream for the cursor, and discards any other item, because the response ends. Returns empty
+    /// stream for the cursor, and discards any other item, because the response ends. Returns no
     /// bytes without a newer cursor.
     #[cold]
-    fn last_cursor(&mut self, cx: &mut Context<'_>) -> Bytes {
+    fn last_cursor(&mut self, cx: &mut Context<'_>) -> EncodedEvents {
+        let none = EncodedEvents::default();
         if !self.has_cursor() {
-            return Bytes::new();
+            return none;
         }
-        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return Bytes::new() };
+        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return none };
         let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
-        let Poll::Ready(Some(item)) = polled else { return Bytes::new() };
+        let Poll::Ready(Some(item)) = polled else { return none };
         match item.into_events() {
             // An item without bytes is from another stream, and has no id.
             Ok(cursor) if cursor.count() == 0 && !cursor.as_bytes().is_empty() => {
                 *self.has_id_to_keep = false;
-                cursor.into_bytes()
+                cursor
             }
-            _ => Bytes::new(),
+            _ => none,
         }
     }
 
@@ -655,12 +668,12 @@ where
                 *self.has_id_to_keep &= events.is_empty();
                 self.add(frame, events.into_bytes(), count);
             }
-            // The application may end its stream because of the same shutdown.
-            Some(Err(_)) | None if self.observation.is_shutting_down() => {
-                self.stream.set(None);
-                self.add_final_bytes(Bytes::new(), End::Shutdown, frame);
-            }
             Some(Err(error)) => self.fail(frame, error),
+            // The application may end its stream because of the same shutdown.
+            None if self.observation.is_shutting_down() => {
+                self.stream.set(None);
+                self.add_final_bytes(EncodedEvents::default(), End::Shutdown, frame);
+            }
             None => {
                 self.stream.set(None);
                 self.observation.set_reason(CloseReason::Finished);
@@ -674,15 +687,17 @@ where
     /// Ends the stream because it has returned `error`. If the error reports the shutdown of a hub,
     /// the response ends with a reconnect delay and without an error. Any other error is passed to
     /// the `on_error` closure of the handler, which can return a last event. Without such an event,
-    /// the body fails with the error.
+    /// the body fails with the error. During the shutdown of a layer, the body does not fail: the
+    /// stream may fail because of the same shutdown.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
         let reason = reason_of(&error);
-        self.observation.set_reason(reason);
-        if reason == CloseReason::Shutdown {
+        let is_shutting_down = self.observation.is_shutting_down();
+        if reason == CloseReason::Shutdown && !is_shutting_down {
             // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect
             // delay.
+            self.observation.set_reason(reason);
             let delay = match self.observation.settings() {
                 Some(settings) => settings.reconnect_delay(self.retry()),
                 None => Settings::default().reconnect_delay(self.retry()),
@@ -694,7 +709,13 @@ where
             trace::failed(Some(&error));
         }
         let on_error = rare(self.options).and_then(|options| take_unlocked(&mut options.on_error));
-        match on_error.and_then(|on_error| on_error(&error)) {
+        let on_error = on_error.filter(|_| reason != CloseReason::Shutdown);
+        let last = on_error.and_then(|on_error| on_error(&error));
+        if is_shutting_down {
+            return self.add_final_bytes(last.map(Into::into).unwrap_or_default(), End::Shutdown, frame);
+        }
+        self.observation.set_reason(reason);
+        match last {
             Some(event) => self.add(frame, event.encode(), 1),
             None => *self.held = Some(Box::new(Held::Failure { error, delay: FlushDelay::default() })),
         }

@@ -44,9 +44,9 @@ pin_project! {
     /// # Panics
     ///
     /// Panics if an upstream event stream needs a timer and the tokio runtime has no timers
-    /// enabled. Heartbeats, maximum lifetimes and the delay before an error need a timer. A layer
-    /// that ends the stream in the middle of an event needs a timer as well. Outside of any tokio
-    /// runtime, the error comes without the delay, and the other timers panic.
+    /// enabled. Heartbeats, maximum lifetimes, shutdowns and the delay before an error need a
+    /// timer. Outside of any tokio runtime, the error comes without the delay, and the other timers
+    /// panic.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -221,8 +221,12 @@ where
             return Poll::Ready(None);
         }
         stream.is_ended = !matches!(outcome, Some(Ok(_)));
-        if let Some(Err(_)) = outcome {
-            record_failure(&mut stream.observation);
+        match outcome {
+            Some(Err(_)) => record_failure(&mut stream.observation),
+            None if stream.observation.is_shutting_down() => {
+                let _cannot_be_encoded = stream.observation.end(End::Shutdown, None);
+            }
+            _ => {}
         }
         Poll::Ready(outcome)
     }
@@ -518,15 +522,20 @@ impl<E> PassthroughStream<E> {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             Some(Ok(Err(trailers))) => Some(Ok(trailers)),
-            // The application may end its stream because of the same shutdown.
-            Some(Err(_)) | None if matches!(self.phase, Phase::Open) && self.observation.is_shutting_down() => {
-                let final_bytes = self.observation.end(End::Shutdown, None);
-                self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
-                return Poll::Ready(self.end());
-            }
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
+        // The application may end its stream because of the same shutdown. An error within an event
+        // is passed on.
+        let is_end = !matches!(outcome, Some(Err(_))) || self.events.is_complete();
+        if matches!(self.phase, Phase::Open) && is_end && self.observation.is_shutting_down() {
+            let final_bytes = self.observation.end(End::Shutdown, None);
+            self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
+            if let Some(Err(_)) | None = outcome {
+                outcome.inspect(|_| trace::failed(None));
+                return Poll::Ready(self.end());
+            }
+        }
         let last = match (&self.phase, &outcome) {
             // The trailers follow the final bytes.
             (Phase::Draining(_), Some(Ok(_))) => self.end(),
@@ -569,7 +578,9 @@ impl<E> PassthroughStream<E> {
             return false;
         }
         match self.phase {
-            Phase::Open | Phase::Trailers => body.is_end_stream(),
+            // The final bytes of a shutdown follow the end of the body.
+            Phase::Open => body.is_end_stream() && !self.observation.is_shutting_down(),
+            Phase::Trailers => body.is_end_stream(),
             Phase::Draining(_) | Phase::Held { .. } => false,
             Phase::Ended => true,
         }

@@ -251,11 +251,7 @@ impl Stream for Listener {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         // Its events have ids of the same log as those of a subscription in the same response.
-        let purpose = match preamble::purpose_of_poll(&mut this.subscription.polled_by) {
-            Purpose::LastItems => Purpose::LastItems,
-            // A listener yields no cursor.
-            _ => Purpose::Items,
-        };
+        let _any = preamble::purpose_of_poll(&mut this.subscription.polled_by);
         if this.events_in_turn == MAX_EVENTS_PER_TURN {
             this.events_in_turn = 0;
             cx.waker().wake_by_ref();
@@ -270,7 +266,7 @@ impl Stream for Listener {
                 return Poll::Ready(None);
             }
             let before = this.subscription.resume_position();
-            let item = this.subscription.poll_item(purpose, cx);
+            let item = this.subscription.poll_item(Purpose::Items, cx);
             if item.is_pending() {
                 this.events_in_turn = 0;
                 if this.has_ended(true) {

@@ -89,6 +89,9 @@ async fn finite_stream_uses_the_drain_timeout() {
         body.assert_pending();
     }
     token.cancel();
+    // A stream that begins after the shutdown has the same time.
+    let mut late = ours(silent().finite(), &[&layer]);
+    late.assert_pending();
     assert_eq!(endless.rest(), "retry: 1000\ndata: bye\n\n");
     finite.assert_pending();
     stuck.assert_pending();

@@ -1,11 +1,20 @@
 //! Guarantee: streams continue for the flush time of a shutdown, so that clients get the events that
 //! were published before it. Then they end with a reconnect delay and the shutdown event.
 
-use crate::common::{Summaries, channel, ours, shutdown_layer, silent, upstream};
-use futures_util::{StreamExt, stream::BoxStream};
+use crate::common::{Summaries, channel, encoded, ours, shutdown_layer, silent, upstream, upstream_response};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use std::{sync::Arc, task::Poll, time::Duration};
-use support::{polled::Polled, script::Step, whatwg};
+use support::{
+    polled::Polled,
+    respond::through,
+    script::{Script, Step},
+    whatwg,
+};
 use tokio::{
     sync::RwLock,
     task::yield_now,
@@ -140,19 +149,118 @@ async fn stream_that_ends_because_of_the_shutdown_sends_its_final_bytes() {
         let first = Step::chunk("data: 1\n\n");
         let end = move || fails.then(|| Err::<Event, BoxError>("the producer was cancelled".into()));
         let (_sender, events) = channel();
-        let events = events.map(Ok).take_until(is_cancelled(&token)).chain(futures_util::stream::iter(end()));
+        let events = events.map(Ok).take_until(is_cancelled(&token)).chain(stream::iter(end()));
         let ours = ours(SseStream::new(events).end_with(Event::new("[DONE]")), &[&layer]);
         let last = fails.then_some(Step::Fail("the producer was cancelled"));
-        let steps = [first, Step::Silence(FLUSH_TIME / 2)].into_iter().chain(last);
-        let mut bodies = [ours, upstream(steps, &[&layer])];
-        bodies[1].assert_data("data: 1\n\n");
-        bodies.iter_mut().for_each(Polled::assert_pending);
+        let steps = [first.clone(), Step::Silence(FLUSH_TIME / 2)].into_iter().chain(last);
+        // A body may know its end with its last frame.
+        let known = [first.clone(), Step::Silence(FLUSH_TIME / 2), first];
+        let mut bodies = [(ours, ""), (upstream(steps, &[&layer]), ""), (upstream(known, &[&layer]), "data: 1\n\n")];
+        bodies[1..].iter_mut().for_each(|(body, _)| body.assert_data("data: 1\n\n"));
+        bodies.iter_mut().for_each(|(body, _)| body.assert_pending());
         token.cancel();
-        for body in bodies {
-            assert_eq!(rest(body).await, "retry: 1000\ndata: bye\n\n");
+        for (body, last) in bodies {
+            assert_eq!(rest(body).await, format!("{last}retry: 1000\ndata: bye\n\n"));
             assert_eq!(summaries.take_only().reason, CloseReason::Shutdown);
         }
     }
+}
+
+/// The token is cancelled during the poll that returns the end of the stream.
+#[tokio::test]
+async fn end_in_the_poll_of_the_cancellation_is_a_shutdown() {
+    let (token, layer) = flushing_layer();
+    let events = stream::iter([Event::new("1")]).chain(stream::poll_fn(move |_| {
+        token.cancel();
+        Poll::Ready(None)
+    }));
+    let mut body = ours(SseStream::new(events).end_with(Event::new("[DONE]")), &[&layer]);
+    assert_eq!(body.rest(), "data: 1\n\nretry: 1000\ndata: bye\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_in_the_flush_time_is_passed_to_on_error() {
+    for has_event in [false, true] {
+        let (token, layer) = flushing_layer();
+        let (sender, events) = channel();
+        let events = events.map(|event| Err::<Event, BoxError>(format!("{event:?}").into()));
+        let (errors, seen) = std::sync::mpsc::channel();
+        let stream = SseStream::new(events).on_error(move |error| {
+            errors.send(error.to_string()).unwrap();
+            has_event.then(|| Event::new("failed"))
+        });
+        let mut body = ours(stream, &[&layer]);
+        body.assert_pending();
+        token.cancel();
+        sender.send(Event::new("late")).unwrap();
+        let last = if has_event { "data: failed\n\n" } else { "" };
+        assert_eq!(rest(body).await, format!("{last}retry: 1000\ndata: bye\n\n"));
+        assert!(seen.try_recv().unwrap().contains("late"));
+    }
+}
+
+/// The client has an incomplete event, so it must see that the response is incomplete.
+#[tokio::test(start_paused = true)]
+async fn upstream_error_within_an_event_is_passed_on() {
+    for pause in [FLUSH_TIME / 2, FLUSH_TIME * 3 / 2] {
+        let (token, layer) = flushing_layer();
+        let summaries = Summaries::default();
+        let layer = layer.on_close(summaries.callback());
+        let steps = [Step::chunk("data: 1\n"), Step::Silence(pause), Step::Fail("broken")];
+        let mut body = upstream(steps, &[&layer]);
+        body.assert_data("data: 1\n");
+        body.assert_pending();
+        token.cancel();
+        body.assert_pending();
+        let result = tokio::spawn(body.into_body().collect()).await.unwrap();
+        assert_eq!(result.unwrap_err().to_string(), "broken");
+        assert_eq!(summaries.only().reason, CloseReason::Error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_in_the_flush_time_follow_the_final_bytes() {
+    let (token, layer) = flushing_layer();
+    let summaries = Summaries::default();
+    let layer = layer.on_close(summaries.callback());
+    let trailers =
+        Step::Trailers([(HeaderName::from_static("x-sum"), HeaderValue::from_static("1"))].into_iter().collect());
+    let script = Script::new([Step::chunk("data: 1\n\n"), Step::Silence(FLUSH_TIME / 2), trailers]);
+    let mut body = through(&layer, upstream_response(script)).into_body();
+    body.frame().await.unwrap().unwrap();
+    token.cancel();
+    let rest = body.collect().await.unwrap();
+    assert!(rest.trailers().is_some_and(|trailers| trailers.contains_key("x-sum")));
+    assert_eq!(rest.to_bytes(), "retry: 1000\ndata: bye\n\n");
+    assert_eq!(summaries.only().reason, CloseReason::Shutdown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn encoded_stream_that_ends_in_the_flush_time_is_shut_down() {
+    let (token, layer) = flushing_layer();
+    let summaries = Summaries::default();
+    let layer = layer.on_close(summaries.callback());
+    let steps = [Step::chunk("abc"), Step::Silence(FLUSH_TIME / 2)];
+    let mut body = Polled::new(through(&layer, encoded(&steps)));
+    body.assert_data("abc");
+    body.assert_pending();
+    token.cancel();
+    assert_eq!(rest(body).await, "");
+    assert_eq!(summaries.only().reason, CloseReason::Shutdown);
+}
+
+/// The outer layer ends the stream while the flush time of the inner layer is not over.
+#[tokio::test(start_paused = true)]
+async fn layer_whose_flush_time_is_over_ends_the_stream() {
+    let (inner, long) = flushing_layer();
+    let (outer, short) = flushing_layer();
+    let (long, short) = (long.flush_time(FLUSH_TIME * 9), short.shutdown_event(Event::new("outer")));
+    let mut body = ours(silent(), &[&long, &short]);
+    body.assert_pending();
+    inner.cancel();
+    body.assert_pending();
+    outer.cancel();
+    assert_eq!(rest(body).await, "retry: 1000\ndata: outer\n\n");
 }
 
 #[tokio::test(start_paused = true)]

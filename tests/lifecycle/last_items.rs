@@ -2,7 +2,9 @@
 //! those that wait for a linger, and then ends. The tests have no flush time.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer};
-use futures_util::{StreamExt, stream};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
+use http_body_util::BodyExt;
 use std::{
     sync::{
         Arc,
@@ -12,10 +14,10 @@ use std::{
     time::Duration,
 };
 use support::{polled::Polled, whatwg};
-use tokio::time::advance;
+use tokio::{sync::oneshot, task::consume_budget, time::advance};
 use tokio_stream::Stream;
 use tower_sse::{
-    CloseReason, Event, SseStream, StreamRegistry,
+    CloseReason, Event, EventId, SseStream, StreamRegistry,
     hub::{Hub, Start, backend::MemoryBackend},
 };
 
@@ -24,17 +26,22 @@ const MAX_ITEMS: usize = 256 * 64;
 
 /// Reads the rest of a body, which may give other tasks a turn in between.
 #[track_caller]
-fn rest(body: &mut Polled) -> String {
-    let mut rest = Vec::new();
+fn frames(body: &mut Polled) -> Vec<Bytes> {
+    let mut frames = Vec::new();
     while !body.is_end_stream() {
         match body.poll() {
-            Poll::Ready(Some(Ok(frame))) => rest.extend_from_slice(&frame),
+            Poll::Ready(Some(Ok(frame))) => frames.push(frame),
             Poll::Ready(None) => break,
-            Poll::Pending => assert!(body.is_woken(), "after {:?}", String::from_utf8_lossy(&rest)),
-            other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&rest)),
+            Poll::Pending => assert!(body.is_woken(), "after {frames:?}"),
+            other => panic!("{other:?} after {frames:?}"),
         }
     }
-    String::from_utf8(rest).unwrap()
+    frames
+}
+
+#[track_caller]
+fn rest(body: &mut Polled) -> String {
+    String::from_utf8(frames(body).concat()).unwrap()
 }
 
 fn data(events: &str) -> Vec<String> {
@@ -50,8 +57,11 @@ fn endless_when(switch: &Arc<AtomicBool>) -> impl Stream<Item = Event> + Send + 
     })
 }
 
+/// The number of events is greater than the number of items that a body or a listener takes in one
+/// turn.
 #[tokio::test]
 async fn published_events_are_sent_before_the_end() {
+    const EVENTS: usize = 200;
     for is_hub_shut_down in [false, true] {
         let hub = Hub::builder().build();
         let (token, layer) = shutdown_layer();
@@ -64,18 +74,50 @@ async fn published_events_are_sent_before_the_end() {
         for body in &mut bodies {
             while body.poll().is_ready() {}
         }
-        for text in ["1", "2"] {
-            hub.topic("a").publish(Event::new(text)).await.unwrap();
+        for n in 0..EVENTS {
+            hub.topic("a").publish(Event::display(n)).await.unwrap();
         }
         token.cancel();
         if is_hub_shut_down {
             hub.shutdown();
         }
         for mut body in bodies {
-            let expected: &[&str] = if is_hub_shut_down { &["bye"] } else { &["1", "2", "bye"] };
+            let events = (0..EVENTS).filter(|_| !is_hub_shut_down).map(|n| n.to_string());
+            let expected: Vec<_> = events.chain(["bye".to_owned()]).collect();
             assert_eq!(data(&rest(&mut body)), expected);
         }
     }
+}
+
+/// One poll of a subscription looks at 256 topics.
+#[tokio::test]
+async fn events_of_many_topics_are_sent() {
+    let hub = Hub::builder().build();
+    let names: Vec<_> = (0..1000).map(|n| n.to_string()).collect();
+    let (token, layer) = shutdown_layer();
+    let mut body = ours(SseStream::new(hub.subscribe(&names, Start::Latest).await.unwrap()), &[&layer]);
+    while body.poll().is_ready() || body.is_woken() {}
+    for name in &names {
+        hub.topic(name.as_str()).publish(Event::new(name)).await.unwrap();
+    }
+    token.cancel();
+    assert_eq!(data(&rest(&mut body)), names);
+}
+
+/// The task has a budget of 128 uses of resources of tokio.
+#[tokio::test]
+async fn items_beyond_the_budget_of_a_task_are_sent() {
+    let (token, layer) = shutdown_layer();
+    let (sender, events) = channel();
+    let events = events.then(async |event| (consume_budget().await, consume_budget().await, event).2);
+    let mut body = ours(SseStream::new(events), &[&layer]);
+    body.assert_pending();
+    for n in 0..300 {
+        sender.send(Event::display(n)).unwrap();
+    }
+    token.cancel();
+    let rest = tokio::spawn(body.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    assert_eq!(data(str::from_utf8(&rest).unwrap()), (0..300).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,54 +162,72 @@ async fn stream_that_is_always_ready_ends() {
     assert_eq!(seen, (0..taken).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
-/// The last frame has no room for the shutdown event, which is in a frame of its own.
+/// A large shutdown event has a frame of its own.
 #[tokio::test]
-async fn large_shutdown_event_follows_the_last_item_once() {
-    let (token, layer) = shutdown_layer();
-    let bye = "b".repeat(10_000);
-    let layer = layer.shutdown_event(Event::new(&bye));
-    let mut body = ours(SseStream::new(endless().1), &[&layer]);
-    assert!(body.poll().is_ready());
-    token.cancel();
-    let rest = rest(&mut body);
-    assert_eq!(data(&rest).last(), Some(&bye));
-    assert_eq!(rest.matches("retry: ").count(), 1);
+async fn shutdown_event_follows_the_last_item_once() {
+    for length in [1, 10_000] {
+        let (token, layer) = shutdown_layer();
+        let bye = "b".repeat(length);
+        let layer = layer.shutdown_event(Event::new(&bye));
+        let mut body = ours(SseStream::new(endless().1), &[&layer]);
+        assert!(body.poll().is_ready());
+        token.cancel();
+        let rest = rest(&mut body);
+        assert_eq!(data(&rest).last(), Some(&bye));
+        assert_eq!(rest.matches("retry: ").count(), 1);
+    }
 }
 
-/// The last frames are not larger than others, and share the memory of large events.
+/// The last frames share the memory of large events. After the maximum number of polls, the body may
+/// still have a large event.
 #[tokio::test]
 async fn last_items_leave_in_ordinary_frames() {
-    let (token, layer) = shutdown_layer();
-    let hub = Hub::builder().build();
-    let topic = hub.topic("a");
-    let mut bodies = Vec::new();
-    for _ in 0..2 {
-        let mut body = ours(SseStream::new(topic.subscribe(Start::Latest).await.unwrap()), &[&layer]);
-        while body.poll().is_ready() {}
-        bodies.push(body);
-    }
-    for _ in 0..100 {
-        topic.publish(Event::new("x".repeat(50_000))).await.unwrap();
-        topic.publish(Event::new("y".repeat(1_000))).await.unwrap();
-    }
-    token.cancel();
-    let frames = bodies.iter_mut().map(|body| {
-        let mut frames = Vec::new();
-        while !body.is_end_stream() {
-            match body.poll() {
-                Poll::Ready(Some(Ok(frame))) => frames.push(frame),
-                Poll::Pending => assert!(body.is_woken()),
-                other => panic!("{other:?}"),
-            }
+    for first_is_small in [false, true] {
+        let (token, layer) = shutdown_layer();
+        let hub = Hub::builder().max_events(1000).build();
+        let topic = hub.topic("a");
+        let mut bodies = Vec::new();
+        for _ in 0..2 {
+            let mut body = ours(SseStream::new(topic.subscribe(Start::Latest).await.unwrap()), &[&layer]);
+            while body.poll().is_ready() {}
+            bodies.push(body);
         }
-        frames
-    });
-    let frames: Vec<_> = frames.collect();
-    let large = |frames: &[bytes::Bytes]| -> Vec<*const u8> {
-        frames.iter().filter(|frame| frame.len() > 20_000).map(|frame| frame.as_ptr()).collect()
-    };
-    assert_eq!(large(&frames[0]).len(), 100);
-    assert_eq!(large(&frames[0]), large(&frames[1]));
+        for n in 0..600 {
+            let length = if (n % 2 == 0) == first_is_small { 1_000 } else { 50_000 };
+            topic.publish(Event::new("x".repeat(length))).await.unwrap();
+        }
+        token.cancel();
+        let frames: Vec<_> = bodies.iter_mut().map(frames).collect();
+        let large = |frames: &[Bytes]| -> Vec<*const u8> {
+            frames.iter().filter(|frame| frame.len() > 20_000).map(|frame| frame.as_ptr()).collect()
+        };
+        assert!(large(&frames[0]).len() >= 127);
+        assert_eq!(large(&frames[0]), large(&frames[1]));
+    }
+}
+
+/// The stream ends for another reason while it sends its last items.
+#[tokio::test(start_paused = true)]
+async fn other_ends_have_precedence_over_last_items() {
+    let second = Duration::from_secs(1);
+    for is_lifetime in [false, true] {
+        let (token, layer) = shutdown_layer();
+        let (end, is_over) = oneshot::channel::<()>();
+        let stream = SseStream::new(endless().1);
+        let stream = match is_lifetime {
+            true => stream.max_lifetime(second),
+            false => stream.end_when(is_over.map(|_| Some(Event::new("over")))),
+        };
+        let mut body = ours(stream, &[&layer]);
+        assert!(body.poll().is_ready());
+        token.cancel();
+        for _ in 0..5 {
+            _ = body.poll();
+        }
+        advance(second * 2).await;
+        _ = end.send(());
+        assert_eq!(rest(&mut body), if is_lifetime { "retry: 1000\n" } else { "data: over\n\n" });
+    }
 }
 
 /// The polls in which a stream waits to return its error are not polls for last items.
@@ -206,7 +266,7 @@ async fn close_during_the_last_items_discards_them() {
 /// The cursor of a subscription moves with the log, so it can be after an item of another source.
 #[tokio::test]
 async fn cursor_is_sent_only_after_the_last_item() {
-    for is_endless in [false, true] {
+    for (is_endless, is_hub_shut_down) in [(false, false), (false, true), (true, false)] {
         let hub = Hub::builder().backend(MemoryBackend::new(100)).connect().await.unwrap();
         let (token, layer) = shutdown_layer();
         let switch = Arc::default();
@@ -214,13 +274,39 @@ async fn cursor_is_sent_only_after_the_last_item() {
         let items = endless_when(&switch).map(|event| Ok(event.into()));
         let mut body = ours(SseStream::new(stream::select(subscription, items)), &[&layer]);
         while body.poll().is_ready() {}
-        let id = hub.topic("b").publish(Event::new("1")).await.unwrap();
-        // The node reads the event soon after it was published.
-        hub.read(["b"], Start::Earliest).await.unwrap().next().await.unwrap().unwrap();
+        let id = publish_elsewhere(&hub).await;
         switch.store(is_endless, Ordering::Relaxed);
         token.cancel();
+        if is_hub_shut_down {
+            hub.shutdown();
+        }
         let rest = rest(&mut body);
         assert_eq!(rest.contains(&format!("event: hub-cursor\nid: {id}\n")), !is_endless, "{rest}");
         assert!(rest.ends_with("\nretry: 1000\n"));
     }
+}
+
+/// The stream is first pending after its last item.
+#[tokio::test]
+async fn cursor_follows_the_last_item_of_a_busy_stream() {
+    let hub = Hub::builder().backend(MemoryBackend::new(1000)).connect().await.unwrap();
+    let (token, layer) = shutdown_layer();
+    for n in 0..300 {
+        hub.topic("a").publish(Event::display(n)).await.unwrap();
+    }
+    hub.read(["a"], Start::Earliest).await.unwrap().count().await;
+    let mut body = ours(SseStream::new(hub.topic("a").subscribe(Start::Earliest).await.unwrap()), &[&layer]);
+    assert!(body.poll().is_ready());
+    let id = publish_elsewhere(&hub).await;
+    token.cancel();
+    let rest = rest(&mut body);
+    assert!(rest.contains("data: 299\n"));
+    assert!(rest.contains(&format!("event: hub-cursor\nid: {id}\n")), "{rest}");
+}
+
+/// Publishes to another topic, and waits until the node has read the event. Returns its id.
+async fn publish_elsewhere(hub: &Hub) -> EventId {
+    let id = hub.topic("b").publish(Event::new("1")).await.unwrap();
+    hub.read(["b"], Start::Earliest).await.unwrap().next().await.unwrap().unwrap();
+    id
 }
