@@ -466,8 +466,14 @@ async fn members_of_all_nodes(core: &Core, backend: &BackendClient, topic: &Arc<
     loop {
         let ready = presence.until(|state| state.is_complete() && state.has_written(ticket));
         timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
+        let resets = backend.resets();
         let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
-        if !caught_up(core, through, deadline).await {
+        let has_read = caught_up(core, through, deadline).await;
+        if backend.resets() != resets {
+            // The position is of the replaced log.
+            continue;
+        }
+        if !has_read {
             return Err(failed("this node is behind the log"));
         }
         let state = presence.state();
