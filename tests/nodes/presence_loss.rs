@@ -241,6 +241,25 @@ async fn member_of_a_node_that_dies_after_a_loss_leaves() {
     assert_eq!(events(&shared)[2..], ["-a"]);
 }
 
+/// The other node is dead. The local node misses records so often that it requests the members only
+/// 8 seconds after its previous request. It then waits for a lease.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_leave_during_a_request() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    connections[1].set(Mode::Hangs);
+    for seconds in [0, 3, 5, 1] {
+        sleep(SECOND * seconds).await;
+        evict_all(&shared);
+    }
+    sleep(LEASE + GRACE + SECOND).await;
+    let begin = Instant::now();
+    assert_members(&hubs[..1], &["a"]).await;
+    assert!(begin.elapsed() > SECOND / 2, "the node has not known the members before");
+}
+
 /// The node is declared dead before it can append the leave of its member. It does not know all
 /// members at that time.
 #[tokio::test(start_paused = true)]
