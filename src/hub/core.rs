@@ -119,6 +119,12 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
+    /// Returns the number of times that this node has begun to follow a log of the backend. 0 in a
+    /// hub without a backend.
+    pub(super) fn resets(&self) -> u64 {
+        self.backend.as_ref().map_or(0, |backend| backend.resets())
+    }
+
     /// Returns the position that a subscription should send to its client as the new cursor, the
     /// position to resume after. This is the committed position (all events up to it can be read),
     /// or `cursor`, the current cursor of the subscription, if that is later. `topic` is any topic

@@ -241,6 +241,25 @@ async fn member_of_a_node_that_dies_after_a_loss_leaves() {
     assert_eq!(events(&shared)[2..], ["-a"]);
 }
 
+/// The other node is dead. The local node misses records so often that it requests the members only
+/// 8 seconds after its previous request. It then waits for a lease.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_leave_during_a_request() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    connections[1].set(Mode::Hangs);
+    for seconds in [0, 3, 5, 1] {
+        sleep(SECOND * seconds).await;
+        evict_all(&shared);
+    }
+    sleep(LEASE + GRACE + SECOND).await;
+    let begin = Instant::now();
+    assert_members(&hubs[..1], &["a"]).await;
+    assert!(begin.elapsed() > SECOND / 2, "the node has not known the members before");
+}
+
 /// The node is declared dead before it can append the leave of its member. It does not know all
 /// members at that time.
 #[tokio::test(start_paused = true)]
@@ -488,6 +507,50 @@ async fn members_of_a_silent_node_leave_another_log() {
     sleep(LEASE + GRACE).await;
     assert_members(&hubs[1..], &["b"]).await;
     assert_eq!(events(&shared), ["-a"]);
+}
+
+/// Another log replaces the current one while the node waits until it has read the current one up
+/// to its end. The other log never has as many records. It has the members of the dead node.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_leave_a_shorter_log() {
+    for milliseconds in (0..4_000).step_by(100) {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+        sleep(SECOND).await;
+        let old = shared.log().held();
+        connections[0].set(Mode::Lags);
+        settle().await;
+        evict_all(&shared);
+        sleep(Duration::from_millis(milliseconds)).await;
+        connections[1].set(Mode::Hangs);
+        shared.replace(PLENTY, old);
+        connections[0].set(Mode::Works);
+        // The node notices the other log after two seconds at most.
+        sleep(LEASE + GRACE + SECOND * 3).await;
+        assert_eq!(members(&hubs[0]).await, ["a"], "{milliseconds} ms");
+    }
+}
+
+/// Another log replaces the current one while the call waits until the node has read the current
+/// one up to its end.
+#[tokio::test(start_paused = true)]
+async fn members_are_returned_from_a_shorter_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<1>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    assert_members(&hubs, &["a"]).await;
+    connections[0].set(Mode::Lags);
+    settle().await;
+    evict_all(&shared);
+    let begin = Instant::now();
+    let replace = async {
+        settle().await;
+        shared.replace(PLENTY, Vec::new());
+        connections[0].set(Mode::Works);
+    };
+    tokio::join!(assert_members(&hubs, &["a"]), replace);
+    assert!(begin.elapsed() < SECOND * 3, "{:?}", begin.elapsed());
 }
 
 /// Another log replaces the current one while a node is cut off. The new log contains old records

@@ -327,10 +327,7 @@ impl Presences {
     /// the signs of life of the other nodes.
     pub(super) fn is_active(&self) -> bool {
         let state = self.state();
-        // The keeper also runs while the local node asks for all members. A keeper that starts
-        // later would not count the silence of other nodes before its start.
-        let mut views = [Some(&state.view), state.last_known.as_ref()].into_iter().flatten();
-        !state.is_shut_down && (!state.locals.is_empty() || views.any(|view| view.has_others(self.node)))
+        !state.is_shut_down && (!state.locals.is_empty() || state.watched().has_others(self.node))
     }
 
     /// Returns the lease of the local node: the time of silence after which the other nodes declare
@@ -345,7 +342,7 @@ impl Presences {
     /// topics. A lease is the time of silence after which a node is declared dead. Returns `None`
     /// if there is no such node.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
-        self.state().view.leases(self.node).map(|(_, shortest)| shortest)
+        self.state().watched().leases(self.node).map(|(_, shortest)| shortest)
     }
 
     /// Returns the earliest time when the local node will declare another node dead, unless the
@@ -353,7 +350,7 @@ impl Presences {
     /// `None` if no other node has members. Silence before `contact_since`, the end of the last
     /// outage of the backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
-        self.state().view.next_death(self.node, contact_since, self.grace)
+        self.state().watched().next_death(self.node, contact_since, self.grace)
     }
 
     /// Queues a record for each other node with members of topics that has been silent for too
@@ -363,7 +360,7 @@ impl Presences {
     /// The caller must have just read the whole log, which may contain newer signs of life.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
-        let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
+        let dead = state.watched_mut().declare_deaths(self.node, contact_since, self.grace, Instant::now());
         let message = |(node, number, beat)| message::Message::Dead { by: self.node, node, number, beat };
         let has_dead = !dead.is_empty();
         dead.into_iter().for_each(|dead| state.send(message(dead)));
@@ -466,8 +463,14 @@ async fn members_of_all_nodes(core: &Core, backend: &BackendClient, topic: &Arc<
     loop {
         let ready = presence.until(|state| state.is_complete() && state.has_written(ticket));
         timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
+        let resets = backend.resets();
         let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
-        if !caught_up(core, through, deadline).await {
+        let has_read = caught_up(core, through, deadline).await;
+        if backend.resets() != resets {
+            // The position is of the replaced log.
+            continue;
+        }
+        if !has_read {
             return Err(failed("this node is behind the log"));
         }
         let state = presence.state();

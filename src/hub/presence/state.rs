@@ -293,13 +293,25 @@ impl State {
         let view = self.view.take();
         let last_known = self.last_known.take().unwrap_or(view);
         self.last_known = self.is_used(own).then_some(last_known);
-        self.last_known.iter_mut().for_each(View::forget_incoming);
+        self.last_known.iter_mut().for_each(View::note_loss);
         self.knowledge = Knowledge::Unknown;
         // The log may still have members of the local node that have left.
         if self.number > 0 {
             self.announce_all();
         }
         self.roster = None;
+    }
+
+    /// Returns the view with the nodes that the local node watches, to declare silent nodes dead.
+    /// While the local node does not know all members, it watches the nodes that it knew before it
+    /// missed records, and those of later records: `last_known` has all records that `view` has.
+    pub(super) fn watched(&self) -> &View {
+        self.last_known.as_ref().unwrap_or(&self.view)
+    }
+
+    /// Like [`watched`](Self::watched), to note the deaths that the local node declares.
+    pub(super) fn watched_mut(&mut self) -> &mut View {
+        self.last_known.as_mut().unwrap_or(&mut self.view)
     }
 
     fn knows_all(&self) -> bool {

@@ -425,10 +425,17 @@ impl View {
         [of_topics + of_nodes, self.topics.capacity()]
     }
 
-    /// Forgets the lists of members that were read only in part, because records were missed. They
-    /// may have been further parts of these lists.
-    pub(super) fn forget_incoming(&mut self) {
-        self.nodes.values_mut().for_each(|node| node.incoming = None);
+    /// Notes that the local node has missed records. They may have been further parts of lists of
+    /// members, so forgets the lists that were read only in part. They may also have been signs of
+    /// life, so earlier silence of a node does not count towards its death.
+    pub(super) fn note_loss(&mut self) {
+        let now = Instant::now();
+        for node in self.nodes.values_mut() {
+            node.incoming = None;
+            if node.has_members() {
+                node.seen_at = now;
+            }
+        }
     }
 
     /// Removes all nodes and their members, and returns them.
@@ -467,6 +474,18 @@ mod tests {
         assert_eq!(view.dead(1, 7, 5, 1), Some(Vec::new()));
         assert!(view.change(author(7, 4), &[joined("a")]).is_empty());
         assert_eq!(view.change(author(7, 6), &[joined("a")]).len(), 1);
+    }
+
+    /// The missed records may have signs of life of the node.
+    #[tokio::test(start_paused = true)]
+    async fn silence_before_missed_records_does_not_count() {
+        let mut view = View::default();
+        let author = author(7, 1);
+        view.change(author, &[joined("a")]);
+        tokio::time::advance(author.lease).await;
+        view.note_loss();
+        let death = view.next_death(1, None, Duration::ZERO).unwrap();
+        assert!(death >= Instant::now() + author.lease);
     }
 
     /// Handles 50,000 records, each from another node. If each record required an iteration over

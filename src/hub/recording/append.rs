@@ -83,23 +83,27 @@ impl Fence {
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
-/// Returns `true` if the node has read that far in time.
+/// Returns `true` if the node has read that far in time. Returns `false` at once if another log
+/// replaces the log: the other log may never reach the position `through`.
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
-    timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
+    let resets = core.resets();
+    let is_valid = || core.resets() == resets;
+    let is_over = || core.committed() >= through || !is_valid();
+    timeout_at(deadline, core.recordings.progressed(is_over)).await.is_ok() && is_valid()
 }
 
-/// Waits until this node has read the log up to and including `through`, but not after `deadline`.
-/// Returns `true` if the node has read that far in time. Unlike [`caught_up`], does not keep the
-/// hub alive in the meantime. Returns `None` if the hub was dropped.
+/// Waits until this node has read the log up to and including `through`, like [`caught_up`], but
+/// does not keep the hub alive in the meantime. Returns `None` if the hub was dropped.
 pub(in crate::hub) async fn caught_up_unless_dropped(
     core: &Weak<Core>,
     through: Position,
     deadline: Instant,
 ) -> Option<bool> {
-    let recordings = core.upgrade()?.recordings.clone();
-    let has_read = || core.upgrade().is_none_or(|core| core.committed() >= through);
-    let is_in_time = timeout_at(deadline, recordings.progressed(has_read)).await.is_ok();
-    (core.strong_count() > 0).then_some(is_in_time)
+    let (recordings, resets) = core.upgrade().map(|core| (core.recordings.clone(), core.resets()))?;
+    let is_valid = |core: &Core| core.resets() == resets;
+    let is_over = || core.upgrade().is_none_or(|core| core.committed() >= through || !is_valid(&core));
+    let is_in_time = timeout_at(deadline, recordings.progressed(is_over)).await.is_ok();
+    core.upgrade().map(|core| is_in_time && is_valid(&core))
 }
 
 /// Waits until this node has read the log up to its current end. The wait has no time limit.
