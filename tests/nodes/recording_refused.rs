@@ -258,6 +258,35 @@ async fn pause_of_the_process_does_not_count_as_refusal() {
     assert_eq!(log(&shared, "a"), ["1", "end", "."]);
 }
 
+/// A node has published the will of a dead node. The backend refuses the end of the topic once, and
+/// again more than a minute later. Meanwhile, the node does not read a record of the topic.
+#[tokio::test(start_paused = true)]
+async fn unread_record_does_not_end_a_takeover() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "large", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    // The node finishes the topic only after it has read the will.
+    connections[1].lag.store(500, Relaxed);
+    while log(&shared, "large").is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[1].set(Mode::Refuses);
+    while connections[1].asked.refusals.load(Relaxed) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[1].set(Mode::Lags);
+    shared.append_event("large", "foreign");
+    sleep(SECOND * 70).await;
+    connections[1].set(Mode::Refuses);
+    sleep(SECOND * 10).await;
+    connections[1].set(Mode::Works);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "large"), ["will", "foreign", "."]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn refused_takeover_ends_after_a_minute() {
     let shared = Shared::new(PLENTY);
