@@ -8,7 +8,7 @@ use super::{
     two,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
-use tokio::time::{sleep, timeout};
+use tokio::time::{advance, sleep, timeout};
 use tower_sse::{
     EncodedEvents, Event, SseItem,
     hub::{Hub, Outcome, Recorder, Start},
@@ -196,6 +196,95 @@ async fn outage_does_not_count_as_refusal_after_a_loss() {
     connection.set(Mode::Works);
     assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
     assert_eq!(log(&shared, "large"), ["."]);
+}
+
+/// The backend refuses events. After that, the node does not read a record of the topic, or a copy
+/// of the log, for more than a minute. Then the backend refuses events again.
+#[tokio::test(start_paused = true)]
+async fn unread_records_do_not_count_as_refusal() {
+    for case in ["own record", "foreign record", "copy"] {
+        let shared = Shared::new(PLENTY);
+        let connection = shared.connect();
+        let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+        let (sender, items) = channel();
+        let recording = record(&hub, "a", items).start();
+        sleep(SECOND).await;
+        let mut expected = vec!["0", "1", "2", "end", "."];
+        if case == "own record" {
+            // The backend refuses several events together, and accepts the first one.
+            connection.max_bytes.store(12, Relaxed);
+            connection.set(Mode::Lags);
+        } else {
+            connection.set(Mode::ReadsOnly);
+        }
+        (0..3).for_each(|n| sender.send(Event::display(n)).unwrap());
+        sleep(SECOND * 5).await;
+        connection.set(Mode::Lags);
+        if case == "foreign record" {
+            shared.append_event("a", "foreign");
+            expected.insert(0, "foreign");
+        } else if case == "copy" {
+            shared.replace(PLENTY, shared.log().held());
+        }
+        sleep(SECOND * 70).await;
+        connection.set(Mode::ReadsOnly);
+        sleep(SECOND * 30).await;
+        connection.set(Mode::Works);
+        drop(sender);
+        assert_eq!(timeout(SECOND * 30, recording.outcome()).await, Ok(Outcome::Finished), "{case}");
+        assert_eq!(log(&shared, "a"), expected, "{case}");
+    }
+}
+
+/// The process is paused after the backend has refused an event twice.
+#[tokio::test(start_paused = true)]
+async fn pause_of_the_process_does_not_count_as_refusal() {
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let (sender, items) = channel();
+    let recording = record(&hub, "a", items).start();
+    sleep(SECOND).await;
+    connection.set(Mode::ReadsOnly);
+    sender.send(Event::new("1")).unwrap();
+    while connection.asked.refusals.load(Relaxed) < 2 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    advance(SECOND * 70).await;
+    sleep(SECOND * 5).await;
+    connection.set(Mode::Works);
+    drop(sender);
+    assert_eq!(timeout(SECOND * 10, recording.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!(log(&shared, "a"), ["1", "end", "."]);
+}
+
+/// A node has published the will of a dead node. The backend refuses the end of the topic once, and
+/// again more than a minute later. Meanwhile, the node does not read a record of the topic.
+#[tokio::test(start_paused = true)]
+async fn unread_record_does_not_end_a_takeover() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "large", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    // The node finishes the topic only after it has read the will.
+    connections[1].lag.store(500, Relaxed);
+    while log(&shared, "large").is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[1].set(Mode::Refuses);
+    while connections[1].asked.refusals.load(Relaxed) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[1].set(Mode::Lags);
+    shared.append_event("large", "foreign");
+    sleep(SECOND * 70).await;
+    connections[1].set(Mode::Refuses);
+    sleep(SECOND * 10).await;
+    connections[1].set(Mode::Works);
+    sleep(SECOND * 5).await;
+    assert_eq!(log(&shared, "large"), ["will", "foreign", "."]);
 }
 
 #[tokio::test(start_paused = true)]

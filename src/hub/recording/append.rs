@@ -32,6 +32,10 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 /// a leader. Other causes are permanent, such as an event that is too large for the backend.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
+/// The maximum part of [`REFUSED`] that one refused append can use up. If the process was paused
+/// during the append, for example by a debugger, the rest of the pause does not count.
+const MAX_REFUSED_ATTEMPT: Duration = Duration::from_secs(10);
+
 /// A fence: a condition for an append. The backend rejects the append if the log has a record of
 /// the same topic that this node had not read when the fence was created.
 pub(in crate::hub) struct Fence {
@@ -126,6 +130,15 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
+/// Returns how much of [`REFUSED`] a refused append uses up: the time since `began`, at most 10
+/// seconds. The append began at `began`, and the pause after its refusal has just ended.
+///
+/// The time between two refused appends does not count. It can be long: until this node has read
+/// all records of the topic, an append is rejected, which is no refusal.
+pub(super) fn refused_time(began: Instant) -> Duration {
+    began.elapsed().min(MAX_REFUSED_ATTEMPT)
+}
+
 /// The reason why a recording, a task that publishes a stream into a topic, no longer tries to
 /// append its records to the log.
 pub(super) enum Failure {
@@ -147,13 +160,14 @@ pub(super) enum Failure {
 ///
 /// Returns [`Failure::Ended`] if the recording must not append the records, for example because its
 /// topic is finished. Returns [`Failure::Refused`] if the backend refuses the first of the
-/// remaining records for 60 seconds while it responds to other requests.
+/// remaining records alone for 60 seconds while it responds to other requests. Only the time of
+/// refused attempts counts (see [`refused_time`]).
 pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Record>) -> Result<(), Failure> {
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();
     let mut failures = 0;
-    // When the backend has first refused the next records while it responded to other requests.
-    let mut refused_since = None;
+    // How long the backend has refused the first record alone while it responded to other requests.
+    let mut refused_for = Duration::ZERO;
     // The maximum number of records of one attempt.
     let mut max = records.len();
     // The numbers of records of the attempts without a response, in descending order. Each of these
@@ -162,13 +176,10 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
     while !records.is_empty() {
         if local.is_silenced() {
             // The topic may belong to a newer recording, which this one must not end.
-            let began = Instant::now();
             while !has_read_to_end(core, backend).await && !core.is_shut_down() {
-                refused_since = None;
+                refused_for = Duration::ZERO;
                 sleep(retry_pause(1)).await;
             }
-            // The wait may include an outage, so it does not count towards the time of a refusal.
-            refused_since = refused_since.map(|since: Instant| since + began.elapsed());
             if core.recordings.has_successor(&local.announced) {
                 return Err(Failure::Ended);
             }
@@ -192,10 +203,11 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 *attempted -= count;
                 *attempted > 0
             });
-            (failures, refused_since) = (0, None);
+            (failures, refused_for) = (0, Duration::ZERO);
             local.note_progress();
             continue;
         }
+        let began = Instant::now();
         match fence.append(backend, records[..count].to_vec()).await {
             Ok(Some(appended)) => {
                 // Another log may have replaced the log since. The number of resets changes while
@@ -212,7 +224,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 // reaches the backend fails at its own fence.
                 unsure.clear();
                 max = count * 2;
-                (failures, refused_since) = (0, None);
+                (failures, refused_for) = (0, Duration::ZERO);
                 local.note_progress();
                 if !records.is_empty() {
                     // The next fence must be after these records.
@@ -231,18 +243,18 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 failures += 1;
                 sleep(retry_pause(failures)).await;
                 if backend.newest().await.is_none() {
-                    refused_since = None;
+                    refused_for = Duration::ZERO;
                     local.note_retry();
                     continue;
                 }
-                let since = *refused_since.get_or_insert_with(Instant::now);
                 if count > 1 {
                     // The backend may accept a part, so this is no reason to give up the records.
                     max = count / 2;
                     continue;
                 }
                 local.note_retry();
-                if since.elapsed() >= REFUSED {
+                refused_for += refused_time(began);
+                if refused_for >= REFUSED {
                     return Err(Failure::Refused(error));
                 }
             }

@@ -2,7 +2,7 @@
 //! topics), sends signs of life, and notices the death of other nodes.
 
 use super::{
-    append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, retry_pause},
+    append::{Fence, REFUSED, caught_up, caught_up_unless_dropped, has_read_to_end, refused_time, retry_pause},
     beat::{self, Announced, Beat, Message},
     local::Local,
     nodes::{Contact, Recordings, State},
@@ -474,8 +474,8 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     // The number of resets when this node has published the will. After another reset, the log may
     // lack the will.
     let mut will_resets = None;
-    // When the backend has first refused the records while it accepted another record.
-    let mut refused_since = None;
+    // How long the backend has refused the next record while it responded to other requests.
+    let mut refused_for = Duration::ZERO;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {
             // The finish record may be of an earlier recording, if this log is a copy. The keeper
@@ -499,11 +499,12 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             break;
         }
         if !has_read {
-            refused_since = None;
+            refused_for = Duration::ZERO;
             sleep(retry_pause(1)).await;
             continue;
         }
         let record = Record { topic: announced.topic.clone(), kind, event };
+        let began = Instant::now();
         match fence.append(backend, vec![record]).await {
             Ok(Some(_)) if kind == RecordKind::Finish => {
                 finished.add(&announced.topic);
@@ -511,28 +512,27 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             }
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
-                (will_resets, failures, refused_since) = (Some(fence.resets()), 0, None);
+                (will_resets, failures, refused_for) = (Some(fence.resets()), 0, Duration::ZERO);
                 caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,
             Err(_) => {
                 failures += 1;
-                let is_refused = match refused_since {
-                    None => accepts_records(backend).await,
-                    Some(_) => backend.newest().await.is_some(),
+                let is_refused = match refused_for {
+                    Duration::ZERO => accepts_records(backend).await,
+                    _ => backend.newest().await.is_some(),
                 };
-                if !is_refused {
-                    refused_since = None;
-                    // If the backend accepts no records, the other node may be alive. A published
-                    // will ends its recording in any case.
-                    if !has_published_will {
-                        core.recordings.lose_contact();
-                    }
-                } else if refused_since.get_or_insert_with(Instant::now).elapsed() >= REFUSED {
+                // If the backend accepts no records, the other node may be alive. A published will
+                // ends its recording in any case.
+                if !is_refused && !has_published_will {
+                    core.recordings.lose_contact();
+                }
+                sleep(retry_pause(failures)).await;
+                refused_for = if is_refused { refused_for + refused_time(began) } else { Duration::ZERO };
+                if refused_for >= REFUSED {
                     core.recordings.settle(node, &announced);
                     break;
                 }
-                sleep(retry_pause(failures)).await;
             }
         }
     }
