@@ -8,16 +8,17 @@ use super::{
         GRACE, HOUR, LEASE, SECOND, assert_members, builder, changes, events, evict, join, members, node, nodes,
         records,
     },
+    recording_replaced::KeepsEpoch,
     settle,
 };
 use futures_util::FutureExt;
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Wake},
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::Stream;
 use tower_sse::{
     Event,
@@ -551,6 +552,83 @@ async fn members_are_returned_from_a_shorter_log() {
     };
     tokio::join!(assert_members(&hubs, &["a"]), replace);
     assert!(begin.elapsed() < SECOND * 3, "{:?}", begin.elapsed());
+}
+
+/// The log keeps its epoch and loses its newest records while the call waits for the position of its
+/// end.
+#[tokio::test(start_paused = true)]
+async fn members_are_returned_from_a_log_that_has_lost_records() {
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = builder().backend(KeepsEpoch(connection.clone())).connect().await.unwrap();
+    let _a = join(&hub, "a").await;
+    assert_eq!(members(&hub).await, ["a"]);
+    let kept = shared.log().held();
+    evict_all(&shared);
+    settle().await;
+    // The request has the end of the log before the loss, and takes four seconds.
+    connection.latency.store(8_000, Relaxed);
+    let mut call = pin!(members(&hub));
+    assert!(timeout(SECOND / 10, &mut call).await.is_err());
+    connection.latency.store(0, Relaxed);
+    shared.replace(PLENTY, kept);
+    connection.set(Mode::Fails);
+    settle().await;
+    connection.set(Mode::Works);
+    let begin = Instant::now();
+    assert_eq!(call.await, ["a"]);
+    assert!(begin.elapsed() < SECOND * 6, "{:?}", begin.elapsed());
+}
+
+/// A node misses records directly after the last sign of life of another node. The third node knows
+/// all members, so it has to declare the death: it publishes the leave.
+#[tokio::test(start_paused = true)]
+async fn leave_has_an_event_if_a_node_does_not_know_all_members() {
+    for _ in 0..10 {
+        let shared = Shared::new(RETAINED);
+        let (hubs, connections) = nodes::<3>(&shared).await;
+        let _b = join(&hubs[2], "b").await;
+        sleep(HOUR * 2).await;
+        assert!(!hubs[1].topic("lobby").exists(), "a topic without events and subscribers is dropped");
+        let signs = || shared.log().all.values().filter(|record| &*record.topic == "tower-sse/nodes").count();
+        let before = signs();
+        while signs() == before {
+            sleep(SECOND / 1000).await;
+        }
+        settle().await;
+        connections[2].set(Mode::Hangs);
+        connections[0].set(Mode::Lags);
+        settle().await;
+        shared.append_event("other", "missed");
+        connections[0].missed.store(shared.log().bounds.last.get(), Relaxed);
+        connections[0].set(Mode::Works);
+        sleep(LEASE + GRACE + SECOND * 5).await;
+        assert_members(&hubs[..2], &[]).await;
+        assert_eq!(events(&shared), ["+b", "-b"]);
+    }
+}
+
+/// The backend refuses events. After that, the node does not read a record of the topic for more
+/// than a minute. Then the backend refuses events again.
+#[tokio::test(start_paused = true)]
+async fn unread_record_does_not_count_as_refusal() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<1>(&shared).await;
+    let connection = &connections[0];
+    connection.max_bytes.store(0, Relaxed);
+    let _members = [join(&hubs[0], "a").await, join(&hubs[0], "b").await];
+    sleep(SECOND * 2).await;
+    assert!(connection.asked.refusals.load(Relaxed) > 1);
+    connection.set(Mode::Lags);
+    shared.append_event("lobby", "foreign");
+    connection.max_bytes.store(usize::MAX, Relaxed);
+    sleep(SECOND * 70).await;
+    connection.max_bytes.store(0, Relaxed);
+    sleep(SECOND * 3).await;
+    connection.max_bytes.store(usize::MAX, Relaxed);
+    connection.set(Mode::Works);
+    sleep(SECOND * 5).await;
+    assert_eq!(events(&shared), ["foreign", "+a", "+b"]);
 }
 
 /// Another log replaces the current one while a node is cut off. The new log contains old records

@@ -236,6 +236,26 @@ async fn unread_records_do_not_count_as_refusal() {
     }
 }
 
+/// The log refuses events for most of the time after which a recording fails. Then a copy replaces it.
+#[tokio::test(start_paused = true)]
+async fn refusals_of_a_replaced_log_do_not_count() {
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = Hub::builder().backend(connection.clone()).connect().await.unwrap();
+    let (sender, items) = channel();
+    let recording = record(&hub, "a", items).start();
+    sleep(SECOND).await;
+    connection.set(Mode::ReadsOnly);
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND * 45).await;
+    shared.replace(PLENTY, shared.log().held());
+    sleep(SECOND * 30).await;
+    connection.set(Mode::Works);
+    drop(sender);
+    assert_eq!(timeout(SECOND * 30, recording.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!(log(&shared, "a"), ["1", "end", "."]);
+}
+
 /// The process is paused after the backend has refused an event twice.
 #[tokio::test(start_paused = true)]
 async fn pause_of_the_process_does_not_count_as_refusal() {

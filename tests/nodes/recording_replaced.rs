@@ -502,7 +502,7 @@ async fn sign_of_life_without_its_middle_part_ends_no_recording() {
 }
 
 /// A backend that keeps its epoch when the log is replaced.
-struct KeepsEpoch(Faulty);
+pub(crate) struct KeepsEpoch(pub(crate) Faulty);
 
 impl Backend for KeepsEpoch {
     async fn bounds(&self) -> Result<Bounds, BoxError> {

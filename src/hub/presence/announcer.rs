@@ -11,7 +11,7 @@ use crate::hub::{
     core::Core,
     node::BackendClient,
     recording::{
-        append::{Fence, REFUSED, caught_up_unless_dropped, retry_pause},
+        append::{Fence, REFUSED, caught_up_unless_dropped, refused_time, retry_pause},
         keeper,
     },
     registry::Registry,
@@ -279,7 +279,8 @@ async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<AnswersEnd>) -> Op
         let job = presence.state().take_job(&presence);
         let Some(job) = job else {
             if let Some(through) = unread {
-                caught_up_unless_dropped(weak, through, Instant::now() + FOLLOWER).await?;
+                let resets = weak.upgrade()?.resets();
+                caught_up_unless_dropped(weak, through, resets, Instant::now() + FOLLOWER).await?;
             }
             return Some((presence, true));
         };
@@ -344,10 +345,9 @@ struct Publishing {
     /// for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// The time when the backend began to refuse the join and leave events of this topic, although
-    /// it responds to other requests. `None` after a successful append, and if the backend does not
-    /// respond at all.
-    refused_since: Option<Instant>,
+    /// How long the backend has refused the first join or leave event alone while it responded to
+    /// other requests. Zero after a successful append, and if the backend does not respond at all.
+    refused_for: Duration,
     /// The maximum number of join and leave events that one append to the log contains. A refused
     /// append halves this number, and a successful append doubles it, up to 1,000.
     max: usize,
@@ -362,7 +362,6 @@ enum Next {
     /// publishes the event about it. If the event is not in the log at this time, the local node
     /// publishes it.
     Wait(Instant),
-    Retry,
     End,
 }
 
@@ -374,7 +373,7 @@ impl Publishing {
             topic,
             changed,
             failures: 0,
-            refused_since: None,
+            refused_for: Duration::ZERO,
             max: MAX_BATCH,
             has_given_up: false,
             has_ended: false,
@@ -421,14 +420,16 @@ impl Publishing {
         drop(core);
         let (first, count) = (events.first().cloned().unwrap_or_default(), events.len());
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
+        let began = Instant::now();
         let appended = fence.append(&backend, events.into_iter().map(record).collect()).await;
         // The waits below may take a second, so other topics get the permit first.
         drop(permit);
         match appended {
             Ok(Some(appended)) => {
-                (self.failures, self.refused_since, self.has_given_up) = (0, None, false);
+                (self.failures, self.refused_for, self.has_given_up) = (0, Duration::ZERO, false);
                 self.max = MAX_BATCH.min(self.max * 2);
-                caught_up_unless_dropped(&self.core, appended.position, Instant::now() + FOLLOWER).await;
+                caught_up_unless_dropped(&self.core, appended.position, fence.resets(), Instant::now() + FOLLOWER)
+                    .await;
                 Next::Append
             }
             Ok(None) => {
@@ -437,25 +438,30 @@ impl Publishing {
             }
             Err(_) => {
                 self.failures += 1;
-                if backend.newest().await.is_some() {
-                    self.note_refused(count, &first);
+                let is_refused = backend.newest().await.is_some();
+                sleep(retry_pause(self.failures)).await;
+                if is_refused {
+                    self.note_refused(count, &first, began);
                 } else {
-                    self.refused_since = None;
+                    self.refused_for = Duration::ZERO;
                 }
-                Next::Retry
+                Next::Append
             }
         }
     }
 
     /// Updates the limit of events per append after the backend has refused an append of `count`
-    /// join and leave events: the next append has half as many. If an append of a single event,
-    /// `first`, is still refused after a minute of refusals, this event is dropped. If the append
-    /// of the following event is refused as well, all unpublished events of the topic are dropped
-    /// at once.
-    fn note_refused(&mut self, count: usize, first: &Bytes) {
+    /// join and leave events: the next append has half as many. If the backend has refused a single
+    /// event, `first`, for a minute, this event is dropped. If the append of the following event is
+    /// refused as well, all unpublished events of the topic are dropped at once. The append began
+    /// at `began`: see [`refused_time`].
+    fn note_refused(&mut self, count: usize, first: &Bytes, began: Instant) {
         self.max = (count / 2).max(1);
-        let since = *self.refused_since.get_or_insert_with(Instant::now);
-        if count > 1 || since.elapsed() < REFUSED {
+        if count > 1 {
+            return;
+        }
+        self.refused_for += refused_time(began);
+        if self.refused_for < REFUSED {
             return;
         }
         let pending = &mut self.presence.state().pending;
@@ -464,7 +470,9 @@ impl Publishing {
         } else {
             self.has_given_up = pending.forget_refused(&self.topic, first);
             // Otherwise another node has published the event, so the backend accepts events.
-            self.refused_since = self.refused_since.filter(|_| self.has_given_up);
+            if !self.has_given_up {
+                self.refused_for = Duration::ZERO;
+            }
         }
     }
 }
@@ -485,7 +493,6 @@ async fn publish(mut publishing: Publishing) {
         match publishing.run_once().await {
             Next::Append => {}
             Next::Wait(due) => _ = timeout_at(due, publishing.changed.notified()).await,
-            Next::Retry => sleep(retry_pause(publishing.failures)).await,
             Next::End => return,
         }
     }

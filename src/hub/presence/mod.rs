@@ -350,7 +350,8 @@ impl Presences {
     /// `None` if no other node has members. Silence before `contact_since`, the end of the last
     /// outage of the backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
-        self.state().watched().next_death(self.node, contact_since, self.grace)
+        let state = self.state();
+        state.watched().next_death(self.node, contact_since, state.death_grace(self))
     }
 
     /// Queues a record for each other node with members of topics that has been silent for too
@@ -360,7 +361,8 @@ impl Presences {
     /// The caller must have just read the whole log, which may contain newer signs of life.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
-        let dead = state.watched_mut().declare_deaths(self.node, contact_since, self.grace, Instant::now());
+        let grace = state.death_grace(self);
+        let dead = state.watched_mut().declare_deaths(self.node, contact_since, grace, Instant::now());
         let message = |(node, number, beat)| message::Message::Dead { by: self.node, node, number, beat };
         let has_dead = !dead.is_empty();
         dead.into_iter().for_each(|dead| state.send(message(dead)));
@@ -464,14 +466,18 @@ async fn members_of_all_nodes(core: &Core, backend: &BackendClient, topic: &Arc<
         let ready = presence.until(|state| state.is_complete() && state.has_written(ticket));
         timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
         let resets = backend.resets();
-        let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
-        let has_read = caught_up(core, through, deadline).await;
-        if backend.resets() != resets {
+        let newest = backend.newest().await;
+        let has_read = match newest {
+            Some(through) => caught_up(core, through, resets, deadline).await,
+            None => false,
+        };
+        if backend.resets() != resets && Instant::now() < deadline {
             // The position is of the replaced log.
             continue;
         }
         if !has_read {
-            return Err(failed("this node is behind the log"));
+            let is_behind = newest.is_some();
+            return Err(failed(if is_behind { "this node is behind the log" } else { "the backend does not respond" }));
         }
         let state = presence.state();
         // A shutdown also forgets the members.

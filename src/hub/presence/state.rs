@@ -31,6 +31,10 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 /// roster is enough: the other nodes read it during their pauses and then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time by which a node that does not know all members declares deaths later than other nodes.
+/// It is longer than the random pause before a declaration.
+const DEATH_DELAY: Duration = Duration::from_millis(500);
+
 /// The shortest pause, 2 s, and the longest pause, 8 s, between two requests of the local node for
 /// the members of topics on other nodes. Each further request doubles the pause, because every node
 /// answers a request with all of its members.
@@ -62,7 +66,8 @@ pub(super) struct State {
     pub(super) view: View,
     /// While the local node does not know all members: the members that it knew before it missed
     /// records, with the changes that it has read since. They may be outdated, so no caller gets
-    /// them. They decide which joins and leaves have events. `None` if the local node knows all
+    /// them. They decide which joins and leaves have events, and which silent nodes are declared
+    /// dead. `None` if the local node knows all
     /// members, and if these members are the same as the members in `view`: a node that does not
     /// use presence keeps them only once.
     pub(super) last_known: Option<View>,
@@ -304,9 +309,16 @@ impl State {
 
     /// Returns the view with the nodes that the local node watches, to declare silent nodes dead.
     /// While the local node does not know all members, it watches the nodes that it knew before it
-    /// missed records, and those of later records: `last_known` has all records that `view` has.
+    /// missed records, and those of later records.
     pub(super) fn watched(&self) -> &View {
         self.last_known.as_ref().unwrap_or(&self.view)
+    }
+
+    /// Returns the time after the lease of a silent node when the local node declares it dead. If
+    /// the local node does not know all members, other nodes declare the death first: the node that
+    /// does publishes the leaves, which it has to know.
+    pub(super) fn death_grace(&self, own: &Presences) -> Duration {
+        if self.knows_all() { own.grace } else { own.grace.saturating_add(DEATH_DELAY) }
     }
 
     /// Like [`watched`](Self::watched), to note the deaths that the local node declares.

@@ -58,7 +58,7 @@ impl Fence {
 
     /// Returns how many times this node had begun to follow a log when it created this fence. The
     /// number changes when another log replaces the log, and when the log loses its newest records.
-    pub(super) fn resets(&self) -> u64 {
+    pub(in crate::hub) fn resets(&self) -> u64 {
         self.resets
     }
 
@@ -74,7 +74,7 @@ impl Fence {
     /// most one second. A fence makes the backend reject an append if the log has a record of the
     /// topic that the node had not read when it created the fence.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
-        caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
+        caught_up(core, self.since.next(), self.resets, Instant::now() + FOLLOWER).await;
     }
 
     /// Waits until this node has read more of the log than when it created this fence, but for at
@@ -82,15 +82,17 @@ impl Fence {
     /// topic that the node had not read when it created the fence. Unlike [`passed`](Self::passed),
     /// does not keep the hub alive in the meantime.
     pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
-        caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
+        caught_up_unless_dropped(core, self.since.next(), self.resets, Instant::now() + FOLLOWER).await;
     }
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
-/// Returns `true` if the node has read that far in time. Returns `false` at once if another log
-/// replaces the log: the other log may never reach the position `through`.
-pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
-    let resets = core.resets();
+/// Returns `true` if the node has read that far in time. `resets` is the number of [resets] when the
+/// log had the position `through`. Returns `false` as soon as the number changes: the log may have
+/// been replaced by another one, which may never reach the position.
+///
+/// [resets]: Core::resets
+pub(in crate::hub) async fn caught_up(core: &Core, through: Position, resets: u64, deadline: Instant) -> bool {
     let is_valid = || core.resets() == resets;
     let is_over = || core.committed() >= through || !is_valid();
     timeout_at(deadline, core.recordings.progressed(is_over)).await.is_ok() && is_valid()
@@ -101,9 +103,10 @@ pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: 
 pub(in crate::hub) async fn caught_up_unless_dropped(
     core: &Weak<Core>,
     through: Position,
+    resets: u64,
     deadline: Instant,
 ) -> Option<bool> {
-    let (recordings, resets) = core.upgrade().map(|core| (core.recordings.clone(), core.resets()))?;
+    let recordings = core.upgrade()?.recordings.clone();
     let is_valid = |core: &Core| core.resets() == resets;
     let is_over = || core.upgrade().is_none_or(|core| core.committed() >= through || !is_valid(&core));
     let is_in_time = timeout_at(deadline, recordings.progressed(is_over)).await.is_ok();
@@ -131,11 +134,11 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 }
 
 /// Returns how much of [`REFUSED`] a refused append uses up: the time since `began`, at most 10
-/// seconds. The append began at `began`, and the pause after its refusal has just ended.
+/// seconds. The append began at `began`, and the pause after its refusal has ended.
 ///
 /// The time between two refused appends does not count. It can be long: until this node has read
 /// all records of the topic, an append is rejected, which is no refusal.
-pub(super) fn refused_time(began: Instant) -> Duration {
+pub(in crate::hub) fn refused_time(began: Instant) -> Duration {
     began.elapsed().min(MAX_REFUSED_ATTEMPT)
 }
 
@@ -167,7 +170,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
     local.begin_append();
     let mut failures = 0;
     // How long the backend has refused the first record alone while it responded to other requests.
-    let mut refused_for = Duration::ZERO;
+    let (mut refused_for, mut resets) = (Duration::ZERO, core.resets());
     // The maximum number of records of one attempt.
     let mut max = records.len();
     // The numbers of records of the attempts without a response, in descending order. Each of these
@@ -187,6 +190,10 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
         // Every record up to the position of the fence was noted before, so an earlier attempt that
         // has succeeded is either noted, or prevents the next one.
         let fence = Fence::new(core).ok_or(Failure::Ended)?;
+        if fence.resets() != resets {
+            // Another log has refused nothing yet.
+            (refused_for, resets) = (Duration::ZERO, fence.resets());
+        }
         // The topic may have been finished before the recording was started.
         let has_read_start = fence.since >= local.started_at();
         if local.is_checking() || !has_read_start {
@@ -228,7 +235,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
                 local.note_progress();
                 if !records.is_empty() {
                     // The next fence must be after these records.
-                    caught_up(core, appended.position, Instant::now() + FOLLOWER).await;
+                    caught_up(core, appended.position, fence.resets(), Instant::now() + FOLLOWER).await;
                 }
             }
             Ok(None) => {

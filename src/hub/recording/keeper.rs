@@ -413,7 +413,7 @@ async fn probe(
     let resets = backend.resets();
     let newest = timeout_at(deadline, backend.newest()).await.ok().flatten();
     let has_read = match newest {
-        Some(through) => caught_up_unless_dropped(core, through, deadline).await,
+        Some(through) => caught_up_unless_dropped(core, through, resets, deadline).await,
         None => None,
     };
     let contact = &mut recordings.state().contact;
@@ -503,6 +503,10 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             sleep(retry_pause(1)).await;
             continue;
         }
+        if refused_for >= REFUSED {
+            core.recordings.settle(node, &announced);
+            break;
+        }
         let record = Record { topic: announced.topic.clone(), kind, event };
         let began = Instant::now();
         match fence.append(backend, vec![record]).await {
@@ -513,14 +517,14 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
                 (will_resets, failures, refused_for) = (Some(fence.resets()), 0, Duration::ZERO);
-                caught_up(&core, appended.position, Instant::now() + TICK).await;
+                caught_up(&core, appended.position, fence.resets(), Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,
             Err(_) => {
                 failures += 1;
-                let is_refused = match refused_for {
-                    Duration::ZERO => accepts_records(backend).await,
-                    _ => backend.newest().await.is_some(),
+                let is_refused = match refused_for.is_zero() {
+                    true => accepts_records(backend).await,
+                    false => backend.newest().await.is_some(),
                 };
                 // If the backend accepts no records, the other node may be alive. A published will
                 // ends its recording in any case.
@@ -529,10 +533,6 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
                 }
                 sleep(retry_pause(failures)).await;
                 refused_for = if is_refused { refused_for + refused_time(began) } else { Duration::ZERO };
-                if refused_for >= REFUSED {
-                    core.recordings.settle(node, &announced);
-                    break;
-                }
             }
         }
     }
