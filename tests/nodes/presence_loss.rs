@@ -341,6 +341,35 @@ async fn second_list_of_members_does_not_drop_a_join_event() {
     assert_eq!(events(&shared), ["+m"]);
 }
 
+/// All nodes have missed records, and read the rest of a small log in pages of one record. If each
+/// page made each node list its members, these lists would evict the records that the nodes have to
+/// read next.
+#[tokio::test(start_paused = true)]
+async fn repeated_losses_do_not_fill_the_log_with_lists() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await, join(&hubs[2], "c").await];
+    sleep(SECOND).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    settle().await;
+    evict_all(&shared);
+    let before = shared.log().all.len();
+    connections.iter().for_each(|connection| {
+        connection.page.store(1, Relaxed);
+        connection.set(Mode::Works);
+    });
+    // No time passes meanwhile.
+    for _ in 0..100 {
+        settle().await;
+    }
+    let appended = shared.log().all.len() - before;
+    assert!(appended <= RETAINED, "{appended} records");
+    sleep(SECOND).await;
+    let begin = Instant::now();
+    assert_members(&hubs, &["a", "b", "c"]).await;
+    assert!(begin.elapsed() < LEASE + GRACE, "{:?}", begin.elapsed());
+}
+
 /// The topic was finished, removed and used again. Then its events have expired.
 #[tokio::test(start_paused = true)]
 async fn leave_in_a_topic_that_is_used_again_has_an_event() {
