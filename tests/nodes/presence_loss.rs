@@ -370,6 +370,25 @@ async fn repeated_losses_do_not_fill_the_log_with_lists() {
     assert!(begin.elapsed() < LEASE + GRACE, "{:?}", begin.elapsed());
 }
 
+/// The record about the death does not have the sign of life that only the local node has read. The
+/// new node removes the member, and the local node does not.
+#[tokio::test(start_paused = true)]
+async fn outdated_death_does_not_remove_a_living_member() {
+    let shared = Shared::new(RETAINED);
+    let hub = node(&shared.connect()).await;
+    let _a = join(&hub, "a").await;
+    sleep(SECOND).await;
+    evict(&hub).await;
+    let hubs = [hub, node(&shared.connect()).await];
+    assert_members(&hubs, &["a"]).await;
+    let records = records(&shared);
+    let list = records.iter().rfind(|record| record.contains("\"members\"")).unwrap();
+    let author = &serde_json::from_str::<serde_json::Value>(list).unwrap()["presence"]["author"];
+    append_message(&shared, &format!(r#"{{"dead":[{},{},0,9]}}"#, author[0], author[1]));
+    sleep(SECOND).await;
+    assert_members(&hubs, &["a"]).await;
+}
+
 /// The topic was finished, removed and used again. Then its events have expired.
 #[tokio::test(start_paused = true)]
 async fn leave_in_a_topic_that_is_used_again_has_an_event() {

@@ -402,8 +402,9 @@ impl State {
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
                 // The local node was paused or cut off, so another node has declared it dead. It
-                // announces its members again.
-                if node == own.node && dead.is_some() && !self.locals.is_empty() {
+                // announces its members again. It does so even if it has read a later sign of life
+                // of itself, because other nodes may have missed that sign of life.
+                if node == own.node && !self.locals.is_empty() {
                     self.announce_all();
                 }
                 let dead = match &mut self.last_known {
