@@ -342,6 +342,54 @@ async fn second_list_of_members_does_not_drop_a_join_event() {
     assert_eq!(events(&shared), ["+m"]);
 }
 
+/// All nodes have missed records, and read the rest of a small log in pages of one record. If each
+/// page made each node list its members, these lists would evict the records that the nodes have to
+/// read next.
+#[tokio::test(start_paused = true)]
+async fn repeated_losses_do_not_fill_the_log_with_lists() {
+    let shared = Shared::new(RETAINED);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await, join(&hubs[2], "c").await];
+    sleep(SECOND).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    settle().await;
+    evict_all(&shared);
+    let before = shared.log().all.len();
+    connections.iter().for_each(|connection| {
+        connection.page.store(1, Relaxed);
+        connection.set(Mode::Works);
+    });
+    // No time passes meanwhile.
+    for _ in 0..100 {
+        settle().await;
+    }
+    let appended = shared.log().all.len() - before;
+    assert!(appended <= RETAINED, "{appended} records");
+    sleep(SECOND).await;
+    let begin = Instant::now();
+    assert_members(&hubs, &["a", "b", "c"]).await;
+    assert!(begin.elapsed() < LEASE + GRACE, "{:?}", begin.elapsed());
+}
+
+/// The record about the death does not have the sign of life that only the local node has read. The
+/// new node removes the member, and the local node does not.
+#[tokio::test(start_paused = true)]
+async fn outdated_death_does_not_remove_a_living_member() {
+    let shared = Shared::new(RETAINED);
+    let hub = node(&shared.connect()).await;
+    let _a = join(&hub, "a").await;
+    sleep(SECOND).await;
+    evict(&hub).await;
+    let hubs = [hub, node(&shared.connect()).await];
+    assert_members(&hubs, &["a"]).await;
+    let records = records(&shared);
+    let list = records.iter().rfind(|record| record.contains("\"members\"")).unwrap();
+    let author = &serde_json::from_str::<serde_json::Value>(list).unwrap()["presence"]["author"];
+    append_message(&shared, &format!(r#"{{"dead":[{},{},0,9]}}"#, author[0], author[1]));
+    sleep(SECOND).await;
+    assert_members(&hubs, &["a"]).await;
+}
+
 /// The topic was finished, removed and used again. Then its events have expired.
 #[tokio::test(start_paused = true)]
 async fn leave_in_a_topic_that_is_used_again_has_an_event() {

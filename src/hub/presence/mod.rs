@@ -238,6 +238,8 @@ impl Presences {
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose(self);
+        // The other log may have members of the local node that have left.
+        state.announce_all();
         state.pending.clear();
         state.forget_ends();
         (state.noted_through, state.begin) = (after, last);

@@ -300,10 +300,6 @@ impl State {
         self.last_known = self.is_used(own).then_some(last_known);
         self.last_known.iter_mut().for_each(View::note_loss);
         self.knowledge = Knowledge::Unknown;
-        // The log may still have members of the local node that have left.
-        if self.number > 0 {
-            self.announce_all();
-        }
         self.roster = None;
     }
 
@@ -330,13 +326,15 @@ impl State {
         matches!(self.knowledge, Knowledge::Complete)
     }
 
-    /// Requires a new record that lists all members of topics on the local node. These members are
-    /// missing in `view`, the members on all nodes, because the node has missed records or was
-    /// declared dead. Until the new record is in the log, callers that ask for the members of a
-    /// topic wait.
-    fn announce_all(&mut self) {
-        self.needs_full = true;
-        self.needed = self.job + 1;
+    /// Requires a new record that lists all members of topics on the local node, if the log may
+    /// have earlier records about such members. These members are missing in `view`, the members on
+    /// all nodes, because the node has missed records or was declared dead. Until the new record is
+    /// in the log, callers that ask for the members of a topic wait.
+    pub(super) fn announce_all(&mut self) {
+        if self.number > 0 {
+            self.needs_full = true;
+            self.needed = self.job + 1;
+        }
     }
 
     fn note_complete(&mut self) {
@@ -416,8 +414,9 @@ impl State {
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
                 // The local node was paused or cut off, so another node has declared it dead. It
-                // announces its members again.
-                if node == own.node && dead.is_some() && !self.locals.is_empty() {
+                // announces its members again. It does so even if it has read a later sign of life
+                // of itself, because other nodes may have missed that sign of life.
+                if node == own.node && !self.locals.is_empty() {
                     self.announce_all();
                 }
                 let dead = match &mut self.last_known {
@@ -587,6 +586,10 @@ impl State {
             self.asked = self.asked.saturating_add(1);
             // The request goes before answers that wait for the announcer.
             self.outgoing.push_front(Message::Ask { id });
+            // The local node answers its own request. It does not list its members after each loss:
+            // if all nodes read a small log in small pages, the lists after one page would evict
+            // the records of the next page.
+            self.announce_all();
         }
         if self.roster.take_if(|(at, _)| *at <= now).is_some() && self.is_complete() {
             self.outgoing.push_front(Message::Roster { through: self.noted_through, nodes: self.view.roster() });
@@ -798,6 +801,9 @@ mod tests {
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
         state.lose(&own);
+        assert!(!state.is_complete());
+        let Some(request @ Job::Messages(_)) = state.take_job(&own) else { panic!("the node asks") };
+        state.end_job(request, true);
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
