@@ -104,8 +104,8 @@ use tower_service::Service;
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. The values `identity` and `none` and an empty value do not count as encodings. A
-/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) may end such a stream in
-/// the middle of an event, and without a shutdown event or a reconnect delay.
+/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) may end such a stream
+/// in the middle of an event, and without a shutdown event or a reconnect delay.
 ///
 /// # Timeouts
 ///
@@ -177,9 +177,10 @@ impl SseLayer {
     /// event.
     ///
     /// If the handler's stream ends or fails after the token is cancelled, for example because the
-    /// handler uses the same token, the client gets the reconnect delay and the shutdown event, too,
-    /// instead of an aborted response or the event of [`end_with`](crate::SseStream::end_with). This
-    /// does not hold for [finite](crate::SseStream::finite) streams.
+    /// handler uses the same token, the client gets the reconnect delay and the shutdown event,
+    /// too, instead of an aborted response or the event of
+    /// [`end_with`](crate::SseStream::end_with). This does not hold for
+    /// [finite](crate::SseStream::finite) streams.
     ///
     /// With several layers, the stream ends when the token of any layer is cancelled.
     ///
@@ -225,7 +226,7 @@ impl SseLayer {
     /// use tower_sse::SseLayer;
     ///
     /// // Slow queries: a stream gets a second for the last one.
-    /// let layer = SseLayer::new().shutdown(CancellationToken::new()).flush_time(Duration::from_secs(1));
+    /// let layer = SseLayer::new().flush_time(Duration::from_secs(1)).shutdown(CancellationToken::new());
     /// ```
     pub fn flush_time(self, time: Duration) -> Self {
         self.with(|settings| settings.flush_time = Some(time))
@@ -240,8 +241,8 @@ impl SseLayer {
     ///
     /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise the shutdown event can arrive before the first id of a stream. A client that has
-    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6). Chromium
-    /// and Firefox keep the id in this case.
+    /// reconnected then forgets the last id of its previous stream (HTML standard, §9.2.6).
+    /// Chromium and Firefox keep the id in this case.
     ///
     /// A stream that begins after the shutdown is not polled, so its checkpoint is not sent, and
     /// the shutdown event is its only event. There are two exceptions. A subscription to a hub also
@@ -337,9 +338,9 @@ impl SseLayer {
 
     /// Ends each stream after this time, which varies at random by up to 10 % in both directions. A
     /// stream first finishes its current event, for which an upstream stream has 250 milliseconds.
-    /// Clients then reconnect by themselves, possibly to another server, and authenticate again. The
-    /// stream sends no last event: a client of a language model may take its end for the end of the
-    /// answer.
+    /// Clients then reconnect by themselves, possibly to another server, and authenticate again.
+    /// The stream sends no last event: a client of a language model may take its end for the end of
+    /// the answer.
     ///
     /// With several layers, the shortest lifetime applies.
     ///

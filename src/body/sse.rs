@@ -146,9 +146,9 @@ pin_project! {
         // Whether the client may have an id, and the first bytes of the response contain none. The
         // stream contains a subscription to a hub, whose first event has an id.
         has_id_to_keep: bool,
-        // The subscriptions to hubs that the stream contains, as far as the body has reached them. If
-        // there is exactly one, the body gets its newest cursor at heartbeats and before an early
-        // end.
+        // The subscriptions to hubs that the stream contains, as far as the body has reached them.
+        // If there is exactly one, the body gets its newest cursor at heartbeats and before an
+        // early end.
         reached: Reached,
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
         // not polled yet: a frame that is full ends a poll of the body early.
@@ -527,7 +527,8 @@ where
     }
 
     /// Adds items of the stream to the frame after the flush time of a shutdown, like
-    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or when no poll is left.
+    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or when no poll is
+    /// left.
     #[cold]
     fn fill_with_last_items(&mut self, polls: u16, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
@@ -547,8 +548,8 @@ where
             if filled.is_ready() {
                 return filled;
             }
-            // A stream may have further items if it has woken its task, or has spent the budget that
-            // tokio gives to a task.
+            // A stream may have further items if it has woken its task, or has spent the budget
+            // that tokio gives to a task.
             if flag.is_woken() || !has_budget_remaining() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

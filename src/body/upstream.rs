@@ -258,8 +258,8 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Returns ready when a layer ends the stream, with the bytes to send before the end. Of an upstream
-/// stream, a shutdown sends only the rest of the current event.
+/// Returns ready when a layer ends the stream, with the bytes to send before the end. Of an
+/// upstream stream, a shutdown sends only the rest of the current event.
 fn poll_final_bytes(observation: &mut Observation, cx: &mut Context<'_>) -> Poll<FinalBytes> {
     observation.poll_end(cx).map(|end| observation.end(end, None))
 }

@@ -586,8 +586,8 @@ impl Subscription {
     ///
     /// - The first event after a silence of `time` is not delayed.
     /// - A client that is behind gets all available events without a pause.
-    /// - The end of a topic ends the pause. A shutdown of a [layer](crate::SseLayer::shutdown) ends it
-    ///   after the flush time, and the events that wait are sent. A shutdown of the
+    /// - The end of a topic ends the pause. A shutdown of a [layer](crate::SseLayer::shutdown) ends
+    ///   it after the flush time, and the events that wait are sent. A shutdown of the
     ///   [hub](super::Hub::shutdown) ends the stream without them.
     /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
     ///   pause does not postpone a heartbeat.

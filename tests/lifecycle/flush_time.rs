@@ -1,5 +1,5 @@
-//! Guarantee: streams continue for the flush time of a shutdown, so that clients get the events that
-//! were published before it. Then they end with a reconnect delay and the shutdown event.
+//! Guarantee: streams continue for the flush time of a shutdown, so that clients get the events
+//! that were published before it. Then they end with a reconnect delay and the shutdown event.
 
 use crate::common::{Summaries, channel, encoded, ours, shutdown_layer, silent, upstream, upstream_response};
 use futures_util::{

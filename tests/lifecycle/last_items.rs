@@ -1,5 +1,5 @@
-//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready, also
-//! those that wait for a linger, and then ends. The tests have no flush time.
+//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready,
+//! also those that wait for a linger, and then ends. The tests have no flush time.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer};
 use bytes::Bytes;

@@ -1,5 +1,5 @@
-//! Guarantee: a shutdown ends every `SseStream` between events. Without a flush time, an idle stream
-//! ends within one poll.
+//! Guarantee: a shutdown ends every `SseStream` between events. Without a flush time, an idle
+//! stream ends within one poll.
 
 use crate::common::{Summaries, channel, ours, shutdown_layer, silent, upstream};
 use futures_util::{StreamExt, stream};

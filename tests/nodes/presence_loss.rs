@@ -602,8 +602,8 @@ async fn members_are_returned_from_a_shorter_log() {
     assert!(begin.elapsed() < SECOND * 3, "{:?}", begin.elapsed());
 }
 
-/// The log keeps its epoch and loses its newest records while the call waits for the position of its
-/// end.
+/// The log keeps its epoch and loses its newest records while the call waits for the position of
+/// its end.
 #[tokio::test(start_paused = true)]
 async fn members_are_returned_from_a_log_that_has_lost_records() {
     let shared = Shared::new(PLENTY);

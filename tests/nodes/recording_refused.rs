@@ -236,7 +236,8 @@ async fn unread_records_do_not_count_as_refusal() {
     }
 }
 
-/// The log refuses events for most of the time after which a recording fails. Then a copy replaces it.
+/// The log refuses events for most of the time after which a recording fails. Then a copy replaces
+/// it.
 #[tokio::test(start_paused = true)]
 async fn refusals_of_a_replaced_log_do_not_count() {
     let shared = Shared::new(PLENTY);

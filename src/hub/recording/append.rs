@@ -87,9 +87,9 @@ impl Fence {
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
-/// Returns `true` if the node has read that far in time. `resets` is the number of [resets] when the
-/// log had the position `through`. Returns `false` as soon as the number changes: the log may have
-/// been replaced by another one, which may never reach the position.
+/// Returns `true` if the node has read that far in time. `resets` is the number of [resets] when
+/// the log had the position `through`. Returns `false` as soon as the number changes: the log may
+/// have been replaced by another one, which may never reach the position.
 ///
 /// [resets]: Core::resets
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, resets: u64, deadline: Instant) -> bool {
