@@ -34,6 +34,9 @@ pub(super) struct Pending {
     /// The topics that may have unpublished join and leave events, but that have no task to publish
     /// them.
     idle: HashSet<Arc<str>>,
+    /// The time until which the nodes that know all members have time to publish the events that
+    /// the local node has left to them. `None` if it has left them no events.
+    others_publish_until: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -123,9 +126,12 @@ impl Pending {
     /// `true` if the local node has caused the join or the leave. The local node then publishes the
     /// event immediately. Otherwise the node that has caused it first gets a random time of 0.3 s
     /// to 0.6 s to publish the event.
+    ///
+    /// Shortly after [`leave_to_others`](Self::leave_to_others), the local node publishes no event.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
+        let due = self.others_publish_until.map_or(due, |until| due.max(until));
         let of_topic = self.topics.entry(topic.clone()).or_default();
         let (member, is_leave) = (change.member().clone(), matches!(change, Presence::Left(_)));
         of_topic.add(PendingEvent { member, is_leave, is_own, event, due });
@@ -205,6 +211,14 @@ impl Pending {
             of_topic.remove(number);
         }
         self.remove_if_done(topic);
+    }
+
+    /// Leaves all join and leave events that are not in the log yet to the nodes that know all
+    /// members. These nodes publish them within 0.6 s. The local node forgets them, and publishes
+    /// no event for 0.9 s: the next event of a member must not be published before an earlier one.
+    pub(super) fn leave_to_others(&mut self) {
+        self.clear();
+        self.others_publish_until = Some(Instant::now() + 3 * PAUSE);
     }
 
     /// Drops all join and leave events that are not in the log yet. The tasks that publish events
@@ -382,6 +396,21 @@ mod tests {
         }
         assert!(pending.is_empty());
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+
+    /// Another node still publishes an earlier leave of the member.
+    #[tokio::test(start_paused = true)]
+    async fn event_after_those_left_to_other_nodes_is_due_later() {
+        let (mut left, mut other) = (Pending::default(), Pending::default());
+        let topic: Arc<str> = "t".into();
+        left.add(&topic, &change("a-"), "a-".into(), true);
+        other.add(&topic, &change("a-"), "a-".into(), false);
+        left.leave_to_others();
+        left.add(&topic, &change("a+"), "a+".into(), true);
+        let due = |pending: &mut Pending| pending.next("t", Instant::now(), MAX_BATCH).and_then(Result::err);
+        assert!(due(&mut left).unwrap() > due(&mut other).unwrap());
+        tokio::time::advance(PAUSE * 3).await;
+        assert_eq!(texts(&mut left), ["a+"]);
     }
 
     #[tokio::test(start_paused = true)]

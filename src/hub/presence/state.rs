@@ -476,7 +476,7 @@ impl State {
             if nodes.iter().all(|listed| self.view.is_exact(listed)) {
                 // The node that has sent the roster publishes the events of earlier joins and
                 // leaves.
-                self.pending.clear();
+                self.pending.leave_to_others();
                 self.note_complete();
             }
         }
