@@ -198,7 +198,7 @@ async fn client_without_control_events_gets_comments() {
     let hub = hub(Shared::new(RETAINED).connect()).await;
     let subscription = hub.topic("quiet").subscribe(Start::Latest).await.unwrap().without_control_events();
     let stop = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(stop.clone());
+    let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO);
     let mut client = Client::new(Polled::new(through(&layer, SseStream::new(subscription).into_http_response())));
     assert_eq!(client.bytes(), ":\n");
     fill(&hub, 5).await;
@@ -379,7 +379,7 @@ fn bye() -> Event {
 #[tokio::test(start_paused = true)]
 async fn end_by_layer_or_handler_sends_newest_cursor_first() {
     let stop = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(stop.clone()).shutdown_event(bye());
+    let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO).shutdown_event(bye());
     at_end(&layer, |stream| stream, async || stop.cancel()).await;
 
     let registry = StreamRegistry::<u8>::new();
@@ -416,17 +416,17 @@ async fn end_of_lifetime_sends_newest_cursor() {
 async fn end_sends_no_cursor_past_unread_event() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
     for topics in [&["quiet"][..], &["quiet", "third"]] {
-        let stop = CancellationToken::new();
-        let layer = SseLayer::new().shutdown(stop.clone());
+        let registry = StreamRegistry::<u8>::new();
+        let layer = SseLayer::new().register(&registry, |_| Some(1));
         let subscription = hub.subscribe(topics, Start::Latest).await.unwrap();
         let response = SseStream::new(subscription).into_http_response();
-        let mut client = Client::new(Polled::new(through(&layer, response)));
+        let mut client = Client::new(Polled::new(respond(&layer, Request::new(()), response)));
         client.read();
         let first = client.id();
         fill(&hub, 1).await;
         publish(&hub, "quiet", "unread").await;
         fill(&hub, 1).await;
-        stop.cancel();
+        registry.close(&1);
         assert_eq!(client.read(), [""; 0], "the stream has ended before the event");
         assert_eq!(client.id(), first);
     }
@@ -481,7 +481,7 @@ async fn cursor_does_not_pass_event_in_an_adapter() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
     let (sender, receiver) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(stop.clone());
+    let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO);
     let inner = hub.topic("quiet").subscribe(Start::Latest).await.unwrap();
     let adapter = HoldsBack { inner, held: [].into(), let_go: UnboundedReceiverStream::new(receiver) };
     let response = SseStream::new(adapter).into_http_response();
@@ -507,15 +507,15 @@ async fn cursor_does_not_pass_event_in_an_adapter() {
 async fn end_sends_no_item_of_another_stream() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
     let (sender, receiver) = mpsc::unbounded_channel();
-    let stop = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(stop.clone());
+    let registry = StreamRegistry::<u8>::new();
+    let layer = SseLayer::new().register(&registry, |_| Some(1));
     let subscription = hub.topic("quiet").subscribe(Start::Latest).await.unwrap();
     let others = UnboundedReceiverStream::new(receiver).map(|event: Event| Ok(event.into()));
-    let merged = tokio_stream::StreamExt::merge(subscription, others);
-    let mut client = Client::new(Polled::new(through(&layer, SseStream::new(merged).into_http_response())));
+    let merged = SseStream::new(tokio_stream::StreamExt::merge(subscription, others)).into_http_response();
+    let mut client = Client::new(Polled::new(respond(&layer, Request::new(()), merged)));
     assert_eq!(client.read(), ["hub-cursor"]);
     sender.send(Event::new("late")).unwrap();
-    stop.cancel();
+    registry.close(&1);
     assert_eq!(client.read(), [""; 0]);
 }
 
@@ -555,7 +555,7 @@ async fn early_end_skips_no_event_of_another_source() {
         let (large, other) = (large(&hub).await, source(&hub, "b", is_listener).await);
         let stop = CancellationToken::new();
         let response = SseStream::new(tokio_stream::StreamExt::merge(large, other)).into_http_response();
-        let layer = SseLayer::new().shutdown(stop.clone());
+        let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO);
         let mut client = Client::new(Polled::new(through(&layer, response)));
         assert_eq!(client.messages(1).len(), 1, "the snapshot");
         publish(&hub, "b", "undelivered").await;
@@ -674,7 +674,7 @@ async fn cursor_passes_through_adapters() {
     let hub = hub(Shared::new(PLENTY).connect()).await;
     for adapt in adapters {
         let stop = CancellationToken::new();
-        let layer = SseLayer::new().shutdown(stop.clone());
+        let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO);
         let subscription = hub.topic("quiet").subscribe(Start::Latest).await.unwrap();
         let response = SseStream::new(adapt(subscription)).into_http_response();
         let mut client = Client::new(Polled::new(through(&layer, response)));
@@ -740,7 +740,7 @@ async fn cursor_does_not_move_during_a_replay() {
     settle().await;
     connection.set(Mode::Hangs);
     let stop = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(stop.clone());
+    let layer = SseLayer::new().shutdown(stop.clone()).flush_time(Duration::ZERO);
     let subscribe = || async { other.topic("quiet").subscribe(early.clone()).await.unwrap() };
     let response = SseStream::new(subscribe().await).into_http_response();
     let mut ended = Client::new(Polled::new(through(&layer, response)));

@@ -200,7 +200,7 @@ impl World {
         }
         client.stop = CancellationToken::new();
         client.has_open_gap = false;
-        let layer = SseLayer::new().shutdown(client.stop.clone());
+        let layer = SseLayer::new().shutdown(client.stop.clone()).flush_time(Duration::ZERO);
         let response = SseStream::new(subscription).into_http_response();
         client.stream = Some(Client::new(Polled::new(through(&layer, response))));
         // Each response begins with an id.
