@@ -67,9 +67,8 @@ pub(super) struct State {
     /// While the local node does not know all members: the members that it knew before it missed
     /// records, with the changes that it has read since. They may be outdated, so no caller gets
     /// them. They decide which joins and leaves have events, and which silent nodes are declared
-    /// dead. `None` if the local node knows all
-    /// members, and if these members are the same as the members in `view`: a node that does not
-    /// use presence keeps them only once.
+    /// dead. `None` if the local node knows all members, and if these members are the same as the
+    /// members in `view`: a node that does not use presence keeps them only once.
     pub(super) last_known: Option<View>,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
