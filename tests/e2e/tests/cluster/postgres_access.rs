@@ -107,7 +107,7 @@ async fn delay_of_follower(node: &PostgresBackend, other: &PostgresBackend, last
 async fn follower_without_notifications_reads_at_an_interval() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
     let pool = Pool::start(&store).await;
-    let node = postgres(&pool.url());
+    let node = postgres(&pool.url()).timeout(PATIENT);
     let mut after = node.bounds().await.expect("the pool runs").last;
     let application = application(&store).await;
     for n in 0..5 {
