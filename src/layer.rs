@@ -337,7 +337,7 @@ impl SseLayer {
     }
 
     /// Ends each stream after this time, which varies at random by up to 10 % in both directions. A
-    /// stream first finishes its current event, for which an upstream stream has 250 milliseconds.
+    /// stream first finishes its current event. An upstream stream has 250 milliseconds for this.
     /// Clients then reconnect by themselves, possibly to another server, and authenticate again.
     /// The stream sends no last event: a client of a language model may take its end for the end of
     /// the answer.

@@ -40,8 +40,8 @@ impl Settings {
     /// The default jitter, 5 seconds: the maximum of the random time that is added to the reconnect
     /// delay of a client whose stream ends at a shutdown, or whose request is over a limit.
     const JITTER: Duration = Duration::from_secs(5);
-    /// The default flush time, 250 milliseconds: the time for which streams continue after the
-    /// beginning of a shutdown.
+    /// The default flush time, 250 milliseconds. Streams continue for this time after a shutdown
+    /// has begun.
     const FLUSH_TIME: Duration = Duration::from_millis(250);
 
     /// Returns whether a layer with these settings needs the head of every request. The layer reads

@@ -186,8 +186,8 @@ impl Observation {
         }
     }
 
-    /// Returns whether the shutdown of a layer has begun, and the stream is not one that ends by
-    /// itself. So an end of the stream is an end by the shutdown.
+    /// Returns whether the shutdown of a layer has begun, and the stream is not finite. An end of
+    /// the stream then counts as an end by the shutdown.
     pub(super) fn is_shutting_down(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_shutting_down())
     }
@@ -377,7 +377,7 @@ impl StreamObserver {
     }
 
     fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
-        // Of several layers that are shut down, the one that ends the stream.
+        // If several layers are shut down, the layer that ends the stream has precedence.
         let mut signals = self.end_signals.iter().filter(|signal| signal.is_shut_down()).chain(&self.end_signals);
         let (reason, final_bytes) = match (end, signals.find_map(EndSignal::shut_down_by)) {
             (End::Requested(event), _) => (CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() }),

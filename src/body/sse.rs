@@ -153,8 +153,8 @@ pin_project! {
         // Whether the stream was pending once. Until then, it may contain subscriptions that it has
         // not polled yet: a frame that is full ends a poll of the body early.
         was_pending: bool,
-        // The number of polls in which the stream can send its last items. `None` until the flush
-        // time of a shutdown is over.
+        // The number of remaining polls for last items. `None` until the flush time of a shutdown
+        // is over.
         last_polls: Option<u16>,
         observation: Observation,
     }

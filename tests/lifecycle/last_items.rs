@@ -1,5 +1,5 @@
-//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready,
-//! also those that wait for a linger, and then ends. The tests have no flush time.
+//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready, and
+//! then ends. This includes events that wait for a linger. The tests have no flush time.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer};
 use bytes::Bytes;
@@ -257,7 +257,7 @@ async fn other_ends_have_precedence_over_last_items() {
     }
 }
 
-/// The polls in which a body waits to return an error are no polls for last items.
+/// While a body waits to return an error, it does not poll for last items.
 #[tokio::test(start_paused = true)]
 async fn error_of_a_finite_stream_stays_an_error() {
     let (token, layer) = shutdown_layer();

@@ -31,8 +31,8 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 /// roster is enough: the other nodes read it during their pauses and then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The time by which a node that does not know all members declares deaths later than other nodes.
-/// It is longer than the random pause before a declaration.
+/// A node that does not know all members declares deaths later than other nodes, by this time. It
+/// is longer than the random pause before a declaration.
 const DEATH_DELAY: Duration = Duration::from_millis(500);
 
 /// The shortest pause, 2 s, and the longest pause, 8 s, between two requests of the local node for
