@@ -134,6 +134,7 @@ impl fmt::Debug for Settings {
             .field("when_full", &self.when_full)
             .field("flush_time", &self.flush_time)
             .field("drain_timeout", &self.drain_timeout)
+            .field("is_finite", &self.is_finite)
             .field("registries", &self.registrars.len())
             .finish_non_exhaustive()
     }

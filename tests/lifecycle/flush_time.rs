@@ -113,7 +113,7 @@ async fn events_that_pass_asynchronous_adapters_are_sent() {
     }
 }
 
-/// With a backend, the node reads an event from the log soon after it was published.
+/// A node with a backend reads an event from the log after `publish` has returned.
 #[tokio::test(start_paused = true)]
 async fn event_that_the_node_has_not_read_is_sent() {
     let hub = Hub::builder().backend(MemoryBackend::new(100)).connect().await.unwrap();
