@@ -67,11 +67,14 @@ pub enum CloseReason {
     /// The client of a hub subscription was too slow, and the hub
     /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.
     Lagged,
+    /// Another log has replaced the log of the hub's
+    /// [backend](crate::hub::SubscriptionError::LogReplaced).
+    LogReplaced,
 }
 
 impl CloseReason {
     /// Returns the name of this reason, which metrics use as a label: `finished`, `error`,
-    /// `client_gone`, `ended`, `shutdown`, `max_lifetime` or `lagged`.
+    /// `client_gone`, `ended`, `shutdown`, `max_lifetime`, `lagged` or `log_replaced`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -82,6 +85,7 @@ impl CloseReason {
             Self::Shutdown => "shutdown",
             Self::MaxLifetime => "max_lifetime",
             Self::Lagged => "lagged",
+            Self::LogReplaced => "log_replaced",
         }
     }
 }

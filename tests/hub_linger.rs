@@ -144,7 +144,7 @@ async fn end_of_a_topic_ends_many_pauses_in_slices() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_ends_the_pause() {
+async fn shutdown_ends_the_pause_and_delivers_its_events() {
     let (hub, mut subscriptions) = lingering().await;
     publish(&hub, "a", "1").await;
     for subscription in &mut subscriptions {
@@ -155,6 +155,8 @@ async fn shutdown_ends_the_pause() {
     hub.shutdown();
     for mut subscription in subscriptions {
         assert!(subscription.is_woken());
+        let Poll::Ready(Some(Ok(last))) = subscription.poll_next() else { panic!("no event") };
+        assert_eq!(whatwg::parse(last.as_bytes()).messages[0].data, "2");
         assert!(matches!(subscription.poll_next(), Poll::Ready(Some(Err(SubscriptionError::Shutdown)))));
     }
 }

@@ -685,8 +685,9 @@ where
         }
     }
 
-    /// Ends the stream because it has returned `error`. If the error reports the shutdown of a hub,
-    /// the response ends with a reconnect delay and without an error. Any other error is passed to
+    /// Ends the stream because it has returned `error`. If the error reports that the hub was shut
+    /// down or that its log was replaced, the response ends with a reconnect delay and without an
+    /// error. Any other error is passed to
     /// the `on_error` closure of the handler, which can return a last event. Without such an event,
     /// the body fails with the error. During the shutdown of a layer, the body does not fail: the
     /// stream may fail because of the same shutdown.
@@ -695,9 +696,9 @@ where
         self.stream.set(None);
         let reason = reason_of(&error);
         let is_shutting_down = self.observation.is_shutting_down();
-        if reason == CloseReason::Shutdown && !is_shutting_down {
-            // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect
-            // delay.
+        let is_failure = !matches!(reason, CloseReason::Shutdown | CloseReason::LogReplaced);
+        if !is_failure && !is_shutting_down {
+            // The client resumes after the delay.
             self.observation.set_reason(reason);
             let delay = match self.observation.settings() {
                 Some(settings) => settings.reconnect_delay(self.retry()),
@@ -710,7 +711,7 @@ where
             trace::failed(Some(&error));
         }
         let on_error = rare(self.options).and_then(|options| take_unlocked(&mut options.on_error));
-        let on_error = on_error.filter(|_| reason != CloseReason::Shutdown);
+        let on_error = on_error.filter(|_| is_failure);
         let last = on_error.and_then(|on_error| on_error(&error));
         if is_shutting_down {
             return self.add_final_bytes(last.map(Into::into).unwrap_or_default(), End::Shutdown, frame);
@@ -724,13 +725,14 @@ where
 }
 
 /// Returns the close reason of a stream that ends with this error. The errors of a hub subscription
-/// have the reasons `Lagged` and `Shutdown`. All other errors have the reason `Error`.
+/// have the reasons `Lagged`, `Shutdown` and `LogReplaced`. All other errors have the reason `Error`.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if let Some(error) = error.downcast_ref() {
         return match error {
             crate::hub::SubscriptionError::Lagged => CloseReason::Lagged,
             crate::hub::SubscriptionError::Shutdown => CloseReason::Shutdown,
+            crate::hub::SubscriptionError::LogReplaced => CloseReason::LogReplaced,
         };
     }
     let _any_other = error;

@@ -326,8 +326,8 @@ impl std::error::Error for Error {
 /// before its topics are finished.
 ///
 /// After `Lagged`, an [`SseStream`](crate::SseStream) aborts the transfer, unless
-/// [`on_error`](crate::SseStream::on_error) sends a last event. After `Shutdown`, the response ends
-/// cleanly, with a delay for the reconnect of the client.
+/// [`on_error`](crate::SseStream::on_error) sends a last event. After `Shutdown` and `LogReplaced`,
+/// the response ends cleanly, with a delay for the reconnect of the client.
 ///
 /// # Examples
 ///
@@ -353,9 +353,13 @@ pub enum SubscriptionError {
     /// events](super::Subscription::without_control_events), such as `gap`. A
     /// [`Listener`](super::Listener) always ends with this error.
     Lagged,
-    /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
-    /// another log.
+    /// The hub was [shut down](super::Hub::shutdown). The subscription has yielded the events that
+    /// were published before, as far as this process retains them.
     Shutdown,
+    /// Another log has replaced the log of the backend, for example because the server was restored
+    /// from a backup. A new subscription reads the other log. If it begins after an id of the old
+    /// log, it has a [gap](super::Gap).
+    LogReplaced,
 }
 
 impl fmt::Display for SubscriptionError {
@@ -363,6 +367,7 @@ impl fmt::Display for SubscriptionError {
         f.write_str(match self {
             Self::Lagged => "the client was too slow: events that it has not received are not retained any more",
             Self::Shutdown => "the hub is shut down; subscribe again with the last id",
+            Self::LogReplaced => "another log has replaced the log of the hub; subscribe again with the last id",
         })
     }
 }

@@ -279,13 +279,16 @@ impl Hub {
         self.listen(topics, start).await?.until_now().await
     }
 
-    /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
-    /// subscription ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
+    /// Ends all subscriptions. From now on, publishing returns an error, and a new subscription
+    /// ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
-    /// Each open response ends cleanly, with a delay for the reconnect, like the responses of an
+    /// Each open subscription first delivers the published events that this process retains. (With
+    /// a backend, clients read older events from its log when they reconnect.) Then the response
+    /// ends cleanly, with a delay for the reconnect, like the responses of an
     /// [`SseLayer`](crate::SseLayer::shutdown) that is shut down. The [last
-    /// event](crate::SseStream::end_with) of the stream is not sent, and undelivered events are
-    /// dropped. Clients reconnect with the last id that they received.
+    /// event](crate::SseStream::end_with) of the stream is not sent. If a response merges several
+    /// subscriptions, it ends with the first of them. Clients reconnect with the last id that they
+    /// received.
     ///
     /// A client that reaches this process again gets a short response with status 200, and
     /// reconnects later. (Any other status would stop an `EventSource` for good.) Calling this
@@ -301,10 +304,9 @@ impl Hub {
     /// are [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished.
     ///
     /// Without recordings, this method can be the first step of a graceful shutdown, as in the
-    /// example. Undelivered events are then dropped, publishing returns an error, and a layer sends
-    /// no shutdown event. To send the shutdown event, first cancel the token of
-    /// [`SseLayer::shutdown`](crate::SseLayer::shutdown), and call this method after the streams
-    /// have ended. Until then, they send the last published events.
+    /// example. A layer then sends no shutdown event. To send it, cancel the token of
+    /// [`SseLayer::shutdown`](crate::SseLayer::shutdown) first. If publishers still run, call this
+    /// method after the streams have ended. Until then, they send the last published events.
     ///
     /// # Examples
     ///
@@ -322,6 +324,12 @@ impl Hub {
     /// ```
     pub fn shutdown(&self) {
         self.core.shut_down();
+    }
+
+    /// Returns `true` after [`shutdown`](Self::shutdown) was called.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.core.is_shut_down()
     }
 
     /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the

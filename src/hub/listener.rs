@@ -74,9 +74,10 @@ pub struct Published {
 ///
 /// # Ends
 ///
-/// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
-/// ends with [`SubscriptionError::Shutdown`] after [`Hub::shutdown`](super::Hub::shutdown), or if
-/// the log of the backend was replaced.
+/// The stream ends after the last event when all topics are [finished](super::Topic::finish). After
+/// [`Hub::shutdown`](super::Hub::shutdown), it ends with [`SubscriptionError::Shutdown`]. If another
+/// log has replaced the log of the backend, it ends with [`SubscriptionError::LogReplaced`]: listen
+/// again.
 ///
 /// # Examples
 ///
@@ -96,7 +97,7 @@ pub struct Published {
 ///         loop {
 ///             match orders.next().await {
 ///                 Some(Ok(published)) => apply(published).await,
-///                 Some(Err(SubscriptionError::Lagged)) => break,
+///                 Some(Err(SubscriptionError::Lagged | SubscriptionError::LogReplaced)) => break,
 ///                 _ => return Ok(()),
 ///             }
 ///         }

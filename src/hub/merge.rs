@@ -6,6 +6,7 @@ use super::{
     linger::Linger,
     reader::{Reader, Step},
     ready_list::ReadyList,
+    topic_state::Cut,
     waiters::Waiter,
     wake_queue::WakeQueue,
 };
@@ -39,6 +40,8 @@ pub(super) struct Merge {
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
+    /// Set if the hub is shut down. The subscription ends when it has delivered all events.
+    is_shut_down: bool,
     /// The greatest position that was delivered in any single topic. It can be after the cursor:
     /// the events of all topics were delivered only up to the cursor. One reason is that the
     /// subscription began at a greater position in one topic than in others. Another is that a
@@ -63,6 +66,7 @@ impl Merge {
             unchecked: Vec::new(),
             turns: BinaryHeap::new(),
             finished: 0,
+            is_shut_down: false,
             delivered_through: Position::START,
             looked_at: 0,
             last_turn: 0,
@@ -114,6 +118,9 @@ impl Merge {
         }
         let mut checked = 0;
         loop {
+            // After the shutdown of the hub, no event becomes visible. So if it was known before
+            // the committed position was read, no event is missed.
+            let was_shut_down = self.is_shut_down;
             // Read the committed position before the topics, so that the topics contain every event
             // up to it, and all changes up to it are marked or in the wake queue.
             let committed = committed();
@@ -141,14 +148,15 @@ impl Merge {
             match self.turns.peek().copied() {
                 // This event is after the committed position, so an event with a smaller position
                 // may not be visible yet. A topic is unlocked after its last event was committed,
-                // so the loop continues with the next committed position. The exception: another
-                // log has replaced the log, and its positions are smaller. Then the topic is shut
-                // down, or will be in a moment.
-                Some(Reverse((next, index))) if next > committed => {
-                    if readers[index as usize].topic.lock().is_shut_down {
-                        return Step::Shutdown;
-                    }
-                }
+                // so the loop continues with the next committed position. There are two exceptions,
+                // in which the topic has a cut, or will have it in a moment. Another log has
+                // replaced the log, and its positions are smaller. Or the hub was shut down before
+                // it has committed the last events of its backend.
+                Some(Reverse((next, index))) if next > committed => match readers[index as usize].topic.lock().cut {
+                    Some(cut) if cut == Cut::Replaced || was_shut_down => return Step::Cut(cut),
+                    Some(_) => self.is_shut_down = true,
+                    None => {}
+                },
                 Some(_) => {
                     if let Some(step) = self.take_turn(readers, cursor, committed) {
                         return step;
@@ -164,6 +172,12 @@ impl Merge {
                     }
                     if self.finished == readers.len() {
                         return Step::Finished;
+                    }
+                    if was_shut_down {
+                        return Step::Cut(Cut::Shutdown);
+                    }
+                    if self.is_shut_down {
+                        continue;
                     }
                     if waker.is_none_or(|waker| self.ready.wait(waker)) {
                         return Step::Wait;
@@ -242,5 +256,6 @@ impl Merge {
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);
+        self.is_shut_down |= reader.is_shut_down;
     }
 }

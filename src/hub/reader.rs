@@ -3,7 +3,7 @@
 use super::{
     backend::Position,
     log::Read,
-    topic_state::{Contents, TopicState},
+    topic_state::{Contents, Cut, TopicState},
     waiters::{Ticket, Waiter},
 };
 use crate::EncodedEvents;
@@ -30,7 +30,8 @@ pub(super) enum Step {
     /// again for the remaining topics.
     Yield,
     Finished,
-    Shutdown,
+    /// The hub was shut down and no further event exists, or another log has replaced the log.
+    Cut(Cut),
 }
 
 /// Reads one topic for one subscription. A subscription has one reader for each of its topics.
@@ -55,6 +56,9 @@ pub(super) struct Reader {
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
+    /// Set if the hub was already shut down when the topic was last read. Only a subscription to
+    /// several topics uses this field.
+    pub(super) is_shut_down: bool,
     /// Set if the subscription only looks up the topic, which may not exist. Other subscriptions
     /// make their topic [exist](Contents::exists) for the application while they are open. This
     /// subscription does not.
@@ -94,6 +98,7 @@ impl Reader {
             delivered_through: Position::START,
             next: None,
             is_finished: false,
+            is_shut_down: false,
             is_lookup: false,
             replayed_end: None,
             ticket: None,
@@ -144,22 +149,23 @@ impl Reader {
         }
     }
 
-    /// Registers `waker`, which the next change of the topic wakes. Returns `true` if all
-    /// subscriptions of the topic must end, because the hub was shut down, or because another log
+    /// Registers `waker`, which the next change of the topic wakes. Returns the reason why all
+    /// subscriptions of the topic must end, if there is one: the hub was shut down, or another log
     /// has replaced the log of the backend.
-    pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
+    pub(super) fn watch_cut(&mut self, waker: &Waker) -> Option<Cut> {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
-        let is_cut = contents.is_shut_down;
+        let cut = contents.cut;
         let replaced = contents.waiters.wait(&mut self.ticket, Waiter::Task(waker));
         drop(contents);
         drop(replaced);
-        is_cut
+        cut
     }
 
     /// Returns the events of the topic after the position `cursor`. The client has all events up to
-    /// `cursor`. If no event follows and the topic is not finished, registers `waker` for the next
-    /// change of the topic, and returns [`Step::Wait`].
+    /// `cursor`. If no event follows, returns [`Step::Finished`] or [`Step::Cut`] if the topic
+    /// is finished or the hub is shut down. Otherwise registers `waker` for the next change of the
+    /// topic, and returns [`Step::Wait`].
     ///
     /// `wait` remembers the registered waker, and the version of the topic when the wait began. If
     /// the next call finds the same waker and version, it returns [`Step::Wait`] without locking
@@ -172,9 +178,9 @@ impl Reader {
         // Clone the waker before the topic is locked, because `clone` runs code of the application.
         let waiter = Waiter::Task(waker.clone());
         let mut contents = self.topic.lock();
-        if contents.is_shut_down {
+        if contents.cut == Some(Cut::Replaced) {
             drop(contents);
-            return Step::Shutdown;
+            return Step::Cut(Cut::Replaced);
         }
         let read = contents.log.read(cursor, self.gap_reported_through, Position::MAX);
         let nothing_follows = match &read {
@@ -184,12 +190,13 @@ impl Reader {
         };
         // Register the waker even if there are events. The subscription polls again immediately
         // after them, and need not lock the topic again to start waiting.
-        let waits_since = (nothing_follows && contents.finished.is_none()).then(|| self.topic.version());
+        let is_finished = contents.finished.is_some();
+        let is_shut_down = contents.cut.is_some();
+        let waits_since = (nothing_follows && !is_finished && !is_shut_down).then(|| self.topic.version());
         let replaced = match waits_since {
             Some(_) => contents.waiters.wait(&mut self.ticket, waiter),
             None => Some(waiter),
         };
-        let is_finished = contents.finished.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         match (waits_since, &mut *wait) {
@@ -201,6 +208,7 @@ impl Reader {
             Read::Events(events, last) => Step::Events(events, last),
             Read::Evicted => Step::Evicted,
             Read::Nothing if is_finished => Step::Finished,
+            Read::Nothing if is_shut_down => Step::Cut(Cut::Shutdown),
             Read::Nothing => Step::Wait,
         }
     }
@@ -221,13 +229,13 @@ impl Reader {
     /// notifies. A waiter is a waker, or the ready list of a subscription: the list of its changed
     /// topics.
     ///
-    /// The error is [`Step::Shutdown`] if the hub is shut down, and [`Step::Evicted`] if events
-    /// after `cursor` were evicted.
+    /// The error is [`Step::Cut`] if another log has replaced the log of the backend, and
+    /// [`Step::Evicted`] if events after `cursor` were evicted.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
-        if contents.is_shut_down {
-            return Err(Step::Shutdown);
+        if contents.cut == Some(Cut::Replaced) {
+            return Err(Step::Cut(Cut::Replaced));
         }
         if contents.log.evicted_through() > from {
             return Err(Step::Evicted);
@@ -237,6 +245,7 @@ impl Reader {
         // A finished topic can continue: in the log of a backend, an event can follow the finish
         // record of its topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
+        self.is_shut_down = contents.cut.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(())
@@ -254,8 +263,8 @@ impl Reader {
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
     ///
     /// After an error, `next` is `None` and no waiter is registered. The error is
-    /// [`Step::Shutdown`] if the hub is shut down, and [`Step::Evicted`] if events after `cursor`
-    /// were evicted.
+    /// [`Step::Cut`] if another log has replaced the log of the backend, and
+    /// [`Step::Evicted`] if events after `cursor` were evicted.
     pub(super) fn take_turn(
         &mut self,
         position: Position,
@@ -266,8 +275,8 @@ impl Reader {
         self.next = None;
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
-        if contents.is_shut_down {
-            return Err(Step::Shutdown);
+        if contents.cut == Some(Cut::Replaced) {
+            return Err(Step::Cut(Cut::Replaced));
         }
         let mut read = contents.log.read(from, from, through);
         let is_replaced = matches!(read, Read::Nothing);
@@ -286,6 +295,7 @@ impl Reader {
         let replaced;
         (self.next, replaced) = look(&mut contents, from.max(read_through), &mut self.ticket, waiter);
         self.is_finished = self.next.is_none() && contents.finished.is_some();
+        self.is_shut_down = contents.cut.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(step)

@@ -586,9 +586,9 @@ impl Subscription {
     ///
     /// - The first event after a silence of `time` is not delayed.
     /// - A client that is behind gets all available events without a pause.
-    /// - The end of a topic ends the pause. A shutdown of a [layer](crate::SseLayer::shutdown) ends
-    ///   it after the flush time, and the events that wait are sent. A shutdown of the
-    ///   [hub](super::Hub::shutdown) ends the stream without them.
+    /// - The end of a topic and a shutdown of the [hub](super::Hub::shutdown) end the pause. A
+    ///   shutdown of a [layer](crate::SseLayer::shutdown) ends it after the flush time. The events
+    ///   that wait are sent.
     /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
     ///   pause does not postpone a heartbeat.
     ///
@@ -883,15 +883,15 @@ impl Subscription {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Shutdown if purpose == Purpose::LastItems => Poll::Pending,
-                Step::Shutdown => {
+                Step::Cut(_) if purpose == Purpose::LastItems => Poll::Pending,
+                Step::Cut(cut) => {
                     let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
                     let cursor = if is_alone { self.newer_cursor() } else { None };
                     // After a cursor, the next poll returns the error, because there is no newer
                     // cursor.
                     Poll::Ready(Some(match cursor {
                         Some(cursor) => Ok(Item::of_hub(cursor)),
-                        None => Err(self.fail(SubscriptionError::Shutdown)),
+                        None => Err(self.fail(cut.into())),
                     }))
                 }
                 Step::Finished => {

@@ -668,12 +668,6 @@ impl Topic {
         self.core.exists(&self.name)
     }
 
-    /// Returns `true` if the hub was shut down.
-    #[cfg(feature = "json")]
-    pub(crate) fn is_shut_down(&self) -> bool {
-        self.core.is_shut_down()
-    }
-
     /// Returns the number of subscriptions to this topic in this process.
     ///
     /// A subscription counts until it is dropped. A server drops the subscription when the client

@@ -2,6 +2,7 @@
 //! change. A reader reads one topic for one subscription.
 
 use super::{
+    SubscriptionError,
     backend::Position,
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
@@ -52,6 +53,26 @@ impl QueueNumber {
     }
 }
 
+/// The reason why the subscriptions of a topic end although the topic is not finished. The later
+/// reason counts if a topic has both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cut {
+    /// The hub was shut down. Subscriptions deliver the remaining events of the topic first.
+    Shutdown,
+    /// Another log has replaced the log of the backend. Subscriptions deliver no more events,
+    /// because the ids of these events are not valid in the other log.
+    Replaced,
+}
+
+impl From<Cut> for SubscriptionError {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Shutdown => Self::Shutdown,
+            Cut::Replaced => Self::LogReplaced,
+        }
+    }
+}
+
 pub(super) struct Contents {
     pub(super) log: Log,
     /// The retention limits of this topic: limits of its own, or those from the settings of the
@@ -92,7 +113,8 @@ pub(super) struct Contents {
     /// publishes has not arrived yet. The topic is then kept until the time in
     /// [`awaited_until`](Self::awaited_until), even if a subscriber comes and leaves meanwhile.
     pub(super) awaits_event: bool,
-    pub(super) is_shut_down: bool,
+    /// Set when the subscriptions of the topic end although the topic is not finished.
+    pub(super) cut: Option<Cut>,
     /// Set if the application has removed the topic after the topic was finished. The hub then
     /// forgets that the topic is finished when its last subscriber leaves. A later event or finish
     /// record in the log clears this field.
@@ -115,7 +137,7 @@ impl TopicState {
             due: None,
             awaited_until: None,
             awaits_event: false,
-            is_shut_down: false,
+            cut: None,
             is_removed: false,
         };
         Self { name, version: AtomicU64::new(0), queue_number: QueueNumber::default(), contents: Mutex::new(contents) }
@@ -126,7 +148,7 @@ impl TopicState {
     pub(super) fn shut_down(name: Arc<str>) -> Self {
         let topic = Self::new(name, Position::START, Arc::new(HubConfig::DEFAULT.retention));
         let mut contents = topic.lock();
-        (contents.subscribers, contents.is_shut_down) = (1, true);
+        (contents.subscribers, contents.cut) = (1, Some(Cut::Shutdown));
         drop(contents);
         topic
     }
@@ -150,7 +172,7 @@ impl TopicState {
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
-        if contents.finished.is_some() || contents.is_shut_down {
+        if contents.finished.is_some() || contents.cut.is_some() {
             contents.lingering.as_mut().into_iter().for_each(|lingering| lingering.end());
         }
         contents.take_due(&mut change.first);
@@ -395,15 +417,14 @@ fn key(list: &Arc<ReadyList>) -> usize {
     Arc::as_ptr(list).addr()
 }
 
-/// Ends all subscriptions to the given topics, and wakes the subscriptions that wait. Called when
-/// the hub is shut down, and when another log has replaced the log of the backend. The caller must
-/// hold no lock.
-pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
+/// Ends all subscriptions to the given topics for this reason, and wakes the subscriptions that
+/// wait. The caller must hold no lock.
+pub(super) fn cut(mut topics: Vec<Arc<TopicState>>, reason: Cut) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     for topic in topics {
         let mut contents = topic.lock();
-        contents.is_shut_down = true;
+        contents.cut = contents.cut.max(Some(reason));
         let mut change = Change::new();
         topic.changed(&mut contents, &mut change);
         drop(contents);

@@ -604,7 +604,7 @@ impl<K> Follower<K> {
                     self.inbox.check_silence();
                     continue;
                 }
-                Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
+                Some(Some(Err(SubscriptionError::Shutdown))) => return,
                 // The subscription has lagged, another log has replaced the log, or another program
                 // has finished the topic.
                 Some(Some(Err(_)) | None) => {}

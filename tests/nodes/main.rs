@@ -834,7 +834,8 @@ async fn replaced_log_ends_a_subscription_that_is_behind() {
     let (sender, polled) = mpsc::channel();
     thread::spawn(move || sender.send(subscription.poll_next().map(|item| item.map(|item| item.map(drop)))));
     let polled = polled.recv_timeout(Duration::from_secs(20)).expect("the poll returns");
-    assert_eq!(polled, Poll::Ready(Some(Err(SubscriptionError::Shutdown))));
+    assert_eq!(polled, Poll::Ready(Some(Err(SubscriptionError::LogReplaced))));
+    assert!(!hub.is_shut_down());
 }
 
 #[tokio::test(start_paused = true)]

@@ -339,7 +339,7 @@ impl World {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     // Another log has replaced the log of the subscription.
-                    assert_eq!(error, SubscriptionError::Shutdown);
+                    assert_eq!(error, SubscriptionError::LogReplaced);
                     client.stream = None;
                     assert!(client.log + 1 < logs.len(), "nobody has shut it down");
                     return false;

@@ -89,7 +89,7 @@ impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Subscription(SubscriptionError::Lagged) => Self::Gap,
-            Failure::Subscription(SubscriptionError::Shutdown) => Self::Shutdown,
+            Failure::Subscription(SubscriptionError::Shutdown | SubscriptionError::LogReplaced) => Self::Shutdown,
             Failure::NotBase64 => Self::NotBase64,
         }
     }
@@ -195,7 +195,7 @@ impl Reading {
             return Err(ReadError::Shutdown);
         };
         // The subscription has ended, so its position says nothing about the topic.
-        if topic.lock().is_shut_down {
+        if topic.lock().cut.is_some() {
             return Err(ReadError::Shutdown);
         }
         let (core, pending) = (core.clone(), Bytes::new());

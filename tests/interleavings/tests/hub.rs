@@ -226,3 +226,24 @@ fn shutdown_ends_waiting_and_reading_subscribers() {
         });
     }
 }
+
+#[test]
+fn shutdown_delivers_each_acknowledged_event() {
+    for topics in [&["b"][..], &["a", "b"]] {
+        check(3, || {
+            let hub = Hub::new();
+            let mut subscription = subscribe(&hub, topics, Start::Latest);
+            let publisher = {
+                let topic = hub.topic("b");
+                thread::spawn(move || block_on(topic.publish(Event::new("1"))).is_ok())
+            };
+            let ends = thread::spawn(move || hub.shutdown());
+            let mut delivered = 0;
+            while let Some(item) = block_on(poll_fn(|cx| Pin::new(&mut subscription).poll_next(cx))) {
+                delivered += item.map_or(0, |events| events.count());
+            }
+            ends.join().unwrap();
+            assert_eq!(delivered, usize::from(publisher.join().unwrap()));
+        });
+    }
+}
