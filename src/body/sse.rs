@@ -687,10 +687,9 @@ where
 
     /// Ends the stream because it has returned `error`. If the error reports that the hub was shut
     /// down or that its log was replaced, the response ends with a reconnect delay and without an
-    /// error. Any other error is passed to
-    /// the `on_error` closure of the handler, which can return a last event. Without such an event,
-    /// the body fails with the error. During the shutdown of a layer, the body does not fail: the
-    /// stream may fail because of the same shutdown.
+    /// error. Any other error is passed to the `on_error` closure of the handler, which can return
+    /// a last event. Without such an event, the body fails with the error. During the shutdown of a
+    /// layer, the body does not fail: the stream may fail because of the same shutdown.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
@@ -725,7 +724,8 @@ where
 }
 
 /// Returns the close reason of a stream that ends with this error. The errors of a hub subscription
-/// have the reasons `Lagged`, `Shutdown` and `LogReplaced`. All other errors have the reason `Error`.
+/// have the reasons `Lagged`, `Shutdown` and `LogReplaced`. All other errors have the reason
+/// `Error`.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if let Some(error) = error.downcast_ref() {

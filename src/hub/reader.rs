@@ -163,8 +163,8 @@ impl Reader {
     }
 
     /// Returns the events of the topic after the position `cursor`. The client has all events up to
-    /// `cursor`. If no event follows, returns [`Step::Finished`] or [`Step::Cut`] if the topic
-    /// is finished or the hub is shut down. Otherwise registers `waker` for the next change of the
+    /// `cursor`. If no event follows, returns [`Step::Finished`] or [`Step::Cut`] if the topic is
+    /// finished or the hub is shut down. Otherwise registers `waker` for the next change of the
     /// topic, and returns [`Step::Wait`].
     ///
     /// `wait` remembers the registered waker, and the version of the topic when the wait began. If

@@ -27,6 +27,7 @@ mod replay;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};
+use http_body_util::BodyExt;
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     task::Poll,
@@ -40,7 +41,7 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_sse::{
-    BoxError, Event, EventId, SseStream,
+    BoxError, CloseReason, Event, EventId, SseStream,
     hub::{
         Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription, SubscriptionError,
         backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, RecordKind},
@@ -813,6 +814,24 @@ async fn replaced_log_ends_subscriptions_and_is_gap() {
         assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
         assert_eq!(data_soon(&mut back).await[1..], expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaced_log_ends_a_response_cleanly_with_its_reason() {
+    let shared = Shared::new(PLENTY);
+    let hub = hub(shared.connect()).await;
+    let (sender, summary) = mpsc::channel();
+    let stream = SseStream::new(hub.topic("a").subscribe(Start::Latest).await.unwrap());
+    let stream = stream.on_error(|_| Some(Event::new("failed"))).on_close(move |summary| sender.send(summary).unwrap());
+    let body = stream.into_http_response().into_body();
+    let read = tokio::spawn(body.collect());
+    settle().await;
+    shared.replace(PLENTY, Vec::new());
+    let bytes = read.await.unwrap().unwrap().to_bytes();
+    let parsed = whatwg::parse(&bytes);
+    assert!(parsed.reconnection_time.is_some());
+    assert!(parsed.messages.iter().all(|message| message.r#type == "hub-cursor"));
+    assert_eq!(summary.recv().unwrap().reason, CloseReason::LogReplaced);
 }
 
 /// The position of the next event is known, and the positions of the other log are smaller.
