@@ -5,7 +5,7 @@ use crate::{
     body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
     headers,
     heartbeat::HeartbeatSetting,
-    limit::{Keys, Limit, LimitKey},
+    limit::{Keys, Limit},
     metrics,
     registry::Registration,
     rejection::{Rejected, reject, reject_again},
@@ -391,8 +391,9 @@ impl SseLayer {
     /// tenant.
     ///
     /// `key` reads the key from the head of every request. If it returns `None`, the request is not
-    /// limited. If this setting is combined with [`max_streams`](Self::max_streams) or called
-    /// several times, a stream has to be within all limits.
+    /// limited. The layer stores no key, only its hash with a random seed. So clients cannot choose
+    /// keys that collide. If this setting is combined with [`max_streams`](Self::max_streams) or
+    /// called several times, a stream has to be within all limits.
     ///
     /// # Examples
     ///
@@ -406,10 +407,10 @@ impl SseLayer {
     ///     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
     /// });
     /// ```
-    pub fn max_streams_per<K: LimitKey>(
+    pub fn max_streams_per<K: Hash>(
         self,
         streams: usize,
-        key: impl Fn(&Parts) -> K + Send + Sync + 'static,
+        key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     ) -> Self {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }

@@ -262,7 +262,7 @@ pub use heartbeat::Heartbeat;
 pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
-pub use limit::{LimitKey, Overload};
+pub use limit::Overload;
 pub use registry::{RegisteredStream, StreamRegistry};
 #[cfg(feature = "serve")]
 pub use serve::serve;

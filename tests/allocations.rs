@@ -101,7 +101,7 @@ fn other_response_passes_without_allocation() {
     assert_eq!(responses(SseLayer::new(), plain, browser), 0);
 
     // The limits of streams cost nothing either, because the response is no stream.
-    let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| parts.version);
+    let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| Some(parts.version));
     assert_eq!(responses(limited, plain, || Request::new(())), 0);
 }
 
