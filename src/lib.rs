@@ -244,6 +244,7 @@ mod registry;
 mod rejection;
 #[cfg(feature = "serve")]
 pub mod serve;
+mod service;
 mod settings;
 #[cfg(feature = "socket")]
 mod socket;
@@ -261,11 +262,12 @@ pub use heartbeat::Heartbeat;
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
-pub use layer::{ResponseFuture, SseLayer, SseService};
+pub use layer::SseLayer;
 pub use limit::Overload;
 pub use registry::{RegisteredStream, StreamRegistry};
 #[cfg(feature = "serve")]
 pub use serve::serve;
+pub use service::{ResponseFuture, SseService};
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
