@@ -39,6 +39,36 @@ impl<S> SseService<S> {
     pub(crate) fn new(inner: S, settings: Arc<Settings>) -> Self {
         Self { inner, settings }
     }
+
+    /// Returns a reference to the inner service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower::Layer;
+    /// use tower_sse::SseLayer;
+    ///
+    /// let mut service = SseLayer::new().layer("inner");
+    /// assert_eq!(*service.get_ref(), "inner");
+    /// *service.get_mut() = "other";
+    /// assert_eq!(service.into_inner(), "other");
+    /// ```
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service.
+    #[must_use]
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Removes the layer, and returns the inner service.
+    #[must_use]
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S>
