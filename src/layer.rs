@@ -2,20 +2,26 @@
 //! stream. Its service is in `service.rs`.
 
 use crate::{
-    Event, Heartbeat, Overload, SseService, StreamRegistry, StreamSummary, heartbeat::HeartbeatSetting, limit::Limit,
-    settings::Settings,
+    Event, Heartbeat, Overload, SseService, StreamRegistry, StreamSummary,
+    heartbeat::HeartbeatSetting,
+    limit::Limit,
+    settings::{LayerOnClose, Settings},
 };
 use http::request::Parts;
-use std::{hash::Hash, sync::Arc, time::Duration};
+use std::{
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 
 /// Completes event streams: adds headers and heartbeats, and applies a shutdown and limits. Other
 /// responses pass unchanged.
 ///
-/// The layer works with axum, tonic and every other [`Service`] of HTTP requests, and with event
-/// streams from any source: an [`SseStream`](crate::SseStream), another framework's responder, or
-/// an upstream server behind a proxy.
+/// The layer works with axum, tonic and every other [`Service`](tower_service::Service) of HTTP
+/// requests, and with event streams from any source: an [`SseStream`](crate::SseStream), another
+/// framework's responder, or an upstream server behind a proxy.
 ///
 /// # Examples
 ///
@@ -524,11 +530,17 @@ impl SseLayer {
     /// Requests that a limit rejects are not reported, and neither are responses that are not event
     /// streams, such as the `204 No Content` of a finished subscription.
     ///
+    /// `f` does not know the request. To account streams per user or API key, use
+    /// [`on_close_with`](Self::on_close_with). If the callback needs a value of the handler, such
+    /// as a topic, use [`SseStream::on_close`](crate::SseStream::on_close) in the handler. An
+    /// upstream stream has no such callback, unless the handler decodes it into an `SseStream`.
+    ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
-    /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. Use that
-    /// callback if the summary should name the user or the topic of the stream. An upstream stream
-    /// has no such callback, unless the handler decodes it into an `SseStream`. If `f` panics, the
-    /// panic is caught, and the other callbacks still run.
+    /// callback of the handler. If `f` panics, the panic is caught, and the other callbacks still
+    /// run.
+    ///
+    /// A second call replaces `f`. With several layers, the callbacks of all layers run, from the
+    /// innermost to the outermost. Clones of a layer share a callback, which runs once per stream.
     ///
     /// # Examples
     ///
@@ -560,6 +572,68 @@ impl SseLayer {
     /// ```
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
+    }
+
+    /// Calls `f` exactly once with the summary of each stream, like [`on_close`](Self::on_close),
+    /// and with a value of its request. A gateway can account its streams per API key in this way,
+    /// also upstream streams that pass unchanged.
+    ///
+    /// `read` reads the value from the head of every request, before the inner service sees the
+    /// request. So each request costs an allocation, also if its response is not an event stream.
+    /// The stream keeps the value until its end. A clone of a header value can keep the memory of
+    /// the whole head alive, so convert it into a `String` or a number. If the stream is not
+    /// reported, for example because a limit rejects the request, the value is dropped.
+    ///
+    /// A second call replaces `read` and `f`. The callback of [`on_close`](Self::on_close) is
+    /// independent, and runs before `f`. If a stream passes a layer and a clone of the layer, `f`
+    /// is called once, with the value that the outer of the two has read.
+    ///
+    /// # Examples
+    ///
+    /// The layer adds up the bytes of the streams of each API key:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, body::Body, http::Request, http::header::CONTENT_TYPE, routing::get};
+    /// # use tower::ServiceExt;
+    /// # use tower_sse::test;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use std::{collections::HashMap, sync::{Arc, Mutex}};
+    /// use tower_sse::SseLayer;
+    ///
+    /// let bytes = Arc::new(Mutex::new(HashMap::<String, u64>::new()));
+    /// let sum = Arc::clone(&bytes);
+    /// let layer = SseLayer::new().on_close_with(
+    ///     |request| Some(request.headers.get("x-api-key")?.to_str().ok()?.to_owned()),
+    ///     move |key, stream| *sum.lock().unwrap().entry(key.unwrap_or_default()).or_default() += stream.bytes,
+    /// );
+    /// // A proxy returns the headers and the body of an upstream response.
+    /// let proxy = async || ([(CONTENT_TYPE, "text/event-stream")], "data: hello\n\n");
+    /// let app: Router = Router::new().route("/news", get(proxy)).layer(layer);
+    ///
+    /// let request = Request::get("/news").header("X-Api-Key", "k7").body(Body::empty()).unwrap();
+    /// test::events(app.oneshot(request).await.unwrap()).rest().await;
+    /// assert_eq!(bytes.lock().unwrap()["k7"], 13);
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
+    pub fn on_close_with<T: Send + 'static>(
+        self,
+        read: impl Fn(&Parts) -> T + Send + Sync + 'static,
+        f: impl Fn(T, StreamSummary) + Send + Sync + 'static,
+    ) -> Self {
+        let f = Arc::new(f);
+        let on_close_with = move |parts: &Parts| -> LayerOnClose {
+            let (f, value) = (Arc::clone(&f), Mutex::new(Some(read(parts))));
+            Arc::new(move |summary| {
+                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(value) = value {
+                    f(value, summary);
+                }
+            })
+        };
+        self.with(|settings| settings.on_close_with = Some(Arc::new(on_close_with)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {

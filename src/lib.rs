@@ -73,9 +73,9 @@
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, or
-//!    has [limits](SseLayer::max_streams_per) for several keys, allocates memory for the keys of
-//!    each request, such as its user or the address of its client.
+//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, has
+//!    [limits](SseLayer::max_streams_per) for several keys, or [reports](SseLayer::on_close_with)
+//!    streams with values of their requests, allocates memory for each request.
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
 //!    missing events are reported as a gap (`hub_model`, `hub_cursors`, `hub_stress`,
 //!    `interleavings`; with several nodes `nodes`). With a backend, there are a few

@@ -8,7 +8,7 @@ use crate::{
     metrics,
     registry::Registration,
     rejection::{Rejected, reject, reject_again},
-    settings::Settings,
+    settings::{LayerOnClose, Settings},
     trace,
 };
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use http::{
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
-    mem,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -27,8 +27,8 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-/// The service that an [`SseLayer`](crate::SseLayer) creates. It passes requests to the inner service, and applies
-/// the layer to responses that are event streams.
+/// The service that an [`SseLayer`](crate::SseLayer) creates. It passes requests to the inner
+/// service, and applies the layer to responses that are event streams.
 #[derive(Clone, Debug)]
 pub struct SseService<S> {
     inner: S,
@@ -95,24 +95,46 @@ where
         let is_head = request.method() == Method::HEAD;
         let keep_connection = can_keep_connection(&request);
         let noted = trace::Request::of(&request);
-        let mut keys = Keys::default();
-        let mut registrations = Vec::new();
+        let mut head = ReadHead::default();
         if self.settings.reads_head() {
-            (request, keys, registrations) = read_head(request, &self.settings);
+            (request, head) = ReadHead::of(request, &self.settings);
         }
         let inner = self.inner.call(request);
         let settings = Arc::clone(&self.settings);
-        ResponseFuture { inner, settings, keys, registrations, noted, keep_connection, assumes, is_head }
+        ResponseFuture { inner, settings, head, noted, keep_connection, assumes, is_head }
     }
 }
 
-/// Reads the head of a request. Returns the request, its keys for the stream limits, and its
-/// registrations in stream registries.
-fn read_head<B>(request: Request<B>, settings: &Settings) -> (Request<B>, Keys, Vec<Registration>) {
-    let (head, body) = request.into_parts();
-    let keys = Keys::of(&head, &settings.limits);
-    let registrations = settings.registrars.iter().filter_map(|registrar| registrar(&head)).collect();
-    (Request::from_parts(head, body), keys, registrations)
+/// The values that a layer has read from the head of a request, before the inner service has taken
+/// the request.
+#[derive(Default)]
+struct ReadHead {
+    /// The keys of the request for the limits per key, such as the address of its client.
+    keys: Keys,
+    registrations: Vec<Registration>,
+    /// The callback of `on_close_with`, which contains the value of the request.
+    on_close: Option<LayerOnClose>,
+}
+
+impl ReadHead {
+    fn of<B>(request: Request<B>, settings: &Settings) -> (Request<B>, Self) {
+        let (head, body) = request.into_parts();
+        let read = Self {
+            keys: Keys::of(&head, &settings.limits),
+            registrations: settings.registrars.iter().filter_map(|registrar| registrar(&head)).collect(),
+            on_close: settings.on_close_with.as_ref().map(|with| with(&head)),
+        };
+        (Request::from_parts(head, body), read)
+    }
+}
+
+impl fmt::Debug for ReadHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadHead")
+            .field("keys", &self.keys)
+            .field("registrations", &self.registrations)
+            .finish_non_exhaustive()
+    }
 }
 
 pin_project! {
@@ -122,8 +144,7 @@ pin_project! {
         #[pin]
         inner: F,
         settings: Arc<Settings>,
-        keys: Keys,
-        registrations: Vec<Registration>,
+        head: ReadHead,
         noted: trace::Request,
         keep_connection: bool,
         // Set if a response without a content type counts as an event stream.
@@ -148,9 +169,8 @@ where
             } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
             } else {
-                let registrations = mem::take(this.registrations);
-                let request = mem::take(this.noted);
-                make_correct(response, *this.keep_connection, this.settings, this.keys, registrations, request)
+                let (head, request) = (mem::take(this.head), mem::take(this.noted));
+                make_correct(response, *this.keep_connection, this.settings, head, request)
             }
         })
     }
@@ -158,20 +178,18 @@ where
 
 /// Applies the settings of a layer to an event stream, or rejects the response if a limit
 /// on open streams is reached. `keep_connection` is set if the response may have
-/// `Connection: keep-alive`. `keys` are the keys of the request for the limits per key, such as the
-/// address of its client. Not inlined, because most responses are not event streams.
+/// `Connection: keep-alive`. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
     keep_connection: bool,
     settings: &Arc<Settings>,
-    keys: &Keys,
-    registrations: Vec<Registration>,
+    head: ReadHead,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
     let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
     let is_held = |limit: &Limit| handle.as_ref().is_some_and(|handle| handle.holds_permit_of(limit));
-    let permits = match keys.acquire(&settings.limits, is_held) {
+    let permits = match head.keys.acquire(&settings.limits, is_held) {
         Ok(permits) => permits,
         Err(limit) => {
             trace::refused(&request);
@@ -181,8 +199,8 @@ fn make_correct<B: Body>(
     };
     // An inner layer may have opened a registration with the same key. It is removed only after
     // this, so that the number of open streams of the key is not 0 in between.
-    registrations.iter().for_each(Registration::open);
-    let mut layer = AppliedLayer::new(settings, permits, registrations, request);
+    head.registrations.iter().for_each(Registration::open);
+    let mut layer = AppliedLayer::new(settings, permits, head.registrations, head.on_close, request);
     let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();
     if !headers.contains_key(CONTENT_TYPE) {

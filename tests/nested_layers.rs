@@ -2,21 +2,22 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderName, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 use support::respond::{respond, through};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{Event, Heartbeat, Overload, SseLayer, SseStream, StreamRegistry};
+use tower_sse::{CloseReason, Event, Heartbeat, Overload, SseLayer, SseStream, StreamRegistry};
 
 type BoxedBody = UnsyncBoxBody<Bytes, ()>;
 
@@ -86,6 +87,64 @@ async fn same_layer_twice_counts_once() {
             assert_eq!(pass(kind, &[&layer]).status(), StatusCode::SERVICE_UNAVAILABLE);
         }
     }
+}
+
+#[tokio::test]
+async fn callback_gets_value_of_outermost_request_once() {
+    for kind in KINDS {
+        let (sender, mut closed) = unbounded_channel();
+        let layer = quiet().on_close_with(user, move |user, stream| sender.send((user, stream.reason)).unwrap());
+        // A clone shares the callback, even if it has other settings as well.
+        for outer in [layer.clone(), layer.clone().retry(Duration::from_secs(1))] {
+            // A middleware between the layers replaces the user.
+            let inner = boxed(respond(&layer, request(Some("bob")), response(kind)));
+            let held = boxed(respond(&outer, request(Some("alice")), inner));
+            assert!(closed.is_empty(), "{kind}");
+            drop(held);
+            assert_eq!(closed.try_recv(), Ok((Some("alice".to_owned()), CloseReason::ClientGone)), "{kind}");
+            assert!(closed.is_empty(), "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn callbacks_of_different_layers_get_their_values() {
+    for kind in KINDS {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let record = |layer: &'static str| {
+            let calls = Arc::clone(&calls);
+            move |user: Option<String>, _| calls.lock().unwrap().push((layer, user))
+        };
+        let inner = quiet().on_close_with(user, |_, _| panic!("replaced")).on_close_with(user, record("inner"));
+        let outer = quiet().on_close(|_| panic!("replaced"));
+        let outer = outer.on_close_with(user, record("outer with")).on_close({
+            let record = record("outer");
+            move |summary| record(None, summary)
+        });
+        let passed = boxed(respond(&inner, request(Some("bob")), response(kind)));
+        drop(boxed(respond(&outer, request(Some("alice")), passed)));
+        let [bob, alice] = ["bob", "alice"].map(|user| Some(user.to_owned()));
+        assert_eq!(*calls.lock().unwrap(), [("inner", bob), ("outer", None), ("outer with", alice)], "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn value_of_unreported_request_is_dropped() {
+    let value = Arc::new(());
+    let (read, called) = (Arc::clone(&value), Arc::new(AtomicUsize::new(0)));
+    let calls = Arc::clone(&called);
+    let layer = quiet().on_close_with(move |_| Arc::clone(&read), move |_, _| _ = calls.fetch_add(1, Relaxed));
+    let rejects = layer.clone().max_streams(0);
+    assert_eq!(pass("own", &[&rejects]).status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(through(&layer, Response::new(String::from("no stream"))).status(), StatusCode::OK);
+    let mut head = Request::new(());
+    *head.method_mut() = Method::HEAD;
+    drop(boxed(respond(&layer, head, response("upstream"))));
+    assert_eq!((called.load(Relaxed), Arc::strong_count(&value)), (0, 2));
+    let held = pass("own", &[&layer]);
+    assert_eq!(Arc::strong_count(&value), 3);
+    drop(held);
+    assert_eq!((called.load(Relaxed), Arc::strong_count(&value)), (1, 2));
 }
 
 #[tokio::test]
