@@ -278,7 +278,8 @@ impl SseLayer {
     ///
     /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
     ///   gets the delay of [`retry`](Self::retry) plus the random time. The delay is one second if
-    ///   `retry` is not set. By default, the random time here is up to five seconds.
+    ///   `retry` is not set. By default, the random time here is up to five seconds. The same
+    ///   random time is added to the delay of the response [`RetryLater`](crate::RetryLater).
     /// - At the beginning of each stream, a client gets the delay of [`retry`](Self::retry) plus
     ///   the random time. This spreads the clients that a crash disconnects. By default, there is
     ///   no random time here.

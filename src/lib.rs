@@ -40,6 +40,7 @@
 //!   in its own body.
 //! - [`LastEventId`] is the id that a client sends when it reconnects.
 //!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
+//!   [`RetryLater`] is the response after which it reconnects later, for example in an overload.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
 //!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.
 //!
@@ -242,6 +243,7 @@ mod preamble;
 mod random;
 mod registry;
 mod rejection;
+mod retry_later;
 #[cfg(feature = "serve")]
 pub mod serve;
 mod service;
@@ -265,6 +267,7 @@ pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::SseLayer;
 pub use limit::Overload;
 pub use registry::{RegisteredStream, StreamRegistry};
+pub use retry_later::RetryLater;
 #[cfg(feature = "serve")]
 pub use serve::serve;
 pub use service::{ResponseFuture, SseService};

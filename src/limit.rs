@@ -39,6 +39,7 @@ pub enum Overload {
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
+    /// A handler can respond in the same way, with the response [`RetryLater`](crate::RetryLater).
     RetryLater,
 }
 

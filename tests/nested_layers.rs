@@ -17,7 +17,7 @@ use support::respond::{respond, through};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{CloseReason, Event, Heartbeat, Overload, SseLayer, SseStream, StreamRegistry};
+use tower_sse::{CloseReason, Event, Heartbeat, Overload, RetryLater, SseLayer, SseStream, StreamRegistry};
 
 type BoxedBody = UnsyncBoxBody<Bytes, ()>;
 
@@ -324,6 +324,23 @@ async fn rejection_that_a_middleware_has_changed_stays() {
             assert_eq!(pass_on(other_header, &outer).headers()[header::CACHE_CONTROL], "no-cache, private");
         }
     }
+}
+
+#[tokio::test]
+async fn retry_later_takes_jitter_of_layers_and_no_permit() {
+    let registry = StreamRegistry::new();
+    let (sender, closed) = unbounded_channel();
+    let inner = quiet().max_streams(0).register(&registry, |_| Some(7)).on_close(move |stream| _ = sender.send(stream));
+    let outer = quiet().retry(Duration::from_secs(1)).when_full(Overload::ServiceUnavailable);
+    let pass = |later: RetryLater, jitter| {
+        let outer = outer.clone().reconnect_jitter(jitter);
+        let response = boxed(through(&outer, through(&inner, later.into_http_response())));
+        assert_eq!((response.status(), registry.len(), closed.len()), (StatusCode::OK, 0, 0));
+        text(response)
+    };
+    let later = RetryLater::after(Duration::from_secs(10));
+    assert_eq!(pass(later.clone(), Duration::ZERO).await, "retry: 10000\n");
+    assert_eq!(pass(later.jitter(Duration::ZERO), Duration::from_secs(100)).await, "retry: 10000\n");
 }
 
 #[tokio::test]
