@@ -1,6 +1,6 @@
 //! The integration with axum. No other file uses `axum-core`.
 
-use crate::{LastEventId, LastEventIdRejection, SseItem, SseStream, StopReconnecting};
+use crate::{LastEventId, LastEventIdRejection, RetryLater, SseItem, SseStream, StopReconnecting};
 use axum_core::{
     body::Body,
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -21,6 +21,12 @@ where
 }
 
 impl IntoResponse for StopReconnecting {
+    fn into_response(self) -> Response {
+        self.into_http_response().map(Body::new)
+    }
+}
+
+impl IntoResponse for RetryLater {
     fn into_response(self) -> Response {
         self.into_http_response().map(Body::new)
     }

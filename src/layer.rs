@@ -1,43 +1,27 @@
-//! The middleware, which adds headers, heartbeats, limits and a shutdown to any event stream.
+//! [`SseLayer`], the middleware that adds headers, heartbeats, limits and a shutdown to any event
+//! stream. Its service is in `service.rs`.
 
 use crate::{
-    Event, Heartbeat, Overload, StreamRegistry, StreamSummary,
-    body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
-    headers,
+    Event, Heartbeat, Overload, SseService, StreamRegistry, StreamSummary,
     heartbeat::HeartbeatSetting,
-    limit::{Keys, Limit, LimitKey},
-    metrics,
-    registry::Registration,
-    rejection::{Rejected, reject, reject_again},
-    settings::Settings,
-    trace,
+    limit::Limit,
+    settings::{LayerOnClose, Settings},
 };
-use bytes::Bytes;
-use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE},
-    request::Parts,
-};
-use http_body::Body;
-use pin_project_lite::pin_project;
+use http::request::Parts;
 use std::{
     hash::Hash,
-    mem,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
-use tower_service::Service;
 
 /// Completes event streams: adds headers and heartbeats, and applies a shutdown and limits. Other
 /// responses pass unchanged.
 ///
-/// The layer works with axum, tonic and every other [`Service`] of HTTP requests, and with event
-/// streams from any source: an [`SseStream`](crate::SseStream), another framework's responder, or
-/// an upstream server behind a proxy.
+/// The layer works with axum, tonic and every other [`Service`](tower_service::Service) of HTTP
+/// requests, and with event streams from any source: an [`SseStream`](crate::SseStream), another
+/// framework's responder, or an upstream server behind a proxy.
 ///
 /// # Examples
 ///
@@ -294,7 +278,8 @@ impl SseLayer {
     ///
     /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
     ///   gets the delay of [`retry`](Self::retry) plus the random time. The delay is one second if
-    ///   `retry` is not set. By default, the random time here is up to five seconds.
+    ///   `retry` is not set. By default, the random time here is up to five seconds. The same
+    ///   random time is added to the delay of the response [`RetryLater`](crate::RetryLater).
     /// - At the beginning of each stream, a client gets the delay of [`retry`](Self::retry) plus
     ///   the random time. This spreads the clients that a crash disconnects. By default, there is
     ///   no random time here.
@@ -391,8 +376,9 @@ impl SseLayer {
     /// tenant.
     ///
     /// `key` reads the key from the head of every request. If it returns `None`, the request is not
-    /// limited. If this setting is combined with [`max_streams`](Self::max_streams) or called
-    /// several times, a stream has to be within all limits.
+    /// limited. The layer stores no key, only its hash with a random seed. So clients cannot choose
+    /// keys that collide. If this setting is combined with [`max_streams`](Self::max_streams) or
+    /// called several times, a stream has to be within all limits.
     ///
     /// # Examples
     ///
@@ -406,10 +392,10 @@ impl SseLayer {
     ///     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
     /// });
     /// ```
-    pub fn max_streams_per<K: LimitKey>(
+    pub fn max_streams_per<K: Hash>(
         self,
         streams: usize,
-        key: impl Fn(&Parts) -> K + Send + Sync + 'static,
+        key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     ) -> Self {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }
@@ -545,11 +531,17 @@ impl SseLayer {
     /// Requests that a limit rejects are not reported, and neither are responses that are not event
     /// streams, such as the `204 No Content` of a finished subscription.
     ///
+    /// `f` does not know the request. To account streams per user or API key, use
+    /// [`on_close_with`](Self::on_close_with). If the callback needs a value of the handler, such
+    /// as a topic, use [`SseStream::on_close`](crate::SseStream::on_close) in the handler. An
+    /// upstream stream has no such callback, unless the handler decodes it into an `SseStream`.
+    ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
-    /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. Use that
-    /// callback if the summary should name the user or the topic of the stream. An upstream stream
-    /// has no such callback, unless the handler decodes it into an `SseStream`. If `f` panics, the
-    /// panic is caught, and the other callbacks still run.
+    /// callback of the handler. If `f` panics, the panic is caught, and the other callbacks still
+    /// run.
+    ///
+    /// A second call replaces `f`. With several layers, the callbacks of all layers run, from the
+    /// innermost to the outermost. Clones of a layer share a callback, which runs once per stream.
     ///
     /// # Examples
     ///
@@ -583,6 +575,68 @@ impl SseLayer {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
 
+    /// Calls `f` exactly once with the summary of each stream, like [`on_close`](Self::on_close),
+    /// and with a value of its request. A gateway can account its streams per API key in this way,
+    /// also upstream streams that pass unchanged.
+    ///
+    /// `read` reads the value from the head of every request, before the inner service sees the
+    /// request. So each request costs an allocation, also if its response is not an event stream.
+    /// The stream keeps the value until its end. A clone of a header value can keep the memory of
+    /// the whole head alive, so convert it into a `String` or a number. If the stream is not
+    /// reported, for example because a limit rejects the request, the value is dropped.
+    ///
+    /// A second call replaces `read` and `f`. The callback of [`on_close`](Self::on_close) is
+    /// independent, and runs before `f`. If a stream passes a layer and a clone of the layer, `f`
+    /// is called once, with the value that the outer of the two has read.
+    ///
+    /// # Examples
+    ///
+    /// The layer adds up the bytes of the streams of each API key:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "test-util"))] {
+    /// # use axum::{Router, body::Body, http::Request, http::header::CONTENT_TYPE, routing::get};
+    /// # use tower::ServiceExt;
+    /// # use tower_sse::test;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use std::{collections::HashMap, sync::{Arc, Mutex}};
+    /// use tower_sse::SseLayer;
+    ///
+    /// let bytes = Arc::new(Mutex::new(HashMap::<String, u64>::new()));
+    /// let sum = Arc::clone(&bytes);
+    /// let layer = SseLayer::new().on_close_with(
+    ///     |request| Some(request.headers.get("x-api-key")?.to_str().ok()?.to_owned()),
+    ///     move |key, stream| *sum.lock().unwrap().entry(key.unwrap_or_default()).or_default() += stream.bytes,
+    /// );
+    /// // A proxy returns the headers and the body of an upstream response.
+    /// let proxy = async || ([(CONTENT_TYPE, "text/event-stream")], "data: hello\n\n");
+    /// let app: Router = Router::new().route("/news", get(proxy)).layer(layer);
+    ///
+    /// let request = Request::get("/news").header("X-Api-Key", "k7").body(Body::empty()).unwrap();
+    /// test::events(app.oneshot(request).await.unwrap()).rest().await;
+    /// assert_eq!(bytes.lock().unwrap()["k7"], 13);
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
+    pub fn on_close_with<T: Send + 'static>(
+        self,
+        read: impl Fn(&Parts) -> T + Send + Sync + 'static,
+        f: impl Fn(T, StreamSummary) + Send + Sync + 'static,
+    ) -> Self {
+        let f = Arc::new(f);
+        let on_close_with = move |parts: &Parts| -> LayerOnClose {
+            let (f, value) = (Arc::clone(&f), Mutex::new(Some(read(parts))));
+            Arc::new(move |summary| {
+                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(value) = value {
+                    f(value, summary);
+                }
+            })
+        };
+        self.with(|settings| settings.on_close_with = Some(Arc::new(on_close_with)))
+    }
+
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
         set(Arc::make_mut(&mut self.settings));
         self
@@ -599,187 +653,6 @@ impl<S> Layer<S> for SseLayer {
     type Service = SseService<S>;
 
     fn layer(&self, inner: S) -> SseService<S> {
-        SseService { inner, settings: Arc::clone(&self.settings) }
+        SseService::new(inner, Arc::clone(&self.settings))
     }
-}
-
-/// The service that an [`SseLayer`] creates. It passes requests to the inner service, and applies
-/// the layer to responses that are event streams.
-#[derive(Clone, Debug)]
-pub struct SseService<S> {
-    inner: S,
-    settings: Arc<Settings>,
-}
-
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S>
-where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body<Data = Bytes>,
-{
-    type Response = Response<ResponseBody<ResBody>>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    #[inline]
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    #[inline]
-    fn call(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future> {
-        let accepts = headers::is_event_stream_accepted(request.headers());
-        if accepts {
-            request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-        let assumes = accepts && headers::is_only_event_stream_accepted(request.headers());
-        let is_head = request.method() == Method::HEAD;
-        let keep_connection = can_keep_connection(&request);
-        let noted = trace::Request::of(&request);
-        let mut keys = Keys::default();
-        let mut registrations = Vec::new();
-        if self.settings.reads_head() {
-            (request, keys, registrations) = read_head(request, &self.settings);
-        }
-        let inner = self.inner.call(request);
-        let settings = Arc::clone(&self.settings);
-        ResponseFuture { inner, settings, keys, registrations, noted, keep_connection, assumes, is_head }
-    }
-}
-
-/// Reads the head of a request. Returns the request, its keys for the stream limits, and its
-/// registrations in stream registries.
-fn read_head<B>(request: Request<B>, settings: &Settings) -> (Request<B>, Keys, Vec<Registration>) {
-    let (head, body) = request.into_parts();
-    let keys = Keys::of(&head, &settings.limits);
-    let registrations = settings.registrars.iter().filter_map(|registrar| registrar(&head)).collect();
-    (Request::from_parts(head, body), keys, registrations)
-}
-
-pin_project! {
-    /// The response future of an [`SseService`].
-    #[derive(Debug)]
-    pub struct ResponseFuture<F> {
-        #[pin]
-        inner: F,
-        settings: Arc<Settings>,
-        keys: Keys,
-        registrations: Vec<Registration>,
-        noted: trace::Request,
-        keep_connection: bool,
-        // Set if a response without a content type counts as an event stream.
-        assumes: bool,
-        is_head: bool,
-    }
-}
-
-impl<F, B, E> Future for ResponseFuture<F>
-where
-    F: Future<Output = Result<Response<B>, E>>,
-    B: Body<Data = Bytes>,
-{
-    type Output = Result<Response<ResponseBody<B>>, E>;
-
-    #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        this.inner.poll(cx).map_ok(|response| {
-            if let Some(rejected) = Rejected::of(&response) {
-                reject_again(response, rejected, this.settings)
-            } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
-                response.map(ResponseBody::untouched)
-            } else {
-                let registrations = mem::take(this.registrations);
-                let request = mem::take(this.noted);
-                make_correct(response, *this.keep_connection, this.settings, this.keys, registrations, request)
-            }
-        })
-    }
-}
-
-/// Applies the settings of an [`SseLayer`] to an event stream, or rejects the response if a limit
-/// on open streams is reached. `keep_connection` is set if the response may have
-/// `Connection: keep-alive`. `keys` are the keys of the request for the limits per key, such as the
-/// address of its client. Not inlined, because most responses are not event streams.
-#[inline(never)]
-fn make_correct<B: Body>(
-    mut response: Response<B>,
-    keep_connection: bool,
-    settings: &Arc<Settings>,
-    keys: &Keys,
-    registrations: Vec<Registration>,
-    request: trace::Request,
-) -> Response<ResponseBody<B>> {
-    let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
-    let is_held = |limit: &Limit| handle.as_ref().is_some_and(|handle| handle.holds_permit_of(limit));
-    let permits = match keys.acquire(&settings.limits, is_held) {
-        Ok(permits) => permits,
-        Err(limit) => {
-            trace::refused(&request);
-            metrics::refused();
-            return reject(response, limit, Settings::clone(settings));
-        }
-    };
-    // An inner layer may have opened a registration with the same key. It is removed only after
-    // this, so that the number of open streams of the key is not 0 in between.
-    registrations.iter().for_each(Registration::open);
-    let mut layer = AppliedLayer::new(settings, permits, registrations, request);
-    let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
-    let headers = response.headers_mut();
-    if !headers.contains_key(CONTENT_TYPE) {
-        headers::vary_by_accept(headers);
-    }
-    headers::complete(headers);
-    if keep_connection && !is_shut_down {
-        headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
-    }
-    if let Some(handle) = handle {
-        match handle.attach(layer) {
-            // The body is that of an `SseStream`, or an inner layer already handles it.
-            None => {
-                headers.remove(CONTENT_LENGTH);
-                return response.map(ResponseBody::untouched);
-            }
-            Some(returned) => layer = returned,
-        }
-    }
-    let is_encoded = headers::is_encoded(headers);
-    if is_encoded && !layer.is_observed() {
-        return response.map(|body| ResponseBody::encoded(body, LayerLink::closed()));
-    }
-    headers.remove(CONTENT_LENGTH);
-    let (link, handle) = LayerLink::open();
-    // The link is open, because the body was not polled yet.
-    let _none = handle.attach(layer);
-    response.extensions_mut().insert(handle);
-    response.map(|body| match is_encoded {
-        true => ResponseBody::encoded(body, link),
-        false => ResponseBody::event_stream(body, link),
-    })
-}
-
-/// Returns whether the response to this request may have the header `Connection: keep-alive`. The
-/// header is allowed in HTTP/1.1, unless the client asks to close the connection.
-///
-/// In HTTP/2, the header is illegal (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
-/// because a body without a length ends with the connection (RFC 9112, §6.3).
-fn can_keep_connection<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11 && !headers::has_connection_close(request.headers())
-}
-
-/// Returns whether a client interprets the response as an event stream. A client does so only if
-/// the status is 200 (HTML standard, §9.2.2). A body that is already at its end does not count.
-///
-/// `assumes` is true if the client accepts only event streams. Then a response without a content
-/// type also counts as an event stream if its length is unknown. A body of known length is
-/// complete, so it is not a stream.
-pub(crate) fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
-    let is_of_type = match response.headers().get(CONTENT_TYPE) {
-        Some(value) => headers::is_event_stream(value),
-        None => assumes && !has_known_length(response),
-    };
-    is_of_type && response.status() == StatusCode::OK && !response.body().is_end_stream()
-}
-
-pub(crate) fn has_known_length<B: Body>(response: &Response<B>) -> bool {
-    response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some()
 }

@@ -40,6 +40,7 @@
 //!   in its own body.
 //! - [`LastEventId`] is the id that a client sends when it reconnects.
 //!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
+//!   [`RetryLater`] is the response after which it reconnects later, for example in an overload.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
 //!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.
 //!
@@ -73,9 +74,9 @@
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, or
-//!    has [limits](SseLayer::max_streams_per) for several keys, allocates memory for the keys of
-//!    each request, such as its user or the address of its client.
+//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, has
+//!    [limits](SseLayer::max_streams_per) for several keys, or [reports](SseLayer::on_close_with)
+//!    streams with values of their requests, allocates memory for each request.
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
 //!    missing events are reported as a gap (`hub_model`, `hub_cursors`, `hub_stress`,
 //!    `interleavings`; with several nodes `nodes`). With a backend, there are a few
@@ -242,8 +243,10 @@ mod preamble;
 mod random;
 mod registry;
 mod rejection;
+mod retry_later;
 #[cfg(feature = "serve")]
 pub mod serve;
+mod service;
 mod settings;
 #[cfg(feature = "socket")]
 mod socket;
@@ -261,11 +264,13 @@ pub use heartbeat::Heartbeat;
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
-pub use layer::{ResponseFuture, SseLayer, SseService};
-pub use limit::{LimitKey, Overload};
+pub use layer::SseLayer;
+pub use limit::Overload;
 pub use registry::{RegisteredStream, StreamRegistry};
+pub use retry_later::RetryLater;
 #[cfg(feature = "serve")]
 pub use serve::serve;
+pub use service::{ResponseFuture, SseService};
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};

@@ -4,7 +4,7 @@ use http::request::Parts;
 use std::{
     collections::HashMap,
     fmt,
-    hash::RandomState,
+    hash::{BuildHasher, Hash, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -39,6 +39,7 @@ pub enum Overload {
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
+    /// A handler can respond in the same way, with the response [`RetryLater`](crate::RetryLater).
     RetryLater,
 }
 
@@ -56,73 +57,6 @@ pub(crate) struct Keys {
 /// `None` if the limit does not apply to the request. The hash has a random seed, so that clients
 /// cannot choose keys that collide.
 type Key = Option<u64>;
-
-/// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per). Keys are
-/// text, addresses, integers, header values, methods, URIs and pairs of these types. An `Option` of
-/// any type that implements [`Hash`] is a key, too.
-///
-/// `None` means that the request is not limited. For a key of another type, return `Some(key)`.
-///
-/// This trait is sealed: it cannot be implemented outside of this crate.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a key of a stream limit",
-    note = "return `Some(key)` for a key of any type that implements `Hash`; `None` is not limited"
-)]
-pub trait LimitKey: sealed::LimitKey {}
-
-impl<K: sealed::LimitKey> LimitKey for K {}
-
-mod sealed {
-    use http::{HeaderName, HeaderValue, Method, Uri, Version};
-    use std::{
-        borrow::Cow,
-        hash::{BuildHasher, Hash},
-        net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-        sync::Arc,
-    };
-
-    pub trait LimitKey {
-        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64>;
-    }
-
-    impl<K: Hash> LimitKey for Option<K> {
-        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
-            self.as_ref().map(|key| hasher.hash_one(key))
-        }
-    }
-
-    macro_rules! limit_keys {
-        ($($Key:ty)*) => {$(
-            impl LimitKey for $Key {
-                fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
-                    Some(hasher.hash_one(self))
-                }
-            }
-        )*};
-    }
-
-    limit_keys!(() bool char u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
-    limit_keys!(String Box<str> Arc<str> Cow<'_, str> Vec<u8> bytes::Bytes);
-    limit_keys!(IpAddr Ipv4Addr Ipv6Addr SocketAddr HeaderName HeaderValue Method Uri Version);
-
-    impl<K: Hash + ?Sized> LimitKey for &K {
-        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
-            Some(hasher.hash_one(self))
-        }
-    }
-
-    impl<A: Hash, B: Hash> LimitKey for (A, B) {
-        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
-            Some(hasher.hash_one(self))
-        }
-    }
-
-    impl<const N: usize> LimitKey for [u8; N] {
-        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
-            Some(hasher.hash_one(self))
-        }
-    }
-}
 
 /// The limit that a request has reached: on all open streams, or on those of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,9 +121,9 @@ impl Limit {
         Self::All(Arc::new(Slots { max, in_use: AtomicUsize::new(0) }))
     }
 
-    pub(crate) fn per<K: LimitKey>(max: usize, key: impl Fn(&Parts) -> K + Send + Sync + 'static) -> Self {
+    pub(crate) fn per<K: Hash>(max: usize, key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         let hasher = RandomState::new();
-        let key = Box::new(move |parts: &Parts| key(parts).hash_key(&hasher));
+        let key = Box::new(move |parts: &Parts| key(parts).map(|key| hasher.hash_one(key)));
         Self::Per(Arc::new(KeyedSlots { max, key, in_use: Mutex::default() }))
     }
 
@@ -279,7 +213,7 @@ mod tests {
 
     #[test]
     fn key_without_streams_takes_no_memory() {
-        let limit = Limit::per(2, |parts| parts.uri.clone());
+        let limit = Limit::per(2, |parts| Some(parts.uri.clone()));
         let slots = limit.keyed().unwrap();
         let acquire = |n: usize| {
             let (parts, ()) = Request::builder().uri(format!("/{n}")).body(()).unwrap().into_parts();
@@ -300,7 +234,7 @@ mod tests {
 
     #[test]
     fn limit_of_zero_stores_no_key() {
-        let limit = Limit::per(0, |_| ());
+        let limit = Limit::per(0, |_| Some(()));
         assert_eq!(limit.try_acquire(Some(7)).err(), Some(LimitReached::Key));
         let slots = limit.keyed().unwrap();
         assert!(slots.in_use.lock().unwrap().is_empty());

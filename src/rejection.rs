@@ -1,4 +1,5 @@
-//! The response to a request that is over a limit of open streams.
+//! The response to a request that is over a limit of open streams. A handler can respond in the
+//! same way: see `retry_later.rs`.
 
 use crate::{
     Overload,
@@ -16,9 +17,10 @@ use http::{
 use http_body::Body;
 use std::sync::{Arc, Weak};
 
-/// A response extension that marks the rejection of a request over a limit of open streams. Outer
-/// layers do not handle the rejection as an event stream. They only supply the settings, such as
-/// the reconnect delay, that the rejecting layer leaves unset.
+/// A response extension that marks the rejection of a request over a limit of open streams, or a
+/// [`RetryLater`](crate::RetryLater). Outer layers do not handle the rejection as an event stream.
+/// They only supply the settings, such as the reconnect delay, that the rejecting layer leaves
+/// unset.
 #[derive(Clone)]
 pub(crate) struct Rejected {
     limit: LimitReached,

@@ -25,8 +25,16 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Option<Duration>,
     pub(crate) is_finite: bool,
     pub(crate) registrars: Vec<Registrar>,
-    pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
+    pub(crate) on_close: Option<LayerOnClose>,
+    pub(crate) on_close_with: Option<OnCloseWith>,
 }
+
+/// A callback of a layer that gets the summary of each stream.
+pub(crate) type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
+
+/// A function that reads a value from the head of a request. It returns the callback for the stream
+/// of this request, which passes the value to the application.
+pub(crate) type OnCloseWith = Arc<dyn Fn(&Parts) -> LayerOnClose + Send + Sync>;
 
 /// A function that registers the stream of a request in a
 /// [`StreamRegistry`](crate::StreamRegistry), under the key that it reads from the head of the
@@ -45,9 +53,10 @@ impl Settings {
     const FLUSH_TIME: Duration = Duration::from_millis(250);
 
     /// Returns whether a layer with these settings needs the head of every request. The layer reads
-    /// the keys for its limits and stream registries from the head.
+    /// the keys for its limits and stream registries, and the value of `on_close_with`, from the
+    /// head.
     pub(crate) fn reads_head(&self) -> bool {
-        !self.limits.is_empty() || !self.registrars.is_empty()
+        !self.limits.is_empty() || !self.registrars.is_empty() || self.on_close_with.is_some()
     }
 
     /// Sets unset values to the values of `outer`, the settings of an outer layer. Settings that
@@ -114,6 +123,7 @@ impl Default for Settings {
             is_finite: false,
             registrars: Vec::new(),
             on_close: None,
+            on_close_with: None,
         }
     }
 }

@@ -57,40 +57,29 @@ use tokio_stream::{Empty, Stream};
 /// An `EventSource` treats the end of a response like a lost connection and reconnects. It sends
 /// the last id that it has received in the header `Last-Event-ID`. To end the stream for good, send
 /// an event that makes the page close its `EventSource` ([`end_with`](Self::end_with)). If a client
-/// reconnects nevertheless, respond with [`SseStream::stop_reconnecting`].
+/// reconnects nevertheless, respond with [`SseStream::stop_reconnecting`]. For a client that should
+/// try again later, respond with [`RetryLater`](crate::RetryLater).
 ///
 /// # Different streams from one handler
 ///
 /// `SseStream<impl Stream>` is a single type, but two branches of a handler often have streams of
 /// different types. Set the options of each response, and then convert each response with axum's
-/// `into_response`. This handler responds to an overload with an empty stream, because an
-/// `EventSource` does not reconnect after a response with another status than 200:
+/// `into_response`:
 ///
 /// ```
-/// # #[cfg(all(feature = "axum", feature = "hub"))] {
-/// use axum::{extract::State, response::{IntoResponse, Response}};
-/// use std::time::Duration;
-/// use tower_sse::{Event, LastEventId, SseStream, hub::{Error, ErrorKind, Hub}};
+/// # #[cfg(feature = "axum")] {
+/// # fn tokens() -> impl Stream<Item = Event> + Send { tokio_stream::empty() }
+/// use axum::response::{IntoResponse, Response};
+/// use tokio_stream::Stream;
+/// use tower_sse::{Event, SseStream};
 ///
-/// async fn orders(State(hub): State<Hub>, last: LastEventId) -> Result<Response, Error> {
-///     match hub.topic("orders").subscribe(last).await {
-///         Ok(orders) => Ok(SseStream::new(orders).into_response()),
-///         Err(error) if error.kind() == ErrorKind::Overloaded => {
-///             // The stream has no event, so the client keeps its last id.
-///             let later = SseStream::new(tokio_stream::empty::<Event>());
-///             Ok(later.retry(Duration::from_secs(2)).into_response())
-///         }
-///         Err(error) => Err(error),
+/// async fn answer(cached: Option<String>) -> Response {
+///     match cached {
+///         Some(text) => SseStream::new(tokio_stream::once(Event::new(text))).into_response(),
+///         None => SseStream::new(tokens()).finite().into_response(),
 ///     }
 /// }
-/// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// # let later = SseStream::new(tokio_stream::empty::<Event>()).retry(Duration::from_secs(2));
-/// # let body = http_body_util::BodyExt::collect(later.into_http_response().into_body()).await;
-/// # assert_eq!(body.unwrap().to_bytes(), "retry: 2000\n");
-/// # let response = orders(State(Hub::new()), LastEventId::default()).await;
-/// # assert_eq!(response.unwrap().status(), 200);
-/// # }
-/// # main();
+/// # drop(answer(None));
 /// # }
 /// ```
 ///

@@ -6,8 +6,9 @@
 use std::{fmt, time::Duration};
 
 /// Describes a stream that has ended. The callbacks of
-/// [`SseStream::on_close`](crate::SseStream::on_close) and
-/// [`SseLayer::on_close`](crate::SseLayer::on_close) receive it.
+/// [`SseStream::on_close`](crate::SseStream::on_close),
+/// [`SseLayer::on_close`](crate::SseLayer::on_close) and
+/// [`SseLayer::on_close_with`](crate::SseLayer::on_close_with) receive it.
 ///
 /// # Examples
 ///

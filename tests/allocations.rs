@@ -101,7 +101,7 @@ fn other_response_passes_without_allocation() {
     assert_eq!(responses(SseLayer::new(), plain, browser), 0);
 
     // The limits of streams cost nothing either, because the response is no stream.
-    let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| parts.version);
+    let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| Some(parts.version));
     assert_eq!(responses(limited, plain, || Request::new(())), 0);
 }
 
@@ -227,11 +227,13 @@ async fn idle_hub_stream_takes_little_memory() {
     let observed = if cfg!(any(feature = "metrics", feature = "tracing")) { 288 } else { 0 };
     let plain = SseLayer::new();
     let usual = SseLayer::new().shutdown(CancellationToken::new()).max_streams(usize::MAX).on_close(drop);
+    let accounts = SseLayer::new().on_close_with(|_| 7_u64, |_, _| {});
     for (what, heartbeat, layer, expected) in [
         ("without settings", None, None, 384),
         ("with a heartbeat of its handler", Some(Duration::from_secs(20)), None, 416),
         ("under a layer", None, Some(&plain), 392),
         ("under a layer with a shutdown, a limit and a callback", None, Some(&usual), 872),
+        ("under a layer with a callback that gets a number of the request", None, Some(&accounts), 640),
     ] {
         let open = || open(heartbeat.map(Heartbeat::every), layer);
         // The thread, the timer of the runtime and the topic keep this memory.

@@ -19,6 +19,7 @@ assert_impl_all!(LastEventIdRejection: Send, Sync, Unpin, std::error::Error);
 assert_impl_all!(Heartbeat: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(LastEventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(StopReconnecting: Send, Sync, Unpin, Debug);
+assert_impl_all!(RetryLater: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(SseLayer: Send, Sync, Unpin, Clone, Debug);
 
 // These are the types inside.

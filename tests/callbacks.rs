@@ -55,11 +55,14 @@ where
 fn layers(log: &Log) -> [SseLayer; 2] {
     [
         SseLayer::new().max_streams(1).on_close(panics("inner layer", log)),
-        SseLayer::new().on_close(panics("outer layer", log)),
+        SseLayer::new().on_close(panics("outer layer", log)).on_close_with(|_| (), {
+            let panics = panics("outer layer with request", log);
+            move |(), summary| panics(summary)
+        }),
     ]
 }
 
-const ALL: [&str; 3] = ["handler", "inner layer", "outer layer"];
+const ALL: [&str; 4] = ["handler", "inner layer", "outer layer", "outer layer with request"];
 
 #[tokio::test]
 async fn all_callbacks_run_although_each_panics() {

@@ -3,11 +3,12 @@
 use axum::{Router, body::Body, extract::State, response::IntoResponse, routing::get};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use std::{collections::HashMap, error::Error as _};
+use std::{collections::HashMap, error::Error as _, time::Duration};
+use tokio_stream::Pending;
 use tower::ServiceExt;
 use tower_sse::{
-    Event, JsonError, LastEventId, SseStream,
-    hub::{Error, ErrorKind, Hub, Subscription},
+    Event, JsonError, LastEventId, RetryLater, SseStream,
+    hub::{Error, ErrorKind, Hub, Start, Subscription},
 };
 
 /// Serializes only without a map key that is no string.
@@ -43,6 +44,41 @@ async fn handler_uses_hub_error_for_json_and_hub() {
     assert_eq!(response.status(), StatusCode::GONE);
     // A cache would otherwise return the error to clients with other ids.
     assert_eq!(response.headers()["cache-control"], "no-store");
+}
+
+#[tokio::test]
+async fn temporary_errors_have_the_status_503() {
+    let (full, hub) = (Hub::builder().max_topics(0).build(), Hub::new());
+    let topic = hub.topic("orders");
+    let none: [&str; 0] = [];
+    topic.finish().await.unwrap();
+    let finished = topic.publish(Event::new("late")).await.map(drop);
+    hub.shutdown();
+    for (result, kind) in [
+        (full.topic("orders").subscribe(Start::Latest).await.map(drop), ErrorKind::TooManyTopics),
+        (hub.topic("news").publish(Event::new("late")).await.map(drop), ErrorKind::Shutdown),
+        (finished, ErrorKind::Finished),
+        (hub.subscribe(none, Start::Latest).await.map(drop), ErrorKind::NoTopics),
+    ] {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), kind);
+        let is_temporary = [ErrorKind::TooManyTopics, ErrorKind::Shutdown].contains(&kind);
+        assert_eq!((error.is_temporary(), error.status() == 503), (is_temporary, is_temporary), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn retry_later_is_response_and_error_of_a_handler() {
+    let later = || RetryLater::after(Duration::from_secs(1)).jitter(Duration::ZERO);
+    let app: Router = Router::new()
+        .route("/ok", get(async move || later()))
+        .route("/error", get(async move || Err::<SseStream<Pending<Event>>, _>(later())));
+    for path in ["/ok", "/error"] {
+        let response = app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(text(response).await, "retry: 1000\n");
+    }
 }
 
 #[tokio::test]

@@ -301,7 +301,7 @@ async fn reset_streams_release_permits_and_are_reported_once() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let summaries = Arc::new(Mutex::new(Vec::new()));
     let callback_summaries = Arc::clone(&summaries);
-    let layer = SseLayer::new().max_streams(LIMIT).max_streams_per(LIMIT, |parts| parts.method.clone());
+    let layer = SseLayer::new().max_streams(LIMIT).max_streams_per(LIMIT, |parts| Some(parts.method.clone()));
     let layer = layer.on_close(move |summary: StreamSummary| callback_summaries.lock().unwrap().push(summary));
     let server = serve(app(layer)).await;
 

@@ -2,21 +2,22 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderName, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 use support::respond::{respond, through};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{Event, Heartbeat, Overload, SseLayer, SseStream, StreamRegistry};
+use tower_sse::{CloseReason, Event, Heartbeat, Overload, RetryLater, SseLayer, SseStream, StreamRegistry};
 
 type BoxedBody = UnsyncBoxBody<Bytes, ()>;
 
@@ -67,7 +68,7 @@ async fn same_layer_twice_counts_once() {
     for kind in KINDS {
         let calls = Arc::new(AtomicUsize::new(0));
         let called = Arc::clone(&calls);
-        let layer = quiet().max_streams(1).max_streams_per(1, |parts| parts.method.clone()).on_close(move |_| {
+        let layer = quiet().max_streams(1).max_streams_per(1, |parts| Some(parts.method.clone())).on_close(move |_| {
             called.fetch_add(1, Relaxed);
         });
         // A clone shares limits and callback, even if it has other settings as well.
@@ -86,6 +87,64 @@ async fn same_layer_twice_counts_once() {
             assert_eq!(pass(kind, &[&layer]).status(), StatusCode::SERVICE_UNAVAILABLE);
         }
     }
+}
+
+#[tokio::test]
+async fn callback_gets_value_of_outermost_request_once() {
+    for kind in KINDS {
+        let (sender, mut closed) = unbounded_channel();
+        let layer = quiet().on_close_with(user, move |user, stream| sender.send((user, stream.reason)).unwrap());
+        // A clone shares the callback, even if it has other settings as well.
+        for outer in [layer.clone(), layer.clone().retry(Duration::from_secs(1))] {
+            // A middleware between the layers replaces the user.
+            let inner = boxed(respond(&layer, request(Some("bob")), response(kind)));
+            let held = boxed(respond(&outer, request(Some("alice")), inner));
+            assert!(closed.is_empty(), "{kind}");
+            drop(held);
+            assert_eq!(closed.try_recv(), Ok((Some("alice".to_owned()), CloseReason::ClientGone)), "{kind}");
+            assert!(closed.is_empty(), "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn callbacks_of_different_layers_get_their_values() {
+    for kind in KINDS {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let record = |layer: &'static str| {
+            let calls = Arc::clone(&calls);
+            move |user: Option<String>, _| calls.lock().unwrap().push((layer, user))
+        };
+        let inner = quiet().on_close_with(user, |_, _| panic!("replaced")).on_close_with(user, record("inner"));
+        let outer = quiet().on_close(|_| panic!("replaced"));
+        let outer = outer.on_close_with(user, record("outer with")).on_close({
+            let record = record("outer");
+            move |summary| record(None, summary)
+        });
+        let passed = boxed(respond(&inner, request(Some("bob")), response(kind)));
+        drop(boxed(respond(&outer, request(Some("alice")), passed)));
+        let [bob, alice] = ["bob", "alice"].map(|user| Some(user.to_owned()));
+        assert_eq!(*calls.lock().unwrap(), [("inner", bob), ("outer", None), ("outer with", alice)], "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn value_of_unreported_request_is_dropped() {
+    let value = Arc::new(());
+    let (read, called) = (Arc::clone(&value), Arc::new(AtomicUsize::new(0)));
+    let calls = Arc::clone(&called);
+    let layer = quiet().on_close_with(move |_| Arc::clone(&read), move |_, _| _ = calls.fetch_add(1, Relaxed));
+    let rejects = layer.clone().max_streams(0);
+    assert_eq!(pass("own", &[&rejects]).status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(through(&layer, Response::new(String::from("no stream"))).status(), StatusCode::OK);
+    let mut head = Request::new(());
+    *head.method_mut() = Method::HEAD;
+    drop(boxed(respond(&layer, head, response("upstream"))));
+    assert_eq!((called.load(Relaxed), Arc::strong_count(&value)), (0, 2));
+    let held = pass("own", &[&layer]);
+    assert_eq!(Arc::strong_count(&value), 3);
+    drop(held);
+    assert_eq!((called.load(Relaxed), Arc::strong_count(&value)), (1, 2));
 }
 
 #[tokio::test]
@@ -268,14 +327,31 @@ async fn rejection_that_a_middleware_has_changed_stays() {
 }
 
 #[tokio::test]
+async fn retry_later_takes_jitter_of_layers_and_no_permit() {
+    let registry = StreamRegistry::new();
+    let (sender, closed) = unbounded_channel();
+    let inner = quiet().max_streams(0).register(&registry, |_| Some(7)).on_close(move |stream| _ = sender.send(stream));
+    let outer = quiet().retry(Duration::from_secs(1)).when_full(Overload::ServiceUnavailable);
+    let pass = |later: RetryLater, jitter| {
+        let outer = outer.clone().reconnect_jitter(jitter);
+        let response = boxed(through(&outer, through(&inner, later.into_http_response())));
+        assert_eq!((response.status(), registry.len(), closed.len()), (StatusCode::OK, 0, 0));
+        text(response)
+    };
+    let later = RetryLater::after(Duration::from_secs(10));
+    assert_eq!(pass(later.clone(), Duration::ZERO).await, "retry: 10000\n");
+    assert_eq!(pass(later.jitter(Duration::ZERO), Duration::from_secs(100)).await, "retry: 10000\n");
+}
+
+#[tokio::test]
 async fn limit_of_a_key_is_429_and_of_all_is_503() {
-    let per_key = SseLayer::new().max_streams(2).max_streams_per(1, |parts| parts.method.clone());
+    let per_key = SseLayer::new().max_streams(2).max_streams_per(1, |parts| Some(parts.method.clone()));
     let held = pass("own", &[&per_key]);
     let rejected = pass("own", &[&per_key]);
     assert_eq!((held.status(), rejected.status()), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS));
     assert!(rejected.headers().contains_key(header::RETRY_AFTER));
     assert_eq!(text(rejected).await, "your limit of open event streams is reached; close one, or try again later");
-    let total = SseLayer::new().max_streams(0).max_streams_per(0, |parts| parts.method.clone());
+    let total = SseLayer::new().max_streams(0).max_streams_per(0, |parts| Some(parts.method.clone()));
     assert_eq!(pass("own", &[&total]).status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
@@ -289,10 +365,8 @@ async fn keys_of_all_kinds_limit_and_none_does_not() {
     #[derive(Hash)]
     struct Tenant(u32);
     assert!(rejects(&layer.clone().max_streams_per(0, |_| Some(Tenant(7)))));
-    assert!(rejects(&layer.clone().max_streams_per(0, |_| "text")));
-    assert!(rejects(&layer.clone().max_streams_per(0, |_| String::from("text"))));
-    assert!(rejects(&layer.clone().max_streams_per(0, |_| ("tenant", 7))));
-    assert!(rejects(&layer.clone().max_streams_per(0, |parts| parts.uri.clone())));
+    assert!(rejects(&layer.clone().max_streams_per(0, |_| Some(("tenant", 7)))));
+    assert!(rejects(&layer.clone().max_streams_per(0, |parts| Some(parts.uri.clone()))));
     // A request without a key takes the permits of the other limits.
     let both = layer.max_streams(1).max_streams_per(0, |_: &http::request::Parts| None::<u32>);
     let held = through(&both, SseStream::new(stream::pending::<Event>()).into_http_response());

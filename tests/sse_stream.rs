@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     pin::Pin,
     sync::{
@@ -22,7 +22,7 @@ use tokio::{
     time::{advance, sleep},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
-use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, SseItem, SseStream};
+use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, RetryLater, SseItem, SseStream};
 
 fn polled<S>(stream: SseStream<S>) -> Polled
 where
@@ -380,6 +380,28 @@ async fn stop_reconnecting_is_an_empty_204() {
     assert!(response.body().is_end_stream());
     assert_eq!(response.body().size_hint().exact(), Some(0));
     assert!(response.into_body().frame().await.is_none());
+}
+
+#[tokio::test]
+async fn retry_later_sends_only_a_delay_with_jitter() {
+    let later = RetryLater::after(Duration::from_secs(10));
+    let in_time = |later: RetryLater, longest| async move {
+        let response = later.into_http_response();
+        assert_eq!(response.status(), StatusCode::OK);
+        let headers = ["content-type", "cache-control", "x-accel-buffering"].map(|name| response.headers().get(name));
+        assert_eq!(headers.map(Option::unwrap), ["text/event-stream", "no-cache, no-transform", "no"]);
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        let delay = str::from_utf8(&text).unwrap().strip_prefix("retry: ").unwrap().strip_suffix('\n').unwrap();
+        assert!((10_000..=longest).contains(&delay.parse::<u32>().unwrap()), "{delay}");
+        text
+    };
+    let mut delays = HashSet::new();
+    for _ in 0..100 {
+        delays.insert(in_time(later.clone(), 15_000).await);
+        in_time(later.clone().jitter(Duration::from_secs(1)), 11_000).await;
+    }
+    // A hundred random numbers of 5,000 are the same only without jitter.
+    assert!(delays.len() > 1);
 }
 
 #[tokio::test(start_paused = true)]

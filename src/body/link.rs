@@ -8,11 +8,11 @@
 use crate::{
     limit::{Limit, Permit},
     registry::Registration,
-    settings::Settings,
+    settings::{LayerOnClose, Settings},
     trace,
 };
 use std::{
-    mem,
+    mem, ptr,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
+    /// The callback of `on_close_with`, which contains a value of the request.
+    pub(super) on_close: Option<LayerOnClose>,
     pub(super) request: trace::Request,
     /// The time when the response passed this layer. `None` if the layer has no `on_close`
     /// callback. All `on_close` callbacks of a stream get the same stream duration. The duration
@@ -37,10 +39,11 @@ impl AppliedLayer {
         settings: &Arc<Settings>,
         permits: Vec<Permit>,
         registrations: Vec<Registration>,
+        on_close: Option<LayerOnClose>,
         request: trace::Request,
     ) -> Self {
-        let at = settings.on_close.is_some().then(Instant::now);
-        Self { settings: Arc::clone(settings), permits, registrations, request, at }
+        let at = (settings.on_close.is_some() || on_close.is_some()).then(Instant::now);
+        Self { settings: Arc::clone(settings), permits, registrations, on_close, request, at }
     }
 
     /// Sets each unset setting of this layer to the value of `outer`, the next outer layer.
@@ -51,13 +54,21 @@ impl AppliedLayer {
         }
     }
 
+    /// Returns whether both layers have read a value for the same `on_close_with`. Clones of a
+    /// layer share it.
+    fn shares_on_close_with(&self, other: &Self) -> bool {
+        let is_read = self.on_close.is_some() && other.on_close.is_some();
+        let both = self.settings.on_close_with.as_ref().zip(other.settings.on_close_with.as_ref());
+        is_read && both.is_some_and(|(own, other)| ptr::addr_eq(Arc::as_ptr(own), Arc::as_ptr(other)))
+    }
+
     /// Returns whether streams of this layer need a
     /// [`StreamObserver`](super::observer::StreamObserver), which records a stream and can end it.
     /// They do if the layer limits streams, can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
-        is_ended || on_close.is_some() || !self.permits.is_empty()
+        is_ended || on_close.is_some() || self.on_close.is_some() || !self.permits.is_empty()
     }
 }
 
@@ -159,9 +170,12 @@ impl LayerHandle {
     /// If several layers register the stream under the same key of the same stream registry, only
     /// the registration of the outermost layer stays. A request passes the outermost layer first,
     /// so this registration is the earliest. A later registration would miss a call that closes the
-    /// streams of the key between the two registrations.
+    /// streams of the key between the two registrations. If several layers share an
+    /// `on_close_with`, its callback gets the value that the outermost of them has read.
     pub(crate) fn attach(&self, mut layer: AppliedLayer) -> Option<AppliedLayer> {
         let Some(state) = self.0.upgrade() else { return Some(layer) };
+        // Dropped without the lock, because dropping a value runs code of the application.
+        let _replaced;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
             return Some(layer);
@@ -169,6 +183,9 @@ impl LayerHandle {
         let layers = state.layers.get_or_insert_default();
         for outer in &layer.registrations {
             layers.iter_mut().for_each(|inner| inner.registrations.retain(|inner| !inner.has_same_key(outer)));
+        }
+        if let Some(inner) = layers.iter_mut().find(|inner| inner.shares_on_close_with(&layer)) {
+            _replaced = mem::replace(&mut inner.on_close, layer.on_close.take());
         }
         match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
             Some(inner) => {
@@ -213,7 +230,7 @@ mod tests {
     /// A middleware can move the body into a task, which polls the body while the layer runs.
     #[test]
     fn layer_is_returned_if_the_body_was_polled_meanwhile() {
-        let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), Default::default());
+        let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), None, Default::default());
         let (mut link, handle) = LayerLink::open();
         assert!(handle.is_open() && handle.attach(layer()).is_none());
         let state = handle.0.upgrade().unwrap();

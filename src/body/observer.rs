@@ -16,7 +16,7 @@ use crate::{
     limit::Permit,
     metrics,
     registry::Registration,
-    settings::{FinalBytes, Settings},
+    settings::{FinalBytes, LayerOnClose, Settings},
     summary::{CloseReason, StreamSummary},
     trace,
 };
@@ -38,8 +38,6 @@ pub(super) type NextFrame<E> = Option<Result<Frame<Bytes>, E>>;
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
-
-type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
 /// The settings that a handler has made for the end of its stream: conditions that end the stream,
 /// and the `on_close` callback.
@@ -335,6 +333,7 @@ impl StreamObserver {
             if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !contains(&callbacks, on_close)) {
                 callbacks.push(Arc::clone(on_close));
             }
+            callbacks.extend(layer.on_close.take());
             permits.append(&mut layer.permits);
             registrations.append(&mut layer.registrations);
         }

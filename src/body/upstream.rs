@@ -27,7 +27,8 @@ use tokio::time::{Sleep, sleep};
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 
 pin_project! {
-    /// The body of a response that passed through an [`SseService`](crate::SseService).
+    /// The body of a response that passed through an [`SseService`](crate::SseService), and of a
+    /// [`RetryLater`](crate::RetryLater).
     ///
     /// An *upstream event stream* is an event stream that the inner service has made without
     /// [`SseStream`](crate::SseStream), for example the response of another server. This body adds
@@ -80,7 +81,8 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Creates a body that sends `bytes` instead of `body`, which is never polled. Used for
-    /// requests that a stream limit rejects. The new body keeps `token` until it is dropped.
+    /// requests that a stream limit rejects, and for `RetryLater`. The new body keeps `token` until
+    /// it is dropped.
     pub(crate) fn replaced(body: B, bytes: Bytes, token: Arc<()>) -> Self {
         Self::treated(body, Treatment::Replaced { bytes, _token: token })
     }

@@ -6,7 +6,8 @@ use std::fmt;
 ///
 /// As a response of an axum handler, the error has its [`status`](Self::status), and its message as
 /// the body. Most messages contain the name of the topic. If clients must not see it, convert the
-/// error into a response of your own.
+/// error into a response of your own. After an error that [is temporary](Self::is_temporary), an
+/// `EventSource` reconnects only if the response is a [`RetryLater`](crate::RetryLater).
 ///
 /// # Examples
 ///
@@ -116,9 +117,8 @@ pub enum ErrorKind {
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new
     /// subscription that needs one more read gets this error. The client has lost no event: it can
     /// reconnect with the same id. But an `EventSource` does not reconnect by itself after a 503,
-    /// so [respond with an empty stream](crate::SseStream#different-streams-from-one-handler)
-    /// instead. With a larger retention of the hub, such as
-    /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
+    /// so respond with [`RetryLater`](crate::RetryLater) instead. With a larger retention of the
+    /// hub, such as [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
     /// Subscribing and [`exists_in_log`](super::Topic::exists_in_log) return this error. An open
     /// subscription that needs old events does not end at this limit. It repeats its read after 200
@@ -222,6 +222,34 @@ impl Error {
             | ErrorKind::RegistryNameTooLong
             | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// Returns whether the same call may succeed later: `true` for the kinds
+    /// [`Backend`](ErrorKind::Backend), [`Overloaded`](ErrorKind::Overloaded),
+    /// [`Shutdown`](ErrorKind::Shutdown) and [`TooManyTopics`](ErrorKind::TooManyTopics), which
+    /// have the [`status`](Self::status) 503.
+    ///
+    /// An `EventSource` does not reconnect by itself after a 503. So respond to a request for a
+    /// stream with [`RetryLater`](crate::RetryLater) if the error is temporary.
+    ///
+    /// Do not publish again only because an error is temporary. After an error of the kind
+    /// `Backend`, the events may be in the log. The cause of such an error can also be permanent,
+    /// for example an event that is too large for the backend.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::{Hub, Start};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let full = Hub::builder().max_topics(0).build();
+    /// let error = full.topic("news").subscribe(Start::Latest).await.unwrap_err();
+    /// assert!(error.is_temporary());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        self.status() == StatusCode::SERVICE_UNAVAILABLE
     }
 
     /// Converts this error into an [`http::Response`], for tower and hyper: its

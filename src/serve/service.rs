@@ -1,7 +1,7 @@
 //! Converts tower services into services of hyper.
 
 use super::handover::{Framing, Handover, HyperBody, Offer};
-use crate::{BoxError, headers, layer};
+use crate::{BoxError, headers, service};
 use axum::extract::ConnectInfo;
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
@@ -138,8 +138,8 @@ impl Facts {
         };
         let is_free = self.is_plain
             && is_request_read
-            && layer::is_event_stream(response, false)
-            && !layer::has_known_length(response)
+            && service::is_event_stream(response, false)
+            && !service::has_known_length(response)
             && !response.headers().contains_key(TRAILER);
         let framing = match (self.version, response.version()) {
             (Version::HTTP_11, Version::HTTP_11 | Version::HTTP_2) => Framing::Chunked,

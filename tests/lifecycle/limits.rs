@@ -191,7 +191,7 @@ async fn each_key_has_its_own_limit() {
 
 #[tokio::test]
 async fn rejected_stream_holds_no_permit_of_any_limit() {
-    let layer = per_user(1).max_streams(2).max_streams_per(2, |parts| parts.method.clone());
+    let layer = per_user(1).max_streams(2).max_streams_per(2, |parts| Some(parts.method.clone()));
     let get = |user: &str| respond(&layer, from_user(user), silent().into_http_response());
     let anna = get("anna");
     for _ in 0..10 {
