@@ -1,5 +1,6 @@
 //! Timeouts for the connections of stalled and vanished clients.
 
+use crate::random;
 use socket2::{SockRef, TcpKeepalive};
 #[cfg(not(windows))]
 use std::os::fd::AsFd as AsSocket;
@@ -73,7 +74,7 @@ use std::{io, time::Duration};
 /// | option | applies to a connection | value |
 /// |---|---|---|
 /// | `TCP_USER_TIMEOUT` | with unacknowledged data, or with a zero window | the timeout, in milliseconds |
-/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, rounded up to whole seconds: for 30 seconds, 3 probes after 15, 20 and 25 seconds of silence |
+/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, rounded up to whole seconds: for 30 seconds, one probe per second after a random time of 15 to 23 seconds of silence |
 /// | `TCP_NOTSENT_LOWAT` | with data that the client does not read | 128 KiB |
 /// | `TCP_NODELAY` | of any kind | on: an event does not wait for the acknowledgement of the previous one |
 ///
@@ -93,6 +94,13 @@ use std::{io, time::Duration};
 /// - *A client that closes its connection*, or whose process ends, is noticed at once without these
 ///   options. There is one exception: hyper does not notice the close of an HTTP/1 connection on
 ///   which the client has sent more bytes, such as a second request, until it writes.
+///
+/// The kernel sends probes only to clients that are silent for half of the timeout or longer (for
+/// timeouts under 12 seconds, for a shorter time). With the default heartbeats, there are usually
+/// no probes. Without heartbeats, an event to all makes all clients silent from the same moment on.
+/// On loopback and in containers, Linux queues at most 1,000 packets per processor
+/// (`net.core.netdev_max_backlog`), and drops the others. So the first probes are sent at random
+/// times, and lost probes are soon repeated.
 ///
 /// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. A shorter
 /// timeout is right for streams that clients resume. Use a longer timeout if the same listener
@@ -203,18 +211,10 @@ impl ClientTimeout {
         socket.set_tcp_nodelay(true)
     }
 
-    /// Returns the keep-alive options. The kernel uses them to detect a vanished client. With a
-    /// timeout of 30 seconds, the kernel sends three probes: 15, 20 and 25 seconds after the last
-    /// data. If the client answers no probe, the kernel closes the connection after 30 seconds. A
-    /// timeout of two or three seconds has fewer probes.
+    /// Returns the keep-alive options of one connection.
     fn keep_alive(&self) -> TcpKeepalive {
-        let round_up = u64::from(self.after.subsec_nanos() > 0);
-        // One second of silence and one second for the probe are the minimum.
-        let seconds = (self.after.as_secs() + round_up).clamp(2, Self::LONGEST_KEEP_ALIVE);
-        let interval = (seconds / 6).max(1);
-        let retries = if seconds > 3 { 3 } else { seconds as u32 - 1 };
-        let idle = seconds - u64::from(retries) * interval;
-        let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(idle));
+        let probes = self.probes(random::fraction());
+        let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(probes.idle));
         // Other systems use their global settings for the probes.
         #[cfg(any(
             target_os = "android",
@@ -231,14 +231,90 @@ impl ClientTimeout {
             target_os = "watchos",
             windows,
         ))]
-        let keep_alive = keep_alive.with_interval(Duration::from_secs(interval)).with_retries(retries);
+        let keep_alive =
+            keep_alive.with_interval(Duration::from_secs(probes.interval)).with_retries(probes.count as u32);
         keep_alive
     }
+
+    /// Returns when the kernel sends probes to detect a vanished client. `random` is at least 0 and
+    /// below 1. With a timeout of 30 seconds, the first probe is sent after 15 to 23 seconds of
+    /// silence, and the next ones each second.
+    ///
+    /// If all connections sent their probes at the same moment, Linux would drop most of them (see
+    /// "Socket options"), also when they are repeated. The kernel would close the connections of
+    /// healthy clients. So the time of the first probe is random, and lost probes are soon
+    /// repeated.
+    ///
+    /// The first probe is not sent before half of the timeout, which is the default interval of
+    /// heartbeats. Earlier probes would wake the radios of mobile clients between two heartbeats.
+    /// Timeouts under 12 seconds have no time for that. They have three to six probes, or fewer if
+    /// the timeout is shorter than that.
+    fn probes(&self, random: f64) -> Probes {
+        let round_up = u64::from(self.after.subsec_nanos() > 0);
+        // One second of silence and one second for the probe are the minimum.
+        let seconds = (self.after.as_secs() + round_up).clamp(2, Self::LONGEST_KEEP_ALIVE);
+        let interval = (seconds / 60).max(1);
+        let intervals = seconds / interval;
+        let fewest = (intervals / 4).max(3).min(intervals - 1);
+        let most = (intervals / 2).max(6).min(intervals - 1);
+        let count = fewest + ((most - fewest + 1) as f64 * random) as u64;
+        Probes { idle: seconds - count * interval, interval, count }
+    }
+}
+
+/// The keep-alive probes of one connection. Times are in seconds, as in the options of sockets.
+#[derive(Clone, Copy, Debug)]
+struct Probes {
+    /// The silence before the first probe.
+    idle: u64,
+    /// The time between two probes, and after the last one.
+    interval: u64,
+    count: u64,
 }
 
 impl Default for ClientTimeout {
     /// Returns a timeout of 30 seconds.
     fn default() -> Self {
         Self { after: Duration::from_secs(30) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest values that Linux accepts.
+    const MAX_SECONDS: u64 = 32_767;
+    const MAX_PROBES: u64 = 127;
+
+    /// The largest random number.
+    const ALMOST_ONE: f64 = 1.0 - f64::EPSILON / 2.0;
+
+    fn probes(seconds: u64, random: f64) -> Probes {
+        ClientTimeout::after(Duration::from_secs(seconds)).probes(random)
+    }
+
+    #[test]
+    fn last_probe_fails_at_timeout() {
+        for seconds in 1..=MAX_SECONDS {
+            for random in [0.0, 0.25, 0.5, 0.75, ALMOST_ONE] {
+                let probes = probes(seconds, random);
+                let Probes { idle, interval, count } = probes;
+                assert_eq!(idle + count * interval, seconds.max(2), "{probes:?}");
+                assert!((1..=MAX_SECONDS).contains(&idle), "{seconds}: {probes:?}");
+                assert!((1..=MAX_SECONDS).contains(&interval), "{seconds}: {probes:?}");
+                assert!((1..=MAX_PROBES).contains(&count), "{seconds}: {probes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn probes_begin_at_random_times_after_half_of_timeout() {
+        for seconds in 12..=MAX_SECONDS {
+            let (latest, earliest) = (probes(seconds, 0.0), probes(seconds, ALMOST_ONE));
+            assert!(earliest.idle >= seconds / 2, "{seconds}: {earliest:?}");
+            assert!(latest.idle - earliest.idle >= seconds / 5, "{seconds}: {earliest:?} to {latest:?}");
+            assert!(latest.count >= (seconds / 5).min(15), "{seconds}: {latest:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use nix::{
 use socket2::SockRef;
 use static_assertions::assert_impl_all;
 use std::{
+    collections::HashSet,
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -347,23 +348,33 @@ async fn every_timeout_sets_the_documented_options() {
     let socket = SockRef::from(&tcp);
     let seconds = Duration::from_secs;
     for (timeout, user_timeout, idle, interval, retries) in [
-        (Duration::ZERO, seconds(1), 1, 1, 1),
-        (seconds(1), seconds(1), 1, 1, 1),
-        (Duration::from_millis(2500), Duration::from_millis(2500), 1, 1, 2),
-        (seconds(3), seconds(3), 1, 1, 2),
-        (seconds(10), seconds(10), 7, 1, 3),
-        (seconds(30), seconds(30), 15, 5, 3),
-        (seconds(100), seconds(100), 52, 16, 3),
-        (Duration::MAX, Duration::from_millis(i32::MAX as u64), 16_384, 5461, 3),
+        (Duration::ZERO, seconds(1), 1..=1, 1, 1..=1),
+        (seconds(1), seconds(1), 1..=1, 1, 1..=1),
+        (Duration::from_millis(2500), Duration::from_millis(2500), 1..=1, 1, 2..=2),
+        (seconds(3), seconds(3), 1..=1, 1, 2..=2),
+        (seconds(10), seconds(10), 4..=7, 1, 3..=6),
+        (seconds(30), seconds(30), 15..=23, 1, 7..=15),
+        (seconds(100), seconds(100), 50..=75, 1, 25..=50),
+        (seconds(300), seconds(300), 150..=225, 5, 15..=30),
+        (Duration::MAX, Duration::from_millis(i32::MAX as u64), 16_387..=24_577, 546, 15..=30),
     ] {
-        ClientTimeout::after(timeout).apply(&tcp).unwrap();
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(user_timeout), "{timeout:?}");
-        assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), seconds(idle), "{timeout:?}");
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), seconds(interval), "{timeout:?}");
-        assert_eq!(socket.tcp_keepalive_retries().unwrap(), retries, "{timeout:?}");
-        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
-        assert!(socket.tcp_nodelay().unwrap());
+        let keep_alive_timeout = (user_timeout + Duration::from_millis(999)).as_secs().clamp(2, 32_767);
+        let mut idle_times = HashSet::new();
+        for _ in 0..50 {
+            ClientTimeout::after(timeout).apply(&tcp).unwrap();
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(user_timeout), "{timeout:?}");
+            assert!(socket.keepalive().unwrap());
+            let first = socket.tcp_keepalive_time().unwrap().as_secs();
+            let count = socket.tcp_keepalive_retries().unwrap();
+            assert!(idle.contains(&first), "{timeout:?}: {first}");
+            assert!(retries.contains(&count), "{timeout:?}: {count}");
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), seconds(interval), "{timeout:?}");
+            assert_eq!(first + u64::from(count) * interval, keep_alive_timeout, "{timeout:?}");
+            assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
+            assert!(socket.tcp_nodelay().unwrap());
+            idle_times.insert(first);
+        }
+        assert_eq!(idle_times.len() > 1, idle.start() < idle.end(), "{timeout:?}: {idle_times:?}");
     }
     assert_eq!(ClientTimeout::default(), ClientTimeout::after(seconds(30)));
 }
