@@ -149,7 +149,8 @@ use std::{io, time::Duration};
 /// `initial_stream_window_size` limits what clients send, and has no effect here.
 ///
 /// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send
-/// pings. They detect a client whose kernel responds but whose program does not.
+/// pings. They detect a client whose kernel responds but whose program does not. `Serve` of this
+/// crate has `http2_keep_alive` and `max_concurrent_streams`.
 ///
 /// # HTTP/1
 ///

@@ -51,6 +51,9 @@ struct Turn {
     /// Set if bytes were read or written since the last call of `Cork::take_moved`, which clears
     /// the flag. In a graceful shutdown, the flag shows whether the connection is silent.
     has_moved: AtomicBool,
+    /// Set if bytes were written since the last call of `Cork::take_written`, which clears the
+    /// flag.
+    has_written: AtomicBool,
     /// Set if the socket has to insert a [`PING_ACK`] before the next frame of the client, so that
     /// hyper reads it like an answer of the client.
     answers_ping: AtomicBool,
@@ -102,6 +105,11 @@ impl Cork {
         self.0.has_moved.swap(false, Ordering::Relaxed)
     }
 
+    /// Returns whether bytes were written to the socket since the previous call.
+    pub(super) fn take_written(&self) -> bool {
+        self.0.has_written.swap(false, Ordering::Relaxed)
+    }
+
     /// Returns whether hyper has written its last byte and begun to close the connection.
     pub(super) fn is_closing(&self) -> bool {
         self.0.is_closing.load(Ordering::Relaxed)
@@ -113,6 +121,7 @@ impl Cork {
         self.0.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
             self.0.has_moved.store(true, Ordering::Relaxed);
+            self.0.has_written.store(true, Ordering::Relaxed);
         }
     }
 

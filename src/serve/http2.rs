@@ -16,7 +16,7 @@ use hyper::{
     body::Incoming,
     server::conn::http2::{Builder, Connection},
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -30,6 +30,43 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// The settings of HTTP/2 connections. `None` is hyper's default.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Config {
+    /// The maximum size of the headers of a request, in bytes.
+    pub(super) max_header_list_size: Option<u32>,
+    /// The maximum number of open streams of a connection.
+    pub(super) max_concurrent_streams: Option<u32>,
+    pub(super) keep_alive: Option<KeepAlive>,
+}
+
+/// The maximum of the times of keep-alive pings: a year.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The times of keep-alive pings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeepAlive {
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+}
+
+impl Config {
+    fn apply(self, builder: &mut Builder<Spawner>) {
+        let Self { max_header_list_size, max_concurrent_streams, keep_alive } = self;
+        if let Some(size) = max_header_list_size {
+            builder.max_header_list_size(size);
+        }
+        if let Some(number) = max_concurrent_streams {
+            builder.max_concurrent_streams(number);
+        }
+        if let Some(KeepAlive { interval, timeout }) = keep_alive {
+            // hyper adds these times to an `Instant`, which panics if the sum is too large.
+            let [interval, timeout] = [interval, timeout].map(|time| time.min(MAX_TIME));
+            builder.timer(TokioTimer::new()).keep_alive_interval(interval).keep_alive_timeout(timeout);
+        }
+    }
+}
 
 /// Serves an HTTP/2 connection until it is closed. `front` contains the first bytes of the client,
 /// which were read to detect the protocol.
@@ -48,9 +85,7 @@ where
     let mut builder = Builder::new(streams.spawner());
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
-    if let Some(size) = server.max_header_list_size {
-        builder.max_header_list_size(size);
-    }
+    server.http2.apply(&mut builder);
     let service = Http2Service { service, address, server: Arc::clone(server) };
     let cork = Cork::default();
     let io = Corked::new(Rewound::new(io, front), cork.clone());
@@ -60,7 +95,8 @@ where
         cork,
         read_limit: MIN_READ,
     };
-    Box::pin(Http2 { connection, streams, last_ping: LastPing::default() })
+    let stall = server.http2.keep_alive.map(Stall::new);
+    Box::pin(Http2 { connection, streams, last_ping: LastPing::default(), stall })
 }
 
 /// An HTTP/2 connection and its streams, in one task.
@@ -72,6 +108,8 @@ struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
     last_ping: LastPing,
+    /// `None` if the server sends no keep-alive pings.
+    stall: Option<Stall>,
 }
 
 /// The part of an HTTP/2 connection that hyper runs. The futures of its streams run outside of
@@ -114,7 +152,10 @@ where
         if self.poll_rounds(cx).is_ready() {
             return Poll::Ready(());
         }
-        let Self { connection, streams, last_ping } = &mut *self;
+        let Self { connection, streams, last_ping, stall } = &mut *self;
+        if stall.as_mut().is_some_and(|stall| stall.poll(&connection.cork, cx).is_ready()) {
+            return Poll::Ready(());
+        }
         match connection.shutdown {
             Some(_) => Poll::Pending,
             None => last_ping.poll(&connection.cork, streams, cx),
@@ -180,6 +221,35 @@ where
             self.read_limit = (2 * self.read_limit).min(MAX_READ);
         }
         polled
+    }
+}
+
+/// The time limit for a client that does not read, if the server sends keep-alive pings.
+///
+/// If a client does not answer a ping, hyper ends the streams of the connection, and sends a GOAWAY
+/// without a time limit. A client that does not read would keep its connection. So the server drops
+/// the connection if the socket accepts no byte for the time until a ping and its timeout.
+struct Stall {
+    limit: Duration,
+    /// `None` while no bytes wait for the socket.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(KeepAlive { interval, timeout }: KeepAlive) -> Self {
+        Self { limit: interval.saturating_add(timeout), timer: None }
+    }
+
+    /// Returns ready if the connection has to be dropped.
+    fn poll(&mut self, cork: &Cork, cx: &mut Context<'_>) -> Poll<()> {
+        if cork.take_written() || !cork.is_blocked() {
+            self.timer = None;
+        }
+        if !cork.is_blocked() {
+            return Poll::Pending;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        timer.as_mut().poll(cx)
     }
 }
 

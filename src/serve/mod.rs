@@ -36,6 +36,8 @@
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
 //! - A response to `HEAD` has no content over HTTP/2, even if the service returns a body.
+//! - Over HTTP/2, the [number of streams](Serve::max_concurrent_streams) of a connection can be set,
+//!   and clients can get [keep-alive pings](Serve::http2_keep_alive).
 //! - A client that disconnects during an event stream is noticed at once, even if it has sent more
 //!   bytes after its request. Over HTTP/1, this is so while [this server
 //!   writes](#event-streams-over-http1) the stream. While hyper serves the connection, for example
@@ -139,20 +141,48 @@ where
         listener,
         service,
         client_timeout: Some(ClientTimeout::default()),
-        max_header_list_size: None,
         header_timeout: Some(HEADER_TIMEOUT),
+        http2: http2::Config::default(),
         signal: None,
     }
 }
 
 /// A server that is not running yet. [`serve`] creates it, and `.await` runs it.
+///
+/// # Examples
+///
+/// Settings of a server with many long streams. Here, the shutdown begins at once:
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use std::time::Duration;
+/// use tokio::net::TcpListener;
+/// use tokio_util::sync::CancellationToken;
+/// use tower_sse::{Event, SseLayer, SseStream};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// let shutdown = CancellationToken::new();
+/// // Streams that are `finite` have 20 seconds after the signal, and other streams 250 ms.
+/// let layer = SseLayer::new().shutdown(shutdown.clone()).drain_timeout(Duration::from_secs(20));
+/// let events = async || SseStream::new(tokio_stream::once(Event::new("hello")));
+/// let app = Router::new().route("/events", get(events)).layer(layer);
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let server = tower_sse::serve(listener, app)
+///     .with_graceful_shutdown(shutdown.clone())
+///     .max_concurrent_streams(500)
+///     .http2_keep_alive(Duration::from_secs(30), Duration::from_secs(20));
+/// shutdown.cancel();
+/// server.await
+/// # }
+/// ```
 #[must_use = "a server runs only while it is awaited"]
 pub struct Serve<L, S> {
     listener: L,
     service: S,
     client_timeout: Option<ClientTimeout>,
-    max_header_list_size: Option<u32>,
     header_timeout: Option<Duration>,
+    http2: http2::Config,
     signal: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -218,7 +248,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// list hundreds of topics in a query. A URI has at most 64 KiB in any case. HTTP/1 is not
     /// affected: its requests can have a head of up to 408 KiB.
     pub fn max_header_list_size(mut self, bytes: u32) -> Self {
-        self.max_header_list_size = Some(bytes);
+        self.http2.max_header_list_size = Some(bytes);
         self
     }
 
@@ -245,6 +275,45 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
+    /// Sets the maximum number of streams that a client can have open at the same time over one
+    /// HTTP/2 connection (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113, §5.1.2). Default: 200.
+    ///
+    /// A request is open until its response has ended, so each event stream counts. A client that
+    /// knows the limit delays further requests, or opens another connection. If a client does not
+    /// respect the limit, its request is reset with `REFUSED_STREAM`, and the client can safely
+    /// repeat it. RFC 9113 recommends at least 100 streams. All tabs of a browser share one
+    /// connection, and so do many clients of a proxy that sends their requests over HTTP/2. HTTP/1
+    /// is not affected: a connection has one request at a time.
+    pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
+        self.http2.max_concurrent_streams = Some(streams);
+        self
+    }
+
+    /// Sends a ping to each HTTP/2 client after every `interval`, and closes the connection if the
+    /// client does not answer within `timeout`. Default: no pings.
+    ///
+    /// TCP keep-alive and the [`ClientTimeout`] detect a client whose system does not answer. A
+    /// ping (RFC 9113, §6.7) also detects a client whose program hangs or is stopped. Pings are
+    /// sent even if the connection has no streams. The interval begins with the last request, the
+    /// last part of a request body, or the last answer to a ping. Events that the server sends do
+    /// not postpone a ping. HTTP/1 has no pings.
+    ///
+    /// All streams of the connection end, as if the client had closed it. The client gets a
+    /// `GOAWAY`, and has one more second to close the connection. If the client also does not read,
+    /// the server drops the connection after `interval` plus `timeout` without a written byte. A
+    /// ping waits behind the bytes that the client has not read yet. So choose a `timeout` that is
+    /// long enough for slow clients. Times over a year count as a year.
+    ///
+    /// See [`Serve`] for an example.
+    ///
+    /// # Panics
+    ///
+    /// With pings, the task of an HTTP/2 connection panics in a runtime without timers.
+    pub fn http2_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.http2.keep_alive = Some(http2::KeepAlive { interval, timeout });
+        self
+    }
+
     /// Returns the local address of the listener.
     ///
     /// # Errors
@@ -263,11 +332,11 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     async fn run(self) {
-        let Self { mut listener, service, client_timeout, max_header_list_size, header_timeout, mut signal } = self;
+        let Self { mut listener, service, client_timeout, header_timeout, http2, mut signal } = self;
         let shutdown = CancellationToken::new();
         let all_closed = CancellationToken::new();
         let open = all_closed.clone().drop_guard();
-        let server = Arc::new(Server::new(shutdown.clone(), max_header_list_size, header_timeout, open));
+        let server = Arc::new(Server::new(shutdown.clone(), http2, header_timeout, open));
         // If this future is dropped, the connections shut down gracefully, as with axum.
         let stop = shutdown.drop_guard();
         while let Some((mut io, address)) = accept(&mut listener, signal.as_mut()).await {
@@ -334,6 +403,7 @@ impl<L: fmt::Debug, S> fmt::Debug for Serve<L, S> {
             .field("listener", &self.listener)
             .field("client_timeout", &self.client_timeout)
             .field("header_timeout", &self.header_timeout)
+            .field("http2", &self.http2)
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! The state that all connections of a server share, and the parts of a connection that outlast a
 //! request.
 
+use super::http2;
 use hyper::server::conn::http1;
 use std::{pin::Pin, time::Duration};
 use tokio::time::{Sleep, sleep};
@@ -11,8 +12,7 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
-    /// The maximum size of the headers of an HTTP/2 request, in bytes. `None` is hyper's default.
-    pub(super) max_header_list_size: Option<u32>,
+    pub(super) http2: http2::Config,
     /// The time from the accept of a connection until the head of its first request is complete.
     header_timeout: Option<Duration>,
     /// A guard that cancels a token when the last connection or HTTP/2 handler drops this shared
@@ -25,11 +25,11 @@ impl Server {
     /// state is dropped. At a shutdown, the server waits for this token.
     pub(super) fn new(
         shutdown: CancellationToken,
-        max_header_list_size: Option<u32>,
+        http2: http2::Config,
         header_timeout: Option<Duration>,
         open: DropGuard,
     ) -> Self {
-        Self { shutdown, http1: http1::Builder::new(), max_header_list_size, header_timeout, _open: open }
+        Self { shutdown, http1: http1::Builder::new(), http2, header_timeout, _open: open }
     }
 
     /// Returns the deadline of a connection that is accepted now: a future that completes after the

@@ -3,6 +3,7 @@
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
+    routing::get,
 };
 use bytes::Bytes;
 use http::header;
@@ -15,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tower_sse::serve::serve;
+use tower_sse::serve::{Serve, serve};
 
 /// A server that runs until it is dropped or shut down.
 pub(crate) struct Running {
@@ -27,10 +28,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn new(app: axum::Router) -> Self {
+        Self::with(app, |server| server).await
+    }
+
+    /// Starts a server with the settings that `configure` makes.
+    pub(crate) async fn with(
+        app: axum::Router,
+        configure: impl FnOnce(Serve<TcpListener, axum::Router>) -> Serve<TcpListener, axum::Router>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let server = serve(listener, app).with_graceful_shutdown(shutdown.clone());
+        let server = configure(serve(listener, app)).with_graceful_shutdown(shutdown.clone());
         let task = tokio::spawn(async move { server.await.unwrap() });
         Self { address, task, _shut_down_at_drop: shutdown.clone().drop_guard(), shutdown }
     }
@@ -74,6 +83,32 @@ pub(crate) fn driven() -> (Driver, Driven) {
     let (sender, frames) = mpsc::unbounded_channel();
     let (alive, dropped) = oneshot::channel();
     (Driver { frames: sender, dropped }, Driven { frames, _dropped: alive })
+}
+
+/// Returns an app with an event stream at `/` that the test drives, and the drivers of its streams.
+pub(crate) fn live() -> (Drivers, axum::Router) {
+    let (sender, drivers) = mpsc::unbounded_channel();
+    let handler = async move || {
+        let (driver, body) = driven();
+        sender.send(driver).unwrap();
+        event_stream(body)
+    };
+    (Drivers(drivers), axum::Router::new().route("/", get(handler)))
+}
+
+/// The drivers of the streams of [`live`], in the order of the requests.
+pub(crate) struct Drivers(mpsc::UnboundedReceiver<Driver>);
+
+impl Drivers {
+    /// Waits for the next request, and returns the driver of its stream.
+    pub(crate) async fn next(&mut self) -> Driver {
+        within("the request", self.0.recv()).await.unwrap()
+    }
+
+    /// Returns whether the server has not received another request.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl Driver {

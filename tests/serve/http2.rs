@@ -1,6 +1,9 @@
 //! HTTP/2: the streams of a connection run in the task of the connection.
 
-use crate::common::{Running, driven, event_stream};
+use crate::{
+    common::{Running, driven, event_stream, live},
+    raw_http2::{ACK, DATA, END_STREAM, PREFACE, RST_STREAM, SETTINGS, Wire, frame, request},
+};
 use axum::{
     Router,
     extract::{RawQuery, Request},
@@ -234,4 +237,37 @@ async fn head_response_of_any_service_has_no_content() {
     assert_eq!(answer.complete().await.text(), "");
     assert_eq!(connection.get("/text", &[]).await.complete().await.text(), "text");
     running.abort();
+}
+
+/// The default is hyper's.
+#[tokio::test]
+async fn client_can_open_exactly_configured_number_of_streams() {
+    for (limit, expected) in [(None, 200_u32), (Some(1), 1), (Some(250), 250)] {
+        let (mut drivers, app) = live();
+        let server = Running::with(app, |server| match limit {
+            Some(limit) => server.max_concurrent_streams(limit),
+            None => server,
+        })
+        .await;
+        let mut wire = Wire { io: TcpStream::connect(server.address).await.unwrap() };
+        wire.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+        let settings = within("the settings", wire.next_of(SETTINGS)).await.payload;
+        let number = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("MAX_CONCURRENT_STREAMS");
+        assert_eq!(number[2..], expected.to_be_bytes());
+        wire.send(&frame(SETTINGS, ACK, 0, &[])).await;
+        let mut open = Vec::new();
+        for number in 0..expected {
+            wire.send(&request(2 * number + 1, "/")).await;
+            open.push(drivers.next().await);
+        }
+        // One more stream is refused, until another one has ended.
+        wire.send(&request(2 * expected + 1, "/")).await;
+        let reset = within("the refusal", wire.next_of(RST_STREAM)).await;
+        assert_eq!((reset.stream, &reset.payload[..]), (2 * expected + 1, &[0, 0, 0, 7][..]));
+        drop(open.pop());
+        within("the end of a stream", async { while wire.next_of(DATA).await.flags & END_STREAM == 0 {} }).await;
+        wire.send(&request(2 * expected + 3, "/")).await;
+        drivers.next().await;
+        assert!(drivers.is_empty());
+    }
 }

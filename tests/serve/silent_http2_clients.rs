@@ -4,6 +4,7 @@
 use crate::{
     common::{Driver, Running, driven, event_stream},
     listeners::Memory,
+    raw_http2::{ACK, DATA, END_STREAM, PING, PREFACE, SETTINGS, WINDOW_UPDATE, Wire, frame, request},
 };
 use axum::{Router, routing::get};
 use std::{io, net::SocketAddr, time::Duration};
@@ -18,38 +19,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_sse::serve::serve;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LARGE: usize = 200_000;
 /// The time for the answer of a client, and the time until it closes its side.
 const LIMIT: Duration = Duration::from_secs(2);
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-fn request(stream: u32, path: &str) -> Vec<u8> {
-    // GET, http, and the path without compression (RFC 7541).
-    let mut headers = vec![0x82, 0x86, 0x04, path.len() as u8];
-    headers.extend(path.as_bytes());
-    headers.extend([0x01, 1, b'a']);
-    frame(HEADERS, 4 | END_STREAM, stream, &headers)
-}
-
 /// A client that sends only what the test sends.
 struct Client {
-    io: DuplexStream,
+    wire: Wire<DuplexStream>,
     shutdown: CancellationToken,
     server: JoinHandle<io::Result<()>>,
     drivers: mpsc::UnboundedReceiver<Driver>,
@@ -65,38 +41,15 @@ impl Client {
         };
         let app = Router::new().route("/live", get(live)).route("/large", get(async || "x".repeat(LARGE)));
         let (connections, listener) = mpsc::unbounded_channel();
-        let (mut io, accepted) = duplex(1 << 20);
+        let (io, accepted) = duplex(1 << 20);
         connections.send(accepted).unwrap();
         let shutdown = CancellationToken::new();
         let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
         let server = tokio::spawn(server.into_future());
-        io.write_all(first).await.unwrap();
-        let mut client = Self { io, shutdown, server, drivers };
-        assert_eq!(client.next().await.unwrap().kind, SETTINGS);
-        client
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        self.io.write_all(bytes).await.unwrap();
-    }
-
-    /// Reads the next frame, and returns `None` at the end of the connection.
-    async fn next(&mut self) -> Option<Frame> {
-        let mut header = [0; 9];
-        self.io.read_exact(&mut header).await.ok()?;
-        let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
-        self.io.read_exact(&mut payload).await.unwrap();
-        Some(Frame { kind: header[3], is_last: header[4] & END_STREAM != 0, payload })
-    }
-
-    /// Reads until a frame of this kind.
-    async fn next_of(&mut self, kind: u8) -> Frame {
-        loop {
-            let frame = self.next().await.expect("an open connection");
-            if frame.kind == kind {
-                return frame;
-            }
-        }
+        let mut wire = Wire { io };
+        wire.send(first).await;
+        assert_eq!(wire.next().await.unwrap().kind, SETTINGS);
+        Self { wire, shutdown, server, drivers }
     }
 
     /// Waits until the server returns, and returns the time that this takes.
@@ -106,12 +59,6 @@ impl Client {
         timeout(Duration::from_secs(60), self.server).await.expect("the server to return").unwrap().unwrap();
         begin.elapsed()
     }
-}
-
-struct Frame {
-    kind: u8,
-    is_last: bool,
-    payload: Vec<u8>,
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,9 +81,9 @@ async fn shutdown_closes_silent_connection_after_its_streams() {
     client.shutdown.cancel();
     sleep(Duration::from_secs(60)).await;
     driver.send("data: one\n\n");
-    assert_eq!(client.next_of(DATA).await.payload, b"data: one\n\n");
+    assert_eq!(client.wire.next_of(DATA).await.payload, b"data: one\n\n");
     // The server still accepts requests, because the client may not have read the GOAWAY.
-    client.send(&request(3, "/live")).await;
+    client.wire.send(&request(3, "/live")).await;
     let second = client.drivers.recv().await.unwrap();
     drop(driver);
     sleep(Duration::from_secs(60)).await;
@@ -151,9 +98,9 @@ async fn shutdown_closes_silent_connection_after_its_streams() {
 async fn shutdown_waits_one_second_after_last_byte_of_client() {
     let mut client = Client::new(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
     client.shutdown.cancel();
-    client.next_of(PING).await;
+    client.wire.next_of(PING).await;
     sleep(Duration::from_millis(100)).await;
-    client.send(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])).await;
+    client.wire.send(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])).await;
     let time = client.returned().await;
     assert!(time <= LIMIT, "{time:?}");
 }
@@ -168,18 +115,18 @@ async fn slow_client_gets_whole_response_at_shutdown() {
         let windows: Vec<_> = [0, 1].map(|stream| frame(WINDOW_UPDATE, 0, stream, &[0, 16, 0, 0])).concat();
         if is_in_pieces {
             for byte in windows {
-                client.send(&[byte]).await;
+                client.wire.send(&[byte]).await;
                 sleep(Duration::from_millis(900)).await;
             }
         } else {
             sleep(Duration::from_secs(60)).await;
-            client.send(&windows).await;
+            client.wire.send(&windows).await;
         }
         let (mut received, mut is_complete) = (0, false);
-        while let Some(frame) = client.next().await {
+        while let Some(frame) = client.wire.next().await {
             if frame.kind == DATA {
                 received += frame.payload.len();
-                is_complete = frame.is_last;
+                is_complete = frame.flags & END_STREAM != 0;
             }
         }
         assert!(is_complete && received == LARGE, "{received} bytes");
@@ -193,12 +140,12 @@ async fn slow_client_gets_whole_response_at_shutdown() {
 async fn half_frame_does_not_cut_end_of_connection() {
     let mut client = Client::new(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
     client.shutdown.cancel();
-    let ping = client.next_of(PING).await.payload;
-    client.send(&[&frame(PING, ACK, 0, &ping), &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])[..6]].concat()).await;
+    let ping = client.wire.next_of(PING).await.payload;
+    client.wire.send(&[&frame(PING, ACK, 0, &ping), &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 16, 0])[..6]].concat()).await;
     for _ in 0..5 {
         sleep(Duration::from_millis(900)).await;
         assert!(!client.server.is_finished());
-        client.send(&[0]).await;
+        client.wire.send(&[0]).await;
     }
     let time = client.returned().await;
     assert!(time <= LIMIT, "{time:?}");
