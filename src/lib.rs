@@ -168,7 +168,8 @@
 //! [`StreamRegistry`] that cannot be announced to other nodes is the event `close not announced`
 //! (`ERROR`), with the field `error`. A connection of `serve` whose socket does not accept the
 //! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field
-//! `error`.
+//! `error`. A graceful shutdown whose `shutdown_timeout` closes connections is the event `shutdown
+//! timed out` (`WARN`), with their number in the field `connections`.
 //!
 //! A hub that reports a [gap](hub#guarantees) to a subscription logs `gap reported` (`DEBUG`), with
 //! the fields `reason` and `topic`, the first topic of the subscription. For a client that was too

@@ -36,8 +36,9 @@
 //! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
 //!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
 //! - A response to `HEAD` has no content over HTTP/2, even if the service returns a body.
-//! - Over HTTP/2, the [number of streams](Serve::max_concurrent_streams) of a connection can be set,
-//!   and clients can get [keep-alive pings](Serve::http2_keep_alive).
+//! - A graceful shutdown can have a [time limit](Serve::shutdown_timeout). Over HTTP/2, the [number
+//!   of streams](Serve::max_concurrent_streams) of a connection can be set, and clients can get
+//!   [keep-alive pings](Serve::http2_keep_alive).
 //! - A client that disconnects during an event stream is noticed at once, even if it has sent more
 //!   bytes after its request. Over HTTP/1, this is so while [this server
 //!   writes](#event-streams-over-http1) the stream. While hyper serves the connection, for example
@@ -97,8 +98,9 @@ mod server;
 mod service;
 mod shutdown;
 mod streams;
+mod tasks;
 
-use self::{connection::Connection, server::Server};
+use self::{connection::Connection, server::Server, tasks::Tasks};
 use crate::{BoxError, ClientTimeout, trace};
 use axum::serve::Listener;
 use axum_core::body::Body as RequestBody;
@@ -127,7 +129,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// The server runs while it is awaited. Without
 /// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When the future of
-/// the server is dropped, the connections of the server shut down gracefully.
+/// the server is dropped, the connections of the server shut down gracefully, within the
+/// [`shutdown_timeout`](Serve::shutdown_timeout) if it is set.
 ///
 /// The [`Listener`] handles the errors of accepting a connection. axum's listeners log them, and
 /// try again after one second if the process has too many open files.
@@ -144,6 +147,7 @@ where
         header_timeout: Some(HEADER_TIMEOUT),
         http2: http2::Config::default(),
         signal: None,
+        shutdown_timeout: None,
     }
 }
 
@@ -170,6 +174,8 @@ where
 /// let listener = TcpListener::bind("127.0.0.1:0").await?;
 /// let server = tower_sse::serve(listener, app)
 ///     .with_graceful_shutdown(shutdown.clone())
+///     // All connections are closed 25 seconds after the signal.
+///     .shutdown_timeout(Duration::from_secs(25))
 ///     .max_concurrent_streams(500)
 ///     .http2_keep_alive(Duration::from_secs(30), Duration::from_secs(20));
 /// shutdown.cancel();
@@ -184,6 +190,7 @@ pub struct Serve<L, S> {
     header_timeout: Option<Duration>,
     http2: http2::Config,
     signal: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    shutdown_timeout: Option<Duration>,
 }
 
 impl<L: Listener, S> Serve<L, S> {
@@ -202,6 +209,7 @@ impl<L: Listener, S> Serve<L, S> {
     ///
     /// - If a client never enlarges its flow-control window for the rest of a response, or sends
     ///   requests and never acknowledges the `PING`, the server waits for it without a time limit.
+    ///   Set a [`shutdown_timeout`](Self::shutdown_timeout).
     /// - If a client sends a part of a frame and then nothing for one second, for example because
     ///   the network has lost a packet, the server drops the connection. A response that h2 has not
     ///   sent completely is then incomplete.
@@ -314,6 +322,42 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
+    /// Sets the time after which a graceful shutdown closes the connections that are still open.
+    /// Then the server returns `Ok`. Default: no time limit.
+    ///
+    /// The time begins with the signal of [`with_graceful_shutdown`](Self::with_graceful_shutdown),
+    /// or when the future of the server is dropped. The timeout closes all connections: with event
+    /// streams, with incomplete requests or responses, with handlers that have not responded, and
+    /// with clients that do not read. If all connections end earlier, the server returns earlier.
+    ///
+    /// Handlers and bodies are dropped. The server returns after the last of them is dropped, so a
+    /// handler that blocks its thread delays the return. A client gets an incomplete response. An
+    /// `EventSource` reconnects with its last event id. [`on_close`](crate::SseLayer::on_close)
+    /// reports the streams as [`ClientGone`](crate::CloseReason::ClientGone). With the feature
+    /// `tracing`, the server logs the number of connections that the timeout closes.
+    ///
+    /// # Relation to the timeouts of a layer
+    ///
+    /// A [shutdown](crate::SseLayer::shutdown) of an [`SseLayer`](crate::SseLayer) ends event
+    /// streams in an orderly way, with a reconnect delay and a shutdown event. The layer does so
+    /// after its [`flush_time`](crate::SseLayer::flush_time) of 250 milliseconds, or for finite
+    /// streams after its [`drain_timeout`](crate::SseLayer::drain_timeout). A stream that
+    /// `shutdown_timeout` closes gets neither. So set `shutdown_timeout` to some seconds more than
+    /// the longer of these times. In the seconds between, clients receive the last bytes.
+    ///
+    /// # Upgraded connections
+    ///
+    /// A connection that was upgraded over HTTP/1, such as a WebSocket, belongs to the application:
+    /// the server neither waits for it nor closes it. Over HTTP/2, an upgraded stream is a part of
+    /// its connection, so the server waits for it until the timeout.
+    ///
+    /// See [`Serve`] for an example. The timeout needs a runtime with timers, and about 60 bytes for
+    /// each connection.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = Some(timeout);
+        self
+    }
+
     /// Returns the local address of the listener.
     ///
     /// # Errors
@@ -332,27 +376,29 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     async fn run(self) {
-        let Self { mut listener, service, client_timeout, header_timeout, http2, mut signal } = self;
+        let Self { mut listener, service, client_timeout, header_timeout, http2, mut signal, shutdown_timeout } = self;
         let shutdown = CancellationToken::new();
         let all_closed = CancellationToken::new();
         let open = all_closed.clone().drop_guard();
         let server = Arc::new(Server::new(shutdown.clone(), http2, header_timeout, open));
+        let tasks = Tasks::new(shutdown_timeout, &shutdown, &all_closed);
         // If this future is dropped, the connections shut down gracefully, as with axum.
         let stop = shutdown.drop_guard();
-        while let Some((mut io, address)) = accept(&mut listener, signal.as_mut()).await {
+        while let Some((mut io, address)) = accept(&mut listener, signal.as_mut(), &tasks).await {
             prepare(&mut io, client_timeout);
-            tokio::spawn(Connection::new(Arc::clone(&server), io, address, service.clone()));
+            tasks.spawn(Connection::new(Arc::clone(&server), io, address, service.clone()));
         }
         drop((stop, listener, server));
         all_closed.cancelled().await;
     }
 }
 
-/// Waits for the next connection. Returns `None` if `signal`, which begins the shutdown, completes
-/// first.
+/// Waits for the next connection, and removes the `tasks` of closed connections meanwhile. Returns
+/// `None` if `signal`, which begins the shutdown, completes first.
 async fn accept<L: Listener>(
     listener: &mut L,
     mut signal: Option<&mut Pin<Box<dyn Future<Output = ()> + Send>>>,
+    tasks: &Tasks,
 ) -> Option<(L::Io, L::Addr)> {
     let mut accepted = pin!(listener.accept());
     poll_fn(|cx| {
@@ -361,6 +407,7 @@ async fn accept<L: Listener>(
                 return Poll::Ready(None);
             }
         }
+        tasks.poll_ended(cx);
         accepted.as_mut().poll(cx).map(Some)
     })
     .await
@@ -404,6 +451,7 @@ impl<L: fmt::Debug, S> fmt::Debug for Serve<L, S> {
             .field("client_timeout", &self.client_timeout)
             .field("header_timeout", &self.header_timeout)
             .field("http2", &self.http2)
+            .field("shutdown_timeout", &self.shutdown_timeout)
             .finish_non_exhaustive()
     }
 }

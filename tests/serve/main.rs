@@ -13,4 +13,5 @@ mod listeners;
 mod memory;
 mod raw_http2;
 mod shutdown;
+mod shutdown_timeout;
 mod silent_http2_clients;
