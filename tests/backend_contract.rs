@@ -46,6 +46,15 @@ impl Backend for Repeats {
         self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
     }
 
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log.append_if_unchanged(records, epoch, since).await
+    }
+
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.log.read(topics, after).await
     }
@@ -209,7 +218,7 @@ enum Comparison {
     AnyEpoch,
     /// Does not regard evicted records.
     RetainedRecords,
-    /// Appends in a second step, as the default implementation does.
+    /// Appends in a second step, without a lock around both.
     TwoSteps,
 }
 

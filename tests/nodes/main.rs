@@ -920,6 +920,10 @@ impl Backend for Odd {
         Ok(Appended { epoch: 0, position: Position::START })
     }
 
+    async fn append_if_unchanged(&self, _: Vec<Record>, _: u64, _: Position) -> Result<Option<Appended>, BoxError> {
+        Ok(None)
+    }
+
     async fn read(&self, _: &[Arc<str>], _: Position) -> Result<Page, BoxError> {
         Ok(Page { epoch: 7, evicted_through: Position::MAX, records: self.0.clone(), through: Position::MAX })
     }

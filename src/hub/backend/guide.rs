@@ -54,13 +54,13 @@
 //! # Appending to an unchanged topic
 //!
 //! With [`append_if_unchanged`](Backend::append_if_unchanged), one of several nodes becomes the
-//! publisher of a topic. So the comparison and the append have to be one step in the log. The
-//! default implementation takes two steps. It is correct only if no other process writes to the log
-//! in between. This is enough for the example below, whose log is in the memory of one process. For
-//! a log in a server it is wrong, and [`contract::check`] fails.
+//! publisher of a topic. So the comparison and the append have to be one step in the log. A call of
+//! `read` and a call of `append` are two steps. Another process, or another task of the same
+//! process, can append in between, and two nodes then publish to the topic.
 //!
 //! | a log in | one step is, for example |
 //! |---|---|
+//! | the memory of one process | one lock that is held during the comparison and the append |
 //! | SQL | one transaction that takes the lock of the log, and inserts unless the topic has a newer record |
 //! | a server with scripts | one script, as in Redis |
 //! | a server with conditional writes | a write with the expected last number of the topic, as in NATS |
@@ -107,7 +107,7 @@
 //! A complete backend. A real implementation has a server instead of the `Mutex`:
 //!
 //! ```
-//! use std::{collections::HashMap, sync::{Arc, Mutex}};
+//! use std::{collections::HashMap, sync::{Arc, Mutex, MutexGuard}};
 //! use tokio::sync::watch;
 //! use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Position, Record, contract}};
 //!
@@ -122,6 +122,13 @@
 //! impl List {
 //!     fn new(max_records: usize) -> Self {
 //!         Self { records: Arc::default(), last: watch::Sender::new(Position::START), max_records: max_records as u64 }
+//!     }
+//!
+//!     fn append_to(&self, mut all: MutexGuard<'_, Vec<Record>>, records: Vec<Record>) -> Appended {
+//!         all.extend(records);
+//!         let last = Position::new(all.len() as u64);
+//!         self.last.send_replace(last);
+//!         Appended { epoch: 1, position: last }
 //!     }
 //!
 //!     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
@@ -149,11 +156,23 @@
 //!     }
 //!
 //!     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-//!         let mut all = self.records.lock().unwrap();
-//!         all.extend(records);
-//!         let last = Position::new(all.len() as u64);
-//!         self.last.send_replace(last);
-//!         Ok(Appended { epoch: 1, position: last })
+//!         Ok(self.append_to(self.records.lock().unwrap(), records))
+//!     }
+//!
+//!     async fn append_if_unchanged(
+//!         &self,
+//!         records: Vec<Record>,
+//!         epoch: u64,
+//!         since: Position,
+//!     ) -> Result<Option<Appended>, BoxError> {
+//!         // The lock is held until the records are appended.
+//!         let all = self.records.lock().unwrap();
+//!         let evicted_through = (all.len() as u64).saturating_sub(self.max_records);
+//!         let mut newer = all.iter().skip(since.get() as usize);
+//!         if epoch != 1 || since.get() < evicted_through || newer.any(|record| record.topic == records[0].topic) {
+//!             return Ok(None);
+//!         }
+//!         Ok(Some(self.append_to(all, records)))
 //!     }
 //!
 //!     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {

@@ -174,9 +174,10 @@ pub trait Backend: Send + Sync + 'static {
     /// An implementation may return `None` although the topic has no new record, for example if it
     /// would have to examine too many records. The hub then tries again with a later `since`.
     ///
-    /// The default implementation reads the topic, and then appends the records. It does not notice
-    /// a record that another process appends between these two steps. Every backend of this crate
-    /// compares and appends in one step.
+    /// A call of [`read`](Self::read) and a call of `append` are two steps: another process, or
+    /// another task, can append in between. The
+    /// [guide](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) lists what
+    /// one step is in common servers.
     ///
     /// # Examples
     ///
@@ -199,26 +200,7 @@ pub trait Backend: Send + Sync + 'static {
         records: Vec<Record>,
         epoch: u64,
         since: Position,
-    ) -> impl Future<Output = Result<Option<Appended>, BoxError>> + Send {
-        async move {
-            let Some(topic) = records.first().map(|record| [record.topic.clone()]) else { return Ok(None) };
-            let mut after = since;
-            loop {
-                let bounds = self.bounds().await?;
-                if bounds.epoch != epoch {
-                    return Ok(None);
-                }
-                if after >= bounds.last {
-                    return self.append(records).await.map(Some);
-                }
-                let page = self.read(&topic, after).await?;
-                if page.epoch != epoch || page.evicted_through > since || !page.records.is_empty() {
-                    return Ok(None);
-                }
-                after = page.through;
-            }
-        }
-    }
+    ) -> impl Future<Output = Result<Option<Appended>, BoxError>> + Send;
 
     /// Returns one page of the records of `topics` that come after the position `after`. A page has
     /// about a thousand records.
