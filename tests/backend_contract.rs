@@ -100,7 +100,9 @@ impl Late {
 
 impl Backend for Late {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        Ok(Bounds { evicted_through: self.evicted_through(), ..self.log.bounds().await? })
+        let mut bounds = self.log.bounds().await?;
+        bounds.evicted_through = self.evicted_through();
+        Ok(bounds)
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -121,12 +123,16 @@ impl Backend for Late {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let evicted_through = self.evicted_through();
-        Ok(Page { evicted_through, ..self.log.read(topics, after.max(evicted_through)).await? })
+        let mut page = self.log.read(topics, after.max(evicted_through)).await?;
+        page.evicted_through = evicted_through;
+        Ok(page)
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let evicted_through = self.evicted_through();
-        Ok(Page { evicted_through, ..self.log.follow(after.max(evicted_through)).await? })
+        let mut page = self.log.follow(after.max(evicted_through)).await?;
+        page.evicted_through = evicted_through;
+        Ok(page)
     }
 }
 
@@ -151,7 +157,8 @@ struct GapFirst(MemoryBackend);
 impl GapFirst {
     async fn gap(&self, after: Position) -> Result<Option<Page>, BoxError> {
         let Bounds { epoch, evicted_through, .. } = self.0.bounds().await?;
-        let gap = Page { epoch, evicted_through, through: evicted_through, ..Page::default() };
+        let mut gap = Page::new(epoch, evicted_through);
+        gap.evicted_through = evicted_through;
         Ok((evicted_through > after).then_some(gap))
     }
 }

@@ -128,7 +128,7 @@
 //!         all.extend(records);
 //!         let last = Position::new(all.len() as u64);
 //!         self.last.send_replace(last);
-//!         Appended { epoch: 1, position: last }
+//!         Appended::new(1, last)
 //!     }
 //!
 //!     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
@@ -139,20 +139,19 @@
 //!         let through = last.min(begin + 1000);
 //!         let positions = (begin + 1..).map(Position::new);
 //!         let records = positions.zip(all[begin as usize..through as usize].iter().cloned());
-//!         Page {
-//!             epoch: 1,
-//!             evicted_through: evicted_through.into(),
-//!             records: records.filter(|(_, record)| is_wanted(record)).collect(),
-//!             through: through.into(),
-//!         }
+//!         let mut page = Page::new(1, through.into());
+//!         page.evicted_through = evicted_through.into();
+//!         page.records = records.filter(|(_, record)| is_wanted(record)).collect();
+//!         page
 //!     }
 //! }
 //!
 //! impl Backend for List {
 //!     async fn bounds(&self) -> Result<Bounds, BoxError> {
 //!         let last = *self.last.borrow();
-//!         let evicted_through = last.get().saturating_sub(self.max_records).into();
-//!         Ok(Bounds { epoch: 1, evicted_through, last })
+//!         let mut bounds = Bounds::new(1, last);
+//!         bounds.evicted_through = last.get().saturating_sub(self.max_records).into();
+//!         Ok(bounds)
 //!     }
 //!
 //!     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {

@@ -186,7 +186,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::BoxError> {
     /// let log = MemoryBackend::new(1000);
-    /// let record = |data: &'static str| Record { topic: "news".into(), kind: RecordKind::Event, event: data.into() };
+    /// let record = |data: &'static str| Record::new("news", RecordKind::Event, data);
     /// let Bounds { epoch, last, .. } = log.bounds().await?;
     ///
     /// // Two nodes have read the topic up to the same position. One of them appends.
@@ -265,6 +265,7 @@ impl IdFormat {
 /// The result of an append: the epoch of the log that stored the records, and the position of the
 /// last record. The epoch identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records. It identifies one lifetime of the
     /// log.
@@ -274,9 +275,19 @@ pub struct Appended {
     pub position: Position,
 }
 
+impl Appended {
+    /// Creates the result of an append to the log with this epoch. `position` is that of the last
+    /// record.
+    #[must_use]
+    pub const fn new(epoch: u64, position: Position) -> Self {
+        Self { epoch, position }
+    }
+}
+
 /// The range of positions that a log retains at the moment, and the epoch of the log: a number that
 /// identifies one lifetime of the log, and changes when another log replaces this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another
     /// epoch. The ids of events contain the lower 40 bits of the epoch, except in the format
@@ -291,8 +302,29 @@ pub struct Bounds {
     pub last: Position,
 }
 
+impl Bounds {
+    /// Creates the bounds of a log with this epoch and this last position, which has not evicted a
+    /// record. For other logs, set [`evicted_through`](Self::evicted_through), too. Otherwise
+    /// evicted events are lost without a gap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Bounds, Position};
+    ///
+    /// let mut bounds = Bounds::new(0xd6fb3cee01, Position::new(100));
+    /// assert_eq!(bounds.evicted_through, Position::START);
+    /// bounds.evicted_through = Position::new(40);
+    /// ```
+    #[must_use]
+    pub const fn new(epoch: u64, last: Position) -> Self {
+        Self { epoch, evicted_through: Position::START, last }
+    }
+}
+
 /// One entry of the log: an event of a topic, or the statement that a topic is finished or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Record {
     /// The name of the topic. It can be any text, also an empty one.
     pub topic: Arc<str>,
@@ -302,6 +334,25 @@ pub struct Record {
     /// The wire bytes of the event (such as `data: 1`), without an `id` line, up to and including
     /// the blank line at its end. Empty if the record finishes or removes the topic.
     pub event: Bytes,
+}
+
+impl Record {
+    /// Creates a record of a topic. `event` are the wire bytes of its event, including the blank
+    /// line at the end.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Record, RecordKind};
+    ///
+    /// let event = Record::new("news", RecordKind::Event, "data: 1\n\n");
+    /// let finish = Record::new("news", RecordKind::Finish, "");
+    /// assert_eq!(event.topic, finish.topic);
+    /// ```
+    #[must_use]
+    pub fn new(topic: impl Into<Arc<str>>, kind: RecordKind, event: impl Into<Bytes>) -> Self {
+        Self { topic: topic.into(), kind, event: event.into() }
+    }
 }
 
 /// The effect of a [`Record`] on its topic: an event, an event that replaces the previous one, the
@@ -324,6 +375,7 @@ pub enum RecordKind {
 /// A part of the log: consecutive records, or those of the requested topics, in the order of their
 /// positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Page {
     /// The [`Bounds::epoch`] of the log when the page was read. It identifies one lifetime of the
     /// log.
@@ -341,4 +393,25 @@ pub struct Page {
     /// including this position, is in the field [`records`](Self::records), was evicted, or is of a
     /// topic that was not requested. Never smaller than [`evicted_through`](Self::evicted_through).
     pub through: Position,
+}
+
+impl Page {
+    /// Creates a page of the log with this epoch. The page ends at `through`, has no records yet,
+    /// and reports no eviction. Add the [`records`](Self::records), and set
+    /// [`evicted_through`](Self::evicted_through) if the log evicts records. Otherwise evicted
+    /// events are lost without a gap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Page, Position, Record, RecordKind};
+    ///
+    /// let mut page = Page::new(0xd6fb3cee01, Position::new(42));
+    /// page.evicted_through = Position::new(40);
+    /// page.records.push((Position::new(41), Record::new("news", RecordKind::Event, "data: 1\n\n")));
+    /// ```
+    #[must_use]
+    pub const fn new(epoch: u64, through: Position) -> Self {
+        Self { epoch, evicted_through: Position::START, records: Vec::new(), through }
+    }
 }

@@ -419,11 +419,7 @@ async fn large_events_make_small_pages() {
     let redis = || RedisBackend::new(store.url()).expect("the URL is valid");
     let backend = redis();
     let begin = backend.bounds().await.expect("the server responds").last;
-    let record = |bytes: usize| Record {
-        topic: "news".into(),
-        kind: RecordKind::Event,
-        event: format!("data: {}\n\n", "x".repeat(bytes)).into(),
-    };
+    let record = |bytes: usize| Record::new("news", RecordKind::Event, format!("data: {}\n\n", "x".repeat(bytes)));
     backend.append((0..2000).map(|_| record(10)).collect()).await.expect("the server has memory");
     for _ in 0..100 {
         backend.append(vec![record(200 << 10)]).await.expect("the server has memory");
