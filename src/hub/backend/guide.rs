@@ -83,6 +83,7 @@
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
+//! | [`inherit_max_age`](Backend::inherit_max_age), [`max_age`](Backend::max_age) | when a hub connects, before `open`, and the first only if the hub has a `max_age` | one | |
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
 //! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and [members](crate::hub::Topic::members), to learn how far the node has to read the log first, or whether the backend responds | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
@@ -90,6 +91,8 @@
 //! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |
 //! | [`read`](Backend::read) | a client that resumes before the oldest event in the memory of the node | 8 at a time; up to 1,024 different reads run or wait; identical reads share one call | again after 200 to 400 ms |
 //!
+//! - A log that removes records by their age implements `max_age` and `inherit_max_age`, so that
+//!   users set the age once. A backend that wraps another passes both calls on.
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
 //!   read the whole log, but for at most five seconds. The follower then reads the rest of the log.
 //! - The follower compares `bounds` with its position. If three comparisons in a row, two seconds

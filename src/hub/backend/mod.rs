@@ -50,7 +50,11 @@ pub use redis::RedisBackend;
 
 use crate::BoxError;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// The maximum age of the events of a hub, and of the records of each backend of this crate, if
+/// neither the hub nor its backend sets an age.
+pub(in crate::hub) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// A log of events outside of the hub. Usually the log is in a server, several processes share it,
 /// and it outlives each of them.
@@ -113,11 +117,31 @@ pub trait Backend: Send + Sync + 'static {
     /// identifies one lifetime of the log.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
 
+    /// Returns the maximum age of the records of this log, if it was set. Default: `None`.
+    ///
+    /// A hub without a [`max_age`](super::Builder::max_age) takes over the maximum age of its
+    /// backend when it connects. It then knows for this time that a topic is finished. The hub does
+    /// not take over an age that is not limited (zero or [`Duration::MAX`]), because its topics
+    /// would never expire. In that case, and with `None`, the maximum age of the hub is one hour.
+    fn max_age(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Sets the maximum age of records to that of the hub, unless the maximum age of this log was
+    /// set. [`Duration::MAX`] means that the age is not limited. The default does nothing.
+    ///
+    /// A hub whose [`max_age`](super::Builder::max_age) is set calls this method once, when it
+    /// connects, before [`open`](Self::open). Implement it for a log that removes old records.
+    fn inherit_max_age(&mut self, age: Duration) {
+        let _ = age;
+    }
+
     /// Opens the log, and waits until it can be used.
     ///
-    /// A hub calls this method when it connects, before every other method, and without a time
-    /// limit. Implement it for a log that can take longer to open than the ten seconds of the other
-    /// methods, such as a file that is verified after a crash. The default does nothing.
+    /// A hub calls this method when it connects, before every method except
+    /// [`max_age`](Self::max_age) and [`inherit_max_age`](Self::inherit_max_age), and without a
+    /// time limit. Implement it for a log that can take longer to open than the ten seconds of the
+    /// other methods, such as a file that is verified after a crash. The default does nothing.
     ///
     /// # Errors
     ///
@@ -413,5 +437,33 @@ impl Page {
     #[must_use]
     pub const fn new(epoch: u64, through: Position) -> Self {
         Self { epoch, evicted_through: Position::START, records: Vec::new(), through }
+    }
+}
+
+#[cfg(all(test, any(feature = "file", feature = "nats", feature = "postgres", feature = "redis")))]
+mod tests {
+    use super::*;
+
+    /// Checks that a backend takes over the maximum age of a hub only if its own age is not set.
+    fn check<B: Backend>(new: impl Fn() -> B, max_age: impl Fn(B, Duration) -> B) {
+        let (hour, day) = (DEFAULT_MAX_AGE, DEFAULT_MAX_AGE * 24);
+        for (set, expected) in [(None, day), (Some(hour), hour), (Some(Duration::ZERO), Duration::MAX)] {
+            let mut log = set.map_or_else(&new, |age| max_age(new(), age));
+            assert_eq!(log.max_age(), set.map(|_| expected));
+            log.inherit_max_age(day);
+            assert_eq!(log.max_age(), Some(expected), "{set:?} is set");
+        }
+    }
+
+    #[test]
+    fn backend_takes_over_age_unless_it_has_one() {
+        #[cfg(feature = "file")]
+        check(|| FileBackend::new("events.log"), FileBackend::max_age);
+        #[cfg(feature = "nats")]
+        check(|| NatsBackend::new("nats://host").unwrap(), NatsBackend::max_age);
+        #[cfg(feature = "postgres")]
+        check(|| PostgresBackend::new("postgres://host").unwrap(), PostgresBackend::max_age);
+        #[cfg(feature = "redis")]
+        check(|| RedisBackend::new("redis://host").unwrap(), RedisBackend::max_age);
     }
 }

@@ -29,7 +29,8 @@ pub(crate) async fn connect(backend: NatsBackend) -> Hub {
 }
 
 pub(crate) async fn try_connect(backend: NatsBackend) -> Result<Hub, Error> {
-    Hub::builder().max_events(100).backend(backend).connect().await
+    // The hub retains events for longer than some of the logs.
+    Hub::builder().max_events(100).max_age(Duration::from_secs(3600)).backend(backend).connect().await
 }
 
 /// Connects as an operator of the server.
