@@ -46,6 +46,15 @@ impl Backend for Repeats {
         self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
     }
 
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log.append_if_unchanged(records, epoch, since).await
+    }
+
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.log.read(topics, after).await
     }
@@ -91,7 +100,9 @@ impl Late {
 
 impl Backend for Late {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        Ok(Bounds { evicted_through: self.evicted_through(), ..self.log.bounds().await? })
+        let mut bounds = self.log.bounds().await?;
+        bounds.evicted_through = self.evicted_through();
+        Ok(bounds)
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -112,12 +123,16 @@ impl Backend for Late {
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let evicted_through = self.evicted_through();
-        Ok(Page { evicted_through, ..self.log.read(topics, after.max(evicted_through)).await? })
+        let mut page = self.log.read(topics, after.max(evicted_through)).await?;
+        page.evicted_through = evicted_through;
+        Ok(page)
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let evicted_through = self.evicted_through();
-        Ok(Page { evicted_through, ..self.log.follow(after.max(evicted_through)).await? })
+        let mut page = self.log.follow(after.max(evicted_through)).await?;
+        page.evicted_through = evicted_through;
+        Ok(page)
     }
 }
 
@@ -142,7 +157,8 @@ struct GapFirst(MemoryBackend);
 impl GapFirst {
     async fn gap(&self, after: Position) -> Result<Option<Page>, BoxError> {
         let Bounds { epoch, evicted_through, .. } = self.0.bounds().await?;
-        let gap = Page { epoch, evicted_through, through: evicted_through, ..Page::default() };
+        let mut gap = Page::new(epoch, evicted_through);
+        gap.evicted_through = evicted_through;
         Ok((evicted_through > after).then_some(gap))
     }
 }
@@ -209,7 +225,7 @@ enum Comparison {
     AnyEpoch,
     /// Does not regard evicted records.
     RetainedRecords,
-    /// Appends in a second step, as the default implementation does.
+    /// Appends in a second step, without a lock around both.
     TwoSteps,
 }
 

@@ -30,6 +30,16 @@ impl Backend for Slow {
         self.0.append(records).await
     }
 
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        sleep(5 * SECOND).await;
+        self.0.append_if_unchanged(records, epoch, since).await
+    }
+
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.0.read(topics, after).await
     }

@@ -93,7 +93,7 @@ fn check_ours(sequence: u64, after: Position, topic: &str, kind: RecordKind, eve
         false => vec![Bytes::new()],
         true => events.into_iter().map(Event::encode).collect(),
     };
-    let records: Vec<_> = events.into_iter().map(|event| Record { topic: topic.into(), kind, event }).collect();
+    let records: Vec<_> = events.into_iter().map(|event| Record::new(topic, kind, event)).collect();
     let (headers, payload) = write(&records);
     let page = read(STREAM, &subject, sequence, Some(headers), payload, after);
     check_positions(&page, sequence, after);

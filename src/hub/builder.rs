@@ -37,10 +37,14 @@ use std::{fmt, sync::Arc, time::Duration};
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Builder(HubConfig);
+pub struct Builder {
+    config: HubConfig,
+    /// The maximum age of events, if it was set. It replaces the age in `config`.
+    max_age: Option<Duration>,
+}
 
 impl Builder {
-    pub(super) const DEFAULT: Self = Self(HubConfig::DEFAULT);
+    pub(super) const DEFAULT: Self = Self { config: HubConfig::DEFAULT, max_age: None };
 
     /// Sets the maximum number of retained events per topic. Default: 10,000.
     ///
@@ -49,7 +53,7 @@ impl Builder {
     /// three limits decide how far back a client can resume, and how far a slow client can fall
     /// behind.
     pub fn max_events(mut self, events: usize) -> Self {
-        self.0.retention.max_events = events;
+        self.config.retention.max_events = events;
         self
     }
 
@@ -59,7 +63,7 @@ impl Builder {
     /// than the limit. In addition to the events, a topic takes up to 48 KiB of memory, and about
     /// 16 bytes per event.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
-        self.0.retention.max_bytes = bytes;
+        self.config.retention.max_bytes = bytes;
         self
     }
 
@@ -73,22 +77,28 @@ impl Builder {
     /// receives an expired event that was not removed yet. Expired events are removed within
     /// `max_age / 16` after their expiry.
     ///
-    /// With a backend, set the longest time after which clients may return, even if the log retains
-    /// events for longer. When this time has passed since the last event or the finish of a topic
-    /// without subscribers, the hub does not know any more that the topic
-    /// [exists](super::Topic::exists) or is finished. A client that returns to a finished topic
-    /// then waits instead of getting 204. To save memory, set a smaller
+    /// With a backend, set the age either here or on the backend. A backend of this crate whose age
+    /// is not set takes over the age of the hub. A hub whose age is not set takes over the age of
+    /// its backend, unless that age is not limited. If both are set, each keeps its own: the
+    /// backend then decides how long the log retains events, and the hub decides how long it
+    /// retains them in memory.
+    ///
+    /// When the age of the hub has passed since the last event or the finish of a topic without
+    /// subscribers, the hub does not know any more that the topic [exists](super::Topic::exists) or
+    /// is finished, even if the log still has its events. A client of a finished topic that returns
+    /// without an id, or with an id after the finish, then waits instead of getting 204. So set the
+    /// longest time after which clients may return. To save memory, set a smaller
     /// [`max_events`](Self::max_events) or [`max_bytes`](Self::max_bytes) instead: the backend
     /// provides older events.
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
     }
 
     /// Sets the maximum number of topics of the hub. Default: 100,000. Publishing or subscribing to
     /// one more topic returns an [error](super::ErrorKind::TooManyTopics).
     pub fn max_topics(mut self, topics: usize) -> Self {
-        self.0.max_topics = topics;
+        self.config.max_topics = topics;
         self
     }
 
@@ -98,14 +108,14 @@ impl Builder {
     /// The limit protects a hub whose clients choose the topics: subscribing creates topics that do
     /// not exist, and they count towards [`max_topics`](Self::max_topics).
     pub fn max_topics_per_subscription(mut self, topics: usize) -> Self {
-        self.0.max_topics_per_subscription = topics;
+        self.config.max_topics_per_subscription = topics;
         self
     }
 
     /// Sets what happens to a client that is so slow that its next event was evicted before it
     /// received the event. Default: [`LagPolicy::Gap`], which reports the gap to the client.
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
-        self.0.lag_policy = policy;
+        self.config.lag_policy = policy;
         self
     }
 
@@ -114,7 +124,7 @@ impl Builder {
     /// [`Subscription::linger`](super::Subscription::linger) sets another time for one
     /// subscription.
     pub fn linger(mut self, time: Duration) -> Self {
-        self.0.linger = time;
+        self.config.linger = time;
         self
     }
 
@@ -125,7 +135,7 @@ impl Builder {
     /// Choose a time that is longer than the reconnect delay of the clients. With zero, a member
     /// leaves as soon as its last subscription is dropped.
     pub fn presence_grace(mut self, time: Duration) -> Self {
-        self.0.presence_grace = time.min(Duration::from_secs(24 * 3600));
+        self.config.presence_grace = time.min(Duration::from_secs(24 * 3600));
         self
     }
 
@@ -141,7 +151,7 @@ impl Builder {
     /// reconnect and at most one more second. While the local node has members, it appends a sign
     /// of life to the log three times per lease. A hub in memory does not use the lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
-        self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        self.config.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
     }
 
@@ -212,14 +222,15 @@ impl Builder {
     /// # Ok(()) }
     /// ```
     pub fn presence_events(mut self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
-        self.0.presence_events = Some(PresenceEvents(Arc::new(event)));
+        self.config.presence_events = Some(PresenceEvents(Arc::new(event)));
         self
     }
 
     /// Creates the hub, with its log in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
-        Hub::new_handle(Arc::new(Core::new(self.0, None)))
+        let config = self.into_config(None);
+        Hub::new_handle(Arc::new(Core::new(config, None)))
     }
 
     /// Puts the log of the hub into this backend, which other processes can share. See
@@ -250,7 +261,7 @@ impl Builder {
     /// # Ok(()) }
     /// ```
     pub fn backend(self, backend: impl Backend) -> Connector {
-        self.of(Ok(backend), |backend, _| backend)
+        self.of(Ok(backend))
     }
 
     /// Puts the log of the hub in a file of this machine, so that it survives the process.
@@ -286,7 +297,7 @@ impl Builder {
     /// ```
     #[cfg(feature = "file")]
     pub fn file(self, path: impl AsRef<std::path::Path>) -> Connector {
-        self.of(Ok(FileBackend::new(path)), FileBackend::max_age)
+        self.of(Ok(FileBackend::new(path)))
     }
 
     /// Puts the log of the hub in Redis, at this URL.
@@ -305,7 +316,7 @@ impl Builder {
     /// ```
     #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Connector {
-        self.of(RedisBackend::new(url), RedisBackend::max_age)
+        self.of(RedisBackend::new(url))
     }
 
     /// Puts the log of the hub in NATS JetStream, at this address.
@@ -324,7 +335,7 @@ impl Builder {
     /// ```
     #[cfg(feature = "nats")]
     pub fn nats(self, server: impl AsRef<str>) -> Connector {
-        self.of(NatsBackend::new(server), NatsBackend::max_age)
+        self.of(NatsBackend::new(server))
     }
 
     /// Puts the log of the hub in Postgres, at this URL.
@@ -343,21 +354,25 @@ impl Builder {
     /// ```
     #[cfg(feature = "postgres")]
     pub fn postgres(self, url: impl AsRef<str>) -> Connector {
-        self.of(PostgresBackend::new(url), PostgresBackend::max_age)
+        self.of(PostgresBackend::new(url))
     }
 
     /// Creates a [`Connector`] with these settings and this backend. If `backend` is an `Err`,
-    /// [`Connector::connect`] returns this error later. `connect` calls `with_max_age` to set the
-    /// `max_age` of the hub on the backend, so that `max_age` can also be set after this call.
-    fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
-        let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
-        Connector { settings: self, backend: backend.map(resolve) }
+    /// [`Connector::connect`] returns this error later.
+    fn of<B: Backend>(self, backend: Result<B, BoxError>) -> Connector {
+        Connector { settings: self, backend: backend.map(|backend| Box::new(backend) as _) }
+    }
+
+    /// Returns the settings of the hub. `inherited` is the maximum age of the backend, which
+    /// applies if the hub has no maximum age of its own.
+    fn into_config(self, inherited: Option<Duration>) -> HubConfig {
+        let Self { mut config, max_age } = self;
+        // Without a limit, topics would never expire, so their number in memory would only grow.
+        let inherited = inherited.filter(|age| !age.is_zero() && *age != Duration::MAX);
+        config.retention.max_age = max_age.or(inherited).unwrap_or(config.retention.max_age);
+        config
     }
 }
-
-/// A function that returns the backend of a hub. Some backends use its argument, the `max_age` of
-/// the hub, as their own.
-type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
 /// The settings of a hub with a backend. [`connect`](Self::connect) creates the hub.
 ///
@@ -365,7 +380,7 @@ type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 #[must_use = "it does nothing until it is connected"]
 pub struct Connector {
     settings: Builder,
-    backend: Result<Resolve, BoxError>,
+    backend: Result<Box<dyn DynBackend>, BoxError>,
 }
 
 impl Connector {
@@ -475,10 +490,12 @@ impl Connector {
     /// # }
     /// ```
     pub async fn connect(self) -> Result<Hub, Error> {
-        let resolve = self.backend.map_err(|source| Error::backend("", source))?;
-        let config = self.settings.0;
-        let max_age = config.retention.max_age;
-        let core = Core::connected(config, resolve(max_age)).await?;
+        let mut backend = self.backend.map_err(|source| Error::backend("", source))?;
+        if let Some(age) = self.settings.max_age {
+            backend.inherit_max_age(age);
+        }
+        let config = self.settings.into_config(backend.max_age());
+        let core = Core::connected(config, Arc::from(backend)).await?;
         Ok(Hub::new_handle(core))
     }
 }
@@ -486,28 +503,5 @@ impl Connector {
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hub::backend::MemoryBackend;
-    use std::sync::Mutex;
-
-    static MAX_AGE: Mutex<Option<Duration>> = Mutex::new(None);
-
-    fn with_max_age(log: MemoryBackend, age: Duration) -> MemoryBackend {
-        assert_eq!(MAX_AGE.lock().unwrap().replace(age), None);
-        log
-    }
-
-    #[tokio::test]
-    async fn backend_gets_max_age_that_is_set_later() {
-        let connector = Hub::builder().max_age(Duration::from_secs(1)).of(Ok(MemoryBackend::new(9)), with_max_age);
-        let hub = connector.max_topics(1).max_age(Duration::from_secs(2)).connect().await.unwrap();
-        assert_eq!(MAX_AGE.lock().unwrap().take(), Some(Duration::from_secs(2)));
-        assert!(hub.topic("one").finish().await.is_ok());
-        assert!(hub.subscribe(["one", "two"], None).await.is_err(), "the hub has the other settings, too");
     }
 }

@@ -1,6 +1,6 @@
 //! The settings of a hub, and their defaults.
 
-use super::{gap::LagPolicy, log::Limits, presence::PresenceEvents};
+use super::{backend::DEFAULT_MAX_AGE, gap::LagPolicy, log::Limits, presence::PresenceEvents};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct HubConfig {
 
 impl HubConfig {
     pub(super) const DEFAULT: Self = Self {
-        retention: Limits { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
+        retention: Limits { max_events: 10_000, max_bytes: 8 << 20, max_age: DEFAULT_MAX_AGE },
         max_topics: 100_000,
         max_topics_per_subscription: 1_000,
         lag_policy: LagPolicy::Gap,

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::time::sleep;
-use tower_sse::hub::backend::{Backend, FileBackend, Position, Record};
+use tower_sse::hub::backend::{Backend, FileBackend, Position};
 
 /// Creates a log of several megabytes, and closes it.
 async fn create_large_log(folder: &Folder) {
@@ -253,7 +253,8 @@ async fn comparison_that_needs_a_damaged_page_fails_alone() {
         let is_damaged_after = since < Position::new(1234);
         // The appends wait at the same time, so they share a commit.
         let appends = (0..50).map(|n| log.append(vec![super::record(&n.to_string())]));
-        let other = Record { topic: "other".into(), ..super::record("compared") };
+        let mut other = super::record("compared");
+        other.topic = "other".into();
         let compared = log.append_if_unchanged(vec![other], epoch, since);
         let (compared, appended) = tokio::join!(compared, join_all(appends));
         assert_eq!(compared.expect("it is no error").is_none(), is_damaged_after, "after {since}");

@@ -79,7 +79,7 @@ pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
 }
 
 pub(crate) fn record(data: &str) -> Record {
-    Record { topic: "topic".into(), kind: RecordKind::Event, event: format!("data: {data}\n\n").into() }
+    Record::new("topic", RecordKind::Event, format!("data: {data}\n\n"))
 }
 
 pub(crate) async fn append(log: &FileBackend, data: &str) -> Position {

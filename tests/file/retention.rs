@@ -8,9 +8,9 @@ use std::{
 };
 use tokio::time::sleep;
 use tower_sse::{
-    Event,
+    Event, SseStream,
     hub::{
-        GapReason, Hub, Start,
+        GapReason, Hub, Start, Subscription,
         backend::{Backend, Position},
     },
 };
@@ -73,6 +73,42 @@ async fn old_records_are_removed_without_an_append() {
     let bounds = log.bounds().await.unwrap();
     assert_eq!(bounds.last, last.next());
     while log.bounds().await.unwrap().evicted_through < bounds.last {
+        assert!(begin.elapsed() < SOON, "the record does not expire");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Returns the status of the response.
+fn status(subscription: Subscription) -> u16 {
+    SseStream::new(subscription).into_http_response().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_topic_is_remembered_for_age_of_backend() {
+    let (hour, day) = (Duration::from_secs(60 * 60), Duration::from_secs(24 * 60 * 60));
+    let folder = Folder::new();
+    let hub = Hub::builder().backend(open(&folder).max_age(day)).connect().await.unwrap();
+    let topic = hub.topic("job");
+    topic.publish(Event::new("done")).await.unwrap();
+    topic.finish().await.unwrap();
+    // A client of both topics has an id after the end of the job.
+    let last = hub.topic("other").publish(Event::new("later")).await.unwrap();
+    sleep(day - hour).await;
+    assert_eq!(status(topic.subscribe(last).await.unwrap()), 204);
+    assert_eq!(status(topic.subscribe(Start::Latest).await.unwrap()), 204);
+    sleep(2 * hour + day / 16).await;
+    assert_eq!(status(topic.subscribe(Start::Latest).await.unwrap()), 200, "the age of the backend is over");
+}
+
+#[tokio::test]
+async fn backend_without_age_uses_age_of_hub() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    let hub = Hub::builder().max_age(Duration::from_millis(100)).backend(log.clone()).connect().await.unwrap();
+    hub.topic("topic").publish(Event::new("old")).await.unwrap();
+    let last = log.bounds().await.unwrap().last;
+    let begin = Instant::now();
+    while log.bounds().await.unwrap().evicted_through < last {
         assert!(begin.elapsed() < SOON, "the record does not expire");
         sleep(Duration::from_millis(5)).await;
     }

@@ -142,7 +142,7 @@ impl Shared {
     /// Appends an event like another program.
     pub(crate) fn append_event(&self, topic: &str, data: &str) {
         let event = Event::new(data).encode();
-        self.append(vec![Record { topic: topic.into(), kind: RecordKind::Event, event }]);
+        self.append(vec![Record::new(topic, RecordKind::Event, event)]);
     }
 
     fn append_if_unchanged(&self, records: Vec<Record>, epoch: u64, since: Position) -> Option<Appended> {
@@ -241,7 +241,9 @@ impl Backend for Faulty {
         let bounds = self.answered(async |backend| backend.bounds().await).await;
         self.wait().await;
         self.wait().await;
-        bounds.map(|bounds| Bounds { evicted_through: bounds.evicted_through.max(self.missed()), ..bounds })
+        let mut bounds = bounds?;
+        bounds.evicted_through = bounds.evicted_through.max(self.missed());
+        Ok(bounds)
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {

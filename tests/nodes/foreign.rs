@@ -13,7 +13,7 @@ use tower_sse::{
 
 impl Shared {
     fn append_invalid(&self, topic: &str, kind: RecordKind) {
-        self.append(vec![Record { topic: topic.into(), kind, event: "data: no end".into() }]);
+        self.append(vec![Record::new(topic, kind, "data: no end")]);
     }
 }
 

@@ -7,6 +7,7 @@ mod eviction;
 mod exists;
 mod faulty;
 mod foreign;
+mod max_age;
 mod model;
 mod opening;
 mod presence;
@@ -933,23 +934,31 @@ struct Odd(Vec<(Position, Record)>);
 
 impl Backend for Odd {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        Ok(Bounds { epoch: 7, evicted_through: Position::START, last: Position::new(9) })
+        Ok(Bounds::new(7, Position::new(9)))
     }
 
     async fn append(&self, _: Vec<Record>) -> Result<Appended, BoxError> {
-        Ok(Appended { epoch: 0, position: Position::START })
+        Ok(Appended::new(0, Position::START))
+    }
+
+    async fn append_if_unchanged(&self, _: Vec<Record>, _: u64, _: Position) -> Result<Option<Appended>, BoxError> {
+        Ok(None)
     }
 
     async fn read(&self, _: &[Arc<str>], _: Position) -> Result<Page, BoxError> {
-        Ok(Page { epoch: 7, evicted_through: Position::MAX, records: self.0.clone(), through: Position::MAX })
+        let mut page = Page::new(7, Position::MAX);
+        page.evicted_through = Position::MAX;
+        page.records.clone_from(&self.0);
+        Ok(page)
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         match after.get() {
             9 => std::future::pending().await,
             _ => {
-                let (evicted_through, through) = (Position::START, Position::new(9));
-                Ok(Page { epoch: 7, evicted_through, records: self.0.clone(), through })
+                let mut page = Page::new(7, Position::new(9));
+                page.records.clone_from(&self.0);
+                Ok(page)
             }
         }
     }
@@ -957,10 +966,7 @@ impl Backend for Odd {
 
 #[tokio::test(start_paused = true)]
 async fn odd_backend_causes_no_panic_or_invalid_event() {
-    let record = |position: u64, event: &'static str| {
-        let event = event.as_bytes().into();
-        (position.into(), Record { topic: "a".into(), kind: RecordKind::Event, event })
-    };
+    let record = |position: u64, event: &'static str| (position.into(), Record::new("a", RecordKind::Event, event));
     let records = vec![
         record(0, "data: nowhere\n\n"),
         record(3, "data: 3\n\n"),

@@ -47,6 +47,15 @@ impl Backend for Slow {
         self.log.append(records).await
     }
 
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log.append_if_unchanged(records, epoch, since).await
+    }
+
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.log.read(topics, after).await
     }

@@ -375,7 +375,7 @@ async fn foreign_records_are_harmless() {
         &format!(r#"{{"author":[7,12,2000],"changes":[["lobby","{}",true]]}}"#, "m".repeat(257)),
     ] {
         for record in [format!("data: {{\"presence\":{text}}}\n\n"), format!("data: {text}\n\n"), text.to_owned()] {
-            let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: record.into() };
+            let record = Record::new("tower-sse/nodes", RecordKind::State, record);
             connection.append(vec![record]).await.unwrap();
         }
     }
@@ -514,8 +514,7 @@ async fn death_has_no_effect_after_a_sign_of_life() {
     let (hubs, _) = nodes::<2>(&shared).await;
     let connection = shared.connect();
     let append = async |text: &str| {
-        let event = format!("data: {text}\n\n").into();
-        let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event };
+        let record = Record::new("tower-sse/nodes", RecordKind::State, format!("data: {text}\n\n"));
         connection.append(vec![record]).await.unwrap();
     };
     let beat = r#""lease":2000,"recordings":[],"watching":[],"first":true,"last":true"#;

@@ -39,7 +39,7 @@ fn evict_all(shared: &Shared) {
 /// Appends a message about presence, as another node would.
 fn append_message(shared: &Shared, message: &str) {
     let event = Event::new(format!("{{\"presence\":{message}}}")).encode();
-    shared.append(vec![Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event }]);
+    shared.append(vec![Record::new("tower-sse/nodes", RecordKind::State, event)]);
 }
 
 /// No node has read the records before a join and a leave. Both have their events.
@@ -464,7 +464,7 @@ async fn new_node_without_members_elsewhere_gets_an_answer() {
         let shared = Shared::new(5);
         let connection = shared.connect();
         for n in 0..50 {
-            let record = Record { topic: "x".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() };
+            let record = Record::new("x", RecordKind::Event, format!("data: {n}\n\n"));
             connection.append(vec![record]).await.unwrap();
         }
         [node(&connection).await]
@@ -877,7 +877,7 @@ async fn node_behind_a_busy_log_announces_members() {
 }
 
 fn record(n: usize) -> Record {
-    Record { topic: "other".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() }
+    Record::new("other", RecordKind::Event, format!("data: {n}\n\n"))
 }
 
 /// The announcer has nothing to do until the end of the grace time, which is an hour away.

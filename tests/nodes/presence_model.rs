@@ -263,8 +263,7 @@ async fn nodes_agree(Run { max_records, is_missing, joining, steps }: Run) {
             Step::Evict { count } => {
                 let connection = shared.connect();
                 for n in 0..count {
-                    let event = format!("data: {n}\n\n").into();
-                    let record = Record { topic: "other".into(), kind: RecordKind::Event, event };
+                    let record = Record::new("other", RecordKind::Event, format!("data: {n}\n\n"));
                     connection.append(vec![record]).await.unwrap();
                 }
             }

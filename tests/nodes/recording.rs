@@ -302,7 +302,7 @@ async fn empty_record_of_another_program_ends_no_recording() {
     let recording = hubs[0].topic("a").record(items).start();
     sender.send(Event::new("1")).unwrap();
     sleep(SECOND).await;
-    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: Vec::new().into() }]);
+    shared.append(vec![Record::new("a", RecordKind::Event, "")]);
     sleep(SECOND).await;
     sender.send(Event::new("2")).unwrap();
     drop(sender);
@@ -340,7 +340,7 @@ fn beat(number: u64, recordings: &[u64]) -> Record {
     let text = json!({
         "node": 7, "beat": number, "lease": 2000, "recordings": recordings, "watching": [], "first": true, "last": true
     });
-    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    Record::new("tower-sse/nodes", RecordKind::State, format!("data: {text}\n\n"))
 }
 
 /// A request of the node was slow, and its next one was faster.

@@ -29,7 +29,7 @@ pub(crate) async fn evict(connection: &Faulty) {
 
 /// Appends an event of another topic.
 pub(crate) async fn append(connection: &Faulty) {
-    let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: news\n\n".into() };
+    let record = Record::new("news", RecordKind::Event, "data: news\n\n");
     connection.append(vec![record]).await.unwrap();
 }
 
@@ -268,7 +268,7 @@ fn part(number: u64, recordings: &[&str], is_first: bool, is_last: bool) -> Reco
         "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
         "first": is_first, "last": is_last
     });
-    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    Record::new("tower-sse/nodes", RecordKind::State, format!("data: {text}\n\n"))
 }
 
 /// The lost part of the sign of life has a recording that the other parts do not have.
@@ -316,7 +316,7 @@ fn beat(node: u64, number: u64, read: u64) -> Record {
         "node": node, "beat": number, "lease": lease, "recordings": [["a", node, "data: will\n\n", false]],
         "watching": [], "first": true, "last": true, "read": read
     });
-    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    Record::new("tower-sse/nodes", RecordKind::State, format!("data: {text}\n\n"))
 }
 
 /// The recording was taken over in the part of the log that a lagging node and a later node do not
@@ -393,8 +393,8 @@ async fn will_before_an_unexamined_end_is_not_repeated() {
         assert_eq!(log(&shared, "a"), ["1"]);
         // Another node takes the recording over.
         let will = Event::new("will").encode();
-        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: will }]);
-        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+        shared.append(vec![Record::new("a", RecordKind::Event, will)]);
+        shared.append(vec![Record::new("a", RecordKind::Finish, "")]);
         sleep(SECOND / 10).await;
         let other = shared.connect();
         for _ in 0..2 * RETAINED {

@@ -451,7 +451,7 @@ fn part(number: u64, index: u64, is_last: bool, topics: &[&str]) -> Record {
         "node": 7, "beat": number, "lease": 10_000, "recordings": recordings, "watching": [],
         "first": index == 0, "part": index, "last": is_last
     });
-    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    Record::new("tower-sse/nodes", RecordKind::State, format!("data: {text}\n\n"))
 }
 
 /// The log has a sign of life after the end of a recording that it lists, because it was late.
@@ -462,7 +462,7 @@ async fn late_sign_of_life_in_a_copy_revives_no_recording() {
         let shared = Shared::new(PLENTY);
         let (_hubs, connections) = two(&shared, Hub::builder).await;
         shared.append(vec![part(1, 0, true, &["a", "b"])]);
-        shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Finish, event: Vec::new().into() }]);
+        shared.append(vec![Record::new("a", RecordKind::Finish, "")]);
         shared.append(vec![part(2, 0, true, &["a", "b"])]);
         shared.append_event("a", "foreign");
         sleep(SECOND).await;
@@ -506,11 +506,13 @@ pub(crate) struct KeepsEpoch(pub(crate) Faulty);
 
 impl Backend for KeepsEpoch {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        Ok(Bounds { epoch: 1, ..self.0.bounds().await? })
+        let mut bounds = self.0.bounds().await?;
+        bounds.epoch = 1;
+        Ok(bounds)
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        Ok(Appended { epoch: 1, ..self.0.append(records).await? })
+        Ok(Appended::new(1, self.0.append(records).await?.position))
     }
 
     async fn append_if_unchanged(
@@ -521,15 +523,19 @@ impl Backend for KeepsEpoch {
     ) -> Result<Option<Appended>, BoxError> {
         let epoch = self.0.bounds().await?.epoch;
         let appended = self.0.append_if_unchanged(records, epoch, since).await?;
-        Ok(appended.map(|appended| Appended { epoch: 1, ..appended }))
+        Ok(appended.map(|appended| Appended::new(1, appended.position)))
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        Ok(Page { epoch: 1, ..self.0.read(topics, after).await? })
+        let mut page = self.0.read(topics, after).await?;
+        page.epoch = 1;
+        Ok(page)
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        Ok(Page { epoch: 1, ..self.0.follow(after).await? })
+        let mut page = self.0.follow(after).await?;
+        page.epoch = 1;
+        Ok(page)
     }
 }
 
@@ -606,11 +612,7 @@ async fn recording_publishes_nothing_after_an_unread_end() {
     for offset in 0..10 {
         sleep(SECOND * 3 + SECOND / 10 * offset).await;
         let topic = format!("a{offset}");
-        shared.append(vec![Record {
-            topic: topic.as_str().into(),
-            kind: RecordKind::Finish,
-            event: Vec::new().into(),
-        }]);
+        shared.append(vec![Record::new(topic.as_str(), RecordKind::Finish, "")]);
         for _ in 0..5 {
             hub.topic("c").publish(Event::new("x")).await.unwrap();
         }

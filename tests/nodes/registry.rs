@@ -265,7 +265,7 @@ async fn node_whose_topic_was_finished_fails_closed() {
 
 /// Finishes the topic of the announcements, like another program.
 async fn finish_closed_streams(shared: &Shared) {
-    let finish = Record { topic: CLOSED_STREAMS.into(), kind: RecordKind::Finish, event: Bytes::new() };
+    let finish = Record::new(CLOSED_STREAMS, RecordKind::Finish, Bytes::new());
     shared.connect().append(vec![finish]).await.unwrap();
 }
 

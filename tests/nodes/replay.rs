@@ -255,7 +255,7 @@ async fn behind_a_gap() -> (Hub, task::Spawn<Listener>, task::Spawn<Subscription
     assert_eq!(events.cursor(), first);
     connection.page.store(1, Relaxed);
     (1..5).for_each(|n| shared.append_event("a", &n.to_string()));
-    shared.append(vec![Record { topic: "a".into(), kind: RecordKind::Event, event: "no event".into() }]);
+    shared.append(vec![Record::new("a", RecordKind::Event, "no event")]);
     (5..9).for_each(|n| shared.append_event("a", &n.to_string()));
     settle().await;
     (hub, listener, events, first)

@@ -54,13 +54,13 @@
 //! # Appending to an unchanged topic
 //!
 //! With [`append_if_unchanged`](Backend::append_if_unchanged), one of several nodes becomes the
-//! publisher of a topic. So the comparison and the append have to be one step in the log. The
-//! default implementation takes two steps. It is correct only if no other process writes to the log
-//! in between. This is enough for the example below, whose log is in the memory of one process. For
-//! a log in a server it is wrong, and [`contract::check`] fails.
+//! publisher of a topic. So the comparison and the append have to be one step in the log. A call of
+//! `read` and a call of `append` are two steps. Another process, or another task of the same
+//! process, can append in between, and two nodes then publish to the topic.
 //!
 //! | a log in | one step is, for example |
 //! |---|---|
+//! | the memory of one process | one lock that is held during the comparison and the append |
 //! | SQL | one transaction that takes the lock of the log, and inserts unless the topic has a newer record |
 //! | a server with scripts | one script, as in Redis |
 //! | a server with conditional writes | a write with the expected last number of the topic, as in NATS |
@@ -83,6 +83,7 @@
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
+//! | [`inherit_max_age`](Backend::inherit_max_age), [`max_age`](Backend::max_age) | when a hub connects, before `open`, and the first only if the hub has a `max_age` | one | |
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
 //! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and [members](crate::hub::Topic::members), to learn how far the node has to read the log first, or whether the backend responds | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
@@ -90,6 +91,8 @@
 //! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |
 //! | [`read`](Backend::read) | a client that resumes before the oldest event in the memory of the node | 8 at a time; up to 1,024 different reads run or wait; identical reads share one call | again after 200 to 400 ms |
 //!
+//! - A log that removes records by their age implements `max_age` and `inherit_max_age`, so that
+//!   users set the age once. A backend that wraps another passes both calls on.
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
 //!   read the whole log, but for at most five seconds. The follower then reads the rest of the log.
 //! - The follower compares `bounds` with its position. If three comparisons in a row, two seconds
@@ -107,7 +110,7 @@
 //! A complete backend. A real implementation has a server instead of the `Mutex`:
 //!
 //! ```
-//! use std::{collections::HashMap, sync::{Arc, Mutex}};
+//! use std::{collections::HashMap, sync::{Arc, Mutex, MutexGuard}};
 //! use tokio::sync::watch;
 //! use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Position, Record, contract}};
 //!
@@ -124,6 +127,13 @@
 //!         Self { records: Arc::default(), last: watch::Sender::new(Position::START), max_records: max_records as u64 }
 //!     }
 //!
+//!     fn append_to(&self, mut all: MutexGuard<'_, Vec<Record>>, records: Vec<Record>) -> Appended {
+//!         all.extend(records);
+//!         let last = Position::new(all.len() as u64);
+//!         self.last.send_replace(last);
+//!         Appended::new(1, last)
+//!     }
+//!
 //!     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
 //!         let all = self.records.lock().unwrap();
 //!         let last = all.len() as u64;
@@ -132,28 +142,39 @@
 //!         let through = last.min(begin + 1000);
 //!         let positions = (begin + 1..).map(Position::new);
 //!         let records = positions.zip(all[begin as usize..through as usize].iter().cloned());
-//!         Page {
-//!             epoch: 1,
-//!             evicted_through: evicted_through.into(),
-//!             records: records.filter(|(_, record)| is_wanted(record)).collect(),
-//!             through: through.into(),
-//!         }
+//!         let mut page = Page::new(1, through.into());
+//!         page.evicted_through = evicted_through.into();
+//!         page.records = records.filter(|(_, record)| is_wanted(record)).collect();
+//!         page
 //!     }
 //! }
 //!
 //! impl Backend for List {
 //!     async fn bounds(&self) -> Result<Bounds, BoxError> {
 //!         let last = *self.last.borrow();
-//!         let evicted_through = last.get().saturating_sub(self.max_records).into();
-//!         Ok(Bounds { epoch: 1, evicted_through, last })
+//!         let mut bounds = Bounds::new(1, last);
+//!         bounds.evicted_through = last.get().saturating_sub(self.max_records).into();
+//!         Ok(bounds)
 //!     }
 //!
 //!     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-//!         let mut all = self.records.lock().unwrap();
-//!         all.extend(records);
-//!         let last = Position::new(all.len() as u64);
-//!         self.last.send_replace(last);
-//!         Ok(Appended { epoch: 1, position: last })
+//!         Ok(self.append_to(self.records.lock().unwrap(), records))
+//!     }
+//!
+//!     async fn append_if_unchanged(
+//!         &self,
+//!         records: Vec<Record>,
+//!         epoch: u64,
+//!         since: Position,
+//!     ) -> Result<Option<Appended>, BoxError> {
+//!         // The lock is held until the records are appended.
+//!         let all = self.records.lock().unwrap();
+//!         let evicted_through = (all.len() as u64).saturating_sub(self.max_records);
+//!         let mut newer = all.iter().skip(since.get() as usize);
+//!         if epoch != 1 || since.get() < evicted_through || newer.any(|record| record.topic == records[0].topic) {
+//!             return Ok(None);
+//!         }
+//!         Ok(Some(self.append_to(all, records)))
 //!     }
 //!
 //!     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {

@@ -50,7 +50,11 @@ pub use redis::RedisBackend;
 
 use crate::BoxError;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// The maximum age of the events of a hub, and of the records of each backend of this crate, if
+/// neither the hub nor its backend sets an age.
+pub(in crate::hub) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// A log of events outside of the hub. Usually the log is in a server, several processes share it,
 /// and it outlives each of them.
@@ -113,11 +117,31 @@ pub trait Backend: Send + Sync + 'static {
     /// identifies one lifetime of the log.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
 
+    /// Returns the maximum age of the records of this log, if it was set. Default: `None`.
+    ///
+    /// A hub without a [`max_age`](super::Builder::max_age) takes over the maximum age of its
+    /// backend when it connects. It then knows for this time that a topic is finished. The hub does
+    /// not take over an age that is not limited (zero or [`Duration::MAX`]), because its topics
+    /// would never expire. In that case, and with `None`, the maximum age of the hub is one hour.
+    fn max_age(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Sets the maximum age of records to that of the hub, unless the maximum age of this log was
+    /// set. [`Duration::MAX`] means that the age is not limited. The default does nothing.
+    ///
+    /// A hub whose [`max_age`](super::Builder::max_age) is set calls this method once, when it
+    /// connects, before [`open`](Self::open). Implement it for a log that removes old records.
+    fn inherit_max_age(&mut self, age: Duration) {
+        let _ = age;
+    }
+
     /// Opens the log, and waits until it can be used.
     ///
-    /// A hub calls this method when it connects, before every other method, and without a time
-    /// limit. Implement it for a log that can take longer to open than the ten seconds of the other
-    /// methods, such as a file that is verified after a crash. The default does nothing.
+    /// A hub calls this method when it connects, before every method except
+    /// [`max_age`](Self::max_age) and [`inherit_max_age`](Self::inherit_max_age), and without a
+    /// time limit. Implement it for a log that can take longer to open than the ten seconds of the
+    /// other methods, such as a file that is verified after a crash. The default does nothing.
     ///
     /// # Errors
     ///
@@ -174,9 +198,10 @@ pub trait Backend: Send + Sync + 'static {
     /// An implementation may return `None` although the topic has no new record, for example if it
     /// would have to examine too many records. The hub then tries again with a later `since`.
     ///
-    /// The default implementation reads the topic, and then appends the records. It does not notice
-    /// a record that another process appends between these two steps. Every backend of this crate
-    /// compares and appends in one step.
+    /// A call of [`read`](Self::read) and a call of `append` are two steps: another process, or
+    /// another task, can append in between. The
+    /// [guide](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) lists what
+    /// one step is in common servers.
     ///
     /// # Examples
     ///
@@ -185,7 +210,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::BoxError> {
     /// let log = MemoryBackend::new(1000);
-    /// let record = |data: &'static str| Record { topic: "news".into(), kind: RecordKind::Event, event: data.into() };
+    /// let record = |data: &'static str| Record::new("news", RecordKind::Event, data);
     /// let Bounds { epoch, last, .. } = log.bounds().await?;
     ///
     /// // Two nodes have read the topic up to the same position. One of them appends.
@@ -199,26 +224,7 @@ pub trait Backend: Send + Sync + 'static {
         records: Vec<Record>,
         epoch: u64,
         since: Position,
-    ) -> impl Future<Output = Result<Option<Appended>, BoxError>> + Send {
-        async move {
-            let Some(topic) = records.first().map(|record| [record.topic.clone()]) else { return Ok(None) };
-            let mut after = since;
-            loop {
-                let bounds = self.bounds().await?;
-                if bounds.epoch != epoch {
-                    return Ok(None);
-                }
-                if after >= bounds.last {
-                    return self.append(records).await.map(Some);
-                }
-                let page = self.read(&topic, after).await?;
-                if page.epoch != epoch || page.evicted_through > since || !page.records.is_empty() {
-                    return Ok(None);
-                }
-                after = page.through;
-            }
-        }
-    }
+    ) -> impl Future<Output = Result<Option<Appended>, BoxError>> + Send;
 
     /// Returns one page of the records of `topics` that come after the position `after`. A page has
     /// about a thousand records.
@@ -283,6 +289,7 @@ impl IdFormat {
 /// The result of an append: the epoch of the log that stored the records, and the position of the
 /// last record. The epoch identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records. It identifies one lifetime of the
     /// log.
@@ -292,9 +299,19 @@ pub struct Appended {
     pub position: Position,
 }
 
+impl Appended {
+    /// Creates the result of an append to the log with this epoch. `position` is that of the last
+    /// record.
+    #[must_use]
+    pub const fn new(epoch: u64, position: Position) -> Self {
+        Self { epoch, position }
+    }
+}
+
 /// The range of positions that a log retains at the moment, and the epoch of the log: a number that
 /// identifies one lifetime of the log, and changes when another log replaces this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another
     /// epoch. The ids of events contain the lower 40 bits of the epoch, except in the format
@@ -309,8 +326,29 @@ pub struct Bounds {
     pub last: Position,
 }
 
+impl Bounds {
+    /// Creates the bounds of a log with this epoch and this last position, which has not evicted a
+    /// record. For other logs, set [`evicted_through`](Self::evicted_through), too. Otherwise
+    /// evicted events are lost without a gap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Bounds, Position};
+    ///
+    /// let mut bounds = Bounds::new(0xd6fb3cee01, Position::new(100));
+    /// assert_eq!(bounds.evicted_through, Position::START);
+    /// bounds.evicted_through = Position::new(40);
+    /// ```
+    #[must_use]
+    pub const fn new(epoch: u64, last: Position) -> Self {
+        Self { epoch, evicted_through: Position::START, last }
+    }
+}
+
 /// One entry of the log: an event of a topic, or the statement that a topic is finished or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Record {
     /// The name of the topic. It can be any text, also an empty one.
     pub topic: Arc<str>,
@@ -320,6 +358,25 @@ pub struct Record {
     /// The wire bytes of the event (such as `data: 1`), without an `id` line, up to and including
     /// the blank line at its end. Empty if the record finishes or removes the topic.
     pub event: Bytes,
+}
+
+impl Record {
+    /// Creates a record of a topic. `event` are the wire bytes of its event, including the blank
+    /// line at the end.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Record, RecordKind};
+    ///
+    /// let event = Record::new("news", RecordKind::Event, "data: 1\n\n");
+    /// let finish = Record::new("news", RecordKind::Finish, "");
+    /// assert_eq!(event.topic, finish.topic);
+    /// ```
+    #[must_use]
+    pub fn new(topic: impl Into<Arc<str>>, kind: RecordKind, event: impl Into<Bytes>) -> Self {
+        Self { topic: topic.into(), kind, event: event.into() }
+    }
 }
 
 /// The effect of a [`Record`] on its topic: an event, an event that replaces the previous one, the
@@ -342,6 +399,7 @@ pub enum RecordKind {
 /// A part of the log: consecutive records, or those of the requested topics, in the order of their
 /// positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Page {
     /// The [`Bounds::epoch`] of the log when the page was read. It identifies one lifetime of the
     /// log.
@@ -359,4 +417,53 @@ pub struct Page {
     /// including this position, is in the field [`records`](Self::records), was evicted, or is of a
     /// topic that was not requested. Never smaller than [`evicted_through`](Self::evicted_through).
     pub through: Position,
+}
+
+impl Page {
+    /// Creates a page of the log with this epoch. The page ends at `through`, has no records yet,
+    /// and reports no eviction. Add the [`records`](Self::records), and set
+    /// [`evicted_through`](Self::evicted_through) if the log evicts records. Otherwise evicted
+    /// events are lost without a gap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Page, Position, Record, RecordKind};
+    ///
+    /// let mut page = Page::new(0xd6fb3cee01, Position::new(42));
+    /// page.evicted_through = Position::new(40);
+    /// page.records.push((Position::new(41), Record::new("news", RecordKind::Event, "data: 1\n\n")));
+    /// ```
+    #[must_use]
+    pub const fn new(epoch: u64, through: Position) -> Self {
+        Self { epoch, evicted_through: Position::START, records: Vec::new(), through }
+    }
+}
+
+#[cfg(all(test, any(feature = "file", feature = "nats", feature = "postgres", feature = "redis")))]
+mod tests {
+    use super::*;
+
+    /// Checks that a backend takes over the maximum age of a hub only if its own age is not set.
+    fn check<B: Backend>(new: impl Fn() -> B, max_age: impl Fn(B, Duration) -> B) {
+        let (hour, day) = (DEFAULT_MAX_AGE, DEFAULT_MAX_AGE * 24);
+        for (set, expected) in [(None, day), (Some(hour), hour), (Some(Duration::ZERO), Duration::MAX)] {
+            let mut log = set.map_or_else(&new, |age| max_age(new(), age));
+            assert_eq!(log.max_age(), set.map(|_| expected));
+            log.inherit_max_age(day);
+            assert_eq!(log.max_age(), Some(expected), "{set:?} is set");
+        }
+    }
+
+    #[test]
+    fn backend_takes_over_age_unless_it_has_one() {
+        #[cfg(feature = "file")]
+        check(|| FileBackend::new("events.log"), FileBackend::max_age);
+        #[cfg(feature = "nats")]
+        check(|| NatsBackend::new("nats://host").unwrap(), NatsBackend::max_age);
+        #[cfg(feature = "postgres")]
+        check(|| PostgresBackend::new("postgres://host").unwrap(), PostgresBackend::max_age);
+        #[cfg(feature = "redis")]
+        check(|| RedisBackend::new("redis://host").unwrap(), RedisBackend::max_age);
+    }
 }

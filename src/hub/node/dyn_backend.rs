@@ -4,13 +4,15 @@ use crate::{
     BoxError,
     hub::backend::{Appended, Backend, Bounds, IdFormat, Page, Position, Record},
 };
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
 /// A [`Backend`] of any type as a trait object.
 pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
+    fn max_age(&self) -> Option<Duration>;
+    fn inherit_max_age(&mut self, age: Duration);
     fn open(&self) -> BoxFuture<'_, ()>;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
@@ -23,6 +25,14 @@ pub(in crate::hub) trait DynBackend: Send + Sync {
 impl<B: Backend> DynBackend for B {
     fn id_format(&self) -> IdFormat {
         B::ID_FORMAT
+    }
+
+    fn max_age(&self) -> Option<Duration> {
+        Backend::max_age(self)
+    }
+
+    fn inherit_max_age(&mut self, age: Duration) {
+        Backend::inherit_max_age(self, age);
     }
 
     fn open(&self) -> BoxFuture<'_, ()> {

@@ -185,7 +185,7 @@ impl FileBackend {
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
-            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: Duration::from_secs(60 * 60) },
+            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: None },
             durability: Durability::Disk,
             log: Arc::default(),
             opening: Arc::default(),
@@ -219,13 +219,12 @@ impl FileBackend {
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
     ///
-    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too,
-    /// to the longest time after which clients may return. After that time, the hub forgets that a
-    /// topic is [finished](crate::hub::Topic::finish). A client that returns to the topic then
-    /// waits for new events, instead of getting 204.
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
+    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
+    /// both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self.retention.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
     }
 
@@ -374,6 +373,14 @@ fn bounds(tail: &Tail) -> Bounds {
 }
 
 impl Backend for FileBackend {
+    fn max_age(&self) -> Option<Duration> {
+        self.retention.max_age
+    }
+
+    fn inherit_max_age(&mut self, age: Duration) {
+        self.retention.max_age.get_or_insert(age);
+    }
+
     async fn open(&self) -> Result<(), BoxError> {
         self.log().await.map(drop)
     }

@@ -24,7 +24,9 @@ use self::{
     message::position,
     stream::Stream,
 };
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, shared_connection::SharedConnection};
+use super::{
+    Appended, Backend, Bounds, DEFAULT_MAX_AGE, IdFormat, Page, Position, Record, shared_connection::SharedConnection,
+};
 use crate::BoxError;
 use async_nats::jetstream::stream::Config;
 use std::{
@@ -176,6 +178,7 @@ use tokio::sync::Mutex;
 pub struct NatsBackend {
     servers: Servers,
     config: Config,
+    max_age: Option<Duration>,
     timeout: Duration,
     /// The connection to NATS that all requests of this process share, also those of the follower.
     link: SharedConnection<Link, Arc<str>>,
@@ -218,10 +221,10 @@ impl NatsBackend {
             config: Config {
                 name: "tower-sse".to_owned(),
                 max_messages: 1_000_000,
-                max_age: Duration::from_secs(60 * 60),
                 num_replicas: 1,
                 ..Config::default()
             },
+            max_age: None,
             timeout: Duration::from_secs(2),
             link: SharedConnection::default(),
             identity: Arc::default(),
@@ -283,11 +286,12 @@ impl NatsBackend {
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited. Has no
     /// effect on an existing stream.
     ///
-    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
-    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
+    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
+    /// both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };
+        self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
     }
 
@@ -329,9 +333,11 @@ impl NatsBackend {
     /// this configuration.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
-        let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());
+        // Zero means that the age is not limited.
+        let max_age = Some(self.max_age.unwrap_or(DEFAULT_MAX_AGE)).filter(|age| *age != Duration::MAX);
         Config {
             subjects: vec![format!("{}.>", self.config.name)],
+            max_age: max_age.unwrap_or_default(),
             duplicate_window: max_age.map_or(duplicates, |age| age.min(duplicates)),
             description: Some("The log of a hub of tower-sse".to_owned()),
             ..self.config.clone()
@@ -341,6 +347,14 @@ impl NatsBackend {
 
 impl Backend for NatsBackend {
     const ID_FORMAT: IdFormat = IdFormat::Messages;
+
+    fn max_age(&self) -> Option<Duration> {
+        self.max_age
+    }
+
+    fn inherit_max_age(&mut self, age: Duration) {
+        self.max_age.get_or_insert(age);
+    }
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.link.use_this_runtime();

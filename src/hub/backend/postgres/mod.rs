@@ -14,7 +14,7 @@ mod schema;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 
-use super::{Appended, Backend, Bounds, Page, Position, Record};
+use super::{Appended, Backend, Bounds, DEFAULT_MAX_AGE, Page, Position, Record};
 use crate::BoxError;
 use commands::Commands;
 use connection::Server;
@@ -51,8 +51,14 @@ struct Settings {
     tls_files: super::tls::Files,
     schema: Schema,
     max_records: u64,
-    max_age: Duration,
+    max_age: Option<Duration>,
     timeout: Duration,
+}
+
+impl Settings {
+    fn max_age(&self) -> Duration {
+        self.max_age.unwrap_or(DEFAULT_MAX_AGE)
+    }
 }
 
 /// The state of a Postgres backend, which its tasks share.
@@ -119,7 +125,7 @@ impl PostgresBackend {
                 tls_files: super::tls::Files::default(),
                 schema: Schema::new("tower_sse".to_owned())?,
                 max_records: 1_000_000,
-                max_age: Duration::from_secs(60 * 60),
+                max_age: None,
                 timeout: Duration::from_secs(2),
             },
             log: OnceLock::new(),
@@ -233,11 +239,12 @@ impl PostgresBackend {
     /// [`Duration::MAX`] and zero disable the limit. Each node deletes old records about every ten
     /// seconds, or after each quarter of `age` if this is shorter.
     ///
-    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
-    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
+    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
+    /// both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self.settings.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
     }
 
@@ -331,6 +338,14 @@ impl Log {
 }
 
 impl Backend for PostgresBackend {
+    fn max_age(&self) -> Option<Duration> {
+        self.settings.max_age
+    }
+
+    fn inherit_max_age(&mut self, age: Duration) {
+        self.settings.max_age.get_or_insert(age);
+    }
+
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let log = self.log();
         if let Ok(runtime) = Handle::try_current() {

@@ -75,7 +75,7 @@ impl Log {
     /// maximum age, but at most ten seconds. The follower, the task that reads the log, calls this
     /// function at least once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
-        let interval = (self.settings.max_age / 4).min(MAX_INTERVAL);
+        let interval = (self.settings.max_age() / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() >= interval) {
             self.start_eviction();
@@ -99,7 +99,7 @@ impl Log {
         *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
         // An interval of SQL ends at 178,000,000 years.
-        let max_age = self.settings.max_age.as_secs_f64().min(1e10);
+        let max_age = self.settings.max_age().as_secs_f64().min(1e10);
         loop {
             let limit =
                 |least: u64, new: &AtomicU64| i64::try_from(least.max(new.swap(0, Relaxed))).unwrap_or(i64::MAX);

@@ -12,7 +12,8 @@ mod losses;
 #[cfg(feature = "redis-tls")]
 use super::tls::{Files, Tls};
 use super::{
-    Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv, shared_connection::SharedConnection,
+    Appended, Backend, Bounds, DEFAULT_MAX_AGE, IdFormat, Page, Position, Record, fnv::fnv,
+    shared_connection::SharedConnection,
 };
 use crate::BoxError;
 use commands::Command;
@@ -151,7 +152,7 @@ pub struct RedisBackend {
     tls_files: Files,
     stream: String,
     max_records: u64,
-    max_age: Duration,
+    max_age: Option<Duration>,
     timeout: Duration,
     append: Script,
     append_if_unchanged: Script,
@@ -202,7 +203,7 @@ impl RedisBackend {
             tls_files: Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
-            max_age: Duration::from_secs(60 * 60),
+            max_age: None,
             timeout: Duration::from_secs(2),
             append: Script::new(concat!(include_str!("log.lua"), include_str!("append.lua"))),
             append_if_unchanged: Script::new(concat!(
@@ -305,11 +306,12 @@ impl RedisBackend {
     /// Sets the approximate maximum age of records in the Redis stream. Older records are removed.
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
     ///
-    /// The [`max_age`](crate::hub::Builder::max_age) of the hub is a separate setting: set it, too.
-    /// It decides how long the hub knows that a topic is [finished](crate::hub::Topic::finish).
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
+    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
+    /// both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
     }
 
@@ -332,7 +334,7 @@ impl RedisBackend {
 
     /// Returns the maximum age of entries in milliseconds. 0 means that the age is not limited.
     fn max_age_ms(&self) -> u64 {
-        u64::try_from(self.max_age.as_millis()).map_or(0, |ms| ms.max(1))
+        u64::try_from(self.max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis()).map_or(0, |ms| ms.max(1))
     }
 
     fn error(&self, source: RedisError) -> RequestError {
@@ -477,6 +479,14 @@ impl RedisBackend {
 
 impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
+
+    fn max_age(&self) -> Option<Duration> {
+        self.max_age
+    }
+
+    fn inherit_max_age(&mut self, age: Duration) {
+        self.max_age.get_or_insert(age);
+    }
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.commands.use_this_runtime();

@@ -29,7 +29,8 @@ pub(crate) async fn connect(backend: NatsBackend) -> Hub {
 }
 
 pub(crate) async fn try_connect(backend: NatsBackend) -> Result<Hub, Error> {
-    Hub::builder().max_events(100).backend(backend).connect().await
+    // The hub retains events for longer than some of the logs.
+    Hub::builder().max_events(100).max_age(Duration::from_secs(3600)).backend(backend).connect().await
 }
 
 /// Connects as an operator of the server.
@@ -432,8 +433,7 @@ async fn message_deleted_from_the_middle_is_evicted() {
     log.bounds().await.expect("the server responds");
     let mut positions = Vec::new();
     for n in 0..6 {
-        let event = format!("data: {n}\n\n").into();
-        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
+        let record = Record::new("news", RecordKind::Event, format!("data: {n}\n\n"));
         positions.push(log.append(vec![record]).await.expect("the server responds").position);
     }
     stream_of_log(&admin).await.delete_message(5).await.expect("the server responds");

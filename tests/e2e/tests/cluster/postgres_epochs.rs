@@ -54,12 +54,17 @@ async fn deleted_records_are_reported_as_evicted() {
     let (store, log) = start().await;
     append_each(&log, 0..5).await;
     let before = bounds(&log).await;
+    let evicted = |through| {
+        let mut after = before;
+        after.evicted_through = through;
+        after
+    };
     store.sql("DELETE FROM tower_sse.records WHERE position = 3");
-    assert_eq!(bounds(&log).await, Bounds { evicted_through: Position::new(3), ..before });
+    assert_eq!(bounds(&log).await, evicted(Position::new(3)));
     store.sql("SET session_replication_role = replica; DELETE FROM tower_sse.records WHERE position = 4");
-    assert_eq!(bounds(&log).await, Bounds { evicted_through: Position::new(4), ..before });
+    assert_eq!(bounds(&log).await, evicted(Position::new(4)));
     store.sql("TRUNCATE tower_sse.records");
-    assert_eq!(bounds(&log).await, Bounds { evicted_through: before.last, ..before });
+    assert_eq!(bounds(&log).await, evicted(before.last));
     assert!(append(&log, "t", 5).await > before.last);
 }
 

@@ -7,7 +7,7 @@ use crate::{
 use e2e::{Store, StoreKind, eventually};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
-use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
+use tower_sse::hub::backend::{Backend, Position, PostgresBackend};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -52,7 +52,8 @@ async fn truncation_in_an_older_snapshot_is_reported() {
         let page = reading.await.expect("no panic");
         assert!(page.as_ref().map_or(true, |page| page.evicted_through == before.last), "{level}: {page:?}");
         let after = log.bounds().await.expect("the server runs");
-        assert_eq!(after, Bounds { evicted_through: before.last, ..before }, "{level}");
+        assert_eq!((after.epoch, after.last), (before.epoch, before.last), "{level}");
+        assert_eq!(after.evicted_through, before.last, "{level}");
         assert!(append(&log, "t", 2).await > before.last, "{level}");
         assert_eq!(all_with_gaps(&log).await, (vec!["data: 2".to_owned()], vec![[1, before.last.get()]]), "{level}");
     }

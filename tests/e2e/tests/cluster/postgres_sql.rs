@@ -80,7 +80,7 @@ async fn publish_writes_the_same_bytes_as_the_crate() {
                 savepoint.commit().await.expect("the savepoint is released");
                 let event = Event::new(data);
                 let event = if let Some(name) = name { event.event(name) } else { event };
-                expected.push(Record { topic: (**topic).into(), kind: RecordKind::Event, event: event.encode() });
+                expected.push(Record::new(&**topic, RecordKind::Event, event.encode()));
                 valid += 1;
             }
             Err(_) => {
@@ -202,7 +202,7 @@ async fn node_needs_few_permissions_if_the_schema_exists() {
          GRANT ALL ON ALL SEQUENCES IN SCHEMA tower_sse TO node",
     );
     let node = postgres(&store.url_with("node@"));
-    let record = Record { topic: "t".into(), kind: RecordKind::Event, event: "data: x\n\n".into() };
+    let record = Record::new("t", RecordKind::Event, "data: x\n\n");
     let appended = node.append(vec![record.clone()]).await.expect("it may append");
     let page = node.follow(Position::START).await.expect("it may follow");
     assert_eq!(page.records, [(appended.position, record)]);
@@ -215,7 +215,7 @@ async fn node_creates_its_tables_in_an_existing_schema() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
     store.sql("CREATE ROLE node LOGIN; CREATE SCHEMA tower_sse AUTHORIZATION node");
     let node = postgres(&store.url_with("node@"));
-    let record = Record { topic: "t".into(), kind: RecordKind::Event, event: "data: x\n\n".into() };
+    let record = Record::new("t", RecordKind::Event, "data: x\n\n");
     node.append(vec![record]).await.expect("it owns the schema");
 }
 
@@ -259,7 +259,7 @@ async fn functions_of_other_schemas_are_not_called() {
     let planted = r#"CREATE FUNCTION public.cardinality("char"[]) RETURNS int LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION 'called'; END $$"#;
     client.batch_execute(planted).await.expect("the role may create functions");
-    let record = Record { topic: "a".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+    let record = Record::new("a", RecordKind::Event, "data: 1\n\n");
     log.append(vec![record]).await.expect("the planted function is not called");
 }
 

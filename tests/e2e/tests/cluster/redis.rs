@@ -329,7 +329,9 @@ fn ids_of(store: &Store) -> Vec<String> {
 async fn full_server_rejects_publishing_and_allows_reading() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let redis = || RedisBackend::new(store.url()).expect("the URL is valid").max_age(Duration::from_secs(1));
-    let node = Hub::builder().backend(redis()).connect().await.expect("the server responds");
+    // The hub retains events for longer than the log.
+    let builder = Hub::builder().max_age(Duration::from_secs(3600));
+    let node = builder.backend(redis()).connect().await.expect("the server responds");
     let topic = node.topic("news");
     let mut client = Client::of(&topic, Start::Latest).await;
     let begin = client.subscription.cursor();
@@ -419,11 +421,7 @@ async fn large_events_make_small_pages() {
     let redis = || RedisBackend::new(store.url()).expect("the URL is valid");
     let backend = redis();
     let begin = backend.bounds().await.expect("the server responds").last;
-    let record = |bytes: usize| Record {
-        topic: "news".into(),
-        kind: RecordKind::Event,
-        event: format!("data: {}\n\n", "x".repeat(bytes)).into(),
-    };
+    let record = |bytes: usize| Record::new("news", RecordKind::Event, format!("data: {}\n\n", "x".repeat(bytes)));
     backend.append((0..2000).map(|_| record(10)).collect()).await.expect("the server has memory");
     for _ in 0..100 {
         backend.append(vec![record(200 << 10)]).await.expect("the server has memory");

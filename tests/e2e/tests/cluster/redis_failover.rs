@@ -263,7 +263,7 @@ async fn acknowledged_events_that_no_node_read_are_reported() {
         wire.cut();
         assert_eq!(cli(&store, &["copy", "tower-sse", "older", "replace"]), "1");
         let event = Event::new("lost").encode();
-        let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
+        let record = Record::new("news", RecordKind::Event, event);
         let lost = backend.append(vec![record]).await.expect("the record is stored").position;
         assert_eq!(cli(&store, &["rename", "older", "tower-sse"]), "OK");
         wire.mend();

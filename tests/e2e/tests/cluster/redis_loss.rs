@@ -76,7 +76,7 @@ async fn streams_of_one_millisecond_share_no_id() {
     };
     let appends = async |n: usize| {
         let backend = RedisBackend::new(store.url()).expect("the URL is valid");
-        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        let record = Record::new("news", RecordKind::Event, "data: 1\n\n");
         let mut positions = Vec::new();
         for round in 0..15_000 {
             if round % 8 == 0 {

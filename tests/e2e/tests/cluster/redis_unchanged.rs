@@ -38,7 +38,7 @@ async fn missing_entries_refuse_an_append() {
     // The entries of one append do not contain the id of the entry before them.
     let (mut batch, mut deleted) = (before, before);
     for kind in [RecordKind::Remove, RecordKind::Finish, RecordKind::State, RecordKind::Event] {
-        let records = (0..3).map(|n| Record { kind, ..record("other", n) }).collect();
+        let records = (0..3).map(|n| Record::new("other", kind, record("other", n).event)).collect();
         batch = log.append(records).await.expect("the server responds").position;
         let first = Position::new(batch.get() - 2);
         deleted = first.next();

@@ -33,7 +33,7 @@ pub(crate) fn postgres(url: &str) -> PostgresBackend {
 }
 
 pub(crate) fn record(topic: &str, data: impl Display) -> Record {
-    Record { topic: topic.into(), kind: RecordKind::Event, event: format!("data: {data}\n\n").into() }
+    Record::new(topic, RecordKind::Event, format!("data: {data}\n\n"))
 }
 
 /// Appends a record without a condition, and returns its position.
