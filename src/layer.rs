@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 
 /// Completes event streams: adds headers and heartbeats, and applies a shutdown and limits. Other
-/// responses pass unchanged.
+/// responses pass unchanged, except for [temporary errors of a hub](Self::when_full).
 ///
 /// The layer works with axum, tonic and every other [`Service`](tower_service::Service) of HTTP
 /// requests, and with event streams from any source: an [`SseStream`](crate::SseStream), another

@@ -74,7 +74,8 @@
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, has
+//!    (`layer`, `allocations`, `grpc`). The only exceptions are [temporary errors of a
+//!    hub](SseLayer::when_full). A layer that [registers](SseLayer::register) streams, has
 //!    [limits](SseLayer::max_streams_per) for several keys, or [reports](SseLayer::on_close_with)
 //!    streams with values of their requests, allocates memory for each request.
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
