@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 
 /// Completes event streams: adds headers and heartbeats, and applies a shutdown and limits. Other
-/// responses pass unchanged.
+/// responses pass unchanged, except for [temporary errors of a hub](Self::when_full).
 ///
 /// The layer works with axum, tonic and every other [`Service`](tower_service::Service) of HTTP
 /// requests, and with event streams from any source: an [`SseStream`](crate::SseStream), another
@@ -276,7 +276,7 @@ impl SseLayer {
     /// Adds a random time of up to `jitter` to reconnect delays. So clients that are disconnected
     /// together do not all reconnect at the same time.
     ///
-    /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
+    /// - At a [shutdown](Self::shutdown), and in an [`Overload::RetryLater`] response, a client
     ///   gets the delay of [`retry`](Self::retry) plus the random time. The delay is one second if
     ///   `retry` is not set. By default, the random time here is up to five seconds. The same
     ///   random time is added to the delay of the response [`RetryLater`](crate::RetryLater).
@@ -400,8 +400,47 @@ impl SseLayer {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }
 
-    /// Sets the response for requests over a stream limit. The default is
-    /// [`Overload::ServiceUnavailable`].
+    /// Sets the response for requests over a stream limit. The default is [`Overload::Auto`]: an
+    /// `EventSource` reconnects later, and other clients get a status.
+    ///
+    /// # Temporary errors of a hub
+    ///
+    /// A response to a `hub::Error` that is temporary, such as an outage of its backend, is a 503,
+    /// which stops an `EventSource` for good. The layer replaces this response by that of
+    /// [`Overload::RetryLater`] if the request is a `GET` whose `Accept` header names
+    /// `text/event-stream` and no other media type. With [`Overload::ServiceUnavailable`], the
+    /// response stays. An inner layer that is set to a variant has precedence.
+    ///
+    /// # Examples
+    ///
+    /// The handler returns the error of the hub. The hub is full, and the `EventSource` reconnects
+    /// after 30 to 60 seconds:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "hub"))] {
+    /// use axum::{Router, body::Body, extract::State, http::Request, routing::get};
+    /// use std::time::Duration;
+    /// use tower::ServiceExt;
+    /// use tower_sse::{LastEventId, SseLayer, hub::{Error, Hub, Subscription}};
+    ///
+    /// async fn news(State(hub): State<Hub>, last: LastEventId) -> Result<Subscription, Error> {
+    ///     hub.topic("news").subscribe(last).await
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let hub = Hub::builder().max_topics(0).build();
+    /// let half_a_minute = Duration::from_secs(30);
+    /// let layer = SseLayer::new().retry(half_a_minute).reconnect_jitter(half_a_minute);
+    /// let app = Router::new().route("/news", get(news)).layer(layer).with_state(hub);
+    ///
+    /// for (accept, status) in [("text/event-stream", 200), ("*/*", 503)] {
+    ///     let request = Request::get("/news").header("accept", accept).body(Body::empty()).unwrap();
+    ///     assert_eq!(app.clone().oneshot(request).await.unwrap().status(), status);
+    /// }
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
     pub fn when_full(self, answer: Overload) -> Self {
         self.with(|settings| settings.when_full = Some(answer))
     }

@@ -74,7 +74,8 @@
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`). A layer that [registers](SseLayer::register) streams, has
+//!    (`layer`, `allocations`, `grpc`). The only exceptions are [temporary errors of a
+//!    hub](SseLayer::when_full). A layer that [registers](SseLayer::register) streams, has
 //!    [limits](SseLayer::max_streams_per) for several keys, or [reports](SseLayer::on_close_with)
 //!    streams with values of their requests, allocates memory for each request.
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
@@ -133,7 +134,7 @@
 //! |---|---|---|---|---|
 //! | `tower_sse_streams_active` | gauge | streams | | open streams |
 //! | `tower_sse_streams_closed_total` | counter | streams | `reason` | ended streams, by [reason](CloseReason::as_str) |
-//! | `tower_sse_streams_refused_total` | counter | streams | | requests over a [limit](SseLayer::max_streams) |
+//! | `tower_sse_streams_refused_total` | counter | streams | | requests over a [limit](SseLayer::max_streams), and [errors of a hub](SseLayer::when_full) that a layer has replaced |
 //! | `tower_sse_stream_duration_seconds` | histogram | seconds | | the duration of each stream, recorded at its end |
 //! | `tower_sse_events_sent_total` | counter | events | | events passed to the transport |
 //! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, including heartbeats |
@@ -164,7 +165,8 @@
 //! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
 //! is an [`SseStream`]. A panic in a callback of the application, such as `on_close`, is the event
 //! `callback panicked` (`ERROR`), with the field `callback`. A request over a
-//! [limit](SseLayer::when_full) is the event `stream refused` (`DEBUG`). A close of a
+//! [limit](SseLayer::when_full) is the event `stream refused` (`DEBUG`). So is an [error of a
+//! hub](SseLayer::when_full) that a layer has replaced, with the field `error`. A close of a
 //! [`StreamRegistry`] that cannot be announced to other nodes is the event `close not announced`
 //! (`ERROR`), with the field `error`. A connection of `serve` whose socket does not accept the
 //! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field

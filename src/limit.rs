@@ -18,29 +18,59 @@ use std::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_sse::{Overload, SseLayer};
+/// use tower_sse::SseLayer;
 ///
 /// // A public page. Browsers over the limit reconnect after 30 to 60 seconds.
 /// let layer = SseLayer::new()
 ///     .max_streams(10_000)
-///     .when_full(Overload::RetryLater)
 ///     .retry(Duration::from_secs(30))
 ///     .reconnect_jitter(Duration::from_secs(30));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
+    /// Responds with [`RetryLater`](Self::RetryLater) to a `GET` whose `Accept` header names
+    /// `text/event-stream` and no other media type. Responds to all other requests with
+    /// [`ServiceUnavailable`](Self::ServiceUnavailable). Ranges such as `*/*` and types with `q=0`
+    /// do not count as other media types.
+    ///
+    /// An `EventSource` sends this header, and a status such as 503 stops it for good (HTML
+    /// standard, §9.2.2).
+    ///
+    /// | client | `Accept` | gets | what it does |
+    /// |---|---|---|---|
+    /// | `EventSource` in Chromium, Firefox, WebKit, `undici`; `eventsource` (Node) | `text/event-stream` | `RetryLater` | reconnects |
+    /// | MCP: the `GET` of the TypeScript SDK for messages of the server | `text/event-stream` | `RetryLater` | reconnects; it would not after a status |
+    /// | `@microsoft/fetch-event-source`, by default | `text/event-stream` | `RetryLater` | reconnects if its `onclose` throws, and else stops, as after every end of a stream |
+    /// | MCP: calls; SDKs of language models | `POST` | a status | reports the error, or repeats the request |
+    /// | `fetch`, `curl`, health checks, without a header of their own | `*/*` | a status | sees the overload |
+    ///
+    /// A proxy does not see the overload in a `RetryLater`. If a load balancer repeats requests at
+    /// another server after a 503, use [`ServiceUnavailable`](Self::ServiceUnavailable).
+    #[default]
+    Auto,
     /// `503 Service Unavailable`, or `429 Too Many Requests` over a [limit per
     /// key](crate::SseLayer::max_streams_per) such as a user, with `Retry-After`. An `EventSource`
     /// does not reconnect by itself after either status.
     ///
     /// A 503 lets load balancers detect the overload. A 429 does not make them eject the server:
     /// one client with too many streams is not a problem of the server.
-    #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
     /// A handler can respond in the same way, with the response [`RetryLater`](crate::RetryLater).
     RetryLater,
+}
+
+impl Overload {
+    /// Returns whether the response is the stream of [`RetryLater`](Self::RetryLater), and not a
+    /// status. `is_from_event_source` is set for a request like that of an `EventSource`.
+    pub(crate) fn is_retry_later(self, is_from_event_source: bool) -> bool {
+        match self {
+            Self::Auto => is_from_event_source,
+            Self::ServiceUnavailable => false,
+            Self::RetryLater => true,
+        }
+    }
 }
 
 /// The keys of a request for the stream limits that count per key, in the order of these limits.

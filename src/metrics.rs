@@ -40,7 +40,7 @@ mod on {
         DESCRIBED.call_once(|| {
             describe_gauge!(ACTIVE, Unit::Count, "Open event streams.");
             describe_counter!(CLOSED, Unit::Count, "Ended event streams, by reason.");
-            describe_counter!(REFUSED, Unit::Count, "Event streams that a limit rejected.");
+            describe_counter!(REFUSED, Unit::Count, "Event streams that a layer rejected.");
             describe_histogram!(DURATION, Unit::Seconds, "Duration of event streams.");
             describe_counter!(EVENTS, Unit::Count, "Events handed to the transport.");
             describe_counter!(BYTES, Unit::Bytes, "Bytes of event streams handed to the transport.");
@@ -61,7 +61,8 @@ mod on {
         });
     }
 
-    /// Counts a request that was rejected because a limit of streams was reached.
+    /// Counts a request that was rejected because a limit of streams was reached, or because of a
+    /// temporary error of a hub.
     pub(crate) fn refused() {
         describe();
         counter!(REFUSED).increment(1);

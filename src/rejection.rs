@@ -1,8 +1,7 @@
-//! The response to a request that is over a limit of open streams. A handler can respond in the
-//! same way: see `retry_later.rs`.
+//! The response to a request that is over a limit of open streams, or for whose stream a hub has
+//! returned a temporary error. A handler can respond in the same way: see `retry_later.rs`.
 
 use crate::{
-    Overload,
     body::{LayerHandle, ResponseBody},
     event::retry_line,
     headers,
@@ -17,13 +16,56 @@ use http::{
 use http_body::Body;
 use std::sync::{Arc, Weak};
 
-/// A response extension that marks the rejection of a request over a limit of open streams, or a
+/// The reason of a rejection.
+#[derive(Clone, Copy)]
+pub(crate) enum Reason {
+    /// A limit of open streams is reached.
+    Limit(LimitReached),
+    /// A handler has returned a [`TemporaryError`].
+    TemporaryError,
+}
+
+impl Reason {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Limit(LimitReached::Key) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limit(LimitReached::Total) | Self::TemporaryError => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Limit(LimitReached::Total) => "the limit of open event streams is reached; try again later",
+            Self::Limit(LimitReached::Key) => {
+                "your limit of open event streams is reached; close one, or try again later"
+            }
+            Self::TemporaryError => "the event stream is temporarily unavailable; try again later",
+        }
+    }
+}
+
+/// A response extension that marks the 503 of a temporary error of a hub, and contains the message
+/// of the error. A layer rejects a request like that of an `EventSource` instead, which would not
+/// reconnect after the 503.
+#[derive(Clone)]
+pub(crate) struct TemporaryError(pub(crate) String);
+
+impl TemporaryError {
+    /// Returns the mark of a response, or `None` for every other response. If a middleware has
+    /// changed the status, the response is no temporary error.
+    pub(crate) fn of<B>(response: &Response<B>) -> Option<&Self> {
+        let mark = response.extensions().get();
+        mark.filter(|_| response.status() == StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
+/// A response extension that marks the rejection of a request for a stream, or a
 /// [`RetryLater`](crate::RetryLater). Outer layers do not handle the rejection as an event stream.
 /// They only supply the settings, such as the reconnect delay, that the rejecting layer leaves
 /// unset.
 #[derive(Clone)]
 pub(crate) struct Rejected {
-    limit: LimitReached,
+    reason: Reason,
     settings: Settings,
     head: Head,
     /// Dangling after the body of the rejection was dropped. A middleware may replace the body, and
@@ -55,50 +97,51 @@ impl Rejected {
     }
 }
 
-/// Replaces the response of the handler by the rejection of a request over a limit of open streams.
-/// The layer checks the limit after the handler has responded, because only responses that are
-/// event streams count towards the limit. The body of the handler is never polled.
+/// Replaces the response of the handler by the rejection of a request for a stream. The layer
+/// checks a limit after the handler has responded, because only responses that are event streams
+/// count towards the limit. The body of the handler is never polled.
 ///
 /// The headers of the handler are kept, such as its CORS headers, except for the headers that
 /// describe its body. Without the CORS headers, an `EventSource` of another origin would not
 /// reconnect.
 pub(crate) fn reject<B: Body>(
     response: Response<B>,
-    limit: LimitReached,
+    reason: Reason,
     settings: Settings,
+    is_from_event_source: bool,
 ) -> Response<ResponseBody<B>> {
     let delay = settings.reconnect_delay(None);
     let (mut parts, body) = response.into_parts();
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
         parts.headers.remove(of_the_body);
     }
-    let bytes = match settings.when_full.unwrap_or_default() {
-        Overload::ServiceUnavailable => {
-            parts.status = match limit {
-                LimitReached::Total => StatusCode::SERVICE_UNAVAILABLE,
-                LimitReached::Key => StatusCode::TOO_MANY_REQUESTS,
-            };
-            let seconds = delay.as_secs_f64().ceil() as u64;
-            parts.headers.insert(RETRY_AFTER, seconds.into());
-            parts.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            let text = match limit {
-                LimitReached::Total => "the limit of open event streams is reached; try again later",
-                LimitReached::Key => "your limit of open event streams is reached; close one, or try again later",
-            };
-            Bytes::from_static(text.as_bytes())
-        }
-        Overload::RetryLater => {
-            parts.status = StatusCode::OK;
-            headers::complete(&mut parts.headers);
-            retry_line(delay)
-        }
+    let bytes = if settings.when_full.unwrap_or_default().is_retry_later(is_from_event_source) {
+        parts.status = StatusCode::OK;
+        headers::complete(&mut parts.headers);
+        retry_line(delay)
+    } else {
+        parts.status = reason.status();
+        let seconds = delay.as_secs_f64().ceil() as u64;
+        parts.headers.insert(RETRY_AFTER, seconds.into());
+        parts.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Bytes::from_static(reason.text().as_bytes())
     };
     let token = Arc::new(());
-    let rejected = Rejected { limit, settings, head: head(parts.status, &parts.headers), body: Arc::downgrade(&token) };
+    let rejected =
+        Rejected { reason, settings, head: head(parts.status, &parts.headers), body: Arc::downgrade(&token) };
     parts.extensions.remove::<LayerHandle>();
     parts.extensions.insert(rejected);
     Response::from_parts(parts, ResponseBody::replaced(body, bytes, token))
+}
+
+/// Replaces the response to a [`TemporaryError`] by the rejection of a request like that of an
+/// `EventSource`. The headers that describe the error are removed.
+pub(crate) fn reject_error<B: Body>(mut response: Response<B>, settings: Settings) -> Response<ResponseBody<B>> {
+    for of_the_error in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
+        response.headers_mut().remove(of_the_error);
+    }
+    reject(response, Reason::TemporaryError, settings, true)
 }
 
 /// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
@@ -110,6 +153,7 @@ pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,
     outer: &Settings,
+    is_from_event_source: bool,
 ) -> Response<ResponseBody<B>> {
     let is_changed = !rejected.has_body() || !rejected.has_head_of(&response);
     if is_changed || !rejected.settings.inherit(outer) {
@@ -118,5 +162,5 @@ pub(crate) fn reject_again<B: Body>(
     for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
         response.headers_mut().remove(of_the_rejection);
     }
-    reject(response, rejected.limit, rejected.settings)
+    reject(response, rejected.reason, rejected.settings, is_from_event_source)
 }

@@ -1,6 +1,12 @@
 //! [`RetryLater`], a response after which clients reconnect.
 
-use crate::{Overload, body::ResponseBody, limit::LimitReached, rejection::reject, settings::Settings};
+use crate::{
+    Overload,
+    body::ResponseBody,
+    limit::LimitReached,
+    rejection::{Reason, reject},
+    settings::Settings,
+};
 use http::Response;
 use std::time::Duration;
 
@@ -16,14 +22,16 @@ use std::time::Duration;
 /// converts it for tower and hyper. To stop a client from reconnecting instead, use
 /// [`SseStream::stop_reconnecting`](crate::SseStream::stop_reconnecting).
 ///
-/// A response to a request over a limit of an [`SseLayer`](crate::SseLayer) is the same, with
-/// [`Overload::RetryLater`](crate::Overload::RetryLater). Like that response, a `RetryLater` does
-/// not count as a stream: layers neither limit nor register nor report it.
+/// An [`SseLayer`](crate::SseLayer) responds in the same way to an `EventSource` over a limit, or
+/// after a temporary error of a hub: see [`Overload`](crate::Overload). Like that response, a
+/// `RetryLater` does not count as a stream: layers neither limit nor register nor report it.
 ///
 /// # Examples
 ///
-/// Clients of a hub return after 10 to 15 seconds if the hub has too many topics, or its backend
-/// does not respond:
+/// All clients of a hub return after 10 to 15 seconds if the hub has too many topics, or its
+/// backend does not respond. With an [`SseLayer`](crate::SseLayer::when_full) around it, the
+/// handler can return the error itself instead. Then an `EventSource` returns after the delay of
+/// the layer:
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "hub"))] {
@@ -91,7 +99,7 @@ impl RetryLater {
         // The mark of a rejection makes layers supply their jitter, and count no stream.
         let (retry, when_full) = (Some(self.delay), Some(Overload::RetryLater));
         let settings = Settings { retry, jitter: self.jitter, when_full, ..Settings::default() };
-        // The kind of the limit changes only other rejections.
-        reject(Response::new(String::new()), LimitReached::Total, settings)
+        // The reason and the kind of the request change only other rejections.
+        reject(Response::new(String::new()), Reason::Limit(LimitReached::Total), settings, true)
     }
 }

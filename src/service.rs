@@ -7,7 +7,7 @@ use crate::{
     limit::{Keys, Limit},
     metrics,
     registry::Registration,
-    rejection::{Rejected, reject, reject_again},
+    rejection::{Reason, Rejected, TemporaryError, reject, reject_again, reject_error},
     settings::{LayerOnClose, Settings},
     trace,
 };
@@ -93,6 +93,7 @@ where
         }
         let assumes = accepts && headers::is_only_event_stream_accepted(request.headers());
         let is_head = request.method() == Method::HEAD;
+        let is_from_event_source = assumes && request.method() == Method::GET;
         let keep_connection = can_keep_connection(&request);
         let noted = trace::Request::of(&request);
         let mut head = ReadHead::default();
@@ -101,7 +102,7 @@ where
         }
         let inner = self.inner.call(request);
         let settings = Arc::clone(&self.settings);
-        ResponseFuture { inner, settings, head, noted, keep_connection, assumes, is_head }
+        ResponseFuture { inner, settings, head, noted, keep_connection, assumes, is_from_event_source, is_head }
     }
 }
 
@@ -149,6 +150,9 @@ pin_project! {
         keep_connection: bool,
         // Set if a response without a content type counts as an event stream.
         assumes: bool,
+        // Set if the request is like that of an `EventSource`: a `GET` that only accepts an event
+        // stream.
+        is_from_event_source: bool,
         is_head: bool,
     }
 }
@@ -165,15 +169,37 @@ where
         let this = self.project();
         this.inner.poll(cx).map_ok(|response| {
             if let Some(rejected) = Rejected::of(&response) {
-                reject_again(response, rejected, this.settings)
+                reject_again(response, rejected, this.settings, *this.is_from_event_source)
+            } else if *this.is_from_event_source && TemporaryError::of(&response).is_some() {
+                handle_error(response, this.settings, this.noted)
             } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
             } else {
                 let (head, request) = (mem::take(this.head), mem::take(this.noted));
-                make_correct(response, *this.keep_connection, this.settings, head, request)
+                let is_from_event_source = *this.is_from_event_source;
+                make_correct(response, *this.keep_connection, is_from_event_source, this.settings, head, request)
             }
         })
     }
+}
+
+/// Rejects a request like that of an `EventSource` whose handler has returned a temporary error of
+/// a hub, unless the layer answers such requests with a status.
+#[inline(never)]
+fn handle_error<B: Body>(
+    mut response: Response<B>,
+    settings: &Settings,
+    request: &trace::Request,
+) -> Response<ResponseBody<B>> {
+    // Outer layers leave the response unchanged, because the setting of an inner layer has
+    // precedence.
+    let error = response.extensions_mut().remove::<TemporaryError>();
+    if !settings.when_full.unwrap_or_default().is_retry_later(true) {
+        return response.map(ResponseBody::untouched);
+    }
+    trace::refused(request, error.map(|TemporaryError(message)| message));
+    metrics::refused();
+    reject_error(response, settings.clone())
 }
 
 /// Applies the settings of a layer to an event stream, or rejects the response if a limit
@@ -183,6 +209,7 @@ where
 fn make_correct<B: Body>(
     mut response: Response<B>,
     keep_connection: bool,
+    is_from_event_source: bool,
     settings: &Arc<Settings>,
     head: ReadHead,
     request: trace::Request,
@@ -192,9 +219,9 @@ fn make_correct<B: Body>(
     let permits = match head.keys.acquire(&settings.limits, is_held) {
         Ok(permits) => permits,
         Err(limit) => {
-            trace::refused(&request);
+            trace::refused(&request, None);
             metrics::refused();
-            return reject(response, limit, Settings::clone(settings));
+            return reject(response, Reason::Limit(limit), Settings::clone(settings), is_from_event_source);
         }
     };
     // An inner layer may have opened a registration with the same key. It is removed only after

@@ -73,9 +73,10 @@ mod on {
         }
     }
 
-    /// Logs a request that was rejected because a limit of streams was reached.
-    pub(crate) fn refused(request: &Request) {
-        debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
+    /// Logs a request that was rejected because a limit of streams was reached, or because of
+    /// `error`, the message of a temporary error of a hub.
+    pub(crate) fn refused(request: &Request, error: Option<String>) {
+        debug!(target: TARGET, method = request.method(), path = request.path(), error, "stream refused");
     }
 
     /// Logs that a stream has failed. Called while the stream is polled, so that its span is the
@@ -282,7 +283,7 @@ mod off {
         }
     }
 
-    pub(crate) fn refused(_: &Request) {}
+    pub(crate) fn refused(_: &Request, _: Option<String>) {}
 
     pub(crate) fn failed(_: Option<&BoxError>) {}
 

@@ -1,13 +1,13 @@
 //! Errors compose: a handler that builds JSON, publishes and subscribes returns one error type.
 
-use axum::{Router, body::Body, extract::State, response::IntoResponse, routing::get};
+use axum::{Router, body::Body, extract::State, middleware, response::IntoResponse, routing::get};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use std::{collections::HashMap, error::Error as _, time::Duration};
 use tokio_stream::Pending;
 use tower::ServiceExt;
 use tower_sse::{
-    Event, JsonError, LastEventId, RetryLater, SseStream,
+    Event, JsonError, LastEventId, Overload, RetryLater, SseLayer, SseStream,
     hub::{Error, ErrorKind, Hub, Start, Subscription},
 };
 
@@ -79,6 +79,89 @@ async fn retry_later_is_response_and_error_of_a_handler() {
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(text(response).await, "retry: 1000\n");
     }
+}
+
+/// A route whose handler subscribes to a topic of the hub, and returns its error.
+fn news(hub: &Hub) -> Router {
+    let handler = async |State(hub): State<Hub>, last: LastEventId| hub.topic("news").subscribe(last).await;
+    Router::new().route("/", get(handler).post(handler)).with_state(hub.clone())
+}
+
+async fn request(app: &Router, method: &str, accept: &str) -> Response<Body> {
+    let request = Request::builder().method(method).header("accept", accept).body(Body::empty()).unwrap();
+    app.clone().oneshot(request).await.unwrap()
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+const FULL: &str = r#"there is no room for the topic "news": the hub has 0 topics, which is its max_topics"#;
+
+fn layer() -> SseLayer {
+    SseLayer::new().retry(Duration::from_secs(4)).reconnect_jitter(Duration::ZERO)
+}
+
+#[tokio::test]
+async fn event_source_reconnects_after_temporary_error_of_hub() {
+    let hub = Hub::builder().max_topics(0).build();
+    let cors = async |mut response: Response<Body>| {
+        response.headers_mut().insert("access-control-allow-origin", "https://a.example".parse().unwrap());
+        response
+    };
+    let app = news(&hub).layer(middleware::map_response(cors)).layer(layer());
+    let response = request(&app, "GET", EVENT_STREAM).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-cache, no-transform");
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://a.example");
+    assert_eq!(text(response).await, "retry: 4000\n");
+
+    // The response is the same for other requests, and without a layer.
+    let bare = news(&hub);
+    for (app, method, accept) in [
+        (&app, "GET", "*/*"),
+        (&app, "GET", "application/json, text/event-stream"),
+        (&app, "POST", EVENT_STREAM),
+        (&app, "HEAD", EVENT_STREAM),
+        (&bare, "GET", EVENT_STREAM),
+    ] {
+        let response = request(app, method, accept).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{method} {accept}");
+        assert_eq!(text(response).await, if method == "HEAD" { "" } else { FULL }, "{method} {accept}");
+    }
+}
+
+#[tokio::test]
+async fn permanent_or_changed_error_of_hub_stays() {
+    let hub = Hub::builder().max_topics(0).build();
+    let teapot = async |mut response: Response<Body>| {
+        *response.status_mut() = StatusCode::IM_A_TEAPOT;
+        response
+    };
+    let app = news(&hub).layer(middleware::map_response(teapot)).layer(layer());
+    let response = request(&app, "GET", EVENT_STREAM).await;
+    assert_eq!((response.status(), text(response).await.as_str()), (StatusCode::IM_A_TEAPOT, FULL));
+
+    let none = async || Hub::new().subscribe([""; 0], Start::Latest).await;
+    let app = Router::new().route("/", get(none)).layer(layer());
+    assert_eq!(request(&app, "GET", EVENT_STREAM).await.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn layers_set_the_response_to_temporary_errors() {
+    let hub = Hub::builder().max_topics(0).build();
+    let get = async |layers: [SseLayer; 2]| {
+        let app = layers.into_iter().fold(news(&hub), |app, layer| app.layer(layer));
+        let response = request(&app, "GET", EVENT_STREAM).await;
+        (response.status().as_u16(), text(response).await)
+    };
+    let later = (200, String::from("retry: 4000\n"));
+    assert_eq!(get([SseLayer::new(), layer()]).await, later);
+    assert_eq!(get([SseLayer::new().when_full(Overload::RetryLater), layer()]).await, later);
+    let unavailable = || layer().when_full(Overload::ServiceUnavailable);
+    assert_eq!(get([unavailable(), SseLayer::new()]).await, (503, FULL.to_owned()));
+    assert_eq!(get([unavailable(), layer().when_full(Overload::RetryLater)]).await, (503, FULL.to_owned()));
+    let generic = "the event stream is temporarily unavailable; try again later".to_owned();
+    assert_eq!(get([SseLayer::new(), unavailable()]).await, (503, generic));
+    assert_eq!(get([layer().when_full(Overload::Auto), unavailable()]).await, later);
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use tower_sse::{CloseReason, Event, Heartbeat, Overload, SseLayer, SseStream, StreamSummary};
+use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamSummary};
 
 /// Runs the large tests one after another: each opens thousands of sockets and prints its duration.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -347,9 +347,10 @@ async fn reset_streams_release_permits_and_are_reported_once() {
 #[tokio::test]
 async fn retry_later_is_a_complete_response() {
     for protocol in Protocol::ALL {
-        let layer = SseLayer::new().max_streams(0).when_full(Overload::RetryLater).retry(Duration::from_secs(2));
-        let server = serve(app(layer.reconnect_jitter(Duration::ZERO))).await;
-        let answer = protocol.get(server.address, "/upstream/busy", &[]).await.complete().await;
+        let layer = SseLayer::new().max_streams(0).retry(Duration::from_secs(2)).reconnect_jitter(Duration::ZERO);
+        let server = serve(app(layer)).await;
+        let event_source = [("accept", "text/event-stream")];
+        let answer = protocol.get(server.address, "/upstream/busy", &event_source).await.complete().await;
         assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, "retry: 2000\n"));
         assert_eq!(answer.headers[header::CONTENT_TYPE], "text/event-stream");
     }

@@ -302,6 +302,30 @@ async fn unset_overload_response_comes_from_outside() {
 }
 
 #[tokio::test]
+async fn default_overload_response_gives_way_to_outer_setting() {
+    for kind in KINDS {
+        let rejected = |layers: [&SseLayer; 2]| {
+            layers.into_iter().fold(response(kind), |response, layer| {
+                let request = Request::builder().header(header::ACCEPT, "text/event-stream").body(()).unwrap();
+                boxed(respond(layer, request, response))
+            })
+        };
+        let inner = SseLayer::new().max_streams(0);
+        let outer = SseLayer::new().retry(Duration::from_secs(7)).reconnect_jitter(Duration::ZERO);
+        assert_eq!(text(rejected([&inner, &outer])).await, "retry: 7000\n");
+        let unavailable = outer.when_full(Overload::ServiceUnavailable);
+        let response = rejected([&inner, &unavailable]);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "7");
+        assert_eq!(text(response).await, "the limit of open event streams is reached; try again later");
+
+        // A setting of the inner layer stays, even if it is the default.
+        let inner = inner.when_full(Overload::Auto);
+        assert_eq!(text(rejected([&inner, &unavailable])).await, "retry: 7000\n");
+    }
+}
+
+#[tokio::test]
 async fn rejection_that_a_middleware_has_changed_stays() {
     let outer = SseLayer::new().when_full(Overload::RetryLater).retry(Duration::from_secs(7));
     for kind in KINDS {

@@ -1,4 +1,4 @@
-use crate::{BoxError, event::Shortened, headers::error_response};
+use crate::{BoxError, event::Shortened, headers::error_response, rejection::TemporaryError};
 use http::{HeaderValue, Response, StatusCode, header::CACHE_CONTROL};
 use std::fmt;
 
@@ -6,8 +6,13 @@ use std::fmt;
 ///
 /// As a response of an axum handler, the error has its [`status`](Self::status), and its message as
 /// the body. Most messages contain the name of the topic. If clients must not see it, convert the
-/// error into a response of your own. After an error that [is temporary](Self::is_temporary), an
-/// `EventSource` reconnects only if the response is a [`RetryLater`](crate::RetryLater).
+/// error into a response of your own.
+///
+/// An `EventSource` does not reconnect after a status such as 503. So if an error
+/// [is temporary](Self::is_temporary), an [`SseLayer`](crate::SseLayer) around the handler replaces
+/// the response by a [`RetryLater`](crate::RetryLater) for a request like that of an `EventSource`:
+/// see [`when_full`](crate::SseLayer::when_full). Without a layer, the handler has to return the
+/// `RetryLater` itself.
 ///
 /// # Examples
 ///
@@ -116,9 +121,10 @@ pub enum ErrorKind {
     /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new
     /// subscription that needs one more read gets this error. The client has lost no event: it can
-    /// reconnect with the same id. But an `EventSource` does not reconnect by itself after a 503,
-    /// so respond with [`RetryLater`](crate::RetryLater) instead. With a larger retention of the
-    /// hub, such as [`max_events`](super::Builder::max_events), fewer clients need the backend.
+    /// reconnect with the same id. An `EventSource` does so if the handler is inside an
+    /// [`SseLayer`](crate::SseLayer::when_full), and else only after a
+    /// [`RetryLater`](crate::RetryLater). With a larger retention of the hub, such as
+    /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
     /// Subscribing and [`exists_in_log`](super::Topic::exists_in_log) return this error. An open
     /// subscription that needs old events does not end at this limit. It repeats its read after 200
@@ -229,8 +235,9 @@ impl Error {
     /// [`Shutdown`](ErrorKind::Shutdown) and [`TooManyTopics`](ErrorKind::TooManyTopics), which
     /// have the [`status`](Self::status) 503.
     ///
-    /// An `EventSource` does not reconnect by itself after a 503. So respond to a request for a
-    /// stream with [`RetryLater`](crate::RetryLater) if the error is temporary.
+    /// An `EventSource` does not reconnect by itself after a 503. An
+    /// [`SseLayer`](crate::SseLayer::when_full) around the handler replaces the response to such an
+    /// error by a [`RetryLater`](crate::RetryLater) for an `EventSource`.
     ///
     /// Do not publish again only because an error is temporary. After an error of the kind
     /// `Backend`, the events may be in the log. The cause of such an error can also be permanent,
@@ -256,6 +263,9 @@ impl Error {
     /// [`status`](Self::status), and its message as plain text. In an axum handler, return the
     /// error itself.
     ///
+    /// An [`SseLayer`](crate::SseLayer::when_full) recognizes the response to a
+    /// [temporary](Self::is_temporary) error by an extension of the response.
+    ///
     /// The response has `Cache-Control: no-store`. Without it, a cache could store the status of a
     /// finished topic, because 410 Gone is cacheable by default (RFC 9110, §15.1). But the same
     /// request can succeed later.
@@ -278,6 +288,10 @@ impl Error {
     pub fn into_http_response(self) -> Response<String> {
         let mut response = error_response(self.status(), &self);
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.is_temporary() {
+            let mark = TemporaryError(response.body().clone());
+            response.extensions_mut().insert(mark);
+        }
         response
     }
 }

@@ -3,7 +3,7 @@
 use crate::common::{Summaries, assert_uniform, encoded, has_permit, lifetime, limited, silent, upstream_response};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Full};
 use std::{
     convert::Infallible,
@@ -41,6 +41,37 @@ async fn request_over_limit_gets_503_with_retry_after() {
     // Open streams are not closed.
     drop(open);
     assert!(has_permit(&layer));
+}
+
+#[tokio::test]
+async fn by_default_only_event_source_gets_retry_later() {
+    let layer = || SseLayer::new().retry(Duration::from_secs(4)).reconnect_jitter(Duration::ZERO);
+    let total = layer().max_streams(0);
+    let per_key = layer().max_streams_per(0, |parts| Some(parts.method.clone())).when_full(Overload::Auto);
+    let cases = [
+        (Method::GET, "text/event-stream", true),
+        (Method::GET, "Text/Event-Stream;q=0.9, */*;q=0.1, text/html;q=0", true),
+        (Method::GET, "application/json, text/event-stream", false),
+        (Method::GET, "text/event-stream, text/html;q=0.1", false),
+        (Method::GET, "text/event-stream;q=0", false),
+        (Method::GET, "*/*", false),
+        (Method::GET, "", false),
+        (Method::POST, "text/event-stream", false),
+    ];
+    for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+        for (method, accept, is_retry_later) in &cases {
+            let limits = [(&total, StatusCode::SERVICE_UNAVAILABLE), (&per_key, StatusCode::TOO_MANY_REQUESTS)];
+            for (layer, status) in limits {
+                let request = Request::builder().method(method).version(version).header(header::ACCEPT, *accept);
+                let response = respond(layer, request.body(()).unwrap(), silent().into_http_response());
+                let expected = if *is_retry_later { StatusCode::OK } else { status };
+                assert_eq!(response.status(), expected, "{method} {accept:?} {version:?}");
+                assert_eq!(response.headers().contains_key(header::RETRY_AFTER), !is_retry_later);
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body == "retry: 4000\n", *is_retry_later, "{body:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -149,7 +180,7 @@ async fn unfinished_handler_holds_no_permit() {
 #[tokio::test]
 async fn other_responses_need_no_permit() {
     let layer = SseLayer::new().max_streams(0);
-    let head = Request::builder().method(Method::HEAD).body(()).unwrap();
+    let head = Request::builder().method(Method::HEAD).header(header::ACCEPT, "text/event-stream").body(()).unwrap();
     let stream = || upstream_response(Full::from("data: a\n\n"));
     assert_eq!(respond(&layer, head, stream()).status(), StatusCode::OK);
     assert_eq!(through(&layer, stream().map(|_| Full::<Bytes>::default())).status(), StatusCode::OK);

@@ -2,8 +2,14 @@
 
 use crate::recording::{Emitted, Seen, observed, observed_in_real_time, settled};
 use bytes::Bytes;
-use futures_util::stream::{self, poll_fn};
-use http::{Request, Response, header::CONTENT_TYPE};
+use futures_util::{
+    FutureExt,
+    stream::{self, poll_fn},
+};
+use http::{
+    Request, Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc, task::Poll, time::Duration};
@@ -20,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, service_fn};
 use tower_sse::{
     BoxError, CloseReason, EncodedEvents, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream,
-    hub::{Hub, LagPolicy},
+    hub::{Hub, LagPolicy, Start},
 };
 use tracing::Level;
 use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -193,17 +199,43 @@ fn unpolled_body_is_not_counted() {
 
 #[test]
 fn rejected_stream_is_counted_as_refused_only() {
-    for when_full in [Overload::ServiceUnavailable, Overload::RetryLater] {
+    let event_source = || Request::get("/feed?token=secret").header(ACCEPT, "text/event-stream").body(()).unwrap();
+    for (when_full, request) in [
+        (Overload::ServiceUnavailable, feed()),
+        (Overload::RetryLater, feed()),
+        (Overload::Auto, feed()),
+        (Overload::Auto, event_source()),
+    ] {
         observed(async |seen: Seen| {
             let layer = SseLayer::new().max_streams(0).when_full(when_full);
             let response = ours(SseStream::new(stream::pending::<Event>()));
-            receive(respond(&layer, feed(), response).into_body()).await;
+            receive(respond(&layer, request, response).into_body()).await;
             assert_eq!(seen.numbers(), BTreeMap::from([("tower_sse_streams_refused_total".into(), 1.0)]));
             let fields = [("message", "stream refused"), ("method", "GET"), ("path", "/feed")];
             let fields = fields.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
             assert_eq!(seen.events(), [Emitted { level: Level::DEBUG, in_span: None, fields }]);
         });
     }
+}
+
+#[test]
+fn rejected_hub_error_is_counted_and_logged() {
+    observed(async |seen: Seen| {
+        let error = Hub::builder().max_topics(0).build().topic("news").subscribe(Start::Latest).await.unwrap_err();
+        let message = error.to_string();
+        let request = Request::get("/feed?token=secret").header(ACCEPT, "text/event-stream").body(()).unwrap();
+        let summaries = Arc::new(Notify::new());
+        let closed = Arc::clone(&summaries);
+        let layer = SseLayer::new().on_close(move |_| closed.notify_one());
+        let response = respond(&layer, request, error.into_http_response());
+        assert_eq!(response.status(), StatusCode::OK);
+        drop(response);
+        assert!(summaries.notified().now_or_never().is_none(), "a rejection is no stream");
+        assert_eq!(seen.numbers(), BTreeMap::from([("tower_sse_streams_refused_total".into(), 1.0)]));
+        let fields = [("message", "stream refused"), ("method", "GET"), ("path", "/feed"), ("error", message.as_str())];
+        let fields = fields.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+        assert_eq!(seen.events(), [Emitted { level: Level::DEBUG, in_span: None, fields }]);
+    });
 }
 
 #[test]

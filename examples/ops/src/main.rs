@@ -26,7 +26,7 @@ use tokio::{net::TcpListener, signal, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tower_http::trace::TraceLayer;
 use tower_sse::{
-    BoxError, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream, StreamSummary,
+    BoxError, Event, Heartbeat, LastEventId, SseLayer, SseStream, StreamSummary,
     hub::{Error, Hub, Subscription, Topic},
 };
 use tracing::{Span, info, info_span};
@@ -76,7 +76,6 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .max_lifetime(Duration::from_secs(60 * 60))
         .max_streams(10_000)
         .max_streams_per(20, client_address)
-        .when_full(Overload::RetryLater)
         .on_close(log_stream);
     let app = Router::new()
         .route("/", get(Html(include_str!("../ops.html"))))

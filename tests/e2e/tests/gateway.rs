@@ -349,7 +349,9 @@ async fn unreachable_upstream_is_502_until_it_returns() {
 async fn streams_over_the_address_limit_get_429() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
-    let get = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    // A client that is no `EventSource`.
+    let accept = ("accept", "application/json, text/event-stream");
+    let get = async || Protocol::Http1.get(gateway.address(), "/events", &[accept]).await;
     let mut open: Vec<(Answer, Stream)> = Vec::new();
     for _ in 0..MAX_STREAMS {
         open.push((get().await, upstream.next_stream().await));

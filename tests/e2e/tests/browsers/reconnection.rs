@@ -23,7 +23,7 @@ use tower_sse::{Event, LastEventId, Overload, SseLayer, SseStream};
 
 in_every_engine! {
     response_decides_whether_a_browser_reconnects,
-    only_retry_later_reconnects_over_the_limit,
+    service_unavailable_stops_reconnects_over_the_limit,
     retry_sets_the_reconnection_time,
 }
 
@@ -101,7 +101,7 @@ async fn response_decides_whether_a_browser_reconnects(engine: Engine) {
     }
 }
 
-async fn only_retry_later_reconnects_over_the_limit(engine: Engine) {
+async fn service_unavailable_stops_reconnects_over_the_limit(engine: Engine) {
     let forever =
         || get(async || SseStream::new(tokio_stream::once(Event::new("hello")).chain(tokio_stream::pending())));
     let layer = |when_full| {
@@ -112,11 +112,11 @@ async fn only_retry_later_reconnects_over_the_limit(engine: Engine) {
     let app = Router::new()
         .route("/", get(page::html))
         .route("/unavailable", forever().layer(layer(Overload::ServiceUnavailable)))
-        .route("/retry-later", forever().layer(layer(Overload::RetryLater)))
+        .route("/default", forever().layer(layer(Overload::default())))
         .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let server = Server::start(app);
     let page = Page::open(engine, &server.url("/")).await;
-    for answer in ["/unavailable", "/retry-later"] {
+    for answer in ["/unavailable", "/default"] {
         let first = format!("first {answer}");
         page.listen(&first, answer, &[]).await;
         page.wait_for_events(&first, "its event", |received| received.len() == 1).await;
@@ -124,22 +124,20 @@ async fn only_retry_later_reconnects_over_the_limit(engine: Engine) {
     }
 
     page.wait_for_ready_state("second /unavailable", "CLOSED").await;
-    eventually(SOON, "the stream with RetryLater reconnects repeatedly", async || {
-        match requests.count("/retry-later") {
-            requests if requests > 3 => Ok(()),
-            requests => Err(requests),
-        }
+    eventually(SOON, "the stream with the default reconnects repeatedly", async || match requests.count("/default") {
+        requests if requests > 3 => Ok(()),
+        requests => Err(requests),
     })
     .await;
-    assert_eq!(page.received("second /retry-later").await, [], "it is rejected each time");
+    assert_eq!(page.received("second /default").await, [], "it is rejected each time");
 
     page.close("first /unavailable").await;
-    page.close("first /retry-later").await;
+    page.close("first /default").await;
     let received = page
-        .wait_for_events("second /retry-later", "its event when a permit is free", |received| !received.is_empty())
+        .wait_for_events("second /default", "its event when a permit is free", |received| !received.is_empty())
         .await;
     assert_eq!(received, [message("message", "", "hello")]);
-    page.wait_for_ready_state("second /retry-later", "OPEN").await;
+    page.wait_for_ready_state("second /default", "OPEN").await;
     stays(SEVERAL_RECONNECTIONS, "the stream with ServiceUnavailable does not reconnect", async || {
         requests.count("/unavailable")
     })
