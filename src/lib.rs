@@ -140,7 +140,7 @@
 //! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, including heartbeats |
 //! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, and the comment that begins a stream without a ready event |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | gaps reported by a [`hub`], by [reason](hub::GapReason::as_str) |
-//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` (old events for clients), `bounds` (the first and last position of the log) and `follow` (new records for the follower, the task that reads the log) |
+//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` (old events for clients), `bounds` (the first and last position of the log), `follow` (new records for the follower, the task that reads the log) and `evict` (the deletion of old records in Postgres) |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were running or waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
@@ -183,12 +183,12 @@
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
 //! (`INFO`), with `operation`. The operation is `read` for old events that clients need, `bounds`
-//! for the first and last position of the log, and `follow` for the task that reads the log. The
-//! next successful request of the same operation ends the outage. An error of `publish` is returned
-//! to the publisher and is not logged. The operation `recording` is for the
-//! [recordings](hub::Topic::record) of the node, which are tasks that publish a stream into a
-//! topic. Their appends to the log wait during the outage. Such an outage ends when an append
-//! succeeds and no recording waits any more.
+//! for the first and last position of the log, `follow` for the task that reads the log, and
+//! `evict` for the deletion of old records in Postgres. The next successful request of the same
+//! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
+//! The operation `recording` is for the [recordings](hub::Topic::record) of the node, which are
+//! tasks that publish a stream into a topic. Their appends to the log wait during the outage. Such
+//! an outage ends when an append succeeds and no recording waits any more.
 //!
 //! A hub that rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)

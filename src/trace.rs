@@ -97,10 +97,10 @@ mod on {
 
     /// Logs the beginning of an outage of a hub's backend, when the first request fails.
     /// `operation` is the kind of the request: `follow` (for new events), `read` (for past events),
-    /// `bounds` (for the ends of the log) or `recording` (an append of a recording, a task that
-    /// publishes a stream into a topic). During the outage, subscriptions and recordings wait, and
-    /// their clients see no error. Failures of `publish` are not logged, because the publisher gets
-    /// the error.
+    /// `bounds` (for the ends of the log), `evict` (for the deletion of old records in Postgres) or
+    /// `recording` (an append of a recording, a task that publishes a stream into a topic). During
+    /// the outage, subscriptions and recordings wait, and their clients see no error. Failures of
+    /// `publish` are not logged, because the publisher gets the error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");
@@ -108,8 +108,8 @@ mod on {
 
     /// Logs the end of an outage of a hub's backend. `operation` is the kind of the request that
     /// succeeds again: `follow` (for new events), `read` (for past events), `bounds` (for the ends
-    /// of the log) or `recording` (an append of a recording, a task that publishes a stream into a
-    /// topic).
+    /// of the log), `evict` (for the deletion of old records in Postgres) or `recording` (an append
+    /// of a recording, a task that publishes a stream into a topic).
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");

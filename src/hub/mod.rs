@@ -230,6 +230,7 @@ mod listener;
 mod log;
 mod merge;
 mod node;
+mod outage;
 mod presence;
 mod reader;
 mod readers;

@@ -100,6 +100,7 @@ async fn run() {
         "writes" => writes(&log, words[1].parse().unwrap(), words[2].parse().unwrap()).await,
         "fill" => fill(&log).await,
         "read" => read(&log).await,
+        "epochs" => epochs(&log).await,
         "record" => record_stream(log, words[1]).await,
         _ => panic!("unknown task {task:?}"),
     }
@@ -181,5 +182,16 @@ async fn read(log: &FileBackend) {
             Err(error) => print(error),
         }
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}
+
+/// Appends an event until this succeeds, and prints the epoch of the log after each attempt.
+async fn epochs(log: &FileBackend) {
+    let mut is_appended = false;
+    while !is_appended {
+        is_appended = log.append(vec![record("one more")]).await.is_ok();
+        let epoch = log.bounds().await.expect("the log can be read").epoch;
+        print(format!("{is_appended} {epoch}"));
+        sleep(Duration::from_millis(50)).await;
     }
 }

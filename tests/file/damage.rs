@@ -2,7 +2,7 @@
 
 use super::{
     child::Child,
-    folder::{Folder, SOON, all, all_with_gaps, append, closed, fill, open},
+    folder::{Folder, SOON, all, all_with_gaps, append, closed, eventually, fill, open},
 };
 use futures_util::future::join_all;
 use std::{
@@ -69,6 +69,48 @@ async fn file_without_write_permission_can_be_read() {
         let error = child.line().expect("an error");
         assert!(error.contains("cannot write to the log") && error.contains("it can only be read"), "{error}");
         assert!(fs::read(folder.log()).unwrap() == before, "the file has not changed");
+    }
+}
+
+/// The mark is that of another file, so the process begins an epoch, which it cannot store. After
+/// each attempt to write, it opens the file again.
+#[tokio::test]
+async fn log_without_write_permission_keeps_its_epoch() {
+    let (original, folder) = (Folder::new(), Folder::new());
+    fill(&open(&original), (0..100).map(|n| n.to_string())).await;
+    closed(&original).await;
+    fs::copy(original.log(), folder.log()).unwrap();
+    fs::copy(original.mark(), folder.mark()).unwrap();
+    let set_mode = |mode| {
+        for path in [folder.log(), folder.mark()] {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    set_mode(0o444);
+    let mut command = Command::new(readable_executable(&folder));
+    command.uid(65534).gid(65534);
+    let mut child = Child::start_as(command, "epochs", &folder.log());
+    let first = child.line().expect("an epoch");
+    let epoch = first.strip_prefix("false ").expect("the file can only be read").to_owned();
+
+    // The file at the path is the same one under another name, until the process opens the path.
+    fs::rename(folder.log(), folder.path("before")).unwrap();
+    fs::copy(folder.path("before"), folder.log()).unwrap();
+    let files = format!("/proc/{}/fd", child.id());
+    let has_open = |path: &Path| {
+        fs::read_dir(&files).unwrap().any(|file| fs::read_link(file.unwrap().path()).is_ok_and(|file| file == path))
+    };
+    eventually(async || has_open(&folder.log()) && !has_open(&folder.path("before"))).await;
+    set_mode(0o666);
+    let begin = Instant::now();
+    loop {
+        let line = child.line().expect("an epoch");
+        let (is_appended, after) = line.split_once(' ').expect("two words");
+        assert_eq!(after, epoch, "the file has not changed");
+        if is_appended == "true" {
+            break;
+        }
+        assert!(begin.elapsed() < SOON, "the file is not opened again");
     }
 }
 

@@ -3,7 +3,6 @@
 
 use super::{
     dyn_backend::DynBackend,
-    outage::Outage,
     removals::{Removal, Removals},
     single_flight::{RunError, SingleFlight},
 };
@@ -14,6 +13,7 @@ use crate::{
         error::Error,
         id::Epoch,
         item::{self, Runs},
+        outage::Outage,
         start::Start,
     },
     metrics, trace,

@@ -4,11 +4,13 @@
 use super::{
     client::{BackendClient, in_time},
     dyn_backend::DynBackend,
-    outage::Outage,
 };
 use crate::{
     BoxError,
-    hub::backend::{Bounds, Page, Position},
+    hub::{
+        backend::{Bounds, Page, Position},
+        outage::Outage,
+    },
     random, trace,
 };
 use std::{

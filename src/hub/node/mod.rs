@@ -7,7 +7,6 @@
 mod client;
 mod dyn_backend;
 mod follower;
-mod outage;
 mod removals;
 mod single_flight;
 

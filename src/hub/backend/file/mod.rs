@@ -81,10 +81,12 @@ use tokio::{
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as a crash of the machine.
 ///
-/// The records stay in the log. The following replacements are **not detected**: a restored
-/// snapshot of the whole file system or virtual machine, and older copies of both files that are
-/// written into the existing files with their old times, as by `cp -p`. After such a restore,
-/// delete the mark before the process starts.
+/// The records stay in the log. While the files cannot be written, such an epoch is not stored, so
+/// each start of a process begins another one.
+///
+/// The following replacements are **not detected**: a restored snapshot of the whole file system or
+/// virtual machine, and older copies of both files that are written into the existing files with
+/// their old times, as by `cp -p`. After such a restore, delete the mark before the process starts.
 ///
 /// Copy a log only while no process has opened it, or with a snapshot of the file system.
 ///

@@ -65,6 +65,10 @@ pub(super) struct Writer {
     file: File,
     mark: Mark,
     tail: Tail,
+    /// The epoch and the last position that the file had when it was last opened. `None` if the
+    /// file was new. The epoch in `tail` is another one if a new epoch has begun then, which a file
+    /// that can only be read does not store.
+    found: Option<(u64, Position)>,
     /// The time when the oldest retained record was appended, in milliseconds since 1970. It
     /// decides when the writer has to remove expired records. `None` if the time is unknown.
     oldest: Option<u64>,
@@ -393,10 +397,18 @@ impl Writer {
         let opened = open_store(&shared.path, self.durability, false).and_then(|(mut opened, file, found)| {
             let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
-            let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
+            // A file that can only be read does not keep the epoch that has begun. Another epoch
+            // after each reopening would end all subscriptions each time.
+            let was_found = Some((found.epoch, found.last));
+            let is_unchanged = was_found == self.found && found.last == self.tail.last;
+            let tail = match (is_shorter, is_unchanged) {
+                (false, _) => found,
+                (true, true) => store_epoch(&opened, self.tail.epoch, found)?,
+                (true, false) => store_epoch(&opened, random::bits(), found)?,
+            };
             self.mark.reopen();
             begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
-            (self.tail, self.oldest, self.file) = (tail, None, file);
+            (self.tail, self.found, self.oldest, self.file) = (tail, was_found, None, file);
             Ok(opened)
         });
         *store = opened.map_err(|error| error.context("open", &shared.path));
@@ -466,7 +478,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     let id = FileId::of(&file).map_err(file_error("read", path))?;
     let tail = match found {
         Some(found) if mark.compare(found.epoch, found.last, id).is_none() => found,
-        found => begin_epoch(&store, found.unwrap_or_default())?,
+        found => store_epoch(&store, random::bits(), found.unwrap_or_default())?,
     };
     begin_mark(&mut mark, &mut store, &file, &tail, durability);
     if store.read_only.is_none() {
@@ -484,6 +496,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
         file,
         mark,
         tail,
+        found: found.map(|found| (found.epoch, found.last)),
         oldest: None,
         refusal: None,
         pause_end: Instant::now(),
@@ -526,10 +539,11 @@ fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(
     Ok((store, file, tail))
 }
 
-/// Begins a new epoch of the log: stores another random number that identifies this lifetime of the
-/// log. The records of the log stay, and new records get later positions.
-fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
-    let tail = Tail { epoch: random::bits(), ..tail };
+/// Stores another epoch of the log, the number that identifies one lifetime of the log. The records
+/// of the log stay, and new records get later positions. If the file can only be read, the epoch is
+/// kept in memory only.
+fn store_epoch(store: &Store, epoch: u64, tail: Tail) -> Result<Tail, FileError> {
+    let tail = Tail { epoch, ..tail };
     guarded(|| {
         let transaction = store.database.begin_write()?;
         transaction.open_table(RECORDS)?;

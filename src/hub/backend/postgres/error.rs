@@ -2,7 +2,7 @@
 
 use super::schema;
 use std::{error::Error, fmt, sync::Arc};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 /// A failed request to Postgres, or a failed connection attempt. It can be cloned, because all
 /// appends that share a failed transaction return the same error.
@@ -44,7 +44,8 @@ impl RequestError {
         };
         // The next connection creates a missing schema.
         let code = source.code();
-        let breaks_connection = code.is_none_or(is_unusable) || schema::is_missing(code);
+        let is_fatal = source.as_db_error().is_some_and(is_fatal);
+        let breaks_connection = code.is_none_or(is_unusable) || is_fatal || schema::is_missing(code);
         let is_locked = code == Some(&SqlState::LOCK_NOT_AVAILABLE);
         Self { text: text.into(), breaks_connection, is_locked }
     }
@@ -62,6 +63,17 @@ impl RequestError {
     /// append. The others may then succeed in another transaction.
     pub(super) fn can_concern_one_append(&self) -> bool {
         !self.breaks_connection && !self.is_locked
+    }
+}
+
+/// Returns `true` if the error ends the session. The transaction may have been committed: a pool,
+/// such as PgCat, sends such an error if it loses the server during a commit.
+fn is_fatal(error: &DbError) -> bool {
+    match error.parsed_severity() {
+        Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+        // A server always sends the severity in this form, too, which is not translated. A pool may
+        // send the text alone, which is then English.
+        None => matches!(error.severity(), "FATAL" | "PANIC"),
     }
 }
 
@@ -84,3 +96,43 @@ impl fmt::Display for RequestError {
 /// The text of the error contains its cause. So `source` returns `None`, and a report of the whole
 /// chain of errors does not repeat the cause.
 impl Error for RequestError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio_postgres::{Config, NoTls};
+
+    /// Returns the error that a client decodes from a response with these fields.
+    async fn response(fields: &[&str]) -> tokio_postgres::Error {
+        let (client, mut server) = duplex(1024);
+        let mut body = fields.join("\0").into_bytes();
+        body.extend([0, 0]);
+        let length = u32::try_from(body.len() + 4).unwrap();
+        server.write_all(&[b"E", &length.to_be_bytes()[..], &body].concat()).await.unwrap();
+        Config::new().user("user").connect_raw(client, NoTls).await.err().expect("the server responds with an error")
+    }
+
+    /// After these errors, the transaction of an append may have been committed. Another attempt
+    /// could store its records twice.
+    #[tokio::test]
+    async fn fatal_error_breaks_the_connection() {
+        for (severity, code, is_broken) in [
+            ("ERROR", "23514", false),
+            ("ERROR", "58000", false),
+            ("FATAL", "58000", true),
+            ("PANIC", "XX000", true),
+            ("FATAL", "25P03", true),
+            ("ERROR", "57P01", true),
+        ] {
+            let [text, code, parsed] = [format!("S{severity}"), format!("C{code}"), format!("V{severity}")];
+            let of_pool = [text.as_str(), code.as_str(), "Mmessage"];
+            let translated = ["SFEHLER", code.as_str(), "Mmessage", parsed.as_str()];
+            for fields in [&of_pool[..], &translated[..]] {
+                let error = RequestError::new("a request", &response(fields).await);
+                assert_eq!(error.breaks_connection(), is_broken, "{fields:?}");
+                assert_eq!(error.can_concern_one_append(), !is_broken, "{fields:?}");
+            }
+        }
+    }
+}

@@ -11,7 +11,13 @@ use crate::{
     BoxError,
     hub::backend::{Page, Position},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, timeout};
 
 /// The Postgres setting `application_name` of the connection of the follower, the task that reads
@@ -23,6 +29,23 @@ const FOLLOW: &str = "tower-sse-follow";
 /// another log has replaced the log, while notifications of the earlier server still arrive. At
 /// this interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The maximum time limit of a read of the log by the follower, the task that reads new records. A
+/// page can have 17 MiB, which needs 5 Mbit/s within this limit.
+const MAX_READ_TIME: Duration = Duration::from_secs(30);
+
+/// The number of reads of the follower since its last successful read. Each of them has failed, or
+/// was dropped before its response arrived. A connection may be too slow for a large record within
+/// the timeout, so the time limit of the next read is twice as long.
+#[derive(Default)]
+pub(super) struct FailedReads(AtomicU32);
+
+impl FailedReads {
+    fn time_limit(&self, timeout: Duration) -> Duration {
+        let factor = 1_u32.checked_shl(self.0.load(Relaxed)).unwrap_or(u32::MAX);
+        timeout.saturating_mul(factor).min(MAX_READ_TIME.max(timeout))
+    }
+}
 
 /// The follower, the task that reads new records: its connection, and how far it has read.
 pub(super) struct Follower {
@@ -125,8 +148,11 @@ impl Follower {
         self.state = None;
         self.connection.notifications.clear();
         let query = PageQuery::new(log, Wanted::All, after);
-        let (sql, time) = (&log.sql.page, log.settings.timeout);
-        let rows = self.connection.query(&log.what(), sql, &query.parameters(), time).await?;
+        let time = log.failed_reads.time_limit(log.settings.timeout);
+        // The caller can drop this future, so the read counts as failed until it has succeeded.
+        log.failed_reads.0.fetch_add(1, Relaxed);
+        let rows = self.connection.query(&log.what(), &log.sql.page, &query.parameters(), time).await?;
+        log.failed_reads.0.store(0, Relaxed);
         let read = query.decode(log, &rows)?;
         if !read.is_current || read.last < after {
             return Err(log.is_replaced().into());
@@ -145,4 +171,17 @@ impl Follower {
 
 fn bytes(page: &Page) -> usize {
     page.records.iter().map(|(_, record)| record.event.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limit_doubles_up_to_thirty_seconds() {
+        let limit = |failed, timeout| FailedReads(AtomicU32::new(failed)).time_limit(Duration::from_secs(timeout));
+        for (failed, timeout, seconds) in [(0, 2, 2), (1, 2, 4), (3, 2, 16), (4, 2, 30), (99, 2, 30), (1, 60, 60)] {
+            assert_eq!(limit(failed, timeout), Duration::from_secs(seconds), "{failed} {timeout}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use super::{Appended, Backend, Bounds, DEFAULT_MAX_AGE, Page, Position, Record};
 use crate::BoxError;
 use commands::Commands;
 use connection::Server;
-use follower::Follower;
+use follower::{FailedReads, Follower};
 use page::{Known, KnownParameters};
 use queue::Appends;
 use retention::Eviction;
@@ -69,6 +69,7 @@ struct Log {
     /// The connection of the follower, the task that reads new records. `None` before its first
     /// use, and after the connection is lost.
     follower: Mutex<Option<Follower>>,
+    failed_reads: FailedReads,
     appends: Arc<Appends>,
     eviction: Eviction,
     known: SyncMutex<Option<Known>>,
@@ -184,6 +185,11 @@ impl PostgresBackend {
     /// Sets the name of the Postgres schema that contains the log. Default: `tower_sse`. All hubs
     /// with the same schema share their topics and events.
     ///
+    /// Choose a schema without other tables and functions. The log has tables with names such as
+    /// `log`, `records` and `version`. It uses existing tables with these names, and replaces
+    /// functions that have the name and the parameters of its own. Other functions, and their
+    /// permissions, do not change.
+    ///
     /// # Errors
     ///
     /// If the name is not 1 to 63 ASCII letters, digits, `_` and `-`.
@@ -252,6 +258,9 @@ impl PostgresBackend {
     /// each host. Default: 2 seconds. Maximum: one hour; a greater value has the same effect as one
     /// hour.
     ///
+    /// A node reads new records in pages of at most 17 MiB. If a page does not arrive within the
+    /// timeout, the time limit of the next attempt is twice as long, up to 30 seconds.
+    ///
     /// A hub waits at most ten seconds for each request to its backend, including the attempts to
     /// connect. So if more than four addresses can be unreachable at the same time, set a shorter
     /// timeout.
@@ -280,6 +289,7 @@ impl Log {
             sql,
             commands: Mutex::default(),
             follower: Mutex::default(),
+            failed_reads: FailedReads::default(),
             appends: Arc::default(),
             eviction: Eviction::default(),
             known: SyncMutex::default(),

@@ -1,6 +1,7 @@
 //! Retention of the log in Postgres: every node deletes the oldest records, in small batches.
 
 use super::Log;
+use crate::{BoxError, hub::outage::Outage};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,7 +30,6 @@ const MAX_NEW: u64 = 1000;
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The state of the task on this node that deletes the oldest records.
-#[derive(Default)]
 pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
@@ -41,6 +41,22 @@ pub(super) struct Eviction {
     bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
     last: Mutex<Option<Instant>>,
+    /// Counts and logs failed evictions. No publisher or client gets their errors, and the log
+    /// grows until an eviction succeeds.
+    outage: Outage,
+}
+
+impl Default for Eviction {
+    fn default() -> Self {
+        Self {
+            new: AtomicU64::default(),
+            since_batch: AtomicU64::default(),
+            bytes_since_batch: AtomicU64::default(),
+            is_running: AtomicBool::default(),
+            last: Mutex::default(),
+            outage: Outage::of("evict"),
+        }
+    }
 }
 
 impl Log {
@@ -97,28 +113,38 @@ impl Log {
     /// at the same time. This function clears the flag at its end.
     async fn evict(&self) {
         *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        loop {
+            match self.evict_batch().await {
+                Ok(Some(has_more)) => {
+                    self.eviction.outage.succeeded();
+                    if !has_more {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => return self.eviction.outage.failed(&error),
+            }
+        }
+    }
+
+    /// Deletes the oldest records in one transaction. Returns whether more may have to be deleted,
+    /// or `None` if another node is deleting records.
+    async fn evict_batch(&self) -> Result<Option<bool>, BoxError> {
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
         // An interval of SQL ends at 178,000,000 years.
         let max_age = self.settings.max_age().as_secs_f64().min(1e10);
-        loop {
-            let limit =
-                |least: u64, new: &AtomicU64| i64::try_from(least.max(new.swap(0, Relaxed))).unwrap_or(i64::MAX);
-            let max_deleted = limit(MAX_DELETED, &self.eviction.since_batch);
-            let max_bytes = limit(MAX_DELETED_BYTES, &self.eviction.bytes_since_batch);
-            let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-                (&max_records, Type::INT8),
-                (&max_age, Type::FLOAT8),
-                (&max_deleted, Type::INT8),
-                (&max_bytes, Type::INT8),
-            ];
-            // An error is reported by the next request that a publisher or client needs.
-            let Ok(connection) = self.shared_connection().await else { return };
-            let rows = self.query(&connection, &self.sql.evict, &parameters).await;
-            let has_more: Option<bool> = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
-            if has_more != Some(true) {
-                return;
-            }
-        }
+        let limit = |least: u64, new: &AtomicU64| i64::try_from(least.max(new.swap(0, Relaxed))).unwrap_or(i64::MAX);
+        let max_deleted = limit(MAX_DELETED, &self.eviction.since_batch);
+        let max_bytes = limit(MAX_DELETED_BYTES, &self.eviction.bytes_since_batch);
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&max_records, Type::INT8),
+            (&max_age, Type::FLOAT8),
+            (&max_deleted, Type::INT8),
+            (&max_bytes, Type::INT8),
+        ];
+        let connection = self.shared_connection().await?;
+        let rows = self.query(&connection, &self.sql.evict, &parameters).await?;
+        Ok(rows.first().ok_or("the response to an eviction is empty")?.try_get(0)?)
     }
 }
 
@@ -148,5 +174,55 @@ mod tests {
         drop(entered);
         drop(runtime);
         assert!(!log.eviction.is_running.load(Relaxed));
+    }
+
+    /// Counts the log lines with the message `backend failed` and the operation `evict`.
+    #[cfg(feature = "tracing")]
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicU64>);
+
+    #[cfg(feature = "tracing")]
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            metadata.target() == "tower_sse"
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut text = String::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text.push_str(&format!("{}={value:?} ", field.name()));
+            });
+            let is_expected = text.contains("message=backend failed ") && text.contains("operation=\"evict\" ");
+            self.0.fetch_add(u64::from(is_expected), Relaxed);
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[cfg(feature = "tracing")]
+    #[tokio::test]
+    async fn outage_of_the_eviction_is_logged_once() {
+        let lines = Lines::default();
+        let _default = tracing::subscriber::set_default(lines.clone());
+        // No server listens on this port.
+        let backend = PostgresBackend::new("postgres://user@127.0.0.1:1/").unwrap();
+        let log = backend.log();
+        for _ in 0..3 {
+            log.start_eviction();
+            while log.eviction.is_running.load(Relaxed) {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(lines.0.load(Relaxed), 1);
+        }
     }
 }

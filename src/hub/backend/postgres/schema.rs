@@ -4,7 +4,7 @@ use crate::{BoxError, hub::backend::fnv::fnv};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
 /// The version of the tables and functions in Postgres that this crate creates and uses.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 
 /// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
 /// Each node must be able to read the event within the timeout of a request. A node that cannot
@@ -170,6 +170,18 @@ mod tests {
         for name in ["", "a\"b", "a'b", "a.b", "a b", "a$tower_sse$", "ä", "a\0", &"a".repeat(64)] {
             assert!(Schema::new(name.to_owned()).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn only_publish_is_callable_by_every_role() {
+        let sql = include_str!("schema.sql");
+        let (_, revoked) = sql.split_once("REVOKE ALL ON FUNCTION").unwrap();
+        let (revoked, _) = revoked.split_once("FROM PUBLIC;").unwrap();
+        let functions = sql.split("CREATE OR REPLACE FUNCTION ").skip(1);
+        let names: Vec<_> = functions.map(|function| function.split_once('(').unwrap().0).collect();
+        assert!(names.len() > 10, "{names:?}");
+        let callable: Vec<_> = names.into_iter().filter(|name| !revoked.contains(&format!("{name}("))).collect();
+        assert_eq!(callable, ["{schema}.publish"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
--- Version 3 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of
+-- Version 4 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of
 -- the advisory lock, and {pending} and {evicting} the names of settings.
 --
 -- Each statement can run again, so that a table that was dropped is created again, and an older
@@ -281,7 +281,11 @@ BEGIN
     PERFORM set_config('lock_timeout', lock_timeout_ms::text, true);
     PERFORM pg_advisory_xact_lock({lock});
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
-        PERFORM {schema}.new_epoch_after(known_epoch);
+        -- If the first check has waited for a truncation, it has seen the empty table, but not the
+        -- new state of the log.
+        IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
+            PERFORM {schema}.new_epoch_after(known_epoch);
+        END IF;
     END IF;
     SELECT log.epoch INTO epoch FROM {schema}.log;
     IF since IS NOT NULL THEN
@@ -397,8 +401,8 @@ END
 $tower_sse$;
 
 -- Deletes the oldest records: at most `max_deleted`, and none after the record with which they
--- reach `max_bytes`. Returns whether more may have to be deleted. Does nothing while another node
--- deletes.
+-- reach `max_bytes`. Returns whether more may have to be deleted. Does nothing and returns NULL
+-- while another node deletes.
 CREATE OR REPLACE FUNCTION {schema}.evict(
     max_records bigint, max_age_seconds double precision, max_deleted bigint, max_bytes bigint
 ) RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
@@ -414,7 +418,7 @@ BEGIN
     -- Another program may have deleted records in a transaction that is still open.
     PERFORM set_config('lock_timeout', '100', true);
     IF NOT pg_try_advisory_xact_lock({lock} + 1) THEN
-        RETURN false;
+        RETURN NULL;
     END IF;
     SELECT log.evicted_through, log.has_leftovers INTO after, has_leftovers FROM {schema}.log;
     PERFORM set_config('{evicting}', 'on', true);
@@ -436,7 +440,9 @@ BEGIN
     WHERE oldest.bytes < max_bytes;
     DELETE FROM {schema}.records WHERE records.position > after AND records.position <= through;
     GET DIAGNOSTICS deleted = ROW_COUNT;
-    has_more := coalesce(through = examined_through, false);
+    -- A trigger or a policy of another program may prevent the deletion. The next batch would then
+    -- try to delete the same records.
+    has_more := deleted > 0 AND coalesce(through = examined_through, false);
     IF has_leftovers AND deleted = 0 THEN
         DELETE FROM {schema}.records WHERE records.position IN (
             SELECT old.position FROM {schema}.records AS old
@@ -599,8 +605,27 @@ BEGIN
 END
 $tower_sse$;
 
--- Each role with USAGE on the schema can publish.
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
+-- Each role with USAGE on the schema can publish. The schema may have functions of other programs,
+-- whose permissions stay. Versions before 4 revoked these permissions, too. An update does not
+-- grant them again, because another program may have revoked them on purpose.
+REVOKE ALL ON FUNCTION
+    {schema}.listen(),
+    {schema}.identity(),
+    {schema}.is_current(bigint, bigint, timestamptz),
+    {schema}.pass_newest(),
+    {schema}.notify_of(bigint),
+    {schema}.notify(),
+    {schema}.choose_epoch(),
+    {schema}.new_epoch_after(bigint),
+    {schema}.new_epoch(),
+    {schema}.bounds(bigint, bigint, timestamptz),
+    {schema}.append("char"[], bytea[], bytea[], bigint, bigint, bigint, bigint, bigint, bigint, timestamptz),
+    {schema}.page(bigint, bytea[], bigint, bigint, bigint, bigint, bigint, timestamptz),
+    {schema}.evict(bigint, double precision, bigint, bigint),
+    {schema}.note_deleted(),
+    {schema}.note_truncated(),
+    {schema}.move_to_log()
+FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION {schema}.publish(text, text, text) TO PUBLIC;
 
 -- Older versions lack some functions and a table. If another role runs this update, such as a

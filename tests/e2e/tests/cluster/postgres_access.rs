@@ -3,10 +3,11 @@
 use crate::{
     nodes::with_sources,
     postgres_sql::{application, data},
+    redis::SOON,
     setup::certificates,
     unchanged::{PATIENT, append, append_if_unchanged, postgres, read, record},
 };
-use e2e::{Pool, Store, StoreKind};
+use e2e::{Pool, Store, StoreKind, Wire, eventually};
 use std::time::{Duration, Instant};
 use tower_sse::hub::backend::{Backend, Position, PostgresBackend};
 
@@ -118,4 +119,20 @@ async fn follower_without_notifications_reads_at_an_interval() {
         }
         assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
     }
+}
+
+/// The connection of the follower needs more than twice the timeout for the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_reads_large_record_over_slow_connection() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const BYTES: usize = 4 << 20;
+
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let last = append(&postgres(&store.url()).timeout(PATIENT), "t", "x".repeat(BYTES)).await;
+    let wire = Wire::to(store.address()).await;
+    wire.slow_down(2 << 20);
+    let node =
+        postgres(&store.url()).timeout(TIMEOUT).follower_url(store.url_through(&wire)).expect("the URL is valid");
+    let page = eventually(SOON, "the record is read", async || node.follow(Position::START).await).await;
+    assert_eq!((page.records.len(), page.through), (1, last));
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     postgres_sql::{application, data, start},
-    unchanged::{append, postgres, record},
+    unchanged::{PATIENT, append, postgres, record},
 };
 use e2e::{Store, StoreKind, eventually};
 use std::{sync::Arc, time::Duration};
@@ -57,6 +57,22 @@ async fn truncation_in_an_older_snapshot_is_reported() {
         assert!(append(&log, "t", 2).await > before.last, "{level}");
         assert_eq!(all_with_gaps(&log).await, (vec!["data: 2".to_owned()], vec![[1, before.last.get()]]), "{level}");
     }
+}
+
+/// The append waits for the lock of the table, in a snapshot from before the truncation.
+#[tokio::test(flavor = "multi_thread")]
+async fn append_during_a_truncation_keeps_the_epoch() {
+    let (store, log) = start().await;
+    let log = log.timeout(PATIENT);
+    append(&log, "t", 0).await;
+    let before = log.bounds().await.expect("the server runs");
+    let operator = application(&store).await;
+    operator.batch_execute("BEGIN; TRUNCATE tower_sse.records").await.expect("it is the owner");
+    let appending = tokio::spawn(async move { log.append(vec![record("t", 1)]).await });
+    a_request_waits(&store).await;
+    operator.batch_execute("COMMIT").await.expect("it commits");
+    let appended = appending.await.expect("no panic").expect("the lock has ended");
+    assert_eq!((appended.epoch, appended.position), (before.epoch, before.last.next()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,6 +155,21 @@ async fn eviction_deletes_large_records_in_smaller_batches() {
         if left.parse::<u32>().expect("a number") <= 5 { Ok(()) } else { Err(left) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eviction_ends_if_no_record_can_be_deleted() {
+    let (store, log) = start().await;
+    append(&log, "t", 0).await;
+    let evict = || store.sql("SELECT tower_sse.evict(0, 1e9, 1000, 8388608)");
+    store.sql(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER keep BEFORE DELETE ON tower_sse.records FOR EACH ROW EXECUTE FUNCTION keep()",
+    );
+    assert_eq!(evict(), "f", "the next batch would delete nothing, either");
+    store.sql("DROP TRIGGER keep ON tower_sse.records");
+    assert_eq!(evict(), "t");
+    assert_eq!(store.sql("SELECT count(*) FROM tower_sse.records"), "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,6 +150,21 @@ async fn schema_of_a_migration_is_used_by_nodes() {
     assert_eq!(store.sql(owned), "1", "the nodes have created nothing");
 }
 
+/// An application may keep its own functions in the schema, such as `public`.
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_keeps_permissions_of_other_functions() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    store.sql(
+        "CREATE FUNCTION public.slug(text) RETURNS text LANGUAGE sql AS 'SELECT lower($1)';
+         CREATE FUNCTION public.notify(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+    );
+    let log = postgres(&store.url()).schema("public").expect("the name is valid");
+    bounds(&log).await;
+    let of_everyone = "SELECT string_agg(oid::regprocedure::text, ' ' ORDER BY proname) FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace AND has_function_privilege('pg_monitor', oid, 'EXECUTE')";
+    assert_eq!(store.sql(of_everyone), "notify(text) publish(text,text,text) slug(text)");
+}
+
 /// The functions of a newer version would be replaced otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn migration_of_an_older_version_is_an_error() {
