@@ -18,9 +18,9 @@ pub(crate) use on::{
 };
 
 #[cfg(all(feature = "serve", not(feature = "tracing")))]
-pub(crate) use off::socket_options_failed;
+pub(crate) use off::{socket_options_failed, too_many_cancellations};
 #[cfg(all(feature = "serve", feature = "tracing"))]
-pub(crate) use on::socket_options_failed;
+pub(crate) use on::{socket_options_failed, too_many_cancellations};
 
 #[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
 pub(crate) use off::close_not_announced;
@@ -141,6 +141,13 @@ mod on {
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(error: &std::io::Error) {
         warn!(target: TARGET, %error, "socket options not set");
+    }
+
+    /// Logs that the server has closed an HTTP/2 connection, because the client has cancelled too
+    /// many requests before their responses.
+    #[cfg(feature = "serve")]
+    pub(crate) fn too_many_cancellations() {
+        warn!(target: TARGET, "connection closed: too many cancelled requests");
     }
 
     /// Logs that events are missing in a subscription. `topic` is its first topic. A gap that is
@@ -297,6 +304,9 @@ mod off {
 
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(_: &std::io::Error) {}
+
+    #[cfg(feature = "serve")]
+    pub(crate) fn too_many_cancellations() {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn gap(_: &'static str, _: &str) {}

@@ -18,20 +18,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_sse::serve::serve;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LARGE: usize = 200_000;
 /// The time for the answer of a client, and the time until it closes its side.
 const LIMIT: Duration = Duration::from_secs(2);
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());
@@ -39,7 +39,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn request(stream: u32, path: &str) -> Vec<u8> {
+pub(crate) fn request(stream: u32, path: &str) -> Vec<u8> {
     // GET, http, and the path without compression (RFC 7541).
     let mut headers = vec![0x82, 0x86, 0x04, path.len() as u8];
     headers.extend(path.as_bytes());
