@@ -108,15 +108,19 @@ impl Keys {
     /// Acquires one permit for each limit that applies to the request. Skips a limit if `is_held`
     /// returns `true` for it, because an inner layer already holds its permit. If a limit is
     /// reached, returns the kind of the limit, and releases the permits that were already acquired.
+    ///
+    /// Limits per key come first. So a request over the limit of its key does not hold, even for a
+    /// moment, the last permit of the limit of all streams, which another client may need.
     pub(crate) fn acquire(
         &self,
         limits: &[Limit],
         is_held: impl Fn(&Limit) -> bool,
     ) -> Result<Vec<Permit>, LimitReached> {
-        let mut keys = std::iter::once(&self.first).chain(&self.others);
+        let keys = std::iter::once(&self.first).chain(&self.others).copied();
+        let keyed = limits.iter().filter(|limit| limit.keyed().is_some()).zip(keys);
+        let of_all = limits.iter().filter(|limit| limit.keyed().is_none()).map(|limit| (limit, None));
         let mut permits = Vec::new();
-        for limit in limits {
-            let key = limit.keyed().and_then(|_| *keys.next()?);
+        for (limit, key) in keyed.chain(of_all) {
             if !is_held(limit) {
                 permits.extend(limit.try_acquire(key)?);
             }

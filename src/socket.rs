@@ -145,8 +145,9 @@ use std::{io, time::Duration};
 /// cost is small: one frame of the body waits for the window.
 ///
 /// If the connection itself is stuck, h2 buffers up to hyper's `http2().max_send_buf_size` for each
-/// stream, by default 400 KiB. `http2().max_concurrent_streams` limits the number of streams.
-/// `initial_stream_window_size` limits what clients send, and has no effect here.
+/// stream, by default 400 KiB. `Serve` of this crate sets 64 KiB. `http2().max_concurrent_streams`
+/// limits the number of streams. `initial_stream_window_size` limits what clients send, and has no
+/// effect here.
 ///
 /// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send
 /// pings. They detect a client whose kernel responds but whose program does not. `Serve` of this

@@ -18,9 +18,9 @@ pub(crate) use on::{
 };
 
 #[cfg(all(feature = "serve", not(feature = "tracing")))]
-pub(crate) use off::{shutdown_timed_out, socket_options_failed};
+pub(crate) use off::{shutdown_timed_out, socket_options_failed, too_many_cancellations};
 #[cfg(all(feature = "serve", feature = "tracing"))]
-pub(crate) use on::{shutdown_timed_out, socket_options_failed};
+pub(crate) use on::{shutdown_timed_out, socket_options_failed, too_many_cancellations};
 
 #[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
 pub(crate) use off::close_not_announced;
@@ -149,6 +149,13 @@ mod on {
     #[cfg(feature = "serve")]
     pub(crate) fn shutdown_timed_out(connections: usize) {
         warn!(target: TARGET, connections, "shutdown timed out");
+    }
+
+    /// Logs that the server has closed an HTTP/2 connection, because the client has cancelled too
+    /// many requests before their responses.
+    #[cfg(feature = "serve")]
+    pub(crate) fn too_many_cancellations() {
+        warn!(target: TARGET, "connection closed: too many cancelled requests");
     }
 
     /// Logs that events are missing in a subscription. `topic` is its first topic. A gap that is
@@ -308,6 +315,9 @@ mod off {
 
     #[cfg(feature = "serve")]
     pub(crate) fn shutdown_timed_out(_: usize) {}
+
+    #[cfg(feature = "serve")]
+    pub(crate) fn too_many_cancellations() {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn gap(_: &'static str, _: &str) {}

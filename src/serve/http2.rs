@@ -1,13 +1,14 @@
 //! An HTTP/2 connection, whose streams run in the task of the connection.
 
 use super::{
+    cancellations::{Cancellations, Cancelled},
     cork::{Cork, Corked},
     io::Rewound,
     server::{Peer, Server},
     service::{Address, App, Call, with_connect_info},
     streams::{Spawner, Streams},
 };
-use crate::BoxError;
+use crate::{BoxError, trace};
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -85,8 +86,11 @@ where
     let mut builder = Builder::new(streams.spawner());
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
+    builder.max_send_buf_size(MAX_SEND_BUFFER);
     server.http2.apply(&mut builder);
-    let service = Http2Service { service, address, server: Arc::clone(server) };
+    let cancellations = Cancellations::new(server.http2.max_concurrent_streams.unwrap_or(MAX_CONCURRENT_STREAMS));
+    let cancelled = cancellations.cancelled();
+    let service = Http2Service { service, address, server: Arc::clone(server), cancelled };
     let cork = Cork::default();
     let io = Corked::new(Rewound::new(io, front), cork.clone());
     let connection = Connected {
@@ -94,6 +98,7 @@ where
         shutdown: Some(Box::pin(server.shutdown.clone().cancelled_owned())),
         cork,
         read_limit: MIN_READ,
+        cancellations,
     };
     let stall = server.http2.keep_alive.map(Stall::new);
     Box::pin(Http2 { connection, streams, last_ping: LastPing::default(), stall })
@@ -123,7 +128,15 @@ struct Connected<I, S: App, A: Address> {
     /// of them and no new request has arrived, the number doubles, up to [`MAX_READ`] (256 KiB). A
     /// new request resets the number to [`MIN_READ`] (512 bytes).
     read_limit: usize,
+    cancellations: Cancellations,
 }
+
+/// The maximum number of bytes of a stream that h2 buffers while the client does not read. With
+/// hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+
+/// hyper's default for the number of requests that a client may have open at the same time.
+const MAX_CONCURRENT_STREAMS: u32 = 200;
 
 /// The number of bytes that hyper may read in one poll while requests arrive. A small number saves
 /// memory: h2 uses 248 bytes for each request that it has read and not accepted.
@@ -178,9 +191,10 @@ where
             streams.poll_ready(|streams| {
                 if let Some(waker) = streams.take_connection().filter(|_| !is_over) {
                     connection.cork.set(true);
-                    is_over = connection.poll(streams, &mut Context::from_waker(&waker)).is_ready();
+                    is_over = connection.poll_write(&mut Context::from_waker(&waker)).is_ready();
                     connection.cork.set(false);
-                    // The connection has to be polled again, to send the gathered bytes.
+                    // The connection has to be polled again, to read and to send the gathered
+                    // bytes.
                     streams.wake_connection();
                 }
             });
@@ -207,7 +221,18 @@ where
     S: App,
     A: Address,
 {
+    /// Polls hyper without reading, so that hyper takes the frames of the streams. If hyper also
+    /// accepted requests here, their number would grow faster than the number of polled streams.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cork.begin_turn(0);
+        Pin::new(&mut self.connection).poll(cx).map(|_| ())
+    }
+
     fn poll(&mut self, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
+        if self.cancellations.are_too_many() {
+            trace::too_many_cancellations();
+            return Poll::Ready(());
+        }
         if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
             self.shutdown = None;
             Pin::new(&mut self.connection).graceful_shutdown();
@@ -326,6 +351,7 @@ struct Http2Service<S, A> {
     service: S,
     address: A,
     server: Arc<Server>,
+    cancelled: Cancelled,
 }
 
 impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Service<S, A> {
@@ -345,7 +371,7 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Ser
             let response = call.await.map(|response| response.map(body)).map_err(Into::into);
             (response, server)
         });
-        Http2Call { task }
+        Http2Call { task, cancelled: Some(self.cancelled.clone()) }
     }
 }
 
@@ -354,6 +380,8 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Ser
 /// that time.
 struct Http2Call<B> {
     task: JoinHandle<CallOutput<B>>,
+    /// Counts this call if the client cancels it. `None` after the call has returned its result.
+    cancelled: Option<Cancelled>,
 }
 
 /// The response of a service to an HTTP/2 request, and the server, which is dropped after it.
@@ -364,6 +392,7 @@ impl<B> Future for Http2Call<B> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ended = ready!(Pin::new(&mut self.task).poll(cx));
+        self.cancelled = None;
         // A panic in the service ends the stream.
         Poll::Ready(ended.map_or_else(|panic| Err(panic.into()), |(response, _server)| response))
     }
@@ -371,6 +400,9 @@ impl<B> Future for Http2Call<B> {
 
 impl<B> Drop for Http2Call<B> {
     fn drop(&mut self) {
+        if let Some(cancelled) = &self.cancelled {
+            cancelled.add_request();
+        }
         self.task.abort();
     }
 }

@@ -70,6 +70,20 @@
 //! fails, the frames before the error are sent, and the connection closes without the last chunk. A
 //! body that panics closes its connection (HTTP/1) or resets its stream (HTTP/2).
 //!
+//! # Limits of HTTP/2 connections
+//!
+//! | limit | value | beyond it |
+//! |---|---|---|
+//! | open requests | 200, or [`max_concurrent_streams`](Serve::max_concurrent_streams) | a further request is reset with `REFUSED_STREAM` |
+//! | requests that the client cancels before their responses begin | twice the number of open requests at once, and this number (at least 100) per second | the connection is closed |
+//! | bytes of a stream that hyper has taken and that wait for the client | 64 KiB | the body of the stream is not polled |
+//! | refused requests, and streams with protocol errors | 1,024 | h2 closes the connection (`ENHANCE_YOUR_CALM`) |
+//!
+//! A cancelled request is not an open request any more. Without the second limit, a client that
+//! sends requests and cancels them at once would start any number of handlers ([rapid
+//! reset](https://nvd.nist.gov/vuln/detail/CVE-2023-44487)). The end of an event stream is not
+//! counted, however many clients of a proxy disconnect.
+//!
 //! # The end of a connection
 //!
 //! If the server closes a connection after a response, it first shuts down its own direction. Then
@@ -83,6 +97,7 @@
 //! TLS is a `Listener` whose `Io` is a TLS stream, as for `axum::serve`. Set
 //! [`ClientTimeout`] on the sockets of such a listener, because [`serve`] cannot see them.
 
+mod cancellations;
 mod chunks;
 mod closing;
 mod connection;

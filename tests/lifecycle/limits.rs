@@ -222,7 +222,7 @@ async fn each_key_has_its_own_limit() {
 
 #[tokio::test]
 async fn rejected_stream_holds_no_permit_of_any_limit() {
-    let layer = per_user(1).max_streams(2).max_streams_per(2, |parts| Some(parts.method.clone()));
+    let layer = per_user(1).max_streams(2).max_streams_per(3, |parts| Some(parts.method.clone()));
     let get = |user: &str| respond(&layer, from_user(user), silent().into_http_response());
     let anna = get("anna");
     for _ in 0..10 {
@@ -237,6 +237,18 @@ async fn rejected_stream_holds_no_permit_of_any_limit() {
     drop(anna);
     let carol = get("carol");
     assert_eq!(carol.status(), StatusCode::OK);
+}
+
+/// The request must not take the last permit of all streams, not even for a moment.
+#[tokio::test]
+async fn limit_of_key_is_checked_before_total() {
+    let key = |parts: &http::request::Parts| parts.headers.get("user").cloned();
+    for layer in [per_user(1).max_streams(1), SseLayer::new().max_streams(1).max_streams_per(1, key)] {
+        let get = |user: &str| respond(&layer, from_user(user), silent().into_http_response());
+        let _open = get("anna");
+        assert_eq!(get("anna").status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(get("bob").status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 }
 
 #[tokio::test]

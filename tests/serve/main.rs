@@ -1,5 +1,6 @@
 //! The server of the crate: what clients receive, and what becomes of their connections.
 
+mod cancellations;
 mod closing;
 mod common;
 mod connections;

@@ -1,0 +1,69 @@
+//! The limit of requests that an HTTP/2 client cancels before their responses.
+//!
+//! A client may have many requests open at the same time, but a request that it cancels no longer
+//! counts. Without a further limit, a client that sends requests and cancels them at once starts
+//! any number of handlers ("rapid reset", CVE-2023-44487). h2 only counts the cancelled requests
+//! that hyper has not accepted yet. This server reads few bytes before hyper accepts their
+//! requests, so h2 does not find enough of them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// The smallest limit per second. A connection with few open requests may also cancel some.
+const MIN_LIMIT: u32 = 100;
+
+/// The time in which a client may cancel as many requests as it may have open at the same time.
+/// At once, it may cancel twice as many.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Counts the requests of an HTTP/2 connection that the client has cancelled before their
+/// responses. The counter is atomic because an `Arc` shares it. Only the task of the connection
+/// uses it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cancelled(Arc<AtomicU32>);
+
+impl Cancelled {
+    pub(super) fn add_request(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Decides whether a client cancels too many requests (generic cell rate algorithm).
+#[derive(Debug)]
+pub(super) struct Cancellations {
+    cancelled: Cancelled,
+    /// The time that each cancelled request takes from the client.
+    interval: Duration,
+    /// The time when the client has made up for all requests that it has cancelled.
+    even_at: Instant,
+}
+
+impl Cancellations {
+    /// Creates the limit of a connection with at most `max_streams` open requests. The client may
+    /// cancel this number of requests per second, or 100 if it is smaller, and twice as many at
+    /// once.
+    pub(super) fn new(max_streams: u32) -> Self {
+        Self { cancelled: Cancelled::default(), interval: PERIOD / max_streams.max(MIN_LIMIT), even_at: Instant::now() }
+    }
+
+    pub(super) fn cancelled(&self) -> Cancelled {
+        self.cancelled.clone()
+    }
+
+    /// Returns whether the client has cancelled too many requests.
+    pub(super) fn are_too_many(&mut self) -> bool {
+        let cancelled = self.cancelled.0.swap(0, Ordering::Relaxed);
+        if cancelled == 0 {
+            return false;
+        }
+        let now = Instant::now();
+        self.even_at = self.even_at.max(now) + self.interval * cancelled;
+        self.even_at > now + 2 * PERIOD
+    }
+}
