@@ -281,19 +281,30 @@ pub trait IntoEventId {
 }
 
 macro_rules! into_field {
-    ($Into:ident, $into:ident, $Field:ident: $($From:ty)*) => {$(
-        impl $Into for $From {
+    ($Into:ident, $into:ident, $Field:ident) => {
+        impl $Into for $Field {
             #[inline]
             fn $into(self) -> $Field {
-                self.into()
+                self
             }
         }
-    )*};
+
+        /// For string literals.
+        ///
+        /// # Panics
+        ///
+        /// The conversion panics if the text is invalid, as `from_static` does.
+        impl $Into for &'static str {
+            #[inline]
+            fn $into(self) -> $Field {
+                $Field::from_static(self)
+            }
+        }
+    };
 }
 
-into_field!(IntoEventName, into_event_name, EventName: EventName &'static str);
-into_field!(IntoEventId, into_event_id, EventId: EventId &'static str);
-into_field!(IntoEventId, into_event_id, EventId: u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+into_field!(IntoEventName, into_event_name, EventName);
+into_field!(IntoEventId, into_event_id, EventId);
 
 macro_rules! field {
     ($Field:ident) => {
@@ -311,21 +322,18 @@ macro_rules! field {
             }
         }
 
-        /// Converts a string literal into an event name or id, and checks the text.
-        ///
-        /// # Panics
-        ///
-        /// Panics if the text is invalid, as [`from_static`](Self::from_static) does.
-        impl From<&'static str> for $Field {
-            fn from(text: &'static str) -> Self {
-                Self::from_static(text)
-            }
-        }
-
         impl FromStr for $Field {
             type Err = FieldError;
 
             fn from_str(text: &str) -> Result<Self, FieldError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<&str> for $Field {
+            type Error = FieldError;
+
+            fn try_from(text: &str) -> Result<Self, FieldError> {
                 Self::new(text)
             }
         }
@@ -444,6 +452,13 @@ macro_rules! id_from_integer {
                 Self(Text::checked(itoa::Buffer::new().format(number)))
             }
         }
+
+        impl IntoEventId for $Integer {
+            #[inline]
+            fn into_event_id(self) -> EventId {
+                self.into()
+            }
+        }
     )*};
 }
 
@@ -460,7 +475,7 @@ mod tests {
             assert_eq!(EventId::new(text).unwrap(), text);
             assert_eq!(EventName::new(text).unwrap().as_str(), text);
         }
-        assert_eq!(EventId::from("a"), EventId::new("a").unwrap());
+        assert_eq!(EventId::from_static("a"), EventId::new("a").unwrap());
         assert_eq!(size_of::<EventId>(), 24);
     }
 
@@ -475,7 +490,9 @@ mod tests {
             assert_eq!(EventId::new(text).unwrap_err().kind(), kind);
             assert_eq!(EventName::new(text).unwrap_err().kind(), kind);
             assert_eq!(text.parse::<EventId>().unwrap_err().kind(), kind);
+            assert_eq!(EventId::try_from(text).unwrap_err().kind(), kind);
             assert_eq!(EventId::try_from(text.to_owned()).unwrap_err().kind(), kind);
+            assert_eq!(EventName::try_from(text).unwrap_err().kind(), kind);
         }
         assert_eq!(EventName::new("").unwrap_err().kind(), FieldErrorKind::Empty);
         assert_eq!(EventId::new("").unwrap(), "");

@@ -120,7 +120,7 @@ fn subscribing_outside_the_runtime_works_with_each_id() {
             }
         }
     };
-    assert_eq!(gap(&EventId::from("bbbbbbbb-3")), Some(GapReason::OtherEpoch));
+    assert_eq!(gap(&EventId::from_static("bbbbbbbb-3")), Some(GapReason::OtherEpoch));
     assert_eq!(gap(&ids[0]), Some(GapReason::Evicted));
     assert_eq!(gap(&ids[1]), None, "the backend retains the event after it");
     let unknown = hub.topic("unknown");
