@@ -162,6 +162,10 @@ impl EventName {
 /// [`EventId::new`] checks text that is known only at run time. String literals and integers can be
 /// passed directly ([`IntoEventId`]). An empty id is legal: it makes the client forget its last id.
 ///
+/// With the feature `json`, an id implements the serde traits as a string, so an application can
+/// store a cursor, such as the id after which a worker continues. An invalid string is an error.
+/// Ids have no order: those of a hub are positions in a log, and cannot be compared across logs.
+///
 /// # Examples
 ///
 /// ```
@@ -346,6 +350,12 @@ macro_rules! field {
             }
         }
 
+        impl From<$Field> for String {
+            fn from(field: $Field) -> Self {
+                field.as_str().to_owned()
+            }
+        }
+
         impl AsRef<str> for $Field {
             fn as_ref(&self) -> &str {
                 self.as_str()
@@ -387,6 +397,30 @@ macro_rules! field {
         impl PartialEq<&str> for $Field {
             fn eq(&self, other: &&str) -> bool {
                 self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl PartialEq<String> for $Field {
+            fn eq(&self, other: &String) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl PartialEq<$Field> for str {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
+            }
+        }
+
+        impl PartialEq<$Field> for &str {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
+            }
+        }
+
+        impl PartialEq<$Field> for String {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
             }
         }
 
@@ -474,6 +508,7 @@ mod tests {
         for text in ["a", "1234567890123456789012", "12345678901234567890123", "é日本", long.as_str()] {
             assert_eq!(EventId::new(text).unwrap(), text);
             assert_eq!(EventName::new(text).unwrap().as_str(), text);
+            assert_eq!(String::from(EventId::new(text).unwrap()), text);
         }
         assert_eq!(EventId::from_static("a"), EventId::new("a").unwrap());
         assert_eq!(size_of::<EventId>(), 24);

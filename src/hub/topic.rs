@@ -124,7 +124,7 @@ impl Topic {
     /// let presence = hub.topic("lobby/presence").latest_only();
     /// presence.publish(Event::display(hub.topic("lobby").subscribers()).event("here")).await?;
     /// // One connection for messages and presence.
-    /// hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
+    /// let page = hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
     /// # Ok(()) }
     /// ```
     #[must_use]

@@ -99,7 +99,7 @@ async fn shutdown_ends_the_wait_for_the_other_log() {
     sleep(Duration::from_millis(100)).await;
     assert!(!waiting.is_finished());
     hubs[1].shutdown();
-    waiting.await.unwrap().unwrap();
+    drop(waiting.await.unwrap().unwrap());
     drop(subscribe(&hubs[1], "news", id).await);
     assert_eq!(begin.elapsed(), Duration::from_millis(100));
 }
