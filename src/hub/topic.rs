@@ -988,7 +988,7 @@ impl Topic {
     /// let lobby = Hub::new().topic("lobby");
     /// let _page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;
     /// let mut changes = lobby.presence();
-    /// assert_eq!(changes.next().await, Some(Presence::Joined("Anna".into())));
+    /// assert_eq!(changes.next().await, Some(Presence::joined("Anna")));
     /// # Ok(()) }
     /// ```
     pub fn presence(&self) -> PresenceStream {
