@@ -14,7 +14,7 @@ use std::time::Duration;
 ///
 /// An axum handler returns it as `Ok` or as `Err`. [`into_http_response`](Self::into_http_response)
 /// converts it for tower and hyper. To stop a client from reconnecting instead, use
-/// [`SseStream::stop_reconnecting`](crate::SseStream::stop_reconnecting).
+/// [`StopReconnecting`](crate::StopReconnecting).
 ///
 /// A response to a request over a limit of an [`SseLayer`](crate::SseLayer) is the same, with
 /// [`Overload::RetryLater`](crate::Overload::RetryLater). Like that response, a `RetryLater` does
