@@ -59,8 +59,9 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .max_age(Duration::from_secs(60 * 60))
         .presence_grace(Duration::from_secs(3))
         .presence_events(|room, change| match change {
-            Presence::Joined(name) => Event::json(&json!([room, name])).ok().map(|event| event.event("joined")),
-            Presence::Left(name) => Event::json(&json!([room, name])).ok().map(|event| event.event("left")),
+            Presence::Joined { member, .. } => Some(Event::json(&json!([room, member])).ok()?.event("joined")),
+            Presence::Left { member, .. } => Some(Event::json(&json!([room, member])).ok()?.event("left")),
+            _ => None,
         })
         .build();
     let app = Router::new()

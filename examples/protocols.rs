@@ -39,7 +39,7 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
 use tower_sse::{
-    BoxError, Event, EventName, JsonError, LastEventId, SseLayer, SseStream,
+    BoxError, Event, EventName, JsonError, LastEventId, SseLayer, SseStream, StopReconnecting,
     hub::{Hub, Outcome, Start, Topic},
 };
 
@@ -185,11 +185,11 @@ mod ai {
     pub(super) async fn resume(State(app): State<Arc<App>>, Path(chat): Path<String>) -> Result<Response> {
         let answer = app.chats.lock().expect("no code panics while it is locked").get(&chat).cloned();
         let Some(answer) = answer.filter(Topic::exists) else {
-            return Ok(SseStream::stop_reconnecting().into_response());
+            return Ok(StopReconnecting.into_response());
         };
         // A subscription to the end of a finished topic is over: the page has the whole answer.
         if answer.subscribe(Start::Latest).await?.is_finished() {
-            return Ok(SseStream::stop_reconnecting().into_response());
+            return Ok(StopReconnecting.into_response());
         }
         stream(&app, &answer).await
     }

@@ -46,7 +46,7 @@
 //! | `KeepAlive::interval` | [`Heartbeat::every`] | |
 //! | `KeepAlive::text` | [`Heartbeat::comment`] | A line end in the text begins another comment line, and causes no panic. |
 //! | `KeepAlive::event` | [`Heartbeat::event`] | An id of the event is removed, because a client that reconnects would send it as its `Last-Event-ID`. |
-//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`stop_reconnecting`](SseStream::stop_reconnecting) | The reconnect delay, a final event, a summary of the stream, and the response `204 No Content`, after which a client does not reconnect. |
+//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`StopReconnecting`] | The reconnect delay, a final event, a summary of the stream, and the response `204 No Content`, after which a client does not reconnect. |
 //!
 //! # The event
 //!
@@ -74,4 +74,4 @@
 //! [`axum::response::sse`]: https://docs.rs/axum/latest/axum/response/sse/index.html
 
 #[cfg(doc)]
-use crate::{Event, EventId, EventName, Heartbeat, JsonError, LastEventId, SseLayer, SseStream};
+use crate::{Event, EventId, EventName, Heartbeat, JsonError, LastEventId, SseLayer, SseStream, StopReconnecting};

@@ -43,7 +43,7 @@ use std::{sync::Arc, time::Duration};
 /// bytes.
 ///
 /// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Heartbeat {
     interval: Duration,
@@ -53,7 +53,7 @@ pub struct Heartbeat {
 }
 
 /// The bytes of a heartbeat.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
     comment: Bytes,
     event: Option<Bytes>,

@@ -291,6 +291,7 @@ pin_project! {
     /// The stream of events that [`SseStream::json`] and [`SseStream::tagged`] make of a stream of
     /// values.
     #[derive(Debug)]
+    #[must_use = "a stream does nothing until it is polled"]
     pub struct JsonEvents<S> {
         #[pin]
         stream: S,
@@ -319,6 +320,7 @@ pin_project! {
     /// The stream of events that [`SseStream::try_json`] and [`SseStream::try_tagged`] make of a
     /// stream of `Result`s.
     #[derive(Debug)]
+    #[must_use = "a stream does nothing until it is polled"]
     pub struct TryJsonEvents<S> {
         #[pin]
         stream: S,

@@ -39,7 +39,7 @@
 //!   the lines. An [`SseStream`] inside the layer takes the settings of the layer, and applies them
 //!   in its own body.
 //! - [`LastEventId`] is the id that a client sends when it reconnects.
-//!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
+//!   [`StopReconnecting`] is the response that stops it from reconnecting.
 //!   [`RetryLater`] is the response after which it reconnects later, for example in an overload.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
 //!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.

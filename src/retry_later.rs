@@ -20,7 +20,7 @@ use std::time::Duration;
 ///
 /// An axum handler returns it as `Ok` or as `Err`. [`into_http_response`](Self::into_http_response)
 /// converts it for tower and hyper. To stop a client from reconnecting instead, use
-/// [`SseStream::stop_reconnecting`](crate::SseStream::stop_reconnecting).
+/// [`StopReconnecting`](crate::StopReconnecting).
 ///
 /// An [`SseLayer`](crate::SseLayer) responds in the same way to an `EventSource` over a limit, or
 /// after a temporary error of a hub: see [`Overload`](crate::Overload). Like that response, a

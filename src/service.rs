@@ -141,6 +141,7 @@ impl fmt::Debug for ReadHead {
 pin_project! {
     /// The response future of an [`SseService`].
     #[derive(Debug)]
+    #[must_use = "a future does nothing until it is polled"]
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,

@@ -10,7 +10,7 @@ use crate::{
 use http::{HeaderValue, Response, StatusCode, header::CACHE_CONTROL};
 use std::{fmt, sync::Mutex, time::Duration};
 use tokio::time::Instant;
-use tokio_stream::{Empty, Stream};
+use tokio_stream::Stream;
 
 /// A response of server-sent events, made of a plain stream.
 ///
@@ -57,8 +57,8 @@ use tokio_stream::{Empty, Stream};
 /// An `EventSource` treats the end of a response like a lost connection and reconnects. It sends
 /// the last id that it has received in the header `Last-Event-ID`. To end the stream for good, send
 /// an event that makes the page close its `EventSource` ([`end_with`](Self::end_with)). If a client
-/// reconnects nevertheless, respond with [`SseStream::stop_reconnecting`]. For a client that should
-/// try again later, respond with [`RetryLater`](crate::RetryLater).
+/// reconnects nevertheless, respond with [`StopReconnecting`]. For a client that should try again
+/// later, respond with [`RetryLater`](crate::RetryLater).
 ///
 /// # Different streams from one handler
 ///
@@ -320,54 +320,47 @@ impl<S> SseStream<S> {
     }
 }
 
-impl SseStream<Empty<Event>> {
-    /// Returns the response for a client that should not reconnect: `204 No Content`. An
-    /// `EventSource` that receives it stops (HTML standard, §9.2.1). The page gets an `error`
-    /// event, and the `readyState` is `CLOSED`.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tokio_stream::Stream;
-    /// use tower_sse::{Event, LastEventId, SseStream, StopReconnecting};
-    ///
-    /// async fn progress(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, StopReconnecting> {
-    ///     if last.as_str() == Some("done") {
-    ///         return Err(SseStream::stop_reconnecting());
-    ///     }
-    ///     Ok(SseStream::new(tokio_stream::once(Event::new("100 %").id("done"))))
-    /// }
-    /// ```
-    pub fn stop_reconnecting() -> StopReconnecting {
-        StopReconnecting(())
-    }
-}
-
 impl<S> fmt::Debug for SseStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SseStream").finish_non_exhaustive()
     }
 }
 
-/// The response `204 No Content`, which stops a client from reconnecting. Caches do not store it.
-/// Created by [`SseStream::stop_reconnecting`].
-#[derive(Debug)]
+/// The response for a client that should not reconnect: `204 No Content`, which caches do not store.
+///
+/// An `EventSource` that receives it stops (HTML standard, §9.2.1). The page gets an `error` event,
+/// and the `readyState` is `CLOSED`.
+///
+/// # Examples
+///
+/// ```
+/// use tokio_stream::Stream;
+/// use tower_sse::{Event, LastEventId, SseStream, StopReconnecting};
+///
+/// async fn progress(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, StopReconnecting> {
+///     if last.as_str() == Some("done") {
+///         return Err(StopReconnecting);
+///     }
+///     Ok(SseStream::new(tokio_stream::once(Event::new("100 %").id("done"))))
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
 #[must_use = "it does nothing until it is returned as a response"]
-pub struct StopReconnecting(());
+pub struct StopReconnecting;
 
 impl StopReconnecting {
     /// Converts this value into an [`http::Response`], for tower and hyper. In an axum handler,
     /// return the value itself.
     #[must_use]
-    pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
-        no_content(SseBody::default())
+    pub fn into_http_response(self) -> Response<String> {
+        no_content(String::new())
     }
 }
 
 /// Creates a `204 No Content` response that caches must not store. A cache could otherwise return
 /// it to a client that has received nothing yet, because a 204 is cacheable by default (RFC 9110
 /// section 15.1).
-fn no_content<S>(body: SseBody<S>) -> Response<SseBody<S>> {
+fn no_content<B>(body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::NO_CONTENT;
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, ServiceBuilder, service_fn};
-use tower_sse::{Event, SseLayer, SseStream};
+use tower_sse::{Event, SseLayer, SseStream, StopReconnecting};
 
 /// The source of the event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +267,7 @@ async fn head_response_is_unchanged_by_layer() {
 
 #[tokio::test]
 async fn stop_reconnecting_is_204_without_a_body() {
-    let app = Router::new().route("/", get(async || SseStream::stop_reconnecting()));
+    let app = Router::new().route("/", get(async || StopReconnecting));
     let axums_own = get(async || (StatusCode::NO_CONTENT, [(CACHE_CONTROL, "no-store")]));
     let axums_own = serve(Router::new().route("/", axums_own)).await;
     for app in [app.clone(), app.layer(SseLayer::new())] {
@@ -282,9 +282,8 @@ async fn stop_reconnecting_is_204_without_a_body() {
             assert_eq!(answer.complete().await.text(), "");
         }
     }
-    let without_axum = service_fn(async |_: Request<Incoming>| {
-        Ok::<_, Infallible>(SseStream::stop_reconnecting().into_http_response())
-    });
+    let without_axum =
+        service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(StopReconnecting.into_http_response()));
     let server = serve(SseLayer::new().layer(without_axum)).await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/", &[]).await;
@@ -297,7 +296,7 @@ async fn stop_reconnecting_is_204_without_a_body() {
 
 #[tokio::test]
 async fn http_1_1_connection_is_reused_after_stop_reconnecting() {
-    let app = Router::new().route("/", get(async || SseStream::stop_reconnecting())).layer(SseLayer::new());
+    let app = Router::new().route("/", get(async || StopReconnecting)).layer(SseLayer::new());
     let server = serve(app).await;
     let mut connection = Http1::connect(server.address).await;
     for _ in 0..3 {

@@ -378,7 +378,7 @@ fn only_last_event_of_a_snapshot_has_an_id() {
 fn empty_snapshot_replaces_gap_by_cursor() {
     let topic = Hub::new().topic("a");
     let newest = publish(&topic, "1");
-    let subscription = now(topic.subscribe(EventId::from("lost"))).unwrap().begin_with([]);
+    let subscription = now(topic.subscribe(EventId::from_static("lost"))).unwrap().begin_with([]);
     now(topic.finish()).unwrap();
     let body = SseStream::new(subscription.begin_with_cursor()).into_http_response().into_body();
     let bytes = now(body.collect()).unwrap().to_bytes();
@@ -391,7 +391,7 @@ fn empty_snapshot_replaces_gap_by_cursor() {
 fn snapshot_replaces_gap_and_retained_events() {
     let topic = Hub::new().topic("a");
     let newest = publish(&topic, "1");
-    let subscription = now(topic.subscribe(EventId::from("lost"))).unwrap();
+    let subscription = now(topic.subscribe(EventId::from_static("lost"))).unwrap();
     assert!(subscription.gap().is_some() && !subscription.is_resumed());
     let mut subscription = task::spawn(subscription.begin_with(Event::new("state")));
     publish(&topic, "2");
@@ -436,7 +436,7 @@ fn latest_only_client_gets_newest_without_gap() {
         messages(subscription).into_iter().map(|message| message.data).collect::<Vec<_>>()
     };
     assert_eq!(data(&mut slow), ["hello", "hi", "3"]);
-    for start in [Start::Earliest, Start::After(EventId::from("lost"))] {
+    for start in [Start::Earliest, Start::After(EventId::from_static("lost"))] {
         let mut comes = task::spawn(now(hub.subscribe(["said", "here"], start)).unwrap());
         assert_eq!(data(&mut comes).split_off(usize::from(comes.gap().is_some())), ["hello", "hi", "3"]);
     }
@@ -481,7 +481,7 @@ fn stream_of_subscription_can_begin_with_cursor() {
     // A snapshot and a gap have their own ids.
     let snapshot = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state")).begin_with_cursor();
     assert_eq!(messages(&mut task::spawn(snapshot)).len(), 1);
-    let gap = now(topic.subscribe(EventId::from("lost"))).unwrap().begin_with_cursor();
+    let gap = now(topic.subscribe(EventId::from_static("lost"))).unwrap().begin_with_cursor();
     assert_eq!(messages(&mut task::spawn(gap))[0].r#type, "gap");
 }
 
@@ -677,7 +677,7 @@ fn response_after_hub_shutdown_is_200_with_reconnect_delay() {
     hub.shutdown();
     assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::Shutdown);
     let starts =
-        [Start::Latest, Start::Earliest, Start::After(id), Start::After(last), Start::After(EventId::from("7"))];
+        [Start::Latest, Start::Earliest, Start::After(id), Start::After(last), Start::After(EventId::from_static("7"))];
     // The hub has no room for the last topic.
     for (topic, start) in
         ["a", "done", "new"].into_iter().flat_map(|topic| starts.iter().map(move |start| (topic, start)))

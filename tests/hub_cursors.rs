@@ -107,7 +107,7 @@ fn no_id_gets_live_events_or_handler_start() {
 fn empty_id_counts_as_absent() {
     let hub = hub();
     publish(&hub, "a", "1");
-    let subscription = subscribe(&hub, "a", Start::After(EventId::from("")));
+    let subscription = subscribe(&hub, "a", Start::After(EventId::from_static("")));
     publish(&hub, "a", "2");
     assert_gets(subscription, &["2"]);
 }
@@ -253,7 +253,7 @@ fn finished_topic_ends_and_complete_client_gets_204() {
         assert!(response.headers().len() == 1 && response.body().is_end_stream());
     }
     assert_eq!(response(Start::After(ids[2].clone())).status(), 200);
-    let gap = response(Start::After(EventId::from("nonsense")));
+    let gap = response(Start::After(EventId::from_static("nonsense")));
     assert_eq!(gap.status(), 200, "it has a gap to be told of");
     // Other subscribers continue.
     publish(&hub, "b", "5");
@@ -313,7 +313,7 @@ fn reported_gap_is_not_repeated_after_reconnect() {
     let hub = Hub::builder().max_age(Duration::ZERO).build();
     publish(&hub, "a", "1");
     publish(&hub, "c", "2");
-    let mut last = EventId::from("other_epoch");
+    let mut last = EventId::from_static("other_epoch");
     let mut gaps = 0;
     for _ in 0..5 {
         let subscription = subscribe_to(&hub, ["a", "b"], last);
@@ -446,7 +446,7 @@ fn client_without_control_events_gets_only_published_events() {
     let topic = hub.topic("a");
     let published = || publish(&hub, "a", "1");
     published();
-    for start in [Start::Latest, Start::Earliest, Start::After(EventId::from("lost"))] {
+    for start in [Start::Latest, Start::Earliest, Start::After(EventId::from_static("lost"))] {
         let is_lost = matches!(start, Start::After(_));
         let subscription = topic.subscribe(start).now_or_never().unwrap().unwrap().without_control_events();
         assert_eq!(subscription.gap().is_some(), is_lost, "the handler can see the gap");
@@ -462,10 +462,10 @@ fn client_without_control_events_gets_only_published_events() {
         let ended = subscription.poll_next();
         assert_eq!(ended.map(|item| item.map(Result::err)), Poll::Ready(Some(Some(SubscriptionError::Lagged))));
         assert_eq!(subscription.poll_next().map(|item| item.is_none()), Poll::Ready(true));
-        assert_eq!(subscription.gap().map(Gap::requested), is_lost.then_some(&EventId::from("lost")));
+        assert_eq!(subscription.gap().map(Gap::requested), is_lost.then_some(&EventId::from_static("lost")));
     }
     // A snapshot is an event of the application.
-    let lost = topic.subscribe(EventId::from("lost")).now_or_never().unwrap().unwrap();
+    let lost = topic.subscribe(EventId::from_static("lost")).now_or_never().unwrap().unwrap();
     let snapshot = lost.begin_with(Event::new("state")).without_control_events();
     assert!(first_bytes(snapshot).ends_with("\ndata: state\n\n"));
 }

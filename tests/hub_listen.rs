@@ -6,7 +6,9 @@ use tokio_stream::StreamExt;
 use tokio_test::{assert_pending, assert_ready, assert_ready_eq, task};
 use tower_sse::{
     Event, EventId, EventName,
-    hub::{GapReason, Hub, Listener, Published, Start, SubscriptionError, backend::MemoryBackend},
+    hub::{
+        ErrorKind, GapReason, Hub, Listener, Published, Retention, Start, SubscriptionError, backend::MemoryBackend,
+    },
 };
 
 type Task = task::Spawn<Listener>;
@@ -195,12 +197,16 @@ fn replaced_state_has_the_id_of_its_place() {
 #[tokio::test(start_paused = true)]
 async fn linger_of_the_hub_does_not_delay_a_listener() {
     let hub = Hub::builder().linger(Duration::from_secs(10)).build();
-    let mut listener = hub.listen(["a"], Start::Latest).await.unwrap();
+    let of_hub = hub.listen(["a"], Start::Latest).await.unwrap();
+    let of_topic = hub.topic("a").listen(Start::Latest).await.unwrap();
+    let mut listeners = [of_hub, of_topic];
     let begun = tokio::time::Instant::now();
     for n in 0..3 {
         hub.topic("a").publish(Event::display(n)).await.unwrap();
-        assert_eq!(listener.next().await.unwrap().unwrap().event, Event::display(n));
-        assert!(listener.next().now_or_never().is_none());
+        for listener in &mut listeners {
+            assert_eq!(listener.next().await.unwrap().unwrap().event, Event::display(n));
+            assert!(listener.next().now_or_never().is_none());
+        }
     }
     assert_eq!(begun.elapsed(), Duration::ZERO);
 }
@@ -250,6 +256,27 @@ fn read_ends_after_present_events() {
     assert!(assert_ready!(reading.poll_next()).is_none(), "it has ended");
     let cursor = reading.enter(|_, reading| reading.cursor());
     assert_eq!(read(&mut listen(&hub, &["a"], cursor)), ["a later"]);
+}
+
+#[test]
+fn topic_reads_with_the_retention_of_its_handle() {
+    let hub = Hub::new();
+    ["1", "2", "3"].iter().for_each(|data| drop(publish(&hub, "a", data)));
+    let all = now(hub.topic("a").read(Start::Earliest)).unwrap();
+    assert_eq!(read(&mut task::spawn(all)), ["a 1", "a 2", "a 3"]);
+    let topic = hub.topic("a").retention(Retention::new().max_events(2));
+    let mut reading = task::spawn(now(topic.read(Start::Earliest)).unwrap());
+    assert_eq!(read(&mut reading), ["a 2", "a 3"]);
+    publish(&hub, "a", "later");
+    assert!(assert_ready!(reading.poll_next()).is_none(), "it has ended");
+}
+
+#[test]
+fn reserved_topic_cannot_be_listened_to() {
+    let topic = Hub::new().topic("tower-sse/a");
+    for listener in [now(topic.listen(Start::Latest)), now(topic.read(Start::Latest))] {
+        assert_eq!(listener.unwrap_err().kind(), ErrorKind::ReservedTopic);
+    }
 }
 
 #[test]

@@ -298,7 +298,7 @@ impl World {
             state: 0,
             excused,
             first_gap: None,
-            last_id: id.unwrap_or_else(|| EventId::from("")),
+            last_id: id.unwrap_or_else(|| EventId::from_static("")),
             has_ended: false,
             was_cut_off: false,
         };

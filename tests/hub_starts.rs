@@ -69,9 +69,9 @@ fn id_of_the_client_takes_precedence_over_starts() {
     assert!(client.is_resumed());
     assert_eq!(data(&mut client), ["n3", "c1", "n4"]);
     // An empty id is none.
-    let mut client = subscribe(&hub, topics(), Start::After(EventId::from("")));
+    let mut client = subscribe(&hub, topics(), Start::After(EventId::from_static("")));
     assert_eq!(data(&mut client)[0], "here");
-    let lost = subscribe(&hub, topics(), EventId::from("lost"));
+    let lost = subscribe(&hub, topics(), EventId::from_static("lost"));
     assert_eq!(lost.gap().map(|gap| gap.reason()), Some(GapReason::Malformed));
 }
 
@@ -107,7 +107,7 @@ fn topics_are_named_by_any_text() {
         now(hub.subscribe([Box::<str>::from("a")], None)),
         now(hub.subscribe([Cow::from("a")], None)),
         now(hub.subscribe([(text, LastEventId::default())], None)),
-        now(hub.subscribe([(Arc::<str>::from("a"), EventId::from("lost"))], None)),
+        now(hub.subscribe([(Arc::<str>::from("a"), EventId::from_static("lost"))], None)),
     ];
     assert_eq!(hub.topic("a").subscribers(), 10);
     assert_eq!(all.iter().filter(|one| one.as_ref().unwrap().gap().is_some()).count(), 1);
@@ -143,7 +143,8 @@ fn gap_after_the_start_of_one_topic_is_reported() {
     let earliest = subscribe(&hub, [("notes", Start::Earliest), ("here", Start::After(ids[1].clone()))], None);
     assert!(earliest.gap().is_none(), "no event of `here` is missing");
 
-    let mut malformed = subscribe(&hub, [("notes", Start::After(EventId::from("7"))), ("here", Start::Latest)], None);
+    let mut malformed =
+        subscribe(&hub, [("notes", Start::After(EventId::from_static("7"))), ("here", Start::Latest)], None);
     assert_eq!(malformed.gap().map(|gap| gap.reason()), Some(GapReason::Malformed));
     assert_eq!(data(&mut malformed), ["gap", "n3", "n4"]);
 }

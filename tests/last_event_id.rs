@@ -30,7 +30,7 @@ fn header_value_is_utf_8() {
 fn empty_header_is_none() {
     assert_eq!(from_header(b""), none());
     assert_eq!(LastEventId::from_request(&Request::new(())), none());
-    assert_eq!(LastEventId::from(EventId::from("")), none());
+    assert_eq!(LastEventId::from(EventId::from_static("")), none());
     assert_eq!(none().id(), None);
     assert_eq!(none().into_id(), None);
 }

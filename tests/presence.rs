@@ -45,8 +45,9 @@ fn changes(stream: &mut PresenceStream) -> Vec<String> {
 
 fn text(change: &Presence) -> String {
     match change {
-        Presence::Joined(member) => format!("+{member}"),
-        Presence::Left(member) => format!("-{member}"),
+        Presence::Joined { member, .. } => format!("+{member}"),
+        Presence::Left { member, .. } => format!("-{member}"),
+        _ => panic!("{change:?}"),
     }
 }
 
@@ -92,7 +93,7 @@ async fn member_leaves_after_grace_time_of_last_subscription() {
     assert_eq!(members(&lobby).await, ["a"]);
     drop(second);
     let begin = Instant::now();
-    assert_eq!(stream.next().await, Some(Presence::Left("a".into())));
+    assert_eq!(stream.next().await, Some(Presence::left("a")));
     assert_eq!(begin.elapsed().as_secs(), 5);
     assert!(members(&lobby).await.is_empty());
 }
@@ -291,8 +292,8 @@ async fn grace_time_ends_after_a_drop_outside_of_a_runtime() {
     let mut stream = lobby.presence();
     let subscription = join(&lobby, "a").await;
     thread::spawn(move || drop(subscription)).join().unwrap();
-    assert_eq!(stream.next().await, Some(Presence::Joined("a".into())));
-    assert_eq!(tokio::time::timeout(20 * SECOND, stream.next()).await, Ok(Some(Presence::Left("a".into()))));
+    assert_eq!(stream.next().await, Some(Presence::joined("a")));
+    assert_eq!(tokio::time::timeout(20 * SECOND, stream.next()).await, Ok(Some(Presence::left("a"))));
 }
 
 #[test]
@@ -485,7 +486,7 @@ async fn unpublished_leave_does_not_bring_a_removed_topic_back() {
     let topic: Arc<OnceLock<Topic>> = Arc::default();
     let removed = topic.clone();
     let builder = Hub::builder().presence_events(move |_, change| {
-        if matches!(change, Presence::Left(_)) {
+        if matches!(change, Presence::Left { .. }) {
             removed.get().unwrap().remove().now_or_never().expect("it does not wait").unwrap();
         }
         Some(Event::new(text(change)))

@@ -22,7 +22,7 @@ use tokio::{
     time::{advance, sleep},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
-use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, RetryLater, SseItem, SseStream};
+use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, RetryLater, SseItem, SseStream, StopReconnecting};
 
 fn polled<S>(stream: SseStream<S>) -> Polled
 where
@@ -373,7 +373,7 @@ fn response_has_event_stream_headers() {
 
 #[tokio::test]
 async fn stop_reconnecting_is_an_empty_204() {
-    let response: Response<_> = SseStream::stop_reconnecting().into_http_response();
+    let response: Response<_> = StopReconnecting.into_http_response();
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
     assert_eq!(response.headers()["cache-control"], "no-store");
     assert_eq!(response.headers().len(), 1);

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 use tower_sse::{
-    Event, EventName, Heartbeat, LastEventId, SseStream,
+    Event, EventName, Heartbeat, LastEventId, SseStream, StopReconnecting,
     test::{self, EventReader, ReceivedEvent},
 };
 
@@ -96,7 +96,7 @@ async fn collect_fails_at_an_early_end() {
 #[tokio::test]
 #[should_panic = "only with status 200"]
 async fn error_response_is_no_event_stream() {
-    test::events(SseStream::stop_reconnecting().into_response());
+    test::events(StopReconnecting.into_response());
 }
 
 #[tokio::test]

@@ -130,6 +130,7 @@ pin_project! {
     /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
     /// maximum lifetimes, shutdowns and the delay before an error need a timer. Outside of any
     /// tokio runtime, the error comes without the delay, and the other timers panic.
+    #[must_use = "a body does nothing until it is polled"]
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,

@@ -48,6 +48,7 @@ pin_project! {
     /// enabled. Heartbeats, maximum lifetimes, shutdowns and the delay before an error need a
     /// timer. Outside of any tokio runtime, the error comes without the delay, and the other timers
     /// panic.
+    #[must_use = "a body does nothing until it is polled"]
     pub struct ResponseBody<B>
     where
         B: Body,

@@ -4,7 +4,7 @@ use super::{
     Event,
     encode::{COMMENT, DATA, ID, NAME, RETRY},
 };
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, time::Duration};
 
 impl Event {
     /// Returns the data of the message that a client dispatches for this event, or `None` if the
@@ -73,6 +73,26 @@ impl Event {
         self.lines(ID).next()
     }
 
+    /// Returns how long a client waits before it reconnects, or `None` if this event does not set
+    /// the delay.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_sse::Event;
+    /// let delay = Duration::from_secs(10);
+    /// assert_eq!(Event::default().retry(delay).event_retry(), Some(delay));
+    /// assert_eq!(Event::new("order").event_retry(), None);
+    /// ```
+    #[must_use]
+    pub fn event_retry(&self) -> Option<Duration> {
+        // The greatest `Duration` has more milliseconds than a `u64` can hold.
+        let milliseconds: u128 = self.retry_digits()?.parse().ok()?;
+        let seconds = u64::try_from(milliseconds / 1000).ok()?;
+        Some(Duration::from_secs(seconds) + Duration::from_millis((milliseconds % 1000) as u64))
+    }
+
     /// Returns the reconnect delay of this event in milliseconds, as decimal digits, or `None` if
     /// the event has no delay.
     pub(super) fn retry_digits(&self) -> Option<&str> {
@@ -134,7 +154,18 @@ impl fmt::Debug for Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn retry_is_read_in_whole_milliseconds() {
+        for (set, read) in [
+            (Duration::ZERO, Duration::ZERO),
+            (Duration::from_micros(1_999), Duration::from_millis(1)),
+            (Duration::MAX, Duration::new(u64::MAX, 999_000_000)),
+        ] {
+            assert_eq!(Event::new("d").retry(set).id(7).event_retry(), Some(read));
+        }
+        assert_eq!(Event::new("retry: 7").comment("retry: 7").event_retry(), None);
+    }
 
     #[test]
     fn getters_return_what_a_client_dispatches() {

@@ -1,5 +1,6 @@
 use super::Event;
 use bytes::{Bytes, BytesMut};
+use std::mem;
 
 /// One or more complete events, encoded once for any number of clients.
 ///
@@ -66,16 +67,57 @@ impl From<Event> for EncodedEvents {
     }
 }
 
+impl From<EncodedEvents> for Bytes {
+    /// Converts the events into their wire bytes, without a copy.
+    fn from(events: EncodedEvents) -> Self {
+        events.bytes
+    }
+}
+
+impl AsRef<[u8]> for EncodedEvents {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 /// Joins several [`Event`]s or [`EncodedEvents`] into one value, in order. Their bytes are copied.
 impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
     fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
-        let mut bytes = BytesMut::new();
         let mut joined = Self::default();
+        joined.extend(events);
+        joined
+    }
+}
+
+/// Adds [`Event`]s or [`EncodedEvents`] at the end, in order. Their bytes are copied. The earlier
+/// bytes are also copied if another value shares them, such as a clone.
+impl<T: Into<EncodedEvents>> Extend<T> for EncodedEvents {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, events: I) {
+        // If the iterator panics, `self` has no events. So its count is always that of its bytes.
+        let Self { bytes, mut count } = mem::take(self);
+        let mut bytes = BytesMut::from(bytes);
         for events in events {
             let events = events.into();
             bytes.extend_from_slice(&events.bytes);
-            joined.count += events.count;
+            count += events.count;
         }
-        Self { bytes: bytes.freeze(), ..joined }
+        *self = Self { bytes: bytes.freeze(), count };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extend_appends_events_and_leaves_clones_unchanged() {
+        let mut events = EncodedEvents::from(Event::new("a"));
+        let clone = events.clone();
+        events.extend([Event::new("b"), Event::new("c")]);
+        events.extend([clone.clone()]);
+        events.extend(Vec::<Event>::new());
+        assert_eq!(events.count(), 4);
+        assert_eq!(events.as_ref(), b"data: a\n\ndata: b\n\ndata: c\n\ndata: a\n\n");
+        assert_eq!((clone.count(), Bytes::from(clone)), (1, Bytes::from("data: a\n\n")));
     }
 }

@@ -162,6 +162,10 @@ impl EventName {
 /// [`EventId::new`] checks text that is known only at run time. String literals and integers can be
 /// passed directly ([`IntoEventId`]). An empty id is legal: it makes the client forget its last id.
 ///
+/// With the feature `json`, an id implements the serde traits as a string, so an application can
+/// store a cursor, such as the id after which a worker continues. An invalid string is an error.
+/// Ids have no order: those of a hub are positions in a log, and cannot be compared across logs.
+///
 /// # Examples
 ///
 /// ```
@@ -281,19 +285,30 @@ pub trait IntoEventId {
 }
 
 macro_rules! into_field {
-    ($Into:ident, $into:ident, $Field:ident: $($From:ty)*) => {$(
-        impl $Into for $From {
+    ($Into:ident, $into:ident, $Field:ident) => {
+        impl $Into for $Field {
             #[inline]
             fn $into(self) -> $Field {
-                self.into()
+                self
             }
         }
-    )*};
+
+        /// For string literals.
+        ///
+        /// # Panics
+        ///
+        /// The conversion panics if the text is invalid, as `from_static` does.
+        impl $Into for &'static str {
+            #[inline]
+            fn $into(self) -> $Field {
+                $Field::from_static(self)
+            }
+        }
+    };
 }
 
-into_field!(IntoEventName, into_event_name, EventName: EventName &'static str);
-into_field!(IntoEventId, into_event_id, EventId: EventId &'static str);
-into_field!(IntoEventId, into_event_id, EventId: u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+into_field!(IntoEventName, into_event_name, EventName);
+into_field!(IntoEventId, into_event_id, EventId);
 
 macro_rules! field {
     ($Field:ident) => {
@@ -311,21 +326,18 @@ macro_rules! field {
             }
         }
 
-        /// Converts a string literal into an event name or id, and checks the text.
-        ///
-        /// # Panics
-        ///
-        /// Panics if the text is invalid, as [`from_static`](Self::from_static) does.
-        impl From<&'static str> for $Field {
-            fn from(text: &'static str) -> Self {
-                Self::from_static(text)
-            }
-        }
-
         impl FromStr for $Field {
             type Err = FieldError;
 
             fn from_str(text: &str) -> Result<Self, FieldError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<&str> for $Field {
+            type Error = FieldError;
+
+            fn try_from(text: &str) -> Result<Self, FieldError> {
                 Self::new(text)
             }
         }
@@ -335,6 +347,12 @@ macro_rules! field {
 
             fn try_from(text: String) -> Result<Self, FieldError> {
                 Self::new(text)
+            }
+        }
+
+        impl From<$Field> for String {
+            fn from(field: $Field) -> Self {
+                field.as_str().to_owned()
             }
         }
 
@@ -379,6 +397,30 @@ macro_rules! field {
         impl PartialEq<&str> for $Field {
             fn eq(&self, other: &&str) -> bool {
                 self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl PartialEq<String> for $Field {
+            fn eq(&self, other: &String) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl PartialEq<$Field> for str {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
+            }
+        }
+
+        impl PartialEq<$Field> for &str {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
+            }
+        }
+
+        impl PartialEq<$Field> for String {
+            fn eq(&self, other: &$Field) -> bool {
+                other == self
             }
         }
 
@@ -444,6 +486,13 @@ macro_rules! id_from_integer {
                 Self(Text::checked(itoa::Buffer::new().format(number)))
             }
         }
+
+        impl IntoEventId for $Integer {
+            #[inline]
+            fn into_event_id(self) -> EventId {
+                self.into()
+            }
+        }
     )*};
 }
 
@@ -459,8 +508,9 @@ mod tests {
         for text in ["a", "1234567890123456789012", "12345678901234567890123", "é日本", long.as_str()] {
             assert_eq!(EventId::new(text).unwrap(), text);
             assert_eq!(EventName::new(text).unwrap().as_str(), text);
+            assert_eq!(String::from(EventId::new(text).unwrap()), text);
         }
-        assert_eq!(EventId::from("a"), EventId::new("a").unwrap());
+        assert_eq!(EventId::from_static("a"), EventId::new("a").unwrap());
         assert_eq!(size_of::<EventId>(), 24);
     }
 
@@ -475,7 +525,9 @@ mod tests {
             assert_eq!(EventId::new(text).unwrap_err().kind(), kind);
             assert_eq!(EventName::new(text).unwrap_err().kind(), kind);
             assert_eq!(text.parse::<EventId>().unwrap_err().kind(), kind);
+            assert_eq!(EventId::try_from(text).unwrap_err().kind(), kind);
             assert_eq!(EventId::try_from(text.to_owned()).unwrap_err().kind(), kind);
+            assert_eq!(EventName::try_from(text).unwrap_err().kind(), kind);
         }
         assert_eq!(EventName::new("").unwrap_err().kind(), FieldErrorKind::Empty);
         assert_eq!(EventId::new("").unwrap(), "");

@@ -9,6 +9,8 @@ mod field;
 mod item;
 mod scratch;
 #[cfg(feature = "json")]
+mod serde;
+#[cfg(feature = "json")]
 pub(crate) mod tagged;
 
 pub(crate) use encode::{comment_lines, is_visible, retry_line};
@@ -298,7 +300,7 @@ impl Event {
 /// # #[cfg(feature = "hub")]
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
 /// let subscription = Hub::new().topic("scores").subscribe(Start::Latest).await?;
-/// subscription.begin_with(Event::new("0 : 0"));
+/// let with_score = subscription.begin_with(Event::new("0 : 0"));
 /// # Ok(()) }
 /// # #[cfg(not(feature = "hub"))] fn main() {}
 /// ```

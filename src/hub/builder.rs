@@ -210,10 +210,11 @@ impl Builder {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
     /// let hub = Hub::builder()
-    ///     .presence_events(|_topic, change| Some(match change {
-    ///         Presence::Joined(member) => Event::new(member).event("joined"),
-    ///         Presence::Left(member) => Event::new(member).event("left"),
-    ///     }))
+    ///     .presence_events(|_topic, change| match change {
+    ///         Presence::Joined { member, .. } => Some(Event::new(member).event("joined")),
+    ///         Presence::Left { member, .. } => Some(Event::new(member).event("left")),
+    ///         _ => None,
+    ///     })
     ///     .build();
     /// let lobby = hub.topic("lobby");
     /// let mut page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;

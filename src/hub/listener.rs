@@ -47,8 +47,9 @@ pub struct Published {
 }
 
 /// A stream of the events of one or many topics, for a consumer in Rust: a worker, a bridge to
-/// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) creates it.
-/// [`Hub::read`](super::Hub::read) creates a listener that ends after the present events.
+/// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) and
+/// [`Topic::listen`](super::Topic::listen) create it. [`Hub::read`](super::Hub::read) and
+/// [`Topic::read`](super::Topic::read) create a listener that ends after the present events.
 ///
 /// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
 /// more memory than a fast one. A listener yields published events, but no `hub-cursor` and no

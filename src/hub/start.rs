@@ -11,11 +11,11 @@ use std::{borrow::Cow, sync::Arc};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
 /// # let last = LastEventId::default();
 /// let news = Hub::new().topic("news");
-/// news.subscribe(Start::Earliest).await?;
+/// let all = news.subscribe(Start::Earliest).await?;
 /// // After the last id of the client. A new client receives live events.
-/// news.subscribe(last.clone()).await?;
+/// let missed_or_live = news.subscribe(last.clone()).await?;
 /// // After the last id of the client. A new client receives all retained events first.
-/// news.subscribe(last.or(Start::Earliest)).await?;
+/// let missed_or_all = news.subscribe(last.or(Start::Earliest)).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

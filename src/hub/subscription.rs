@@ -114,6 +114,7 @@ use tokio_stream::Stream;
 ///
 /// A subscription keeps its hub alive, even after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
+#[must_use = "a subscription yields events only if it is polled"]
 pub struct Subscription {
     pub(super) core: Arc<Core>,
     /// The epoch of the log that the positions in this subscription belong to. An epoch is a number
@@ -464,7 +465,6 @@ impl Subscription {
     ///     events.begin_with(scores.iter().map(|score| Event::display(score).event("score")))
     /// }
     /// ```
-    #[must_use]
     pub fn begin_with(mut self, snapshot: impl IntoIterator<Item = Event>) -> Self {
         if self.gap.is_some() || self.is_undecided() {
             // `subscribed_at` may be smaller than the cursor if events were already read.
@@ -510,7 +510,6 @@ impl Subscription {
     ///     Ok(())
     /// }
     /// ```
-    #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
         if self.beginning.is_none() && self.has_control_events {
             self.beginning = Some(Box::new(Beginning::Cursor(self.encoded_cursor())));
@@ -542,7 +541,6 @@ impl Subscription {
     ///     Ok(SseStream::new(tokens.without_control_events()))
     /// }
     /// ```
-    #[must_use]
     pub fn without_control_events(mut self) -> Self {
         self.has_control_events = false;
         self.beginning.take_if(|beginning| !matches!(**beginning, Beginning::Snapshot(_)));
@@ -570,7 +568,6 @@ impl Subscription {
     /// assert_eq!(slow.next().await, Some(Err(SubscriptionError::Lagged)));
     /// # Ok(()) }
     /// ```
-    #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;
         self
@@ -608,7 +605,6 @@ impl Subscription {
     ///     Ok(hub.topic("prices").subscribe(last).await?.linger(Duration::from_millis(25)))
     /// }
     /// ```
-    #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
         if time.is_zero() {
             if let Some(merge) = &mut self.merge {

@@ -1,6 +1,7 @@
 use super::{
     core::Core,
     error::Error,
+    listener::Listener,
     presence::{self, Membership, PresenceStream},
     recording::{self, Recorder},
     registry::check_reserved,
@@ -124,7 +125,7 @@ impl Topic {
     /// let presence = hub.topic("lobby/presence").latest_only();
     /// presence.publish(Event::display(hub.topic("lobby").subscribers()).event("here")).await?;
     /// // One connection for messages and presence.
-    /// hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
+    /// let page = hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
     /// # Ok(()) }
     /// ```
     #[must_use]
@@ -137,10 +138,11 @@ impl Topic {
     ///
     /// A limit may be greater than that of the hub, or smaller, for example for a topic with many
     /// events that are soon worthless. The limits apply to the whole topic as soon as this handle
-    /// publishes, subscribes or [records a stream](Self::record). They replace limits that another
-    /// handle has set. Handles without limits do not change them. When the topic is dropped, its
-    /// limits are forgotten. A [recording](Self::record) of this handle sets them again with each
-    /// batch of events that it publishes.
+    /// publishes, subscribes, [listens](Self::listen), [reads](Self::read) or [records a
+    /// stream](Self::record). They replace limits that another handle has set. Handles without
+    /// limits do not change them. When the topic is dropped, its limits are forgotten. A
+    /// [recording](Self::record) of this handle sets them again with each batch of events that it
+    /// publishes.
     ///
     /// Events that exceed the new limits are evicted at once. A client that has not received them
     /// gets a gap, as after any eviction.
@@ -400,10 +402,84 @@ impl Topic {
     /// # Ok(()) }
     /// ```
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
+        Ok(self.subscribe_without_linger(start.into()).await?.with_default_linger())
+    }
+
+    async fn subscribe_without_linger(&self, start: Start) -> Result<Subscription, Error> {
         self.check_reserved()?;
         self.apply_retention(false).or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
-        let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
-        Ok(subscription.with_default_linger())
+        self.core.subscribe(vec![(self.name.clone(), None)], start).await
+    }
+
+    /// Listens to this topic in this process: returns a stream of decoded events, each with its id.
+    /// Use it for workers, bridges to WebSockets, and filters per client.
+    ///
+    /// To listen to several topics, use [`Hub::listen`](super::Hub::listen). [`Listener`] describes
+    /// gaps and cursors. The listener counts as a [subscriber](Self::subscribers).
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`subscribe`](Self::subscribe). After
+    /// [`Hub::shutdown`](super::Hub::shutdown), the stream ends immediately with
+    /// [`Shutdown`](super::SubscriptionError::Shutdown).
+    ///
+    /// # Cancel safety
+    ///
+    /// The same as for [`subscribe`](Self::subscribe).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let alerts = Hub::new().topic("alerts");
+    /// let mut events = alerts.listen(Start::Latest).await?;
+    /// let id = alerts.publish(Event::new("fire").event("raised")).await?;
+    ///
+    /// let Some(Ok(published)) = events.next().await else { return Ok(()) };
+    /// assert_eq!(published.id, id);
+    /// assert_eq!(published.event, Event::new("fire").event("raised"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn listen(&self, start: impl Into<Start>) -> Result<Listener, Error> {
+        Ok(Listener::new(self.subscribe_without_linger(start.into()).await?))
+    }
+
+    /// Reads this topic up to now: returns a stream of the events from `start` on that the log
+    /// contains at the moment. The stream then ends. It can also contain events that are published
+    /// while it is read.
+    ///
+    /// [`Hub::read`](super::Hub::read) reads several topics, and describes the wait for a backend.
+    /// To continue with later events, [listen](Self::listen) after the [cursor](Listener::cursor).
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`subscribe`](Self::subscribe). With a backend, also those of
+    /// [`Hub::read`](super::Hub::read).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect, except that the topic exists.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{BoxError, Event, hub::{Hub, Published, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+    /// let orders = Hub::new().topic("orders");
+    /// orders.publish(Event::new("tea")).await?;
+    ///
+    /// let retained: Vec<Published> = orders.read(Start::Earliest).await?.collect::<Result<_, _>>().await?;
+    /// assert_eq!(retained.len(), 1);
+    /// assert_eq!(retained[0].event, Event::new("tea"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn read(&self, start: impl Into<Start>) -> Result<Listener, Error> {
+        self.listen(start).await?.until_now().await
     }
 
     /// Finishes the topic, for example because a job is done or an answer is complete.
@@ -912,7 +988,7 @@ impl Topic {
     /// let lobby = Hub::new().topic("lobby");
     /// let _page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;
     /// let mut changes = lobby.presence();
-    /// assert_eq!(changes.next().await, Some(Presence::Joined("Anna".into())));
+    /// assert_eq!(changes.next().await, Some(Presence::joined("Anna")));
     /// # Ok(()) }
     /// ```
     pub fn presence(&self) -> PresenceStream {

@@ -21,7 +21,7 @@ use support::{
 use tokio_test::task;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{Event, Overload, SseLayer, SseStream};
+use tower_sse::{Event, Overload, SseLayer, SseStream, StopReconnecting};
 
 #[tokio::test]
 async fn request_over_limit_gets_503_with_retry_after() {
@@ -185,7 +185,7 @@ async fn other_responses_need_no_permit() {
     assert_eq!(respond(&layer, head, stream()).status(), StatusCode::OK);
     assert_eq!(through(&layer, stream().map(|_| Full::<Bytes>::default())).status(), StatusCode::OK);
     assert_eq!(through(&layer, Response::new(Full::from("{}"))).status(), StatusCode::OK);
-    assert_eq!(through(&layer, SseStream::stop_reconnecting().into_http_response()).status(), StatusCode::NO_CONTENT);
+    assert_eq!(through(&layer, StopReconnecting.into_http_response()).status(), StatusCode::NO_CONTENT);
     let mut not_modified = stream();
     *not_modified.status_mut() = StatusCode::NOT_MODIFIED;
     assert_eq!(through(&layer, not_modified).status(), StatusCode::NOT_MODIFIED);

@@ -120,7 +120,7 @@ async fn shutdown_event_does_not_erase_id_of_returning_client() {
         (token, layer.shutdown_event(Event::new("bye")))
     };
     let quiet = async || topic.subscribe(id.clone()).await.unwrap().without_control_events();
-    let lost = async || topic.subscribe(EventId::from("lost")).await.unwrap();
+    let lost = async || topic.subscribe(EventId::from_static("lost")).await.unwrap();
     let earlier = async || topic.subscribe(Start::Earliest).await.unwrap();
     let (token, layer) = shutdown_layer();
     token.cancel();

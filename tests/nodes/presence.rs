@@ -35,8 +35,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn text(change: &Presence) -> String {
     match change {
-        Presence::Joined(member) => format!("+{member}"),
-        Presence::Left(member) => format!("-{member}"),
+        Presence::Joined { member, .. } => format!("+{member}"),
+        Presence::Left { member, .. } => format!("-{member}"),
+        _ => panic!("{change:?}"),
     }
 }
 

@@ -99,7 +99,7 @@ async fn shutdown_ends_the_wait_for_the_other_log() {
     sleep(Duration::from_millis(100)).await;
     assert!(!waiting.is_finished());
     hubs[1].shutdown();
-    waiting.await.unwrap().unwrap();
+    drop(waiting.await.unwrap().unwrap());
     drop(subscribe(&hubs[1], "news", id).await);
     assert_eq!(begin.elapsed(), Duration::from_millis(100));
 }
@@ -120,7 +120,7 @@ fn subscribing_outside_the_runtime_works_with_each_id() {
             }
         }
     };
-    assert_eq!(gap(&EventId::from("bbbbbbbb-3")), Some(GapReason::OtherEpoch));
+    assert_eq!(gap(&EventId::from_static("bbbbbbbb-3")), Some(GapReason::OtherEpoch));
     assert_eq!(gap(&ids[0]), Some(GapReason::Evicted));
     assert_eq!(gap(&ids[1]), None, "the backend retains the event after it");
     let unknown = hub.topic("unknown");

@@ -181,7 +181,7 @@ fn outage_is_logged_once_and_each_failure_counted() {
             let _no_event = tokio::time::timeout(Duration::from_secs(60), history.next()).await;
             down.send_replace(false);
             history.next().await.expect("the history continues").expect("no error");
-            topic.subscribe(unknown()).await.expect("a gap");
+            drop(topic.subscribe(unknown()).await.expect("a gap"));
             tokio::time::sleep(Duration::from_secs(60)).await;
             let mut events = outages(&seen).split_off(before);
             assert_eq!(events[..3], [failed("follow"), failed("read"), failed("bounds")]);
@@ -329,7 +329,7 @@ fn rejected_history_reads_count_and_log_once() {
                 assert_eq!(error.kind(), ErrorKind::Overloaded);
             }
             drop(waiting);
-            topic.subscribe(ids[0].clone()).await.expect("no read waits");
+            drop(topic.subscribe(ids[0].clone()).await.expect("no read waits"));
             let rejected = seen.numbers()["tower_sse_hub_reads_rejected_total"];
             assert_eq!(rejected, f64::from(6 * round));
             let messages: Vec<_> = seen.events().iter().map(Emitted::message).collect();

@@ -22,7 +22,7 @@ use serde_json::json;
 use std::{any::type_name, env, process::ExitCode, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
-use tower_sse::{BoxError, Event, JsonError, LastEventId, SseLayer, SseStream};
+use tower_sse::{BoxError, Event, JsonError, LastEventId, SseLayer, SseStream, StopReconnecting};
 
 /// Describes a handler whose events are made by [`Event::tagged`] from values of the enum `T`.
 ///
@@ -95,7 +95,7 @@ async fn deployment(
     let seen = last.parse::<usize>()?.unwrap_or(0);
     let mut steps = steps().into_iter().zip(1_u32..).skip(seen).peekable();
     if steps.peek().is_none() {
-        return Err(SseStream::stop_reconnecting().into());
+        return Err(StopReconnecting.into());
     }
     let events = tokio_stream::iter(steps).map(|(step, n)| Ok(Event::tagged(&step)?.id(n)));
     Ok(SseStream::new(events.throttle(Duration::from_millis(500))))

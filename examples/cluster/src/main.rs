@@ -111,8 +111,9 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
     for listener in listeners {
         let builder = Hub::builder().max_events(1000).presence_lease(LEASE).presence_grace(GRACE).presence_events(
             |_room, change| match change {
-                Presence::Joined(member) => Some(Event::new(member).event("joined")),
-                Presence::Left(member) => Some(Event::new(member).event("left")),
+                Presence::Joined { member, .. } => Some(Event::new(member).event("joined")),
+                Presence::Left { member, .. } => Some(Event::new(member).event("left")),
+                _ => None,
             },
         );
         let hub = match &**backend {

@@ -122,7 +122,7 @@ fn publish_in_memory(core: &Arc<Core>) {
             // it resumes, and needs the leave. A leave does not bring a removed topic back. Neither
             // does a join or a leave bring back a topic that was finished and removed while the
             // application created the event.
-            let is_leave = matches!(change, Presence::Left(_));
+            let is_leave = matches!(change, Presence::Left { .. });
             let is_allowed = |registry: &Registry| {
                 !(is_leave && registry.is_removed_with_members(topic))
                     && (registry.exists(topic) || !presence.state().has_ended(topic))

@@ -147,10 +147,10 @@ impl Locals {
             local.changed = None;
             local.is_announced = local.is_member();
             if local.is_announced {
-                changes.push((topic, Presence::Joined(member)));
+                changes.push((topic, Presence::joined(member)));
             } else {
                 self.forget(&topic, &member);
-                changes.push((topic, Presence::Left(member)));
+                changes.push((topic, Presence::left(member)));
             }
         }
         changes
@@ -202,7 +202,7 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(5);
 
     fn joined(member: &str) -> (Arc<str>, Presence) {
-        ("t".into(), Presence::Joined(member.into()))
+        ("t".into(), Presence::joined(member))
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,7 +218,7 @@ mod tests {
         locals.expire(Instant::now());
         assert!(!locals.has_changes());
         locals.expire(Instant::now() + GRACE);
-        assert_eq!(locals.take_changes(), [("t".into(), Presence::Left("a".into()))]);
+        assert_eq!(locals.take_changes(), [("t".into(), Presence::left("a"))]);
         assert!(locals.is_empty() && locals.next_end().is_none());
     }
 

@@ -153,7 +153,7 @@ impl Message {
         let content = match self {
             Self::Changes { author, changes } => {
                 let change = |(topic, change): &(Arc<str>, Presence)| {
-                    json!([&**topic, &**change.member(), matches!(change, Presence::Joined(_))])
+                    json!([&**topic, &**change.member(), matches!(change, Presence::Joined { .. })])
                 };
                 json!({ "author": author.to_json(), "changes": changes.iter().map(change).collect::<Vec<_>>() })
             }
@@ -197,7 +197,7 @@ impl Message {
             let change = |value: &Value| {
                 let member = parse_member(&value[1])?;
                 let is_join = value[2].as_bool()?;
-                let change = if is_join { Presence::Joined(member) } else { Presence::Left(member) };
+                let change = if is_join { Presence::joined(member) } else { Presence::left(member) };
                 Some((parse_topic(&value[0])?, change))
             };
             let changes = changes.iter().map(change).collect::<Option<_>>()?;
@@ -289,7 +289,7 @@ mod tests {
         vec![
             Message::Changes {
                 author,
-                changes: vec![("t".into(), Presence::Joined("a".into())), ("t".into(), Presence::Left("\n".into()))],
+                changes: vec![("t".into(), Presence::joined("a")), ("t".into(), Presence::left("\n"))],
             },
             Message::Full { author, part: Part { members, is_first: true, is_last: false, is_new: true } },
             Message::Full { author, part: Part::default() },

@@ -69,20 +69,60 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A join or a leave of a member of a topic, on any node.
 /// [`Topic::presence`](super::Topic::presence) yields these changes, and
 /// [`Builder::presence_events`](super::Builder::presence_events) makes events of them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::Presence};
+///
+/// fn event_of(change: &Presence) -> Option<Event> {
+///     let name = match change {
+///         Presence::Joined { .. } => "joined",
+///         Presence::Left { .. } => "left",
+///         // A later version may report other changes.
+///         _ => return None,
+///     };
+///     Some(Event::new(change.member()).event(name))
+/// }
+///
+/// assert_eq!(event_of(&Presence::joined("Anna")), Some(Event::new("Anna").event("joined")));
+/// assert_eq!(event_of(&Presence::left("Anna")), Some(Event::new("Anna").event("left")));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Presence {
     /// The member has joined: its first subscription to the topic has begun, on any node.
-    Joined(Arc<str>),
+    #[non_exhaustive]
+    Joined {
+        /// The name of the member.
+        member: Arc<str>,
+    },
     /// The member has left: it had no subscription on any node for the
     /// [grace time](super::Builder::presence_grace).
-    Left(Arc<str>),
+    #[non_exhaustive]
+    Left {
+        /// The name of the member.
+        member: Arc<str>,
+    },
 }
 
 impl Presence {
+    /// Creates the join of a member, for example for a test of an application.
+    #[must_use]
+    pub fn joined(member: impl Into<Arc<str>>) -> Self {
+        Self::Joined { member: member.into() }
+    }
+
+    /// Creates the leave of a member.
+    #[must_use]
+    pub fn left(member: impl Into<Arc<str>>) -> Self {
+        Self::Left { member: member.into() }
+    }
+
     /// Returns the name of the member that has joined or left.
     #[must_use]
     pub fn member(&self) -> &Arc<str> {
-        let (Self::Joined(member) | Self::Left(member)) = self;
+        let (Self::Joined { member } | Self::Left { member }) = self;
         member
     }
 }

@@ -133,7 +133,7 @@ impl Pending {
         let due = Instant::now() + pause;
         let due = self.others_publish_until.map_or(due, |until| due.max(until));
         let of_topic = self.topics.entry(topic.clone()).or_default();
-        let (member, is_leave) = (change.member().clone(), matches!(change, Presence::Left(_)));
+        let (member, is_leave) = (change.member().clone(), matches!(change, Presence::Left { .. }));
         of_topic.add(PendingEvent { member, is_leave, is_own, event, due });
         if !of_topic.is_publishing {
             self.idle.insert(topic.clone());
@@ -317,7 +317,7 @@ mod tests {
     /// Returns the join of the member `a` for the text `a+`, and the leave of the member for `a-`.
     fn change(event: &str) -> Presence {
         let (member, change) = event.split_at(1);
-        if change == "+" { Presence::Joined(member.into()) } else { Presence::Left(member.into()) }
+        if change == "+" { Presence::joined(member) } else { Presence::left(member) }
     }
 
     #[tokio::test]
@@ -388,7 +388,7 @@ mod tests {
         let topic: Arc<str> = "t".into();
         let event = |n: usize| Bytes::from(format!("+{n}"));
         for n in 0..EVENTS {
-            pending.add(&topic, &Presence::Joined(n.to_string().into()), event(n), true);
+            pending.add(&topic, &Presence::joined(n.to_string()), event(n), true);
         }
         for n in 0..EVENTS {
             pending.note("t", &"message".into());

@@ -760,7 +760,7 @@ fn add_to_last_known(
         }
     }
     let mut transitions = last_known.part(author, part);
-    transitions.retain(|transition| !is_unknown || matches!(transition.change, Presence::Left(_)));
+    transitions.retain(|transition| !is_unknown || matches!(transition.change, Presence::Left { .. }));
     transitions
 }
 
@@ -906,7 +906,7 @@ mod tests {
         let own = own();
         let lease = own.lease;
         let changes = |number, members: &[&str]| {
-            let joined = |member: &&str| ("t".into(), Presence::Joined((*member).into()));
+            let joined = |member: &&str| ("t".into(), Presence::joined(*member));
             Message::Changes {
                 author: Author { node: 8, number, lease },
                 changes: members.iter().map(joined).collect(),

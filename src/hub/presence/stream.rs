@@ -158,8 +158,8 @@ impl PresenceStream {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);
             match is_member {
-                true if self.known.insert(member.clone()) => self.queue.push_back(Presence::Joined(member)),
-                false if self.known.remove(&member) => self.queue.push_back(Presence::Left(member)),
+                true if self.known.insert(member.clone()) => self.queue.push_back(Presence::joined(member)),
+                false if self.known.remove(&member) => self.queue.push_back(Presence::left(member)),
                 _ => {}
             }
         }
@@ -235,7 +235,7 @@ mod tests {
         };
         watchers.topics.values_mut().flat_map(HashMap::values_mut).for_each(|watcher| *watcher = Watcher::default());
         for n in 0..2 * MAX_CHANGED {
-            let change = Presence::Joined(n.to_string().into());
+            let change = Presence::joined(n.to_string());
             watchers.note(&[Transition { topic: topic.clone(), change, author: 1 }]);
             let (changed, is_changed, _) = watcher(&watchers);
             assert!(changed <= MAX_CHANGED && is_changed <= MAX_CHANGED);

@@ -167,7 +167,7 @@ impl View {
         let count = members.entry(member.clone()).or_default();
         *count += 1;
         if *count == 1 {
-            changes.push(Transition { topic, change: Presence::Joined(member), author });
+            changes.push(Transition { topic, change: Presence::joined(member), author });
         }
     }
 
@@ -191,7 +191,7 @@ impl View {
             self.topics.remove(topic);
             free_if_empty(&mut self.topics);
         }
-        changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
+        changes.push(Transition { topic: topic.clone(), change: Presence::left(member.clone()), author });
     }
 
     /// Notes that a record of a node about its members was read. Stores the number of this record,
@@ -223,8 +223,8 @@ impl View {
         node.is_shut_down = changes.is_empty();
         for (topic, change) in changes {
             match change {
-                Presence::Joined(member) => self.add(author.node, author.node, topic, member, &mut transitions),
-                Presence::Left(member) => self.remove(author.node, author.node, topic, member, &mut transitions),
+                Presence::Joined { member } => self.add(author.node, author.node, topic, member, &mut transitions),
+                Presence::Left { member } => self.remove(author.node, author.node, topic, member, &mut transitions),
             }
         }
         transitions
@@ -274,7 +274,7 @@ impl View {
             return restored;
         }
         for (topic, change) in changes {
-            let Presence::Left(member) = change else { continue };
+            let Presence::Left { member } = change else { continue };
             if !self.is_on_node(author.node, topic, member) {
                 self.add(author.node, author.node, topic, member, &mut Vec::new());
                 restored.push((topic.clone(), member.clone()));
@@ -453,7 +453,7 @@ mod tests {
     }
 
     fn joined(member: &str) -> (Arc<str>, Presence) {
-        ("t".into(), Presence::Joined(member.into()))
+        ("t".into(), Presence::joined(member))
     }
 
     #[tokio::test(start_paused = true)]

@@ -517,7 +517,7 @@ async fn next_id(
 ) -> Result<SseStream<impl Stream<Item = Event>>, StopReconnecting> {
     let mut ids = ids.lock().expect("no holder panics");
     ids.push(last.as_str().unwrap_or("none").to_owned());
-    let id = ["plain", "é", "日本"].get(ids.len() - 1).ok_or_else(SseStream::stop_reconnecting)?;
+    let id = ["plain", "é", "日本"].get(ids.len() - 1).ok_or(StopReconnecting)?;
     let event = Event::new(id).id(EventId::new(id).expect("the id is valid"));
     Ok(SseStream::new(futures_util::stream::iter([event])))
 }

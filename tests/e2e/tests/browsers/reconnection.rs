@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio_stream::{Stream, StreamExt};
-use tower_sse::{Event, LastEventId, Overload, SseLayer, SseStream};
+use tower_sse::{Event, LastEventId, Overload, SseLayer, SseStream, StopReconnecting};
 
 in_every_engine! {
     response_decides_whether_a_browser_reconnects,
@@ -63,7 +63,7 @@ async fn response_decides_whether_a_browser_reconnects(engine: Engine) {
     let requests = Requests::default();
     let app = Router::new()
         .route("/", get(page::html))
-        .route("/no-content", second(SseStream::stop_reconnecting))
+        .route("/no-content", second(|| StopReconnecting))
         .route("/not-found", second(|| StatusCode::NOT_FOUND))
         .route("/server-error", second(|| StatusCode::INTERNAL_SERVER_ERROR))
         .route("/unavailable", second(|| (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")])))
