@@ -7,6 +7,7 @@ mod eviction;
 mod exists;
 mod faulty;
 mod foreign;
+mod holes;
 mod max_age;
 mod model;
 mod opening;

@@ -5,7 +5,7 @@
 use super::{
     NatsBackend,
     identity::KnownLog,
-    link::Link,
+    link::{Link, next_output},
     message::{self, position},
     stream::{Stream, is_refusal},
     witness::Witness,
@@ -19,12 +19,13 @@ use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
     jetstream::{
+        self, ErrorCode,
         context::{PublishError, PublishErrorKind},
         message::PublishMessage,
         publish::PublishAck,
     },
 };
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// The first version of nats-server that reliably compares the last sequence of a subject with the
@@ -206,9 +207,9 @@ impl NatsBackend {
     }
 
     /// Publishes a message to the NATS server. Sends the message again if there is no response
-    /// within half of the request timeout, or if the connection is lost. The server detects the
-    /// duplicate by the message id. Returns an error if the whole request timeout passes without a
-    /// response.
+    /// within half of the request timeout, or if the connection is lost, and still accepts a
+    /// response to an earlier copy. The server detects the duplicate by the message id. Returns an
+    /// error if the whole request timeout passes without a response.
     ///
     /// The stream detects duplicates only within the time `window`. The message is sent again only
     /// within the first half of this time, because the last copy also takes time to arrive. If
@@ -225,9 +226,12 @@ impl NatsBackend {
         let can_repeat_at = |time: Instant| window.is_none_or(|window| time.duration_since(begin) < window / 2);
         link.soon(async {
             let mut is_certain = true;
+            let mut attempts = Vec::new();
             loop {
                 let mut losses = link.losses();
-                let attempt = async { link.context.send_publish(subject.to_owned(), message.clone()).await?.await };
+                attempts.push(Box::pin(async {
+                    link.context.send_publish(subject.to_owned(), message.clone()).await?.await
+                }));
                 // An attempt gets at most half of the time, so that there is time for a second
                 // attempt. The request may be lost, for example with the cluster server that
                 // received it.
@@ -236,12 +240,29 @@ impl NatsBackend {
                 // that ended at the same time would be followed by further ones in the same poll.
                 let can_repeat = patience < deadline && can_repeat_at(patience);
                 let patience = if can_repeat { patience } else { deadline + self.timeout };
-                match timeout_at(patience, losses.unless_lost(attempt)).await {
-                    Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
-                    Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
-                    Ok(Ok(Err(error))) if !is_unsure(&error) => return Err(error.into()),
-                    Ok(Err(_is_lost)) if can_repeat_at(Instant::now()) => losses.reconnected().await,
-                    Ok(Err(_) | Ok(Err(_))) | Err(_) => {}
+                loop {
+                    match timeout_at(patience, losses.unless_lost(next_output(&mut attempts))).await {
+                        // The servers of a cluster are still storing an earlier copy. Its response
+                        // arrives later, or that of the next copy.
+                        Ok(Ok(Ok(ack))) if ack.sequence == 0 => {}
+                        Ok(Ok(Err(error))) if is_in_process(&error) => {}
+                        Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
+                        Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
+                        Ok(Ok(Err(error))) if !is_unsure(&error) && is_certain => return Err(error.into()),
+                        Ok(Ok(Err(error))) if !is_unsure(&error) => {
+                            return Err(format!(
+                                "it is unknown whether the stream has stored it: the response to the first copy was \
+                                 lost or late, and the next copy has failed: {error}"
+                            )
+                            .into());
+                        }
+                        Ok(Err(_is_lost)) if can_repeat_at(Instant::now()) => {
+                            losses.reconnected().await;
+                            break;
+                        }
+                        Ok(Err(_) | Ok(Err(_))) | Err(_) => break,
+                    }
+                    is_certain = false;
                 }
                 is_certain = false;
                 if let Some(window) = window.filter(|_| !can_repeat_at(Instant::now())) {
@@ -300,6 +321,13 @@ async fn stored_by_earlier_attempt(stream: &Stream, new: &NewMessage, before: u6
                      are missing"
             .into()),
     }
+}
+
+/// Returns `true` if the servers of a cluster are still storing an earlier copy of the message. The
+/// code is that of nats-server 2.11 or newer. Earlier versions respond with the sequence 0.
+fn is_in_process(error: &PublishError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    source.is_some_and(|source| source.error_code() == ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
 }
 
 /// Returns `true` if the NATS server may have stored the message in spite of this error. The caller

@@ -54,6 +54,9 @@ pub(super) struct KnownLog {
     /// JetStream stream ([`Mark::read`]).
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
+    /// The ids of the newest lost logs that this log has replaced in the stream, newest first. Each
+    /// further mark names them, for nodes that notice a loss late.
+    replaces: Arc<[Arc<str>]>,
     /// The sequence of the newest mark that the local node has read. 0 if retention had removed
     /// every mark before the local node connected.
     pub(super) mark: u64,
@@ -306,7 +309,7 @@ impl Identity {
             // An older mark changes nothing: the known mark may have been deleted since.
             (Verdict::Same, _) => None,
             (Verdict::Shorter | Verdict::Different, mark) => {
-                Some(mark::replace(stream, &known.id, mark.as_ref()).await?)
+                Some(mark::replace(stream, &known.id, &known.replaces, mark.as_ref()).await?)
             }
         };
         match another {
@@ -365,6 +368,7 @@ impl Identity {
         let known = KnownLog {
             epoch: mark.epoch(),
             id: mark.id,
+            replaces: mark.replaces,
             mark: mark.sequence,
             last_event: mark.last_event,
             newest: state.last,
@@ -406,10 +410,8 @@ impl Identity {
         if known.is_mark_due() || state.messages == 0 {
             // Publishing fails if the stream is full and rejects messages. A later check then tries
             // again.
-            let renewed = mark::renew(stream, &known.id, (known.mark, known.last_event), mark.as_ref(), state)
-                .await
-                .ok()
-                .flatten();
+            let (log, newest) = ((&*known.id, &*known.replaces), (known.mark, known.last_event));
+            let renewed = mark::renew(stream, log, newest, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
                 // If the new mark gets a sequence that the stream had before, the stream has lost
@@ -452,6 +454,7 @@ mod tests {
         KnownLog {
             id: "".into(),
             epoch: 0,
+            replaces: [].into(),
             mark: 1,
             last_event: 0,
             newest: 1,

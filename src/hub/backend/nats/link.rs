@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use std::{
     future::{poll_fn, ready},
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     task::Poll,
@@ -289,11 +289,7 @@ impl Link {
             let mut attempts = Vec::new();
             loop {
                 attempts.push(Box::pin(request()));
-                let first = poll_fn(|cx| {
-                    let mut polls = attempts.iter_mut().map(|attempt| attempt.as_mut().poll(cx));
-                    polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
-                });
-                if let Ok(answer) = timeout(interval, first).await {
+                if let Ok(answer) = timeout(interval, next_output(&mut attempts)).await {
                     return answer;
                 }
             }
@@ -329,6 +325,21 @@ impl Link {
         }
         Err(format!("NATS has not answered in {:?}", self.timeout_per_request).into())
     }
+}
+
+/// Waits until one of these attempts of a request has ended, removes it, and returns its output.
+/// Without attempts, waits forever. Cancel safe.
+pub(super) async fn next_output<F: Future>(attempts: &mut Vec<Pin<Box<F>>>) -> F::Output {
+    poll_fn(|cx| {
+        for index in 0..attempts.len() {
+            if let Poll::Ready(output) = attempts[index].as_mut().poll(cx) {
+                drop(attempts.swap_remove(index));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{BoxError, hub::backend::fnv::fnv, random};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// The pauses in milliseconds before a mark is published again because no JetStream stream has
@@ -20,9 +20,14 @@ const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 /// The maximum length of the id of a log in bytes.
 const MAX_ID_BYTES: usize = 1024;
 
-/// The header with the id of a lost log. If a log replaces a lost log, the first mark of the new
-/// log has this header.
-const REPLACES: &str = "Tower-Sse-Replaces";
+/// The headers with the ids of lost logs. If a log replaces a lost log, each mark of the new log
+/// names the newest logs that were lost in this stream, newest first. A node that still knows an
+/// older log begins a new log, and all nodes then change to it.
+///
+/// Each id has a header of its own, because `async_nats` keeps only one of several values in some
+/// responses.
+const REPLACES: [&str; 4] =
+    ["Tower-Sse-Replaces", "Tower-Sse-Replaces-2", "Tower-Sse-Replaces-3", "Tower-Sse-Replaces-4"];
 
 /// The header of a mark with the sequence of the last event before the mark, which is no event
 /// itself. The value is [`PRECEDING`] if the mark was added while other messages arrived. The first
@@ -40,9 +45,9 @@ const PRECEDING: &str = "preceding";
 pub(super) struct Mark {
     pub(super) sequence: u64,
     pub(super) id: Arc<str>,
-    /// The id of the lost log that the log of this mark replaces. `None` unless this mark is the
-    /// first mark after a loss.
-    replaces: Option<Arc<str>>,
+    /// The ids of up to 4 lost logs that the log of this mark replaces, newest first. A node may
+    /// notice a loss late, when there are further marks or another log was lost.
+    pub(super) replaces: Arc<[Arc<str>]>,
     pub(super) last_event: u64,
 }
 
@@ -63,7 +68,7 @@ impl Mark {
         Self {
             sequence: message.sequence,
             id: if is_id { payload.into() } else { format!("{:016x}", fnv(&payload)).into() },
-            replaces: message.header(REPLACES).map(Into::into),
+            replaces: REPLACES.into_iter().map_while(|name| message.header(name)).map(Into::into).collect(),
             last_event: last_event.unwrap_or(message.sequence),
         }
     }
@@ -83,7 +88,7 @@ pub(super) async fn first(stream: &Stream, state: &State) -> Result<Mark, BoxErr
     }
     match named_by_messages(stream, state).await? {
         Some(mark) => Ok(mark),
-        None => begin(stream, None, 0).await,
+        None => begin(stream, &[], 0).await,
     }
 }
 
@@ -109,32 +114,50 @@ pub(super) async fn named_by_messages(stream: &Stream, state: &State) -> Result<
     for sequence in oldest.chain([state.last]) {
         let message = stream.get(sequence).await?;
         if let Some(id) = message.as_ref().and_then(Stored::log) {
-            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: None, last_event: 0 }));
+            return Ok(Some(Mark { sequence: 0, id: id.into(), replaces: [].into(), last_event: 0 }));
         }
     }
     Ok(None)
 }
 
-/// Returns the mark of the log that replaces the log `lost`. `mark` is the newest mark in the
-/// JetStream stream. If no other node has begun the new log yet, this function begins it.
-pub(super) async fn replace(stream: &Stream, lost: &Arc<str>, mark: Option<&Mark>) -> Result<Mark, BoxError> {
-    match mark {
-        Some(mark) if mark.replaces.as_ref() == Some(lost) => Ok(mark.clone()),
-        mark => begin(stream, Some(lost), mark.map_or(0, |mark| mark.sequence)).await,
+/// The maximum number of attempts to begin a new log while other nodes add marks of the lost log.
+const MAX_ATTEMPTS: usize = 5;
+
+/// Returns the mark of the log that replaces the log `lost`, which itself has replaced the logs
+/// `earlier`. `mark` is the newest mark in the JetStream stream. If no other node has begun the new
+/// log yet, this function begins it.
+pub(super) async fn replace(
+    stream: &Stream,
+    lost: &Arc<str>,
+    earlier: &[Arc<str>],
+    mark: Option<&Mark>,
+) -> Result<Mark, BoxError> {
+    if let Some(mark) = mark.filter(|mark| mark.replaces.contains(lost)) {
+        return Ok(mark.clone());
     }
+    let replaced: Vec<_> = iter::once(lost).chain(earlier).take(REPLACES.len()).cloned().collect();
+    let mut previous = mark.map_or(0, |mark| mark.sequence);
+    for _ in 0..MAX_ATTEMPTS {
+        let mark = begin(stream, &replaced, previous).await?;
+        if mark.id != *lost {
+            return Ok(mark);
+        }
+        // A node that has not noticed the loss has added a mark of the lost log meanwhile. The lost
+        // log must not continue, because it would issue the lost sequences again.
+        previous = mark.sequence;
+    }
+    Err("other nodes add marks of the lost log all the time".into())
 }
 
 /// Begins a new log: publishes a mark, and returns the newest mark of the JetStream stream.
-/// `replaces` is the id of a lost log. `previous` is the sequence of the newest mark so far, or 0.
+/// `replaces` contains the ids of lost logs. `previous` is the sequence of the newest mark so far,
+/// or 0.
 ///
 /// If two nodes begin a log at the same time, the stream stores only the first mark. Both nodes
 /// then use that mark.
-async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
+async fn begin(stream: &Stream, replaces: &[Arc<str>], previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
-    let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
-    if let Some(replaces) = replaces {
-        mark = mark.header(REPLACES, replaces);
-    }
+    let mark = mark_message(&format!("log {id}"), &id, replaces).expected_last_subject_sequence(previous);
     publish(stream, mark).await?;
     last(stream).await?.ok_or_else(|| {
         format!(
@@ -146,14 +169,15 @@ async fn begin(stream: &Stream, replaces: Option<&str>, previous: u64) -> Result
     })
 }
 
-/// Adds one more mark of the log `id` to the JetStream stream. `known` contains the sequence of the
-/// newest mark that the local node knows, and that of the last event before it. `mark` is the
+/// Adds one more mark of the log `id` to the JetStream stream. The log has replaced the lost logs
+/// `replaces`. `known` contains the sequence of the newest mark that the local node knows, and that
+/// of the last event before it. `mark` is the
 /// newest mark of the stream, which was read after the state `state` of the stream. Returns the
 /// sequences of the added mark or of a newer one of another node. Returns `None` if the server has
 /// refused the mark.
 pub(super) async fn renew(
     stream: &Stream,
-    id: &str,
+    (id, replaces): (&str, &[Arc<str>]),
     known: (u64, u64),
     mark: Option<&Mark>,
     state: &State,
@@ -164,7 +188,7 @@ pub(super) async fn renew(
         return Ok(Some(newest));
     }
     let last_event = last_event(state.last, [newest, known]);
-    let renewal = mark_message(&format!("renew {id} {}", state.last), id)
+    let renewal = mark_message(&format!("renew {id} {}", state.last), id, replaces)
         .header(LAST_EVENT, last_event.to_string())
         .expected_last_sequence(state.last);
     if let Some(sequence) = publish(stream, renewal).await? {
@@ -174,7 +198,7 @@ pub(super) async fn renew(
     // to be the next message. The server refuses the mark if the newer message is a mark. So the
     // message before the mark is no mark. Servers before 2.9.21 may accept it if the stream is
     // replicated, and a gap can then be reported that is none.
-    let renewal = mark_message(&format!("renew {id} after {}", newest.0), id)
+    let renewal = mark_message(&format!("renew {id} after {}", newest.0), id, replaces)
         .header(LAST_EVENT, PRECEDING)
         .expected_last_subject_sequence(newest.0);
     Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence.saturating_sub(1))))
@@ -204,11 +228,12 @@ pub(super) async fn last(stream: &Stream) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Creates a mark. Its payload is `log`, the id of the log. The server uses `message_id` to detect
-/// a mark that is sent twice.
-fn mark_message(message_id: &str, log: &str) -> PublishMessage {
+/// Creates a mark. Its payload is `log`, the id of the log, which has replaced the lost logs
+/// `replaces`. The server uses `message_id` to detect a mark that is sent twice.
+fn mark_message(message_id: &str, log: &str, replaces: &[Arc<str>]) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
+    REPLACES.into_iter().zip(replaces).for_each(|(name, lost)| headers.insert(name, &**lost));
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 

@@ -22,6 +22,7 @@ use self::{
     identity::Identity,
     link::{Link, Servers},
     message::position,
+    read::PageSize,
     stream::Stream,
 };
 use super::{
@@ -135,7 +136,8 @@ use tokio::sync::Mutex;
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
 /// memory of the server. The server deletes the consumer 5 seconds after the process has ended. If
 /// a client resumes before the oldest event in the memory of the process, the process reads pages
-/// of old messages from the server, of 1,000 messages or about 4 MiB. Each page takes one more
+/// of old messages from the server, of 1,000 messages or about 4 MiB. Over a slow connection, a page
+/// ends after three seconds, and the next pages have fewer messages. Each page takes one more
 /// consumer while it is read. At most eight pages are read at a time. With a server before 2.10, a
 /// read of several topics reads all topics.
 ///
@@ -185,6 +187,7 @@ pub struct NatsBackend {
     identity: Arc<Identity>,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
+    page_size: PageSize,
     /// The epoch that the last call of [`bounds`](Backend::bounds) has returned: the number that
     /// identifies one lifetime of the log. 0 before the first call. If the JetStream stream has a
     /// log with another epoch, `follow` returns an error.
@@ -230,6 +233,7 @@ impl NatsBackend {
             identity: Arc::default(),
             confirmations: Confirmations::default(),
             follower: Mutex::default(),
+            page_size: PageSize::default(),
             reported: AtomicU64::new(0),
         })
     }
@@ -391,7 +395,7 @@ impl Backend for NatsBackend {
             if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
                 subjects.clear();
             }
-            page = read::read(&stream, &state, subjects, after, self.timeout).await?;
+            page = read::read(&stream, &state, subjects, after, (self.timeout, &self.page_size)).await?;
             page.records.retain(|(_, record)| wanted.contains(&record.topic));
             // Messages that were removed during the read may be missing from the page, so the
             // watermark is read after the page.

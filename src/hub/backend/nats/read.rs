@@ -12,7 +12,11 @@ use crate::{
     hub::backend::{Page, Position},
 };
 use async_nats::{client::Request, jetstream::consumer::pull};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
@@ -27,11 +31,47 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 /// take longer than the ten seconds that a hub waits for a page.
 const ONE_BY_ONE: Duration = Duration::from_secs(1);
 
+/// The time of a read after which the page ends with the messages that have arrived. Over a slow
+/// network, a full page would take longer than the ten seconds that a hub waits for a page, and the
+/// hub would then request the same page again.
+const MAX_READ_TIME: Duration = Duration::from_secs(3);
+
+/// The time that a page may take. After a slower page, the next pages have fewer messages. The
+/// server sends all requested messages at once, and later responses wait behind them.
+const FAST_READ_TIME: Duration = Duration::from_secs(1);
+
+/// The maximum number of messages of the next page of old events. It adapts to the speed of the
+/// connection.
+pub(super) struct PageSize(AtomicUsize);
+
+impl Default for PageSize {
+    fn default() -> Self {
+        Self(AtomicUsize::new(PAGE_MESSAGES))
+    }
+}
+
+impl PageSize {
+    /// Returns the number of messages to request from the server.
+    fn get(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+
+    /// Adapts the size to a read that has received `received` of `count` requested messages in the
+    /// time `elapsed`.
+    fn note_read(&self, received: usize, count: usize, elapsed: Duration) {
+        if elapsed > FAST_READ_TIME {
+            self.0.store((received / 2).max(1), Relaxed);
+        } else if received >= count {
+            let _always = self.0.fetch_update(Relaxed, Relaxed, |size| Some((size * 2).min(PAGE_MESSAGES)));
+        }
+    }
+}
+
 /// Reads a page of old events: messages of a JetStream stream that come after the position `after`
 /// and have one of these `subjects`. If `subjects` is empty, the page contains the messages of all
 /// subjects. If the server does not create a consumer within 700 milliseconds
 /// ([`CONSUMER_TIMEOUT`]), or the consumer fails before its first message, the page also contains
-/// messages of other subjects.
+/// messages of other subjects. `size` limits the page, and the read updates it.
 ///
 /// `state` is the state of the stream before the read. If the page contains all remaining messages,
 /// it ends at the last position in `state`, or at a newer message that has arrived since.
@@ -40,7 +80,7 @@ pub(super) async fn read(
     state: &State,
     subjects: Vec<String>,
     after: Position,
-    timeout_per_message: Duration,
+    (timeout_per_message, size): (Duration, &PageSize),
 ) -> Result<Page, BoxError> {
     let consumer =
         timeout(CONSUMER_TIMEOUT, consume(&stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
@@ -49,14 +89,18 @@ pub(super) async fn read(
     };
     let mut page = Page { through: after, ..Page::default() };
     let mut pending = consumer.cached_info().num_pending;
-    let count = PAGE_MESSAGES.min(pending.try_into().unwrap_or(PAGE_MESSAGES));
+    let count = size.get().min(pending.try_into().unwrap_or(PAGE_MESSAGES));
     if count > 0 {
+        let begin = Instant::now();
         let mut losses = stream.link.losses();
         let fetch =
             consumer.fetch().max_messages(count).max_bytes(max_page_bytes(&stream.link)).expires(timeout_per_message);
         let mut messages = stream.link.request(fetch.messages()).await?;
         let mut received = 0;
         while received < count as u64 && pending > 0 {
+            if page.through > after && begin.elapsed() > MAX_READ_TIME {
+                break;
+            }
             let delivered = match next_delivered(&mut messages, received, &mut losses, timeout_per_message).await {
                 Ok(delivered) => delivered,
                 // The server has ended the fetch at its byte limit, or a message was lost. The next
@@ -64,6 +108,7 @@ pub(super) async fn read(
                 Err(_) if page.through > after => break,
                 // The next message may have headers that end the connection.
                 Err(_) => {
+                    size.note_read(0, count, begin.elapsed());
                     losses.reconnected_soon().await?;
                     return read_one_by_one(stream, state, after).await;
                 }
@@ -72,6 +117,7 @@ pub(super) async fn read(
             pending = delivered.pending;
             message::add(&mut page, after, stream.name(), &delivered.stored);
         }
+        size.note_read(received.try_into().unwrap_or(count), count, begin.elapsed());
     }
     let request = |subject: &str, from| {
         let subject = subject.to_owned();
@@ -267,6 +313,24 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    #[test]
+    fn pages_become_smaller_over_a_slow_connection() {
+        let (size, [fast, slow]) = (PageSize::default(), [FAST_READ_TIME / 2, FAST_READ_TIME * 2]);
+        for (received, count, elapsed, expected) in [
+            (1000, 1000, fast, 1000),
+            (300, 1000, slow, 150),
+            (150, 150, fast, 300),
+            (20, 20, slow, 10),
+            (5, 10, fast, 10),
+            (0, 10, slow, 1),
+            (1, 1, slow, 1),
+            (1, 1, fast, 2),
+        ] {
+            size.note_read(received, count, elapsed);
+            assert_eq!(size.get(), expected, "{received} of {count} messages in {elapsed:?}");
+        }
     }
 
     /// The leader of a stream has messages of a few subjects that the server of the consumer does

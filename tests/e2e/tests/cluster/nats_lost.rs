@@ -1,12 +1,12 @@
 //! A log in NATS over a connection that loses messages and acknowledgements.
 
 use crate::{
-    nats::{admin, stream_info},
+    nats::{admin, marks, stream_info},
     nats_wire::NatsWire,
     unchanged::{PATIENT, append, nats, read, record},
 };
 use async_nats::jetstream::stream;
-use e2e::{Store, StoreKind, Wire};
+use e2e::{Store, StoreKind, Wire, eventually};
 use std::{future::pending, time::Duration};
 use tokio::time::sleep;
 use tower_sse::hub::backend::{Backend, Position};
@@ -37,6 +37,27 @@ async fn history_page_has_no_hole_if_a_message_is_lost() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn history_page_over_slow_connection_ends_early() {
+    const SIZE: usize = 10_000;
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let (near, far) = (nats(&store.url()).timeout(PATIENT), nats(&wire.url()).timeout(PATIENT));
+    let mut last = Position::START;
+    for _ in 0..10 {
+        last = append(&near, "news", "x".repeat(SIZE)).await;
+    }
+    far.bounds().await.expect("the server responds");
+    wire.slow_down(SIZE, Duration::from_millis(600));
+    let (mut after, mut pages) = (Position::START, Vec::new());
+    while after < last {
+        let page = far.read(&["news".into()], after).await.expect("the server responds");
+        pages.push(page.records.len());
+        after = page.through;
+    }
+    assert!(pages[0] < 10 && pages.iter().sum::<usize>() == 10, "{pages:?}");
+}
+
 /// Starts a server with a stream that forgets the ids of messages after half a second.
 async fn store_with_short_duplicate_window() -> Store {
     let store = Store::start(StoreKind::Nats, &[]).await;
@@ -61,6 +82,66 @@ async fn short_duplicate_window_stores_one_copy_if_an_acknowledgement_is_lost() 
     assert!(error.to_string().contains("has not answered"), "{error}");
     append(&log, "news", "next").await;
     assert_eq!(read(&log, "news").await, ["unsure", "next"]);
+}
+
+/// While the servers of a cluster store a message, nats-server 2.10 responds to another copy
+/// without a sequence.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgement_without_sequence_is_no_proof_of_loss() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let log = nats(&wire.url());
+    let before = log.bounds().await.expect("the server responds");
+    wire.lose_acknowledgements(1);
+    wire.remove_sequences(1);
+    let appended = log.append(vec![record("news", "slow")]).await.expect("the message is stored");
+    let after = log.bounds().await.expect("the server responds");
+    assert_eq!((appended.epoch, after.epoch), (before.epoch, before.epoch));
+    assert_eq!(appended.position, after.last);
+    assert_eq!(marks(&admin(&store.url()).await).await.len(), 1, "no new log began");
+    assert_eq!(read(&log, "news").await, ["slow"]);
+}
+
+/// While the servers of a cluster store a message, nats-server 2.11 refuses another copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_acknowledgement_counts_after_the_second_copy() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let log = nats(&wire.url());
+    let before = log.bounds().await.expect("the server responds");
+    for conditional in [false, true] {
+        wire.delay_acknowledgement();
+        let records = vec![record("news", "slow")];
+        let appended = match conditional {
+            false => log.append(records).await.map(Some),
+            true => log.append_if_unchanged(records, before.epoch, log.bounds().await.expect("it responds").last).await,
+        };
+        let appended = appended.expect("the message is stored").expect("no other node publishes");
+        let after = log.bounds().await.expect("the server responds");
+        assert_eq!((appended.epoch, appended.position), (before.epoch, after.last));
+    }
+    assert_eq!(read(&log, "news").await, ["slow", "slow"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_second_copy_is_unsure() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let log = nats(&wire.url()).timeout(PATIENT);
+    log.bounds().await.expect("the server responds");
+    wire.lose_acknowledgements(1);
+    wire.refuse(Some("\"duplicate\""));
+    let refusal = async {
+        eventually(2 * PATIENT, "the second copy is sent", async || {
+            if wire.refused() > 0 { Ok(()) } else { Err(wire.acknowledgements_to_lose()) }
+        })
+        .await;
+        wire.refuse(None);
+    };
+    let (appended, ()) = tokio::join!(log.append(vec![record("news", "unsure")]), refusal);
+    let error = appended.expect_err("the second copy has failed").to_string();
+    assert!(error.contains("it is unknown whether"), "{error}");
+    assert_eq!(read(&log, "news").await, ["unsure"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

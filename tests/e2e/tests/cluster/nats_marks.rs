@@ -162,3 +162,68 @@ async fn duplicate_mark_is_no_proof_of_loss() {
     })
     .await;
 }
+
+/// Deletes the stream, and creates it again with the mark as its only message.
+async fn restore_mark_only(admin: &jetstream::Context) {
+    let mark = stream_of_log(admin).await.get_raw_message(1).await.expect("the mark is retained");
+    admin.delete_stream("tower-sse").await.expect("the server responds");
+    admin.create_stream(in_memory()).await.expect("the stream is deleted");
+    let payload = String::from_utf8_lossy(&mark.payload).into_owned();
+    assert_eq!(put(admin, MARKS, mark.headers, payload).await, 1);
+}
+
+/// Checks the log until the stream has this number of marks. A check adds a mark about two seconds
+/// after the node has connected.
+async fn wait_for_marks(admin: &jetstream::Context, log: &NatsBackend, count: usize) {
+    eventually(SOON, "the node adds a mark", async || {
+        log.bounds().await.map_err(|error| error.to_string())?;
+        match marks(admin).await.len() {
+            marks if marks >= count => Ok(()),
+            marks => Err(marks.to_string()),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_notices_a_loss_late_joins_the_new_log() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let admin = admin(&store.url()).await;
+    admin.create_stream(in_memory()).await.expect("the stream is new");
+    let [first, late, latest] = [(); 3].map(|()| nats(&store.url()).timeout(PATIENT));
+    append(&first, "news", "lost").await;
+    for log in [&late, &latest] {
+        log.bounds().await.expect("the server responds");
+    }
+    restore_mark_only(&admin).await;
+    let second = first.bounds().await.expect("the server responds").epoch;
+    wait_for_marks(&admin, &first, 3).await;
+    assert_eq!(late.bounds().await.expect("the server responds").epoch, second);
+
+    // The second log is lost, too, and the last node has noticed neither loss.
+    restore_mark_only(&admin).await;
+    let third = late.bounds().await.expect("the server responds").epoch;
+    assert_ne!(third, second);
+    assert_eq!(latest.bounds().await.expect("the server responds").epoch, third);
+    assert_eq!(first.bounds().await.expect("the server responds").epoch, third);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_log_does_not_continue_at_a_late_mark() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let (wire, admin) = (NatsWire::to(store.address()).await, admin(&store.url()).await);
+    admin.create_stream(in_memory()).await.expect("the stream is new");
+    let (log, unaware) = (nats(&wire.url()).timeout(PATIENT), nats(&store.url()).timeout(PATIENT));
+    let before = unaware.bounds().await.expect("the server responds").epoch;
+    assert_eq!(log.bounds().await.expect("the server responds").epoch, before);
+    append(&nats(&store.url()), "news", "lost").await;
+    append(&nats(&store.url()), "news", "lost").await;
+    // Only this node has seen the lost messages.
+    assert_eq!(log.bounds().await.expect("the server responds").last.get() >> 16, 3);
+    restore_mark_only(&admin).await;
+    let (checked, ()) = hold_next_mark(&wire, &log, wait_for_marks(&admin, &unaware, 2)).await;
+    checked.expect("the server responds");
+    let after = log.bounds().await.expect("the server responds").epoch;
+    assert_ne!(after, before, "the lost log issues no further sequence");
+    assert_eq!(unaware.bounds().await.expect("the server responds").epoch, after);
+}

@@ -1,11 +1,11 @@
 //! A TCP connection to NATS that reads the protocol, and loses single messages.
 
 use std::{
-    io,
+    io, mem,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -31,6 +31,12 @@ pub(crate) struct NatsWire {
 struct Faults {
     /// The number of acknowledgements to lose from now on.
     acknowledgements_to_lose: AtomicUsize,
+    /// The number of acknowledgements, after those to lose, that get the sequence 0.
+    acknowledgements_without_sequence: AtomicUsize,
+    /// Set if the next acknowledgement is late: it follows the response to the second copy of the
+    /// message, which becomes an error.
+    is_next_late: AtomicBool,
+    late: Mutex<Vec<u8>>,
     /// The number of messages of consumers until the one to lose. 0 if no message is to lose.
     deliveries_until_loss: AtomicUsize,
     /// Holds the messages to the stream while this is set.
@@ -68,6 +74,18 @@ impl NatsWire {
     /// Loses the next acknowledgements of stored messages.
     pub(crate) fn lose_acknowledgements(&self, count: usize) {
         self.faults.acknowledgements_to_lose.store(count, SeqCst);
+    }
+
+    /// Removes the sequence from the next acknowledgements, after those to lose. nats-server 2.10
+    /// responds so to another copy of a message, while the servers of a cluster store the first.
+    pub(crate) fn remove_sequences(&self, count: usize) {
+        self.faults.acknowledgements_without_sequence.store(count, SeqCst);
+    }
+
+    /// Delays the next acknowledgement until the message is sent again. The second copy gets the
+    /// error of nats-server 2.11 while the servers of a cluster store the first copy.
+    pub(crate) fn delay_acknowledgement(&self) {
+        self.faults.is_next_late.store(true, SeqCst);
     }
 
     /// Returns the number of acknowledgements that are still to lose.
@@ -135,6 +153,20 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) 
         if is_acknowledgement && losing.fetch_update(SeqCst, SeqCst, lose_one).is_ok() {
             continue;
         }
+        let without_sequence = &faults.acknowledgements_without_sequence;
+        if is_acknowledgement && without_sequence.fetch_update(SeqCst, SeqCst, lose_one).is_ok() {
+            remove_sequence(&mut bytes);
+        }
+        if is_acknowledgement && faults.is_next_late.swap(false, SeqCst) {
+            *faults.late.lock().expect("no thread panics with the lock") = bytes;
+            continue;
+        }
+        if is_acknowledgement {
+            let late = mem::take(&mut *faults.late.lock().expect("no thread panics with the lock"));
+            if !late.is_empty() {
+                bytes = [error_response(&bytes, IN_PROCESS), late].concat();
+            }
+        }
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let is_delivery = line.starts_with(b"HMSG ") && memory_contains(line, b" $JS.ACK.");
         let until_loss = &faults.deliveries_until_loss;
@@ -146,7 +178,7 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) 
             faults.refused.fetch_add(1, SeqCst);
             // `wait_for` fails if the relay was dropped.
             drop(faults.refusing.subscribe().wait_for(Option::is_none).await);
-            bytes = refusal(&bytes);
+            bytes = error_response(&bytes, UNAVAILABLE);
         }
         if bytes.starts_with(b"HPUB tower-sse.") && *faults.is_holding.borrow() {
             faults.held.fetch_add(1, SeqCst);
@@ -175,13 +207,24 @@ async fn read(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>
     Ok(Some(bytes))
 }
 
+const UNAVAILABLE: &str =
+    r#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+const IN_PROCESS: &str = r#"{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"tower-sse","seq":0}"#;
+
+/// Replaces the sequence of an acknowledgement by 0, without a change of its length.
+fn remove_sequence(bytes: &mut [u8]) {
+    const NAME: &[u8] = b"\"seq\":";
+    let begin = bytes.windows(NAME.len()).position(|window| window == NAME).expect("it has a sequence") + NAME.len();
+    let digits = bytes[begin..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    bytes[begin..begin + digits].fill(b' ');
+    bytes[begin + digits - 1] = b'0';
+}
+
 /// Returns the error that a server sends instead of `response`, to the same request.
-fn refusal(response: &[u8]) -> Vec<u8> {
-    const ERROR: &str =
-        r#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+fn error_response(response: &[u8], error: &str) -> Vec<u8> {
     let line = String::from_utf8_lossy(response.split(|byte| *byte == b'\n').next().unwrap_or_default()).into_owned();
     let (head, _size) = line.trim_end().rsplit_once(' ').expect("the line has a size");
-    format!("{head} {}\r\n{ERROR}\r\n", ERROR.len()).into_bytes()
+    format!("{head} {}\r\n{error}\r\n", error.len()).into_bytes()
 }
 
 fn memory_contains(bytes: &[u8], part: &[u8]) -> bool {
