@@ -336,7 +336,7 @@ async fn reset_streams_release_permits_and_are_reported_once() {
     }
     assert!(open.iter().all(|answer| answer.status == StatusCode::OK));
     let rejected = Protocol::Http1.get(server.address, "/ours/idle", &[]).await;
-    assert_eq!(rejected.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(rejected.status, StatusCode::TOO_MANY_REQUESTS);
     assert!(rejected.headers.contains_key(header::RETRY_AFTER));
     let summaries = summaries.lock().unwrap();
     assert_eq!(summaries.len(), opened);
