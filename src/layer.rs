@@ -567,8 +567,10 @@ impl SseLayer {
 
     /// Calls `f` exactly once with the summary of each stream, when the body of the stream is
     /// dropped: after its end, when the client is gone, or when the response was never sent.
-    /// Requests that a limit rejects are not reported, and neither are responses that are not event
-    /// streams, such as the `204 No Content` of a finished subscription.
+    /// Requests that a limit of this layer rejects are not reported, and neither are responses that
+    /// are not event streams, such as the `204 No Content` of a finished subscription. A stream that
+    /// a layer outside of this one rejects is reported as
+    /// [`ClientGone`](crate::CloseReason::ClientGone), without bytes.
     ///
     /// `f` does not know the request. To account streams per user or API key, use
     /// [`on_close_with`](Self::on_close_with). If the callback needs a value of the handler, such
@@ -622,7 +624,7 @@ impl SseLayer {
     /// request. So each request costs an allocation, also if its response is not an event stream.
     /// The stream keeps the value until its end. A clone of a header value can keep the memory of
     /// the whole head alive, so convert it into a `String` or a number. If the stream is not
-    /// reported, for example because a limit rejects the request, the value is dropped.
+    /// reported, for example because a limit of this layer rejects the request, the value is dropped.
     ///
     /// A second call replaces `read` and `f`. The callback of [`on_close`](Self::on_close) is
     /// independent, and runs before `f`. If a stream passes a layer and a clone of the layer, `f`

@@ -171,7 +171,9 @@
 //! (`ERROR`), with the field `error`. A connection of `serve` whose socket does not accept the
 //! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field
 //! `error`. A graceful shutdown whose `shutdown_timeout` closes connections is the event `shutdown
-//! timed out` (`WARN`), with their number in the field `connections`.
+//! timed out` (`WARN`), with their number in the field `connections`. An HTTP/2 connection that
+//! `serve` closes because its client has cancelled too many requests is the event `connection
+//! closed: too many cancelled requests` (`WARN`).
 //!
 //! A hub that reports a [gap](hub#guarantees) to a subscription logs `gap reported` (`DEBUG`), with
 //! the fields `reason` and `topic`, the first topic of the subscription. For a client that was too

@@ -19,6 +19,10 @@ use super::{
 use crate::{BoxError, Event};
 use std::{fmt, sync::Arc, time::Duration};
 
+/// The longest age that a hub takes over from its backend. The hub keeps topics and their events in
+/// memory for this time. Users can set a longer age for both.
+const MAX_INHERITED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The settings of a [`Hub`]: retention, limits, and the backend.
 ///
 /// # Examples
@@ -78,8 +82,10 @@ impl Builder {
     /// `max_age / 16` after their expiry.
     ///
     /// With a backend, set the age either here or on the backend. A backend of this crate whose age
-    /// is not set takes over the age of the hub. A hub whose age is not set takes over the age of
-    /// its backend, unless that age is not limited. If both are set, each keeps its own: the
+    /// is not set takes over the age of the hub, and then deletes older records from the log. A hub
+    /// whose age is not set takes over the age of its backend, but at most a day, because the hub
+    /// keeps topics and their events in memory for this time. It does not take over an age that is
+    /// not limited. If both are set, each keeps its own: the
     /// backend then decides how long the log retains events, and the hub decides how long it
     /// retains them in memory.
     ///
@@ -370,6 +376,7 @@ impl Builder {
         let Self { mut config, max_age } = self;
         // Without a limit, topics would never expire, so their number in memory would only grow.
         let inherited = inherited.filter(|age| !age.is_zero() && *age != Duration::MAX);
+        let inherited = inherited.map(|age| age.min(MAX_INHERITED_AGE));
         config.retention.max_age = max_age.or(inherited).unwrap_or(config.retention.max_age);
         config
     }

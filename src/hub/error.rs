@@ -396,7 +396,8 @@ pub enum SubscriptionError {
     /// [`Listener`](super::Listener) always ends with this error.
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown). The subscription has yielded the events that
-    /// were published before, as far as this process retains them.
+    /// were published before, as far as this process retains them. The exception is a subscription
+    /// that still reads old events from a backend: it ends at once.
     Shutdown,
     /// Another log has replaced the log of the backend, for example because the server was restored
     /// from a backup. A new subscription reads the other log. If it begins after an id of the old

@@ -294,8 +294,10 @@ impl Hub {
     /// reconnects later. (Any other status would stop an `EventSource` for good.) Calling this
     /// method again has no effect.
     ///
-    /// A graceful shutdown of a server waits until its responses end. So call this method, or the
-    /// shutdown of the layer. The layer also ends streams that come from no hub, and can send a
+    /// A graceful shutdown of a server waits until its responses end. A client that reads slowly
+    /// delays the end of its response until it has read the remaining events, so set a time limit
+    /// for the shutdown, such as `Serve::shutdown_timeout`. Call this method, or the shutdown of the
+    /// layer. The layer also ends streams that come from no hub, and can send a
     /// shutdown event.
     ///
     /// If this process has [recordings](Topic::record), await

@@ -131,8 +131,8 @@ struct Connected<I, S: App, A: Address> {
     cancellations: Cancellations,
 }
 
-/// The maximum number of bytes of a stream that h2 buffers while the client does not read. With
-/// hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
+/// The number of bytes of a stream that h2 buffers while the client does not read, without the rest
+/// of the last frame. With hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
 /// hyper's default for the number of requests that a client may have open at the same time.

@@ -76,7 +76,7 @@
 //! |---|---|---|
 //! | open requests | 200, or [`max_concurrent_streams`](Serve::max_concurrent_streams) | a further request is reset with `REFUSED_STREAM` |
 //! | requests that the client cancels before their responses begin | twice the number of open requests at once, and this number (at least 100) per second | the connection is closed |
-//! | bytes of a stream that hyper has taken and that wait for the client | 64 KiB | the body of the stream is not polled |
+//! | bytes of a stream that wait for the client | 64 KiB, and up to two frames of the body | the body of the stream is not polled |
 //! | refused requests, and streams with protocol errors | 1,024 | h2 closes the connection (`ENHANCE_YOUR_CALM`) |
 //!
 //! A cancelled request is not an open request any more. Without the second limit, a client that
@@ -301,6 +301,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// Sets the maximum number of streams that a client can have open at the same time over one
     /// HTTP/2 connection (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113, §5.1.2). Default: 200.
     ///
+    /// The [limit of cancelled requests](self#limits-of-http2-connections) follows this number. Set a
+    /// larger one if the connections of a proxy or of a gRPC client end because many calls reach
+    /// their deadlines.
+    ///
     /// A request is open until its response has ended, so each event stream counts. A client that
     /// knows the limit delays further requests, or opens another connection. If a client does not
     /// respect the limit, its request is reset with `REFUSED_STREAM`, and the client can safely
@@ -322,7 +326,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// not postpone a ping. HTTP/1 has no pings.
     ///
     /// All streams of the connection end, as if the client had closed it. The client gets a
-    /// `GOAWAY`, and has one more second to close the connection. If the client also does not read,
+    /// `GOAWAY`, and has one more second to close the connection, or longer if it continues to send. If the client also does not read,
     /// the server drops the connection after `interval` plus `timeout` without a written byte. A
     /// ping waits behind the bytes that the client has not read yet. So choose a `timeout` that is
     /// long enough for slow clients. Times over a year count as a year.

@@ -65,9 +65,9 @@ pub(super) struct Writer {
     file: File,
     mark: Mark,
     tail: Tail,
-    /// The epoch and the last position that the file had when it was last opened. `None` if the
-    /// file was new. The epoch in `tail` is another one if a new epoch has begun then, which a file
-    /// that can only be read does not store.
+    /// The epoch and the last position that the file had when it was last opened, if the file could
+    /// only be read then. The epoch in `tail` is another one if a new epoch has begun then, which
+    /// such a file does not store.
     found: Option<(u64, Position)>,
     /// The time when the oldest retained record was appended, in milliseconds since 1970. It
     /// decides when the writer has to remove expired records. `None` if the time is unknown.
@@ -399,8 +399,8 @@ impl Writer {
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
             // A file that can only be read does not keep the epoch that has begun. Another epoch
             // after each reopening would end all subscriptions each time.
-            let was_found = Some((found.epoch, found.last));
-            let is_unchanged = was_found == self.found && found.last == self.tail.last;
+            let was_found = (found.epoch, found.last);
+            let is_unchanged = self.found == Some(was_found) && found.last == self.tail.last;
             let tail = match (is_shorter, is_unchanged) {
                 (false, _) => found,
                 (true, true) => store_epoch(&opened, self.tail.epoch, found)?,
@@ -408,7 +408,8 @@ impl Writer {
             };
             self.mark.reopen();
             begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
-            (self.tail, self.found, self.oldest, self.file) = (tail, was_found, None, file);
+            self.found = opened.read_only.is_some().then_some(was_found);
+            (self.tail, self.oldest, self.file) = (tail, None, file);
             Ok(opened)
         });
         *store = opened.map_err(|error| error.context("open", &shared.path));
@@ -488,6 +489,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
             (store, file, _) = open_store(path, durability, true)?;
         }
     }
+    let found = found.filter(|_| store.read_only.is_some()).map(|found| (found.epoch, found.last));
     let shared = Arc::new(Shared::new(path, store, &tail));
     let writer = Writer {
         shared: Arc::clone(&shared),
@@ -496,7 +498,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
         file,
         mark,
         tail,
-        found: found.map(|found| (found.epoch, found.last)),
+        found,
         oldest: None,
         refusal: None,
         pause_end: Instant::now(),
