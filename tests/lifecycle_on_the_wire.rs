@@ -29,6 +29,7 @@ use std::{
 };
 use support::{
     client::{Http2, Protocol, within},
+    descriptors::allow_descriptors,
     server, whatwg,
 };
 // In `over_serve`, this is the server of the crate.
@@ -226,6 +227,8 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], per_pace:
         .flat_map(|n| paces.iter().map(move |pace| format!("/{}/{pace}", KINDS[n % KINDS.len()])))
         .collect();
     let streams = paths.len();
+    // Two for each stream, and those of other tests.
+    allow_descriptors(2 * streams as u64 + 1000);
     let (arrived, mut opened) = unbounded_channel();
     let clients = open(protocol, address, paths, arrived).await;
     for _ in 0..streams {
