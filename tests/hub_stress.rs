@@ -18,7 +18,7 @@ use std::{
 use tokio::task::{JoinSet, yield_now};
 use tokio_stream::StreamExt;
 use tower_sse::{
-    Event, EventId,
+    EncodedEvents, Event, EventId,
     hub::{Hub, Start, Subscription},
 };
 
@@ -155,7 +155,7 @@ async fn read_steadily(world: Arc<World>, reader: usize) {
     }
     let mut seen = Seen::default();
     while !world.is_over.load(Ordering::Relaxed) {
-        let Some(Ok(piece)) = subscription.next().await else { break };
+        let Some(piece) = world.next(&mut subscription).await else { break };
         let events = seen.look_at(piece.as_bytes());
         for topic in &topics {
             // The first event of a topic has the count 0. A reader that began there must have it.
@@ -179,7 +179,7 @@ async fn come_and_go(world: Arc<World>, reader: usize) {
         }
         let mut subscription = subscribe(&world, &topics, start).await;
         for _ in 0..20 + reader * 7 {
-            let Some(Ok(piece)) = subscription.next().await else { return };
+            let Some(piece) = world.next(&mut subscription).await else { return };
             world.count(seen.look_at(piece.as_bytes()));
         }
         drop(subscription);
@@ -196,7 +196,7 @@ async fn fall_behind(world: Arc<World>, reader: usize) {
     let mut subscription = subscribe(&world, &topics, Start::Latest).await;
     let mut seen = Seen::default();
     while !world.is_over.load(Ordering::Relaxed) {
-        let Some(Ok(piece)) = subscription.next().await else { break };
+        let Some(piece) = world.next(&mut subscription).await else { break };
         world.count(seen.look_at(piece.as_bytes()));
         let published = world.hub.stats().published;
         while world.hub.stats().published < published + (HELD * TOPICS * 2) as u64
@@ -209,6 +209,13 @@ async fn fall_behind(world: Arc<World>, reader: usize) {
 }
 
 impl World {
+    /// Returns the next piece, or `None` after the end of the test. No subscription ends earlier.
+    async fn next(&self, subscription: &mut Subscription) -> Option<EncodedEvents> {
+        let piece = subscription.next().await.map(|piece| piece.expect("no subscription fails"));
+        assert!(piece.is_some() || self.is_over.load(Ordering::Relaxed), "a subscription ended too early");
+        piece
+    }
+
     fn count(&self, events: u64) {
         if self.delivered.fetch_add(events, Ordering::Relaxed) > DELIVERIES {
             self.is_over.store(true, Ordering::Relaxed);

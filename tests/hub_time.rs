@@ -232,9 +232,9 @@ fn expired_finish_is_forgotten_outside_of_a_runtime() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
     let topic = hub.topic("a");
     for handle in [topic.clone(), topic.retention(Retention::new().max_events(1))] {
-        futures_executor::block_on(handle.finish()).unwrap();
         // An open subscription keeps the topic finished.
         let subscription = futures_executor::block_on(handle.subscribe(Start::Latest)).unwrap();
+        futures_executor::block_on(handle.finish()).unwrap();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(handle.publish_now(Event::new("")).unwrap_err().kind(), ErrorKind::Finished);
         drop(subscription);

@@ -29,6 +29,7 @@ use std::{
 };
 use support::{
     client::{Http2, Protocol, within},
+    descriptors::allow_descriptors,
     server, whatwg,
 };
 // In `over_serve`, this is the server of the crate.
@@ -36,7 +37,10 @@ use crate::server::{LingeringSocket, serve};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
-    sync::mpsc::{UnboundedSender, unbounded_channel},
+    sync::{
+        Notify,
+        mpsc::{UnboundedSender, unbounded_channel},
+    },
     task::{JoinHandle, JoinSet},
     time::sleep,
 };
@@ -223,6 +227,8 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], per_pace:
         .flat_map(|n| paces.iter().map(move |pace| format!("/{}/{pace}", KINDS[n % KINDS.len()])))
         .collect();
     let streams = paths.len();
+    // Two for each stream, and those of other tests.
+    allow_descriptors(2 * streams as u64 + 1000);
     let (arrived, mut opened) = unbounded_channel();
     let clients = open(protocol, address, paths, arrived).await;
     for _ in 0..streams {
@@ -363,16 +369,26 @@ async fn summary_matches_bytes_that_client_received() {
         let layer = SseLayer::new()
             .heartbeat(Heartbeat::every(Duration::from_millis(5)))
             .on_close(move |summary| sender.send(summary).unwrap());
+        let heard = Arc::new(Notify::new());
+        let is_heard = Arc::clone(&heard);
         let handler = async move || {
-            let events = stream::iter(0..20).then(async |n| {
+            // On a busy machine, a short silence can end before its heartbeat.
+            let first = async move {
+                is_heard.notified().await;
+                Event::display(0)
+            };
+            let others = stream::iter(1..20).then(async |n| {
                 sleep(Duration::from_millis(if n % 4 == 0 { 12 } else { 0 })).await;
                 Event::display(n)
             });
-            response(kind, events)
+            response(kind, stream::once(first).chain(others))
         };
         let server = serve(Router::new().route("/", get(handler)).layer(layer)).await;
         let requested = Instant::now();
-        let answer = protocol.get(server.address, "/", &[]).await.complete().await;
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        answer.read_until(":\n").await;
+        heard.notify_one();
+        let answer = answer.complete().await;
         let summary = within("the summary", summaries.recv()).await.unwrap();
         let client = whatwg::parse(&answer.body);
         assert_eq!(summary.reason, CloseReason::Finished);
@@ -404,12 +420,12 @@ async fn reset_http2_stream_leaves_others_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_client_blocks_shutdown_only_while_connected() {
+async fn server_returns_when_stalled_clients_disconnect() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let shutdown = CancellationToken::new();
     let (sender, mut summaries) = unbounded_channel();
     let layer = SseLayer::new().shutdown(shutdown.clone()).on_close(move |summary| sender.send(summary).unwrap());
-    let (address, mut running) = Server::Axum.run(app(layer), shutdown.clone()).await;
+    let (address, running) = Server::Axum.run(app(layer), shutdown.clone()).await;
     let stalled = [request_unread(address, "/ours/ready").await, request_unread(address, "/upstream/ready").await];
     let mut reads = Protocol::Http1.get(address, "/ours/idle", &[]).await;
     reads.read_until("data: 0\n\n").await;
@@ -427,12 +443,8 @@ async fn stalled_client_blocks_shutdown_only_while_connected() {
     assert!(reads.complete().await.text().contains("retry: "));
     // The transport does not poll a stream whose client does not read. Such a stream ends with its
     // connection.
-    let waits = tokio::time::timeout(Duration::from_millis(200), &mut running).await.is_err();
-    println!("the server waits for clients that do not read: {waits}");
     drop(stalled);
-    if waits {
-        within("the server to return", running).await.unwrap();
-    }
+    within("the server to return", running).await.unwrap();
     let mut reasons = Vec::new();
     while let Some(summary) = within("the summaries", summaries.recv()).await {
         reasons.push(summary.reason);

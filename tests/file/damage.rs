@@ -8,7 +8,10 @@ use futures_util::future::join_all;
 use std::{
     env,
     fs::{self, File, Permissions},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -61,10 +64,7 @@ async fn file_without_write_permission_can_be_read() {
             fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
         }
         let before = fs::read(folder.log()).unwrap();
-        let mut command = Command::new(readable_executable(&folder));
-        // Root may write to any file.
-        command.uid(65534).gid(65534);
-        let mut child = Child::start_as(command, "read", &folder.log());
+        let mut child = Child::start_as(unprivileged(&folder), "read", &folder.log());
         assert_eq!(child.line().as_deref(), Some("1000 0"));
         let error = child.line().expect("an error");
         assert!(error.contains("cannot write to the log") && error.contains("it can only be read"), "{error}");
@@ -121,9 +121,7 @@ async fn log_whose_mark_cannot_be_written_can_be_read() {
     closed(&folder).await;
     fs::set_permissions(folder.log(), Permissions::from_mode(0o666)).unwrap();
     fs::set_permissions(folder.mark(), Permissions::from_mode(0o444)).unwrap();
-    let mut command = Command::new(readable_executable(&folder));
-    command.uid(65534).gid(65534);
-    let mut child = Child::start_as(command, "read", &folder.log());
+    let mut child = Child::start_as(unprivileged(&folder), "read", &folder.log());
     assert_eq!(child.line().as_deref(), Some("100 0"));
     let error = child.line().expect("an error");
     assert!(error.contains("cannot write to the log") && error.contains("events.log.mark"), "{error}");
@@ -197,11 +195,21 @@ async fn file_that_was_damaged_is_opened_again() {
     assert_eq!(all(&log).await.len(), 30_001);
 }
 
-/// Copies this executable to a folder that any user can read.
-fn readable_executable(folder: &Folder) -> std::path::PathBuf {
+/// Returns a command that runs this executable as a user who may not write to every file.
+fn unprivileged(folder: &Folder) -> Command {
+    // Any user can read this folder.
     let copy = folder.path("child");
-    fs::copy(env::current_exe().unwrap(), &copy).expect("the executable can be copied");
-    copy
+    // `fs::copy` would open the copy for writing in this process. A child that another test forks
+    // meanwhile would inherit the descriptor, and the system does not run a file that is open for
+    // writing.
+    let copied = Command::new("cp").arg(env::current_exe().unwrap()).arg(&copy).status();
+    assert!(copied.expect("`cp` runs").success(), "the executable can be copied");
+    let mut command = Command::new(copy);
+    // Root may write to any file, and only root can become another user.
+    if fs::metadata("/proc/self").expect("Linux").uid() == 0 {
+        command.uid(65534).gid(65534);
+    }
+    command
 }
 
 #[tokio::test]
@@ -328,6 +336,8 @@ async fn every_changed_byte_is_a_gap_or_an_error() {
             // Clients get a gap.
             Ok(_) => {
                 outcomes[1] += 1;
+                drop(log);
+                closed(&folder).await;
                 continue;
             }
             Err(error) => {

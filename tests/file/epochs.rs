@@ -15,7 +15,11 @@ use tower_sse::{
     },
 };
 
+/// Opens the log when it is closed, and returns its epoch.
 async fn epoch(folder: &Folder) -> u64 {
+    if folder.mark().exists() {
+        closed(folder).await;
+    }
     let epoch = open(folder).bounds().await.expect("the log opens").epoch;
     closed(folder).await;
     epoch

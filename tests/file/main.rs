@@ -62,6 +62,8 @@ async fn restarted_hub_resumes_clients_without_gap() {
             }
             assert_eq!(received, missed, "after {id}");
         }
+        drop((hub, topic));
+        closed(&folder).await;
     }
 }
 
@@ -75,6 +77,7 @@ async fn finished_topics_and_states_survive_a_restart() {
     let last = hub.topic("end").publish(Event::new("last")).await.unwrap();
     hub.topic("end").finish().await.unwrap();
     drop((hub, state));
+    closed(&folder).await;
 
     let hub = Hub::builder().file(folder.log()).connect().await.unwrap();
     let mut state = hub.topic("state").subscribe(Start::Earliest).await.unwrap();
@@ -97,6 +100,7 @@ async fn second_process_gets_an_error_until_the_first_ends() {
     assert!(error.contains("events.log") && error.contains("another process has opened it"), "{error}");
     first.kill();
     open(&folder).bounds().await.expect("the lock ends with the process");
+    closed(&folder).await;
 
     let one = open(&folder);
     one.bounds().await.expect("it opens");

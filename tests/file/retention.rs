@@ -1,6 +1,6 @@
 //! The retention by count, size and age, and the size of the file.
 
-use super::folder::{Folder, SOON, all, append, closed, event, fill, open, record};
+use super::folder::{Folder, SOON, all, all_with_gaps, append, closed, event, fill, open, record};
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -29,6 +29,7 @@ async fn newest_records_are_retained_by_count() {
     assert_eq!((page.evicted_through, page.records.len()), (evicted_through, records.len()));
 
     drop(log);
+    closed(&folder).await;
     let log = open(&folder).max_records(10);
     append(&log, "1000").await;
     assert_eq!(all(&log).await.len(), 10, "a smaller limit applies to an existing log");
@@ -52,11 +53,13 @@ async fn newest_records_are_retained_by_size() {
 #[tokio::test]
 async fn old_records_are_removed_without_an_append() {
     let folder = Folder::new();
-    let age = Duration::from_millis(400);
+    let age = Duration::from_secs(1);
     let log = open(&folder).max_age(age);
-    let last = fill(&log, (0..3000).map(|n| n.to_string())).await;
-    assert_eq!(all(&log).await.len(), 3000);
     let begin = Instant::now();
+    let last = fill(&log, (0..3000).map(|n| n.to_string())).await;
+    // On a busy machine, records may expire before they are read.
+    let (records, _) = all_with_gaps(&log).await;
+    assert!(records.len() == 3000 || begin.elapsed() >= age, "{} after {:?}", records.len(), begin.elapsed());
     while log.bounds().await.unwrap().evicted_through < last {
         assert!(begin.elapsed() < SOON, "the records do not expire");
         sleep(Duration::from_millis(5)).await;
@@ -66,9 +69,11 @@ async fn old_records_are_removed_without_an_append() {
     assert_eq!((page.evicted_through, page.through, page.records.len()), (last, last, 0));
     assert_eq!(append(&log, "next").await, last.next(), "no position is used twice");
     drop(log);
+    closed(&folder).await;
 
     // The age counts while the log is closed.
     sleep(age * 2).await;
+    let begin = Instant::now();
     let log = open(&folder).max_age(age);
     let bounds = log.bounds().await.unwrap();
     assert_eq!(bounds.last, last.next());

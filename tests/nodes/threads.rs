@@ -30,8 +30,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) fn on_four_threads(test: impl Future<Output = ()>) {
     let (_done, is_done) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if is_done.recv_timeout(3 * LIMIT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("deadlock: a test on four threads has run for {:?}", 3 * LIMIT);
+        if is_done.recv_timeout(10 * LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("deadlock: a test on four threads has run for {:?}", 10 * LIMIT);
             process::exit(101);
         }
     });
@@ -287,7 +287,10 @@ fn returning_clients_share_reads() {
         let (hubs, connections) = two(&Shared::new(PLENTY), 1).await;
         let ids = publish_many(&hubs[0], 20).await;
         has_read(&hubs[1], 20).await;
-        connections[1].delay.store(5, Relaxed);
+        const DELAY: u64 = 5;
+        const MOST_AT_ONCE: u128 = 8;
+        connections[1].delay.store(DELAY, Relaxed);
+        let begin = Instant::now();
         let clients = (0..2_000).map(|n| {
             let (hub, id) = (hubs[1].clone(), ids[n % 2].clone());
             tokio::spawn(async move { take(&mut subscribe(&hub, id).await, 18).await })
@@ -297,8 +300,11 @@ fn returning_clients_share_reads() {
             assert_eq!(client[..18], numbers(n % 2 + 1..n % 2 + 19));
         }
         let asked = &connections[1].asked;
-        assert!(asked.reads.load(Relaxed) <= 400, "{} reads", asked.reads.load(Relaxed));
-        assert!(asked.most_reads_at_once.load(Relaxed) <= 8);
+        assert!(asked.most_reads_at_once.load(Relaxed) as u128 <= MOST_AT_ONCE);
+        // On a busy machine, clients come too late for a read of the others.
+        let reads = asked.reads.load(Relaxed);
+        let most = 400.max(MOST_AT_ONCE * (begin.elapsed().as_millis() / u128::from(DELAY) + 1));
+        assert!(reads as u128 <= most, "{reads} reads of at most {most}");
     });
 }
 

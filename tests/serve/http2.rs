@@ -20,14 +20,17 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Barrier, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     thread,
     time::Duration,
 };
-use support::client::{Http1, Http2, within};
+use support::{
+    client::{Http1, Http2, within},
+    script::{Script, Step},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -129,17 +132,24 @@ async fn event_to_100_streams_leaves_in_one_write() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn handlers_of_one_connection_run_in_parallel() {
-    let barrier = Arc::new(Barrier::new(2));
+    let running = Arc::new((Mutex::new(0), Condvar::new()));
     // Blocks its thread until the other request runs, too.
     let handler = async move || {
-        barrier.wait();
-        "fine"
+        let (running, changed) = &*running;
+        let mut running = running.lock().unwrap();
+        *running += 1;
+        changed.notify_all();
+        // Less than the time limit of the client, so that the test fails with these texts.
+        let (_running, waited) =
+            changed.wait_timeout_while(running, Duration::from_secs(20), |running| *running < 2).unwrap();
+        if waited.timed_out() { "alone" } else { "together" }
     };
     let server = Running::new(Router::new().route("/", get(handler))).await;
     let connection = Http2::connect(server.address).await;
     let [one, two] = [connection.clone(), connection];
     let (one, two) = tokio::join!(one.get("/", &[]), two.get("/", &[]));
-    assert_eq!((one.complete().await.text(), two.complete().await.text()), ("fine".into(), "fine".into()));
+    let texts = [one.complete().await.text(), two.complete().await.text()];
+    assert_eq!(texts, ["together", "together"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -188,6 +198,49 @@ async fn limit_of_request_headers_is_set() {
         assert_eq!(answer.status, StatusCode::OK);
         running.abort();
     }
+}
+
+/// Such a request could fill the memory of the server.
+#[tokio::test]
+async fn huge_request_headers_close_the_connection() {
+    let app =
+        Router::new().route("/", get(async || event_stream(Script::new([Step::chunk("data: one\n\n"), Step::Hang]))));
+    let server = Running::new(app).await;
+    let connection = Http2::connect(server.address).await;
+    let mut other = connection.get("/", &[]).await;
+    other.read_until("data: one\n\n").await;
+    // The limit is 16 KiB. Up to four times the limit is an error of this request alone.
+    let answer = connection.get("/", &[("x-large", &"x".repeat(60 << 10))]).await;
+    assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let error = connection.request(Method::GET, "/", &[("x-large", &"x".repeat(68 << 10))], "").await.unwrap_err();
+    assert!(error.contains("excessive load"), "{error}");
+    other.end().await.expect_err("the connection is closed");
+}
+
+#[tokio::test]
+async fn http1_head_and_any_uri_have_size_limits() {
+    let app =
+        Router::new().route("/", get(async |RawQuery(query): RawQuery| query.unwrap_or_default().len().to_string()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let running = tokio::spawn(serve(listener, app).max_header_list_size(1 << 20).into_future());
+    for (query, header, expected) in [
+        (0, 400 << 10, StatusCode::OK),
+        (0, 1 << 20, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        (65_500, 0, StatusCode::OK),
+        (65_536, 0, StatusCode::URI_TOO_LONG),
+    ] {
+        let (query, value) = ("x".repeat(query), "x".repeat(header));
+        let request = format!("GET /?{query} HTTP/1.1\r\nHost: localhost\r\nX-Large: {value}\r\n\r\n");
+        let answer = Http1::connect(address).await.request(request).await;
+        assert_eq!(answer.status, expected, "a query of {} bytes, and a header of {header} bytes", query.len());
+        // The client of HTTP/2 cannot send a longer URI.
+        if answer.status == StatusCode::OK && header == 0 {
+            let answer = Http2::connect(address).await.get(&format!("/?{query}"), &[]).await;
+            assert_eq!(answer.complete().await.text(), query.len().to_string());
+        }
+    }
+    running.abort();
 }
 
 #[tokio::test]

@@ -136,6 +136,7 @@ async fn http_2_is_detected_byte_by_byte() {
     assert_eq!(frame[3], 4, "{frame:?}");
 
     // Similar to the preface, but of HTTP/1.
-    let response = crate::connections::exchange(server.address, "PRI / HTTP/1.1\r\nHost: a\r\n\r\n");
-    drop(response);
+    let request = "PRI / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let response = crate::connections::exchange(server.address, request).await;
+    assert!(response.starts_with("HTTP/1.1 405 "), "{response:?}");
 }

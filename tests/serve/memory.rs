@@ -4,7 +4,10 @@ use allocation_counter::measure;
 use axum::{Router, routing::get};
 use futures_util::future::join_all;
 use std::{sync::mpsc, thread, time::Duration};
-use support::client::{Http2, Protocol};
+use support::{
+    client::{Http2, Protocol},
+    descriptors::allow_descriptors,
+};
 use tokio::{net::TcpListener, runtime};
 use tokio_util::sync::CancellationToken;
 use tower_sse::{
@@ -52,6 +55,8 @@ fn peak(clients: impl AsyncFnOnce(std::net::SocketAddr)) -> u64 {
 #[test]
 fn idle_stream_takes_little_memory() {
     const CONNECTIONS: u64 = 500;
+    // Two for each stream, and those of other tests.
+    allow_descriptors(2 * CONNECTIONS + 1000);
     let peak = peak(async |address| {
         let mut answers = Vec::new();
         for _ in 0..CONNECTIONS {

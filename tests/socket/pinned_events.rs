@@ -14,30 +14,50 @@ use std::{
     time::Duration,
 };
 use support::server::serve;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tower::ServiceBuilder;
 use tower_sse::{
     Event, SseStream,
     hub::{Error, Hub, Start, Subscription},
 };
 
-/// The default of hyper's `max_buf_size` on HTTP/1.
-const HYPER: usize = 408 * 1024;
+#[derive(Clone, Copy, Debug)]
+enum Server {
+    Hyper,
+    Serve,
+}
+
+impl Server {
+    /// The number of bytes of earlier frames that the server keeps. For hyper, this is the default
+    /// of `max_buf_size` on HTTP/1.
+    fn buffer(self) -> usize {
+        match self {
+            Self::Hyper => 408 * 1024,
+            Self::Serve => 256 * 1024,
+        }
+    }
+}
+
 /// The maximum length of a frame that has more than one event.
 const FRAME: usize = 16 * 1024;
 
 #[tokio::test]
-async fn stalled_client_keeps_one_large_event_beside_what_hyper_buffers() {
-    check(3 << 20).await;
+async fn stalled_client_keeps_one_large_event_beside_the_buffer() {
+    check(Server::Hyper, 3 << 20).await;
+    check(Server::Serve, 3 << 20).await;
 }
 
 #[tokio::test]
-async fn stalled_client_keeps_one_frame_of_small_events_beside_what_hyper_buffers() {
-    check(64).await;
+async fn stalled_client_keeps_one_small_frame_beside_the_buffer() {
+    check(Server::Hyper, 64).await;
+    check(Server::Serve, 64).await;
 }
 
 /// Stalls a client, evicts everything that it was sent, and checks what is still in memory.
-async fn check(event_length: usize) {
+async fn check(server: Server, event_length: usize) {
     let events = async |State(hub): State<Hub>| -> Result<SseStream<Subscription>, Error> {
         Ok(SseStream::new(hub.topic("news").subscribe(Start::Latest).await?))
     };
@@ -60,8 +80,18 @@ async fn check(event_length: usize) {
             }))
         })
     };
-    let server = serve(ServiceBuilder::new().map_response(remember).service(app)).await;
-    let client = request(server.address, "/events").await;
+    let service = ServiceBuilder::new().map_response(remember).service(app);
+    let mut hyper = None;
+    let address = match server {
+        Server::Hyper => hyper.insert(serve(service).await).address,
+        Server::Serve => {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(tower_sse::serve(listener, service).into_future());
+            address
+        }
+    };
+    let client = request(address, "/events").await;
     while topic.subscribers() == 0 {
         sleep(Duration::from_millis(1)).await;
     }
@@ -86,8 +116,8 @@ async fn check(event_length: usize) {
     let frames = frames.lock().unwrap();
     let kept: usize = frames.iter().filter(|frame| !frame.is_unique()).map(Bytes::len).sum();
     let passed: usize = frames.iter().map(Bytes::len).sum();
-    println!("the server keeps {kept} of the {passed} bytes of {} frames", frames.len());
+    println!("{server:?} keeps {kept} of the {passed} bytes of {} frames", frames.len());
     assert!(kept > 0, "the client does not stall");
-    assert!(kept < HYPER + FRAME.max(event_length + 1024), "{kept} of {passed} bytes");
+    assert!(kept < server.buffer() + FRAME.max(event_length + 1024), "{kept} of {passed} bytes");
     drop(client);
 }

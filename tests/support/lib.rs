@@ -1,6 +1,7 @@
 //! Helpers of the tests and benchmarks. They do not depend on the crate under test.
 
 pub mod client;
+pub mod descriptors;
 pub mod drain;
 pub mod polled;
 pub mod ratios;

@@ -113,23 +113,36 @@ async fn events_pass_within_100_ms() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for protocol in Protocol::ALL {
-        let mut first = Vec::new();
-        let mut later = Vec::new();
-        for _ in 0..5 {
+        assert_short(&format!("{protocol:?}, the first and a later event"), async || {
             let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
             let stream = upstream.next_stream().await;
-            for (times, event) in [(&mut first, "data: one\n\n"), (&mut later, "data: two\n\n")] {
+            let mut longest = Duration::ZERO;
+            for event in ["data: one\n\n", "data: two\n\n"] {
                 let sent = Instant::now();
                 stream.send(event);
                 answer.read_until(event).await;
-                times.push(sent.elapsed());
+                longest = longest.max(sent.elapsed());
             }
+            longest
+        })
+        .await;
+    }
+}
+
+/// Measures a time in up to three rounds of five, until the median of a round is below 100 ms. The
+/// machine may be busy during one of them.
+async fn assert_short(what: &str, mut measure: impl AsyncFnMut() -> Duration) {
+    for round in 1.. {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            times.push(measure().await);
         }
-        for (what, mut times) in [("first", first), ("later", later)] {
-            times.sort();
-            println!("{protocol:?}, a {what} event: {times:.1?}");
-            assert!(times[times.len() / 2] < Duration::from_millis(100), "{protocol:?}, a {what} event: {times:?}");
+        times.sort();
+        println!("{what}: {times:.1?}");
+        if times[times.len() / 2] < Duration::from_millis(100) {
+            return;
         }
+        assert!(round < 3, "{what}: {times:?}");
     }
 }
 
@@ -138,8 +151,8 @@ async fn client_disconnect_drops_actix_stream_immediately() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for protocol in Protocol::ALL {
-        let mut times = Vec::new();
-        for _ in 0..5 {
+        // Earlier than the next heartbeat, which would fail.
+        assert_short(&format!("{protocol:?}, from the disconnect to the drop of the stream"), async || {
             let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
             let stream = upstream.next_stream().await;
             stream.send("data: one\n\n");
@@ -147,12 +160,9 @@ async fn client_disconnect_drops_actix_stream_immediately() {
             let disconnected = Instant::now();
             drop(answer);
             within("the stream to be dropped", stream.events.closed()).await;
-            times.push(disconnected.elapsed());
-        }
-        times.sort();
-        println!("{protocol:?}, from the disconnect to the drop of the stream: {times:.1?}");
-        // Earlier than the next heartbeat, which would fail.
-        assert!(times[times.len() / 2] < Duration::from_millis(100), "{protocol:?}: {times:?}");
+            disconnected.elapsed()
+        })
+        .await;
     }
 }
 

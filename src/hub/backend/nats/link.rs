@@ -346,6 +346,7 @@ pub(super) async fn next_output<F: Future>(attempts: &mut Vec<Pin<Box<F>>>) -> F
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use futures_util::FutureExt;
     use std::future::pending;
     use tokio::{
         io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -375,12 +376,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let servers = Servers::parse(&listener.local_addr().unwrap().to_string()).unwrap();
         let server = tokio::spawn(stop_reading_after_greeting(listener));
-        let link = servers.connect(Duration::from_millis(500)).await.unwrap();
+        let mut link = servers.connect(Duration::from_secs(5)).await.unwrap();
+        // Shorter than the time after which the client closes a connection without responses.
+        link.timeout_per_request = Duration::from_millis(500);
         let payload = Bytes::from(vec![b'x'; 1 << 20]);
         let publish = || link.client.publish("subject", payload.clone());
-        while let Ok(published) = timeout(Duration::from_millis(100), publish()).await {
+        // On a busy machine, the client may pause before its buffers are full.
+        while let Ok(published) = timeout(Duration::from_secs(1), publish()).await {
             published.unwrap();
         }
+        assert!(publish().now_or_never().is_none(), "the queue is full");
         link.soon(pending::<Result<(), BoxError>>()).await.unwrap_err();
         assert!(link.is_connected());
         assert_eq!(*link.health.trouble(), None);

@@ -4,7 +4,7 @@
 use crate::{
     nats::SOON,
     redis::cli,
-    unchanged::{PATIENT, append, nats, read, record, redis},
+    unchanged::{append, nats, read, record, redis},
 };
 use e2e::{Store, StoreKind};
 use std::{
@@ -27,19 +27,19 @@ async fn assert_stalled_caller_blocks_no_other<B: Backend>(log: &B) {
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_caller_of_redis_blocks_no_other() {
     let store = Store::start(StoreKind::Redis, &[]).await;
-    assert_stalled_caller_blocks_no_other(&redis(&store.url()).timeout(PATIENT)).await;
+    assert_stalled_caller_blocks_no_other(&redis(&store.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_caller_of_nats_blocks_no_other() {
     let store = Store::start(StoreKind::Nats, &[]).await;
-    assert_stalled_caller_blocks_no_other(&nats(&store.url()).timeout(PATIENT)).await;
+    assert_stalled_caller_blocks_no_other(&nats(&store.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_to_redis_outlives_the_runtime_of_a_publisher() {
     let store = Store::start(StoreKind::Redis, &[]).await;
-    let log = Arc::new(redis(&store.url()).timeout(PATIENT));
+    let log = Arc::new(redis(&store.url()));
     log.bounds().await.expect("the server responds");
     // The publisher opens the next connection.
     cli(&store, &["client", "kill", "type", "normal"]);

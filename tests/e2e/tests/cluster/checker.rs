@@ -67,7 +67,7 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// Asserts that two of three recoveries took at most a second to the first delivery. The third
+    /// Asserts that one of three recoveries took at most a second to the first delivery. The others
     /// may take longer, because the machine may be busy.
     pub(crate) fn assert_fast(kind: StoreKind, what: &str, recoveries: &[Self]) {
         let mut first: Vec<_> = recoveries.iter().filter_map(|recovery| recovery.first).collect();
@@ -75,7 +75,7 @@ impl Recovery {
         println!("{kind:?}: {what}: delivered to the first client after {first:.0?}, to the last after {last:.0?}");
         assert_eq!(first.len(), 3, "there are three recoveries");
         first.sort_unstable();
-        assert!(first[1] <= Duration::from_secs(1), "{first:?}");
+        assert!(first[0] <= Duration::from_secs(1), "{first:?}");
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
 use e2e::{Port, Store, StoreKind, eventually, request};
 use serde_json::Value;
 use std::{net::SocketAddr, time::Duration};
+use support::descriptors::allow_descriptors;
 
 with_each_store! {
     connections_do_not_grow_with_clients,
@@ -19,6 +20,8 @@ const REPLAYED: usize = 1500;
 const SOON: Duration = Duration::from_secs(20);
 
 async fn connections_do_not_grow_with_clients(kind: StoreKind) {
+    // One for each client in this process and in the server, and those of other tests.
+    allow_descriptors(4096);
     let monitor = Port::free().expect("there is a free port");
     let port = monitor.address().port().to_string();
     let arguments: &[&str] = if kind == StoreKind::Nats { &["-m", &port] } else { &[] };

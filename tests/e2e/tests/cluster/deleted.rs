@@ -3,7 +3,7 @@
 use crate::{
     nats::{admin, stream_of_log},
     redis::cli,
-    unchanged::{PATIENT, append, nats, redis},
+    unchanged::{append, nats, redis},
 };
 use e2e::{Store, StoreKind};
 use std::time::Duration;
@@ -34,7 +34,7 @@ async fn assert_deleted_end_is_a_gap<B: Backend>(log: &B, kept: Position, delete
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_reports_deleted_end() {
     let store = Store::start(StoreKind::Redis, &[]).await;
-    let log = redis(&store.url()).timeout(PATIENT);
+    let log = redis(&store.url());
     let (kept, deleted) = (append(&log, "news", 0).await, append(&log, "news", 1).await);
     let newest = cli(&store, &["xrevrange", "tower-sse", "+", "-", "count", "1"]);
     let id = newest.lines().next().expect("an entry");
@@ -45,7 +45,7 @@ async fn redis_reports_deleted_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_reports_deleted_end() {
     let store = Store::start(StoreKind::Nats, &[]).await;
-    let log = nats(&store.url()).timeout(PATIENT);
+    let log = nats(&store.url());
     let (kept, deleted) = (append(&log, "news", 0).await, append(&log, "news", 1).await);
     let stream = stream_of_log(&admin(&store.url()).await).await;
     stream.delete_message(stream.cached_info().state.last_sequence).await.expect("the server responds");

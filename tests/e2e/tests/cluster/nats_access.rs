@@ -3,7 +3,7 @@
 use crate::{
     nats::{backend, connect, publish, publish_retrying, read_until, reason, try_connect},
     setup::certificates,
-    unchanged::append_if_unchanged,
+    unchanged::{DEFAULT_TIMEOUT, append_if_unchanged},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use e2e::{Port, Store, StoreKind};
@@ -166,8 +166,9 @@ async fn documented_permissions_are_enough() {
     );
     fs::write(&file, config).expect("the file can be written");
     let mut store = Store::start(StoreKind::Nats, &["-c", file.to_str().expect("the path is UTF-8")]).await;
-    // Creating the stream needs one more permission.
-    let error = try_connect(backend(&store.url_with("app:a@"))).await.expect_err("there is no stream");
+    // Creating the stream needs one more permission. The server does not respond without it.
+    let denied = backend(&store.url_with("app:a@")).timeout(DEFAULT_TIMEOUT);
+    let error = try_connect(denied).await.expect_err("there is no stream");
     assert!(reason(&error).contains("cannot be created"), "{}", reason(&error));
     connect(backend(&store.url_with("root:r@"))).await;
     let hub = connect(backend(&store.url_with("app:a@"))).await;

@@ -3,7 +3,7 @@
 use crate::{
     nats::{SOON, admin, copy_all},
     nats_wire::NatsWire,
-    unchanged::{PATIENT, nats, record},
+    unchanged::{nats, record},
 };
 use async_nats::jetstream::stream;
 use e2e::{Store, StoreKind};
@@ -223,7 +223,7 @@ async fn checks_of_idle_log_fetch_no_large_message() {
 async fn check_waits_for_large_message_over_slow_connection() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let log = nats(&wire.url()).timeout(PATIENT);
+    let log = nats(&wire.url());
     log.bounds().await.expect("the server responds");
     append_all(&log, "large", 1, LARGE).await;
     publish_foreign(&store).await;
@@ -238,7 +238,7 @@ async fn check_waits_for_large_message_over_slow_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn append_after_the_mark_of_another_log_has_its_epoch() {
     let store = Store::start(StoreKind::Nats, &[]).await;
-    let log = nats(&store.url()).timeout(PATIENT);
+    let log = nats(&store.url());
     let before = append(&log, "before", 10).await;
     let admin = admin(&store.url()).await;
     let mark = admin.publish("tower-sse._log", "a mark of the operator".into()).await.expect("the server responds");

@@ -3,7 +3,7 @@
 use crate::{
     nats::{SOON, admin, stream_of_log},
     nats_wire::NatsWire,
-    unchanged::{PATIENT, append, nats},
+    unchanged::{append, nats},
 };
 use e2e::{Store, StoreKind, eventually};
 use std::time::Duration;
@@ -45,7 +45,7 @@ async fn page_despite_refusal(
 async fn event_is_followed_after_a_refused_check() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let node = |url: &str| nats(url).timeout(PATIENT).max_age(Duration::from_secs(16));
+    let node = |url: &str| nats(url).max_age(Duration::from_secs(16));
     let (log, other) = (node(&wire.url()), node(&store.url()));
     for log in [&log, &other] {
         log.bounds().await.expect("the server responds");
@@ -62,7 +62,7 @@ async fn event_is_followed_after_a_refused_search_for_deleted_messages() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let (wire, admin) = (NatsWire::to(store.address()).await, admin(&store.url()).await);
     // Without a maximum age, the nodes add no further marks.
-    let node = |url: &str| nats(url).timeout(PATIENT).max_age(Duration::MAX);
+    let node = |url: &str| nats(url).max_age(Duration::MAX);
     let (log, other) = (node(&wire.url()), node(&store.url()));
     for log in [&log, &other] {
         log.bounds().await.expect("the server responds");

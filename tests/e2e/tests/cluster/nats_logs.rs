@@ -7,7 +7,6 @@ use crate::{
         stream_info, stream_of_log, try_connect,
     },
     nats_cluster::Cluster,
-    unchanged::PATIENT,
 };
 use async_nats::jetstream::{self, stream};
 use e2e::{Store, StoreKind, eventually};
@@ -459,7 +458,7 @@ async fn log_stays_the_same_while_other_programs_publish() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     // Half of this time is left for a mark that is late because the machine is busy.
-    let backend = || backend(&store.url()).max_age(Duration::from_secs(8)).timeout(PATIENT);
+    let backend = || backend(&store.url()).max_age(Duration::from_secs(8));
     let node = connect(backend()).await;
     publish(&node, "first").await;
     let epoch = backend().bounds().await.expect("the server responds").epoch;

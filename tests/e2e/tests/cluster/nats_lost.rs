@@ -3,7 +3,7 @@
 use crate::{
     nats::{admin, marks, stream_info},
     nats_wire::NatsWire,
-    unchanged::{PATIENT, append, nats, read, record},
+    unchanged::{DEFAULT_TIMEOUT, PATIENT, append, nats, read, record},
 };
 use async_nats::jetstream::stream;
 use e2e::{Store, StoreKind, Wire, eventually};
@@ -23,7 +23,7 @@ async fn history_page_has_no_hole_if_a_message_is_lost() {
     for n in 0..10 {
         positions.push(append(&near, "news", n).await);
     }
-    let far = nats(&wire.url());
+    let far = nats(&wire.url()).timeout(DEFAULT_TIMEOUT);
     for nth in 1..=10 {
         wire.lose_delivery(nth);
         let (mut after, mut received) = (Position::START, Vec::new());
@@ -75,7 +75,7 @@ async fn store_with_short_duplicate_window() -> Store {
 async fn short_duplicate_window_stores_one_copy_if_an_acknowledgement_is_lost() {
     let store = store_with_short_duplicate_window().await;
     let wire = NatsWire::to(store.address()).await;
-    let log = nats(&wire.url());
+    let log = nats(&wire.url()).timeout(DEFAULT_TIMEOUT);
     log.bounds().await.expect("the server responds");
     wire.lose_acknowledgements(1);
     let error = log.append(vec![record("news", "unsure")]).await.expect_err("the acknowledgement is lost");
@@ -149,7 +149,7 @@ async fn unanswered_message_is_sent_a_few_times() {
     const MANY: usize = 1000;
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let log = nats(&wire.url());
+    let log = nats(&wire.url()).timeout(DEFAULT_TIMEOUT);
     log.bounds().await.expect("the server responds");
     wire.lose_acknowledgements(MANY);
     log.append(vec![record("news", "unsure")]).await.expect_err("no acknowledgement arrives");
@@ -162,7 +162,7 @@ async fn unanswered_message_is_sent_a_few_times() {
 async fn short_duplicate_window_stores_one_copy_if_the_connection_is_lost() {
     let store = store_with_short_duplicate_window().await;
     let wire = Wire::to(store.address()).await;
-    let log = nats(&store.url_through(&wire)).timeout(PATIENT);
+    let log = nats(&store.url_through(&wire));
     log.bounds().await.expect("the server responds");
     wire.silence_responses();
     let cut = async {

@@ -3,7 +3,7 @@
 use crate::{
     nats::{SOON, admin, marks, stream_info, stream_of_log},
     nats_wire::NatsWire,
-    unchanged::{PATIENT, append, nats},
+    unchanged::{append, nats},
 };
 use async_nats::{
     HeaderMap,
@@ -80,8 +80,8 @@ async fn mark_added_during_traffic_is_no_evicted_event() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let (wire, admin) = (NatsWire::to(store.address()).await, admin(&store.url()).await);
     // Without a maximum age, a backend adds a mark only if the stream is empty.
-    let near = || nats(&store.url()).max_age(Duration::MAX).timeout(PATIENT);
-    let (log, other) = (nats(&wire.url()).max_age(Duration::MAX).timeout(PATIENT), near());
+    let near = || nats(&store.url()).max_age(Duration::MAX);
+    let (log, other) = (nats(&wire.url()).max_age(Duration::MAX), near());
     for log in [&log, &other] {
         log.bounds().await.expect("the server responds");
     }
@@ -106,7 +106,7 @@ async fn mark_is_added_during_traffic_after_the_newest_was_deleted() {
     nats(&store.url()).bounds().await.expect("the server responds");
     let id = marks(&admin).await.remove(0);
     let newest = put(&admin, MARKS, HeaderMap::new(), id.clone()).await;
-    let log = nats(&wire.url()).timeout(PATIENT);
+    let log = nats(&wire.url());
     log.bounds().await.expect("the server responds");
     stream_of_log(&admin).await.delete_message(newest).await.expect("the mark is deleted");
     let (checked, ()) = hold_next_mark(&wire, &log, put_noise(&admin, 1)).await;
@@ -122,7 +122,7 @@ async fn mark_at_a_known_sequence_begins_another_log() {
     admin.create_stream(in_memory()).await.expect("the stream is new");
     nats(&store.url()).bounds().await.expect("the server responds");
     put_noise(&admin, 3).await;
-    let log = nats(&wire.url()).timeout(PATIENT);
+    let log = nats(&wire.url());
     let before = log.bounds().await.expect("the server responds");
 
     let restored = async {
@@ -146,7 +146,7 @@ async fn mark_at_a_known_sequence_begins_another_log() {
 async fn duplicate_mark_is_no_proof_of_loss() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
-    let log = nats(&store.url()).timeout(PATIENT);
+    let log = nats(&store.url());
     let epoch = log.bounds().await.expect("the server responds").epoch;
     let id = marks(&admin).await.remove(0);
     // The id of the message that will be the next mark.

@@ -6,7 +6,8 @@ use crate::{
     nats_cluster::Cluster,
     nats_wire::NatsWire,
     unchanged::{
-        append, append_if_unchanged, assert_one_copy_if_acknowledgement_is_lost, count_together, nats, read, record,
+        DEFAULT_TIMEOUT, append, append_if_unchanged, assert_one_copy_if_acknowledgement_is_lost, count_together, nats,
+        read, record,
     },
 };
 use async_nats::jetstream::{self, stream};
@@ -125,8 +126,8 @@ async fn callers_of_a_cluster_count_without_repetition_if_leaders_die() {
     let mut cluster = Cluster::start().await;
     let url = cluster.url();
     cluster.connect(&url, 3).await;
-    let logs = [(); 2].map(|()| nats(&url).replicas(3));
-    let near = nats(&url).replicas(3);
+    let logs = [(); 2].map(|()| nats(&url).replicas(3).timeout(DEFAULT_TIMEOUT));
+    let near = nats(&url).replicas(3).timeout(DEFAULT_TIMEOUT);
     let end = AtomicUsize::new(usize::MAX);
     let faults = async {
         for _ in 0..2 {
@@ -172,7 +173,7 @@ async fn unknown_outcome_is_an_error() {
     };
     admin.create_stream(config).await.expect("the stream is new");
     let wire = NatsWire::to(store.address()).await;
-    let [near, far] = [nats(&store.url()), nats(&wire.url())];
+    let [near, far] = [nats(&store.url()), nats(&wire.url()).timeout(DEFAULT_TIMEOUT)];
     let Bounds { epoch, .. } = far.bounds().await.expect("the server responds");
     let since = append(&near, "news", "first").await;
     wire.lose_acknowledgements(1);

@@ -5,7 +5,7 @@ use crate::{
     postgres_sql::{application, data},
     redis::SOON,
     setup::certificates,
-    unchanged::{PATIENT, append, append_if_unchanged, postgres, read, record},
+    unchanged::{append, append_if_unchanged, postgres, read, record},
 };
 use e2e::{Pool, Store, StoreKind, Wire, eventually};
 use std::time::{Duration, Instant};
@@ -55,7 +55,7 @@ async fn tls_checks_certificates_of_server_and_client() {
 async fn pool_in_transaction_mode_serves_all_requests_but_the_follower() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
     let pool = Pool::start(&store).await;
-    let pooled = || postgres(&pool.url()).timeout(PATIENT);
+    let pooled = || postgres(&pool.url());
     let nodes = [(); 3].map(|()| pooled().follower_url(store.url()).expect("the URL is valid"));
     let since = append(&nodes[0], "t", 0).await;
     // More requests at the same time than the pool has connections.
@@ -108,7 +108,7 @@ async fn delay_of_follower(node: &PostgresBackend, other: &PostgresBackend, last
 async fn follower_without_notifications_reads_at_an_interval() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
     let pool = Pool::start(&store).await;
-    let node = postgres(&pool.url()).timeout(PATIENT);
+    let node = postgres(&pool.url());
     let mut after = node.bounds().await.expect("the pool runs").last;
     let application = application(&store).await;
     for n in 0..5 {

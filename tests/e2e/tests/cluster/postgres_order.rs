@@ -5,7 +5,7 @@ use crate::{
     nodes::{Node, Parser},
     postgres_sql::{application, data, start},
     setup::{connect, two_hubs},
-    unchanged::{append, append_if_unchanged, postgres},
+    unchanged::{DEFAULT_TIMEOUT, append, append_if_unchanged, postgres},
 };
 use e2e::{Store, StoreKind};
 use std::time::{Duration, Instant};
@@ -47,7 +47,8 @@ async fn open_transaction_delays_no_other_event_and_loses_none() {
         assert!(none.is_err(), "the transaction has not committed: {none:?}");
     }
     println!("the longest time without an event is {longest:?} during the open transaction");
-    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    // The machine may be busy. An event that waited for the transaction would take longer.
+    assert!(longest < OPEN / 2, "{longest:?}");
     transaction.commit().await.expect("it commits");
     let committed = Instant::now();
     let batch = timeout(SOON, orders.next()).await.expect("it arrives").expect("the stream goes on");
@@ -132,6 +133,8 @@ async fn parallel_transactions_of_any_length_lose_no_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn early_lock_of_a_transaction_is_an_error_of_appends() {
     let (store, log) = start().await;
+    // Appends wait for the lock for most of their timeout.
+    let log = log.timeout(DEFAULT_TIMEOUT);
     let since = append(&log, "t", 1).await;
     let application = application(&store).await;
     let early = "BEGIN; SELECT tower_sse.publish('t', NULL, '2'); SET CONSTRAINTS ALL IMMEDIATE";

@@ -29,9 +29,6 @@ use tower_sse::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A request timeout that a busy machine does not exceed.
-const PATIENT: Duration = Duration::from_secs(10);
-
 /// Returns the number of records of topics that begin with `topics`, and the number of transactions
 /// that have appended them.
 async fn counts(client: &tokio_postgres::Client, topics: &str) -> (i64, i64) {
@@ -92,7 +89,6 @@ async fn recordings_share_transactions() {
 #[tokio::test]
 async fn appends_of_one_transaction_see_earlier_ones() {
     let (store, log) = start().await;
-    let log = log.timeout(PATIENT);
     let Bounds { epoch, last: since, .. } = log.bounds().await.expect("the server runs");
     let unchanged = Some((epoch, since));
     let appended = join_all([
@@ -126,7 +122,6 @@ async fn sign_of_life_does_not_wait_behind_other_appends() {
     const APPENDS: usize = 1000;
 
     let (_store, log) = start().await;
-    let log = log.timeout(PATIENT);
     let Bounds { epoch, last, .. } = log.bounds().await.expect("the server runs");
     let topics: Vec<_> = (0..APPENDS).map(|n| format!("topic-{n}")).collect();
     let backlog = join_all(topics.iter().map(|topic| append(&log, topic, &["x"], Some((epoch, last)))));
@@ -142,7 +137,6 @@ async fn refused_append_does_not_fail_its_neighbours() {
     const APPENDS: usize = 100;
 
     let (store, log) = start().await;
-    let log = log.timeout(PATIENT);
     store.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION 'no %', convert_from(NEW.event, 'UTF8'); END $$;
@@ -199,7 +193,7 @@ fn publisher_whose_runtime_has_stopped_delays_no_other() {
     let runtime = |builder: &mut tokio::runtime::Builder| builder.enable_all().build().expect("a runtime");
     let hub = runtime(tokio::runtime::Builder::new_multi_thread().worker_threads(2));
     let (store, log) = hub.block_on(start());
-    let log = Arc::new(log.timeout(PATIENT));
+    let log = Arc::new(log);
     hub.block_on(log.bounds()).expect("the server runs");
     let operator = hub.block_on(application(&store));
     hub.block_on(operator.batch_execute("BEGIN; LOCK TABLE tower_sse.records")).expect("it locks the table");

@@ -1,9 +1,6 @@
 //! `tower_sse.publish` in SQL: its format, its errors, and its transactions.
 
-use crate::{
-    redis::SOON,
-    unchanged::{PATIENT, postgres},
-};
+use crate::{redis::SOON, unchanged::postgres};
 use e2e::{Store, StoreKind, eventually};
 use tower_sse::{
     Event, EventName,
@@ -13,9 +10,9 @@ use tower_sse::{
 /// Starts a server with a log.
 pub(crate) async fn start() -> (Store, PostgresBackend) {
     let store = Store::start(StoreKind::Postgres, &[]).await;
-    // Creates the schema, which can take longer than the default timeout on a busy machine.
-    postgres(&store.url()).timeout(PATIENT).bounds().await.expect("the server runs");
     let log = postgres(&store.url());
+    // Creates the schema.
+    log.bounds().await.expect("the server runs");
     (store, log)
 }
 

@@ -1,15 +1,14 @@
 //! Access to Redis: URLs, TLS, permissions, sentinels and Redis Cluster.
 
 use crate::{
-    redis::{Client, SOON, cli, connect_error, free_port, hub, publish},
+    redis::{Client, SOON, cli, connect_error, hub, publish},
     setup::certificates,
     unchanged::append_if_unchanged,
 };
-use e2e::{Store, StoreKind, eventually, installed};
+use e2e::{Port, Store, StoreKind, eventually, installed};
 use std::{
     error::Error,
     fs,
-    net::SocketAddr,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -38,7 +37,8 @@ async fn tls_checks_certificates_of_server_and_client() {
         .concat(),
     )
     .await;
-    let port = free_port();
+    let reserved = Port::free().expect("there is a free port");
+    let port = reserved.address().port();
     assert_eq!(cli(&store, &["config", "set", "tls-port", &port.to_string()]), "OK");
     let redis = || RedisBackend::new(format!("rediss://localhost:{port}")).expect("the URL is valid");
 
@@ -80,7 +80,8 @@ async fn renewed_certificates_are_read_at_the_next_connection() {
         ["--tls-ca-cert-file", &path("ca.pem")],
     ];
     let store = Store::start(StoreKind::Redis, &[&["--tls-port", "0"], &files.concat()[..]].concat()).await;
-    let port = free_port().to_string();
+    let reserved = Port::free().expect("there is a free port");
+    let port = reserved.address().port().to_string();
     assert_eq!(cli(&store, &["config", "set", "tls-port", &port]), "OK");
     let backend = RedisBackend::new(format!("rediss://localhost:{port}")).expect("the URL is valid");
     let backend = backend.root_certificates(path("ca.pem")).client_certificate(path("client.pem"), path("client.key"));
@@ -101,7 +102,7 @@ async fn renewed_certificates_are_read_at_the_next_connection() {
 
 /// A sentinel, killed on drop.
 struct Sentinel {
-    address: SocketAddr,
+    port: Port,
     process: Child,
     _folder: TempDir,
 }
@@ -109,20 +110,20 @@ struct Sentinel {
 impl Sentinel {
     fn start(master: &Store, password: &str) -> Self {
         let folder = tempfile::tempdir().expect("the folder can be created");
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let port = master.address().port();
+        let port = Port::free().expect("there is a free port");
+        let master = master.address().port();
         let config = format!(
-            "bind 127.0.0.1\nport {}\ndir {}\nrequirepass watchful\nsentinel monitor main 127.0.0.1 {port} 1\n\
+            "bind 127.0.0.1\nport {}\ndir {}\nrequirepass watchful\nsentinel monitor main 127.0.0.1 {master} 1\n\
              sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n\
              sentinel auth-pass main {password}\n",
-            address.port(),
+            port.address().port(),
             folder.path().display()
         );
         let path = folder.path().join("sentinel.conf");
         fs::write(&path, config).expect("the file can be written");
         let mut command = Command::new(installed(&["redis-server", "valkey-server"], "redis-server"));
         let process = command.arg(&path).arg("--sentinel").stdout(Stdio::null()).spawn().expect("redis-server starts");
-        Self { address, process, _folder: folder }
+        Self { port, process, _folder: folder }
     }
 }
 
@@ -156,7 +157,7 @@ async fn sentinel_failover_keeps_replicated_events() {
     };
     let sentinel = Sentinel::start(&master, "secret");
     let mut command = vec!["--no-auth-warning", "-a", "watchful"];
-    let sentinel_port = sentinel.address.port().to_string();
+    let sentinel_port = sentinel.port.address().port().to_string();
     command.extend(["-p", &sentinel_port, "sentinel", "replicas", "main"]);
     eventually(SOON, "the sentinel knows the replica", async || {
         let known = cli(&master, &command);
@@ -165,8 +166,9 @@ async fn sentinel_failover_keeps_replicated_events() {
     .await;
     wait_for_replica().await;
 
+    let unused = Port::free().expect("there is a free port");
     let backend = || {
-        let urls = [format!("redis://127.0.0.1:{}", free_port()), format!("redis://:watchful@{}", sentinel.address)];
+        let urls = [format!("redis://{}", unused.address()), format!("redis://:watchful@{}", sentinel.port.address())];
         RedisBackend::new("redis://:secret@main")
             .expect("the URL is valid")
             .sentinels(urls)
@@ -212,15 +214,16 @@ async fn sentinel_failover_keeps_replicated_events() {
 
     let unknown = RedisBackend::new("redis://:secret@other").expect("the URL is valid");
     let error = connect_error(
-        unknown.sentinels([format!("redis://:watchful@{}", sentinel.address)]).expect("the URL is valid"),
+        unknown.sentinels([format!("redis://:watchful@{}", sentinel.port.address())]).expect("the URL is valid"),
     )
     .await;
     assert!(error.contains("knows no master \"other\""), "{error}");
     let no_auth = RedisBackend::new("redis://:secret@main").expect("the URL is valid");
-    let error =
-        connect_error(no_auth.sentinels([format!("redis://:drowsy@{}", sentinel.address)]).expect("the URL is valid"))
-            .await;
-    assert!(error.contains(&sentinel.address.to_string()) && !error.contains("drowsy"), "{error}");
+    let error = connect_error(
+        no_auth.sentinels([format!("redis://:drowsy@{}", sentinel.port.address())]).expect("the URL is valid"),
+    )
+    .await;
+    assert!(error.contains(&sentinel.port.address().to_string()) && !error.contains("drowsy"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -320,15 +323,17 @@ async fn url_selects_socket_database_and_protocol() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_cluster_redirects_to_the_right_server() {
     let start = async || {
-        let bus = free_port().to_string();
-        (Store::start(StoreKind::Redis, &["--cluster-enabled", "yes", "--cluster-port", &bus]).await, bus)
+        let bus = Port::free().expect("there is a free port");
+        let port = bus.address().port().to_string();
+        (Store::start(StoreKind::Redis, &["--cluster-enabled", "yes", "--cluster-port", &port]).await, bus)
     };
-    let (empty, _) = start().await;
+    let (empty, _bus) = start().await;
     let (owner, bus) = start().await;
     let slots: Vec<_> = (0..16_384).map(|slot| slot.to_string()).collect();
     let slots: Vec<_> = ["cluster", "addslots"].into_iter().chain(slots.iter().map(|slot| &**slot)).collect();
     assert_eq!(cli(&owner, &slots), "OK");
     let port = owner.address().port().to_string();
+    let bus = bus.address().port().to_string();
     assert_eq!(cli(&empty, &["cluster", "meet", "127.0.0.1", &port, &bus]), "OK");
     eventually(SOON, "both servers know the slots", async || {
         let states = [&empty, &owner].map(|store| cli(store, &["cluster", "info"]));

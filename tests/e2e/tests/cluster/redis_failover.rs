@@ -187,7 +187,7 @@ impl Lost {
         let (mut wires, mut nodes, mut clients) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             let wire = Wire::to(store.address()).await;
-            let backend = RedisBackend::new(store.url_through(&wire)).expect("the URL is valid");
+            let backend = redis(&store.url_through(&wire));
             let node = Hub::builder().backend(backend).connect().await.expect("the server responds");
             clients.push(Client::of(&node.topic("news"), Start::Latest).await);
             wires.push(wire);
@@ -252,13 +252,13 @@ async fn loss_is_reported_after_an_unknowing_publisher() {
 async fn acknowledged_events_that_no_node_read_are_reported() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let backend = RedisBackend::new(store.url_through(&wire)).expect("the URL is valid");
+    let backend = redis(&store.url_through(&wire));
     let other = Hub::builder().backend(backend).connect().await.expect("the server responds").topic("news");
     let mut client = Client::of(&other, Start::Latest).await;
     publish(&other, "kept").await;
     client.assert_next("kept").await;
     for is_idle in [true, false] {
-        let backend = RedisBackend::new(store.url()).expect("the URL is valid");
+        let backend = redis(&store.url());
         let mut after = backend.bounds().await.expect("the server responds").last;
         wire.cut();
         assert_eq!(cli(&store, &["copy", "tower-sse", "older", "replace"]), "1");

@@ -6,6 +6,7 @@ use crate::{
     redis::{Client, cli, hub, publish, publish_error},
     report::GapTiming,
     setup::two_hubs,
+    unchanged::redis,
 };
 use e2e::{Store, StoreKind, Wire};
 use futures_util::future::join_all;
@@ -13,7 +14,7 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::sleep;
 use tower_sse::hub::{
     Hub, Start,
-    backend::{Backend, Record, RecordKind, RedisBackend},
+    backend::{Backend, Record, RecordKind},
 };
 
 /// The number of deletions under load.
@@ -75,7 +76,7 @@ async fn streams_of_one_millisecond_share_no_id() {
         }
     };
     let appends = async |n: usize| {
-        let backend = RedisBackend::new(store.url()).expect("the URL is valid");
+        let backend = redis(&store.url());
         let record = Record::new("news", RecordKind::Event, "data: 1\n\n");
         let mut positions = Vec::new();
         for round in 0..15_000 {
@@ -135,7 +136,7 @@ async fn deleted_entries_are_a_gap_where_they_were() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
     let topic = hub(&store).await.topic("news");
-    let backend = RedisBackend::new(store.url_through(&wire)).expect("the URL is valid");
+    let backend = redis(&store.url_through(&wire));
     let cut_off = Hub::builder().backend(backend).connect().await.expect("the server responds").topic("news");
     let mut reader = Client::of(&topic, Start::Latest).await;
     let mut late = Client::of(&cut_off, Start::Latest).await;
@@ -193,7 +194,7 @@ async fn far_ids_of_others_stop_no_node() {
         assert!(late.subscription.gap().is_none(), "{far}");
         sleep(Duration::from_millis(700)).await;
         let latest = Client::of(&other, Start::Latest).await.subscription.cursor();
-        let reader = RedisBackend::new(store.url()).expect("the URL is valid");
+        let reader = redis(&store.url());
         let after = reader.bounds().await.expect("the server responds").last;
         let page = reader.read(&["news".into()], after).await.expect("a page");
         assert_eq!((page.records.len(), page.through), (0, after), "{far}");

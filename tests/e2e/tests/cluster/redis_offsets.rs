@@ -1,6 +1,9 @@
 //! Positions between the entries of a stream in Redis: a client must not change what others get.
 
-use crate::redis::{cli, publish};
+use crate::{
+    redis::{cli, publish},
+    unchanged::redis,
+};
 use axum::{
     body::{Body, to_bytes},
     http::{Request, StatusCode},
@@ -11,12 +14,12 @@ use tokio::time::sleep;
 use tower_service::Service;
 use tower_sse::{
     EventId,
-    hub::{Hub, Start, backend::RedisBackend, durable_streams::DurableStreams},
+    hub::{Hub, Start, durable_streams::DurableStreams},
 };
 
 /// A node with less memory than the log.
 async fn node(store: &Store) -> Hub {
-    let backend = RedisBackend::new(store.url()).expect("the URL is valid");
+    let backend = redis(&store.url());
     Hub::builder().max_events(10).backend(backend).connect().await.expect("the server responds")
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     redis::{Client, publish},
-    unchanged::{PATIENT, append, redis},
+    unchanged::{DEFAULT_TIMEOUT, append, redis},
 };
 use e2e::{Store, StoreKind, Wire};
 use std::time::Duration;
@@ -18,14 +18,14 @@ async fn node_reads_backlog_of_large_entries_over_slow_connection() {
 
     let store = Store::start(StoreKind::Redis, &["--appendonly", "no"]).await;
     let wire = Wire::to(store.address()).await;
-    let near = redis(&store.url()).timeout(PATIENT);
+    let near = redis(&store.url());
     let padding = "x".repeat(64 << 10);
     for n in 0..EVENTS {
         append(&near, "news", format_args!("{n} {padding}")).await;
     }
     wire.slow_down(12_500_000);
     for is_history in [false, true] {
-        let far = redis(&store.url_through(&wire));
+        let far = redis(&store.url_through(&wire)).timeout(DEFAULT_TIMEOUT);
         let (mut after, mut records, mut errors) = (Position::START, 0, 0);
         while records < 300 {
             let page = match is_history {

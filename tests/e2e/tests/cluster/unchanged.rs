@@ -15,21 +15,24 @@ use tower_sse::hub::backend::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A request timeout that a busy machine does not exceed.
+/// A request timeout that a busy machine does not exceed. One sync of its disk can take seconds.
 pub(crate) const PATIENT: Duration = Duration::from_secs(10);
+
+/// The request timeout of a backend without a setting, for tests in which requests get no response.
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 with_each_store!(concurrent_callers_count_without_repetition, callers_count_without_repetition_during_faults);
 
 pub(crate) fn redis(url: &str) -> RedisBackend {
-    RedisBackend::new(url).expect("the URL is valid")
+    RedisBackend::new(url).expect("the URL is valid").timeout(PATIENT)
 }
 
 pub(crate) fn nats(url: &str) -> NatsBackend {
-    NatsBackend::new(url).expect("the URL is valid")
+    NatsBackend::new(url).expect("the URL is valid").timeout(PATIENT)
 }
 
 pub(crate) fn postgres(url: &str) -> PostgresBackend {
-    PostgresBackend::new(url).expect("the URL is valid")
+    PostgresBackend::new(url).expect("the URL is valid").timeout(PATIENT)
 }
 
 pub(crate) fn record(topic: &str, data: impl Display) -> Record {
@@ -154,11 +157,9 @@ pub(crate) async fn count_together<B: Backend>(logs: &[B; 2], callers: usize, en
 async fn concurrent_callers_count_without_repetition(kind: StoreKind) {
     let store = Store::start(kind, &[]).await;
     let errors = match kind {
-        StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url()).timeout(PATIENT)), 6, || 300).await,
-        StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url()).timeout(PATIENT)), 6, || 300).await,
-        StoreKind::Postgres => {
-            count_together(&[(); 2].map(|()| postgres(&store.url()).timeout(PATIENT)), 6, || 300).await
-        }
+        StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url())), 6, || 300).await,
+        StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url())), 6, || 300).await,
+        StoreKind::Postgres => count_together(&[(); 2].map(|()| postgres(&store.url())), 6, || 300).await,
     };
     assert_eq!(errors, 0);
 }
@@ -203,9 +204,9 @@ async fn callers_count_without_repetition_during_faults(kind: StoreKind) {
 /// Returns the number of records of the topic that is counted.
 async fn records_of_count(kind: StoreKind, url: &str) -> usize {
     match kind {
-        StoreKind::Redis => read(&redis(url).timeout(PATIENT), "count").await.len(),
-        StoreKind::Nats => read(&nats(url).timeout(PATIENT), "count").await.len(),
-        StoreKind::Postgres => read(&postgres(url).timeout(PATIENT), "count").await.len(),
+        StoreKind::Redis => read(&redis(url), "count").await.len(),
+        StoreKind::Nats => read(&nats(url), "count").await.len(),
+        StoreKind::Postgres => read(&postgres(url), "count").await.len(),
     }
 }
 
@@ -213,7 +214,7 @@ async fn records_of_count(kind: StoreKind, url: &str) -> usize {
 async fn redis_stores_one_copy_if_the_response_is_lost() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_secs(2)));
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(DEFAULT_TIMEOUT));
     let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
     // The server has loaded the script after this.
     let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
@@ -229,7 +230,7 @@ async fn redis_stores_one_copy_if_the_response_is_lost() {
 async fn redis_refuses_a_request_that_arrives_late() {
     let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_secs(2)));
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(DEFAULT_TIMEOUT));
     let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
     let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
     wire.silence();
@@ -251,7 +252,6 @@ async fn nats_repeats_a_message_and_stores_one_copy() {
 
 /// The acknowledgement of the first attempt is lost. The second attempt is equal.
 pub(crate) async fn assert_one_copy_if_acknowledgement_is_lost(near: &NatsBackend, far: NatsBackend, wire: &NatsWire) {
-    let far = far.timeout(PATIENT);
     let since = far.bounds().await.expect("the server responds").last;
     for is_first in [true, false] {
         wire.lose_acknowledgements(1);
@@ -304,7 +304,7 @@ async fn nats_refuses_both_attempts_of_a_late_message() {
 async fn nats_refuses_a_message_that_arrives_late() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let (near, far) = (nats(&store.url()), nats(&wire.url()));
+    let (near, far) = (nats(&store.url()), nats(&wire.url()).timeout(DEFAULT_TIMEOUT));
     let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
     near.bounds().await.expect("the server responds");
     for since in [last, append(&near, "news", "before").await] {

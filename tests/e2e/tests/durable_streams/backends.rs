@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use e2e::{Store, StoreKind, eventually};
+use std::time::Duration;
 use tower_service::Service;
 use tower_sse::{
     Event,
@@ -16,6 +17,9 @@ use tower_sse::{
         durable_streams::DurableStreams,
     },
 };
+
+/// A request timeout that a busy machine does not exceed.
+const PATIENT: Duration = Duration::from_secs(10);
 
 /// The nodes retain few events, so most are read from the backend.
 fn builder() -> Builder {
@@ -95,20 +99,20 @@ async fn file_serves_streams() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_serves_streams() {
     let store = Store::start(StoreKind::Redis, &[]).await;
-    let connect = || builder().backend(RedisBackend::new(store.url()).expect("a URL")).connect();
+    let connect = || builder().backend(RedisBackend::new(store.url()).expect("a URL").timeout(PATIENT)).connect();
     check([connect().await.expect("a log"), connect().await.expect("a log")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_serves_streams() {
     let store = Store::start(StoreKind::Nats, &[]).await;
-    let connect = || builder().backend(NatsBackend::new(store.url()).expect("a URL")).connect();
+    let connect = || builder().backend(NatsBackend::new(store.url()).expect("a URL").timeout(PATIENT)).connect();
     check([connect().await.expect("a log"), connect().await.expect("a log")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_serves_streams() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
-    let connect = || builder().backend(PostgresBackend::new(store.url()).expect("a URL")).connect();
+    let connect = || builder().backend(PostgresBackend::new(store.url()).expect("a URL").timeout(PATIENT)).connect();
     check([connect().await.expect("a log"), connect().await.expect("a log")]).await;
 }

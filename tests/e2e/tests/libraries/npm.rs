@@ -12,7 +12,7 @@ async fn undici() {
         dispatches: NEWS,
         reconnects: true,
         differs: &[],
-        waits: &[("raw/half", 190..2500), ("layer/end", 190..2500), ("retry", 990..2500), ("shutdown", 990..2500)],
+        waits: &[("raw/half", 190..5000), ("layer/end", 190..5000), ("retry", 990..5000), ("shutdown", 990..5000)],
     }
     .check()
     .await;
@@ -53,10 +53,10 @@ async fn htmx() {
         waits: &[
             // It ignores a delay that stands alone, and waits for 500 ms. Jitter adds or removes up
             // to 30 %.
-            ("raw/half", 340..2000),
-            ("layer/end", 130..1000),
-            ("retry", 690..2000),
-            ("shutdown", 690..2000),
+            ("raw/half", 340..5000),
+            ("layer/end", 130..5000),
+            ("retry", 690..5000),
+            ("shutdown", 690..5000),
         ],
     }
     .check()
@@ -123,7 +123,7 @@ async fn tanstack_ai() {
         ],
         waits: &[
             // A delay of its own, whatever the server sends.
-            ("layer/end", 240..990),
+            ("layer/end", 240..5000),
             ("retry", 240..990),
         ],
     }

@@ -41,7 +41,7 @@ async fn sseclient() {
             ("raw/empty-first-line", &["message: x", END], &["-"]),
             ("raw/id-alone", &[EMPTY, END], &["-"]),
         ],
-        waits: &[("layer/end", 190..2500), ("retry", 990..2500), ("shutdown", 990..2500)],
+        waits: &[("layer/end", 190..5000), ("retry", 990..5000), ("shutdown", 990..5000)],
     }
     .check()
     .await;
@@ -101,9 +101,9 @@ async fn requests_sse() {
         ],
         waits: &[
             // Twice the delay that the server sends.
-            ("layer/end", 390..2500),
-            ("retry", 1990..4000),
-            ("shutdown", 1990..4000),
+            ("layer/end", 390..5000),
+            ("retry", 1990..6000),
+            ("shutdown", 1990..6000),
         ],
     }
     .check()
@@ -127,9 +127,9 @@ async fn aiohttp_sse_client() {
         ],
         waits: &[
             // Twice the delay that the server sends.
-            ("layer/end", 390..2500),
-            ("retry", 1990..4000),
-            ("shutdown", 1990..4000),
+            ("layer/end", 390..5000),
+            ("retry", 1990..6000),
+            ("shutdown", 1990..6000),
         ],
     }
     .check()
