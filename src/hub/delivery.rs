@@ -69,12 +69,11 @@ impl Node for Core {
         self.presence.note(&page, beats);
         keeper::start(self);
         if page.evicted_through > self.committed() {
-            self.backend.as_ref().inspect(|backend| backend.note_missed(self.epoch(), page.evicted_through));
+            self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         } else {
-            // A watermark after the records that were read can also report a hole: deleted or lost
-            // records in the middle of the log. Then the log still has the earlier records, and the
-            // removals of their topics count.
+            // A watermark after the records that were read can also report a hole in the log. Then
+            // the log still has the earlier records, and the removals of their topics count.
             self.backend.as_ref().inspect(|backend| backend.forget_removals(page.evicted_through));
         }
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
@@ -92,10 +91,6 @@ impl Node for Core {
         self.recordings.note_progress();
         presence::start(self);
         self.backend.as_ref().inspect(|backend| backend.forget_ends(page.through));
-    }
-
-    fn note_bounds(&self, bounds: &Bounds) {
-        self.backend.as_ref().inspect(|backend| backend.note_bounds(bounds));
     }
 }
 
@@ -174,9 +169,8 @@ impl Core {
         }
     }
 
-    /// Removes all events up to and including `through` from this process, because records up to
-    /// there are missing: the backend has evicted them, or they are a hole in the log. In the latter
-    /// case, the backend retains records before the hole, and clients get them through a replay.
+    /// Removes all events up to and including `through` from this process, because the backend has
+    /// evicted them.
     ///
     /// Handles one topic after the other, and unlocks the registry, the table of all topics, in
     /// between. So a client can reconnect before its topic reports the evicted events. If the hub

@@ -31,10 +31,6 @@ struct Topics {
     /// topic or searches for it. Unlike other subscriptions, a lookup does not make its topics
     /// [exist](super::topic_state::Contents::exists), so other requests do not find them.
     is_lookup: bool,
-    /// Set for the Durable Streams protocol: [`Start::Earliest`] then means the oldest event after
-    /// the newest hole (deleted or lost records) that this node knows of. A client that reports a
-    /// gap as an error, and then begins again, would otherwise reach the same hole each time.
-    skips_holes: bool,
 }
 
 impl Topics {
@@ -55,7 +51,7 @@ impl Topics {
         let is_resume = matches!(start, Start::After(_));
         if is_resume || topics.iter().all(|(_, own)| own.is_none()) {
             let names = topics.into_iter().map(|(name, _)| name).collect();
-            return Self { names, starts: vec![start], is_lookup: false, skips_holes: false };
+            return Self { names, starts: vec![start], is_lookup: false };
         }
         let (names, mut starts): (Vec<_>, Vec<_>) = topics
             .into_iter()
@@ -64,7 +60,7 @@ impl Topics {
         if starts.iter().all(|start| *start == starts[0]) {
             starts.truncate(1);
         }
-        Self { names, starts, is_lookup: false, skips_holes: false }
+        Self { names, starts, is_lookup: false }
     }
 
     /// Returns the ids after which the subscription resumes. Each topic can have its own id.
@@ -118,9 +114,8 @@ struct Beginning {
 impl Beginning {
     /// Computes the position where a subscription with the [`Start`] in `start` begins. `last` is
     /// the end of the log, as far as this node knows it. `is_unsure` is set if the backend has not
-    /// confirmed this end, so the log may continue after `last`. A subscription with
-    /// [`Start::Earliest`] begins after the position `earliest`.
-    fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool, earliest: Position) -> Self {
+    /// confirmed this end, so the log may continue after `last`.
+    fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {
                 Ok(position) if position <= last => (position, Some(id.clone()), None, false),
@@ -129,7 +124,7 @@ impl Beginning {
                 // The client chooses the length of this id, so the id is shortened.
                 Err(reason) => (Position::START, Some(id.clone().shortened()), Some(reason), false),
             },
-            Start::Earliest => (earliest, None, None, false),
+            Start::Earliest => (Position::START, None, None, false),
             Start::Latest => (last, None, None, false),
         };
         Self { base, requested, reason, is_unsure }
@@ -165,21 +160,12 @@ impl Core {
         self.subscribe_to(Topics::new(topics, start)).await
     }
 
-    /// Subscribes to a topic for a request of the Durable Streams protocol. [`Start::Earliest`]
-    /// means the oldest event after the newest missing records in the middle of the log.
-    ///
-    /// If `is_lookup` is set, the request reads the topic or searches for it. Unlike other
-    /// subscriptions, a lookup does not make the topic
+    /// Subscribes to a topic for a lookup: a request of the Durable Streams protocol that reads the
+    /// topic or searches for it. Unlike other subscriptions, a lookup does not make the topic
     /// [exist](super::topic_state::Contents::exists), so other requests do not find it.
     #[cfg(feature = "durable-streams")]
-    pub(super) async fn open_stream(
-        self: &Arc<Self>,
-        topic: Arc<str>,
-        start: Start,
-        is_lookup: bool,
-    ) -> Result<Subscription, Error> {
-        let topics = Topics::new(vec![(topic, None)], start);
-        self.subscribe_to(Topics { is_lookup, skips_holes: true, ..topics }).await
+    pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
+        self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await
     }
 
     async fn subscribe_to(self: &Arc<Self>, topics: Topics) -> Result<Subscription, Error> {
@@ -230,20 +216,17 @@ impl Core {
         let epoch = self.epoch();
         // The eviction watermark of the backend, as far as this node knows it. `None` in memory.
         let watermark = self.backend.as_ref().map(|backend| backend.evicted_through());
-        // The end of the newest missing records that the follower knows of, evicted or not.
-        let missed_through = self.backend.as_ref().map_or(Position::START, |backend| backend.missed_through());
         let (last, is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.last.max(end.last).max(missed_through), end.is_unsure),
+            Some(end) => (registry.last.max(end.last).max(watermark.unwrap_or_default()), end.is_unsure),
             None => (registry.last, false),
         };
         let has_own_starts = topics.starts.len() > 1;
         // If the topics have different starts and the backend has not responded, a start after the
         // known end of the log is reported as a gap.
         let is_unsure = is_unsure && !has_own_starts;
-        let earliest = if topics.skips_holes { missed_through } else { Position::START };
         let beginnings: Vec<_> =
-            topics.starts.iter().map(|start| Beginning::of(start, epoch, last, is_unsure, earliest)).collect();
+            topics.starts.iter().map(|start| Beginning::of(start, epoch, last, is_unsure)).collect();
         let is_unsure = beginnings.iter().any(|beginning| beginning.is_unsure);
         let base = beginnings.iter().map(|beginning| beginning.base).min().unwrap_or(last);
         let origin = if topics.starts == [Start::Latest] { Origin::Live } else { Origin::Replay };
@@ -273,9 +256,9 @@ impl Core {
 
         // The backend retains the events after this position.
         let evicted_by_backend = watermark.unwrap_or(Position::MAX);
-        // The backend does not retain events that the client has not received and this node has not
+        // The backend has evicted events that the client has not received and this node has not
         // read. The topics of this node do not report them yet, but the page of a replay does.
-        let has_missed_unread = missed_through > base.max(registry.last);
+        let has_missed_unread = watermark.is_some_and(|through| through > base.max(registry.last));
         let mut joined = Joined {
             readers: Vec::with_capacity(topics.names.len()),
             point: ResumePoint { cursor: last, first: None },

@@ -471,20 +471,3 @@ async fn unread_topic_is_not_missing() {
     assert_eq!(get(&all(&hub), "/t?offset=-1").await.text(), "[1]");
     assert_eq!(get(&all(&hub), "/missing?offset=-1").await.status, 404);
 }
-
-/// After a 410, clients read from the offset `-1`. So this read must not end in a 410 as well.
-#[tokio::test(start_paused = true)]
-async fn first_read_begins_after_missing_records() {
-    let shared = Shared::new(1_000_000);
-    let (one, _) = node(&shared).await;
-    publish_all(&one.topic("t"), 0..5).await;
-    shared.delete(3);
-    let (other, _) = node(&shared).await;
-    let streams = all(&other).page_size(1);
-    let (read, last) = read_all(&streams, "t", "-1").await;
-    assert_eq!(read, [3, 4]);
-    publish(&one.topic("t"), "5").await;
-    // Time is paused, so the node reads the event first.
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(read_all(&streams, "t", &last.next_offset()).await.0, [5]);
-}

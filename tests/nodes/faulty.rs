@@ -1,7 +1,7 @@
 //! A backend that fails on request.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -25,8 +25,6 @@ pub(crate) struct Log {
     pub letters: String,
     pub all: BTreeMap<u64, Record>,
     pub bounds: Bounds,
-    /// The positions of records that an operator has deleted.
-    pub deleted: BTreeSet<u64>,
 }
 
 /// The connection of one node to the log.
@@ -115,13 +113,7 @@ impl Shared {
         let backend = MemoryBackend::new(max_records);
         let bounds = now(backend.bounds()).unwrap();
         let letter = |i| char::from(b"abcdefghijklmnopqrstuvwxyz234567"[(bounds.epoch >> (5 * i)) as usize % 32]);
-        let log = Log {
-            backend,
-            letters: (0..8).map(letter).collect(),
-            all: BTreeMap::new(),
-            bounds,
-            deleted: BTreeSet::new(),
-        };
+        let log = Log { backend, letters: (0..8).map(letter).collect(), all: BTreeMap::new(), bounds };
         let mut logs = self.0.lock().unwrap();
         logs.push(log);
         let log = logs.last_mut().unwrap();
@@ -145,29 +137,6 @@ impl Shared {
 
     pub(crate) fn append(&self, records: Vec<Record>) -> Appended {
         self.0.lock().unwrap().last_mut().unwrap().append(records)
-    }
-
-    /// Deletes one record from the log, like an operator.
-    pub(crate) fn delete(&self, position: u64) {
-        self.0.lock().unwrap().last_mut().unwrap().deleted.insert(position);
-    }
-
-    /// Changes a page that begins after `after`, so that it reports deleted records: at its
-    /// beginning as a gap. Before later deleted records, the page ends.
-    fn report_holes(&self, mut page: Page, after: Position) -> Page {
-        let logs = self.0.lock().unwrap();
-        let Some(log) = logs.iter().find(|log| log.bounds.epoch == page.epoch) else { return page };
-        let begin = after.max(page.evicted_through).get();
-        let end = (begin..).find(|position| !log.deleted.contains(&(position + 1))).unwrap();
-        if end > begin {
-            page.evicted_through = Position::new(end);
-            page.through = page.through.max(page.evicted_through);
-        }
-        if let Some(next) = log.deleted.range(end + 1..).next() {
-            page.through = page.through.min(Position::new(next - 1));
-        }
-        page.records.retain(|(position, _)| *position > page.evicted_through && *position <= page.through);
-        page
     }
 
     /// Appends an event like another program.
@@ -200,14 +169,7 @@ impl Log {
 
     /// Returns the retained records.
     pub(crate) fn held(&self) -> Vec<Record> {
-        self.held_at().into_iter().map(|(_, record)| record).collect()
-    }
-
-    /// Returns the retained records, with their positions.
-    pub(crate) fn held_at(&self) -> Vec<(u64, Record)> {
-        let held = self.all.range(self.bounds.evicted_through.get() + 1..);
-        let held = held.filter(|(position, _)| !self.deleted.contains(position));
-        held.map(|(position, record)| (*position, record.clone())).collect()
+        self.all.range(self.bounds.evicted_through.get() + 1..).map(|(_, record)| record.clone()).collect()
     }
 }
 
@@ -311,9 +273,7 @@ impl Backend for Faulty {
             return Err("the records are too big".into());
         }
         let append = async |_| {
-            let is_deleted =
-                self.shared.0.lock().unwrap().last().unwrap().deleted.range(since.get() + 1..).next().is_some();
-            let is_retained = self.missed() <= since && !is_deleted;
+            let is_retained = self.missed() <= since;
             Ok(if is_retained { self.shared.append_if_unchanged(records, epoch, since) } else { None })
         };
         let appended = self.answered(append).await?;
@@ -335,7 +295,7 @@ impl Backend for Faulty {
             milliseconds => tokio::time::sleep(Duration::from_millis(milliseconds)).await,
         }
         let page = self.answered(async |backend| backend.read(topics, after).await).await?;
-        Ok(self.cut(self.shared.report_holes(page, after)))
+        Ok(self.cut(page))
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
@@ -350,7 +310,7 @@ impl Backend for Faulty {
             }
             // A request that was sent before the node lags is repeated, so its page is not old.
             if self.mode() != Mode::Lags {
-                let mut page = self.cut(self.shared.report_holes(page, after));
+                let mut page = self.cut(page);
                 let missed = self.missed();
                 page.records.retain(|(position, _)| *position > missed);
                 page.evicted_through = page.evicted_through.max(missed);

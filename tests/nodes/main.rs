@@ -7,7 +7,6 @@ mod eviction;
 mod exists;
 mod faulty;
 mod foreign;
-mod holes;
 mod max_age;
 mod model;
 mod opening;

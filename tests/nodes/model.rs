@@ -84,10 +84,6 @@ enum Step {
     Replace {
         kept: Index,
     },
-    /// An operator deletes a record from the middle of the log.
-    Delete {
-        record: Index,
-    },
 }
 
 #[derive(Clone, Debug)]
@@ -131,7 +127,6 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (node(), mode).prop_map(|(node, mode)| Step::Set { node, mode }),
         1 => (node(), 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
         1 => any::<Index>().prop_map(|kept| Step::Replace { kept }),
-        1 => any::<Index>().prop_map(|record| Step::Delete { record }),
     ]
 }
 
@@ -144,8 +139,6 @@ struct Client {
     at: u64,
     /// Events up to this position may be missing. The gap may not be reported yet.
     may_miss: Option<u64>,
-    /// Deleted records up to this position may be missing.
-    may_miss_deleted: u64,
     /// The newest state that has arrived. It may have the id of a state that it replaced.
     state: u64,
     is_new: bool,
@@ -225,12 +218,6 @@ impl World {
                     connection.reset().await;
                 }
             }
-            Step::Delete { record } => {
-                let held = self.shared.log().held_at();
-                if !held.is_empty() {
-                    self.shared.delete(held[record.index(held.len())].0);
-                }
-            }
         }
     }
 
@@ -284,7 +271,6 @@ impl World {
             log: logs.len() - 1,
             at: 0,
             may_miss: None,
-            may_miss_deleted: 0,
             state: 0,
             is_new: true,
             got: 0,
@@ -308,7 +294,7 @@ impl World {
         let logs = self.shared.logs();
         eprintln!("    client {client} begins: {start:?} {subscription:?}");
         let client = &mut self.clients[client];
-        (client.may_miss, client.may_miss_deleted, client.state) = (None, 0, 0);
+        (client.may_miss, client.state) = (None, 0);
         match &start {
             Start::After(id) if !id.as_bytes().is_empty() => {
                 client.last_event_id = id.as_str().to_owned();
@@ -327,8 +313,6 @@ impl World {
             Start::Earliest => {
                 let (log, _) = place(&logs, subscription.cursor().as_str()).unwrap();
                 (client.log, client.at, client.may_miss) = (log, 0, Some(u64::MAX));
-                // The oldest retained event is not known yet.
-                client.may_miss_deleted = u64::MAX;
             }
             _ => {
                 let (log, position) = place(&logs, subscription.cursor().as_str()).unwrap();
@@ -459,7 +443,7 @@ impl Client {
             // At the place of an earlier state, which is not before an earlier gap.
             assert!(position >= self.at, "{position} after {}", self.at);
             self.is_through(&logs[log], position);
-            (self.at, self.state, self.may_miss_deleted) = (position, state, 0);
+            (self.at, self.state) = (position, state);
             self.got += 1;
             return;
         }
@@ -468,7 +452,7 @@ impl Client {
         assert_eq!(format!("data: {}\n\n", message.data).as_bytes(), &record.event[..], "at {position}");
         assert!(self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic), "it is of its topics");
         self.is_through(&logs[log], position);
-        (self.at, self.may_miss_deleted) = (position, 0);
+        self.at = position;
         // A gap covers everything that was lost by then, also in another topic.
         self.may_miss = self.may_miss.map(|lost| lost.min(self.lost_through(&logs[log])));
         self.got += 1;
@@ -502,8 +486,7 @@ impl Client {
                 later.any(|later| later.kind == RecordKind::Remove && later.topic == record.topic)
             };
             let is_lost = **missed <= log.bounds.evicted_through.get() || is_removed();
-            let is_deleted = log.deleted.contains(missed) && **missed <= self.may_miss_deleted;
-            let is_excused = is_deleted || (is_lost && self.may_miss.is_some_and(|lost| **missed <= lost));
+            let is_excused = is_lost && self.may_miss.is_some_and(|lost| **missed <= lost);
             let follows = || log.all.range(*missed + 1..).any(|(_, other)| other.topic == record.topic);
             is_ours
                 && match record.kind {
@@ -525,11 +508,7 @@ impl Client {
             "evicted" | "lagged" => {
                 let (of, asked) = asked.expect("it is a place");
                 assert_eq!(of, log);
-                let deleted = logs[log].deleted.last().copied().unwrap_or(0);
-                assert!(
-                    self.lost_through(&logs[log]).max(deleted) > asked,
-                    "nothing is lost after {asked}: {bounds:?}"
-                );
+                assert!(self.lost_through(&logs[log]) > asked, "nothing is lost after {asked}: {bounds:?}");
                 assert!(asked >= self.at, "{asked} is where it was, {}", self.at);
             }
             "ahead" => assert!(asked.is_some_and(|(of, _)| of == log)),
@@ -544,7 +523,6 @@ impl Client {
         // A gap without a next event covers everything up to the oldest event that is retained when
         // the backend responds.
         self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { self.lost_through(&logs[log]) });
-        self.may_miss_deleted = if gap["resumed"].is_null() { u64::MAX } else { position };
         // All missing events up to here are lost.
         if position > self.at {
             self.is_through(&logs[log], position + 1);
@@ -559,9 +537,7 @@ impl Client {
             let of_topic = || log.all.iter().filter(|(_, record)| &*record.topic == TOPICS[*topic]);
             let may_miss = self.may_miss.map_or(0, |lost| lost.min(self.lost_through(log))).max(self.at);
             let is_event = |record: &Record| matches!(record.kind, RecordKind::Event | RecordKind::State);
-            let is_deleted = |position: &u64| *position <= self.may_miss_deleted && log.deleted.contains(position);
-            let is_next = |position: &u64| *position > may_miss && !is_deleted(position);
-            let next = of_topic().find(|(position, record)| is_event(record) && is_next(position));
+            let next = of_topic().find(|(position, record)| is_event(record) && **position > may_miss);
             let end = of_topic().find(|(_, record)| record.kind == RecordKind::Finish);
             assert!(
                 end.is_some_and(|(end, _)| next.is_none_or(|(next, _)| end < next)),

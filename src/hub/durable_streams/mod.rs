@@ -57,9 +57,7 @@
 //! 404 instead of 410 if the topic has expired. So no event is lost silently, with the
 //! [exceptions](super#guarantees) of the backends. After either status, a client loads the state of
 //! the application again, or reads from the offset `-1`. This read begins with the oldest retained
-//! event, and does not report earlier events as missing. If records in the middle of the log of a
-//! backend are missing, for example after an operator has deleted them, the read begins after the
-//! newest missing record that the node knows of.
+//! event, and does not report earlier events as missing.
 //!
 //! # Limits
 //!

@@ -183,7 +183,10 @@ impl Reading {
             // is a gap.
             Begin::After(epoch, position) => (Start::After(epoch.id(position)), Some(position)),
         };
-        let subscribed = core.open_stream(topic.clone(), start, !(is_live && is_known)).await;
+        let subscribed = match is_live && is_known {
+            true => core.subscribe(vec![(topic.clone(), None)], start).await,
+            false => core.look_up(topic.clone(), start).await,
+        };
         let mut subscription = subscribed?.without_control_events();
         subscription.lag_policy = LagPolicy::Gap;
         if subscription.gap().is_some() {

@@ -109,12 +109,8 @@ struct LogState {
     /// positions.
     last: Position,
     /// The backend may have evicted (removed by retention) the records up to and including this
-    /// position. Only the [bounds](Bounds) of the log say this. The watermark of a page can be that
-    /// of a hole (deleted or lost records), and the log still retains the records before it.
+    /// position.
     evicted_through: Position,
-    /// The end of the newest range of records, evicted or deleted, that the follower (the task that
-    /// reads the log) has missed.
-    missed_through: Position,
     /// The newest record that finishes or removes a topic, by topic. Contains only records that the
     /// local node has appended and that its follower, the task that reads the log, has not read
     /// yet. After the follower has read the record, the topic itself stores that it is finished.
@@ -257,29 +253,13 @@ impl BackendClient {
         self.state().evicted_through
     }
 
-    /// Returns the position up to which the log may miss records: because it has evicted them, or
-    /// because the follower, the task that reads the log, has found a hole. In the latter case, the
-    /// log retains records before the hole. Never smaller than
-    /// [`evicted_through`](Self::evicted_through).
-    pub(in crate::hub) fn missed_through(&self) -> Position {
-        let state = self.state();
-        state.missed_through.max(state.evicted_through)
-    }
-
-    /// Notes that the follower, the task that reads the log, has missed records of the log that
-    /// `epoch` identifies, up to and including `through`. Has no effect if the node has switched to
-    /// another log.
-    pub(in crate::hub) fn note_missed(&self, epoch: Epoch, through: Position) {
+    /// Notes that the log that `epoch` identifies has evicted its records up to and including
+    /// `through`. Has no effect if the node has switched to another log.
+    pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
-            state.missed_through = state.missed_through.max(through);
+            state.evicted_through = state.evicted_through.max(through);
         }
-    }
-
-    /// Notes the eviction watermark and the last position of the log. Has no effect if the bounds
-    /// are those of another log than the node follows.
-    pub(in crate::hub) fn note_bounds(&self, bounds: &Bounds) {
-        self.state().note_bounds(bounds);
     }
 
     /// Notes that a topic was removed, so that later reads leave out its earlier events. The caller
@@ -340,7 +320,8 @@ impl BackendClient {
             drop(state);
             return end(true);
         }
-        state.note_bounds(&bounds);
+        state.last = state.last.max(bounds.last);
+        state.evicted_through = state.evicted_through.max(bounds.evicted_through);
         LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
@@ -425,8 +406,10 @@ impl BackendClient {
                 // The watermark of a page can be that of a hole in the log, and a client chooses
                 // `after`. Only the bounds say what the log has evicted.
                 if page.evicted_through > lock(&state).evicted_through {
-                    if let Ok(bounds) = in_time(backend.bounds()).await {
-                        lock(&state).note_bounds(&bounds);
+                    let bounds = in_time(backend.bounds()).await.ok();
+                    let mut state = lock(&state);
+                    if let Some(bounds) = bounds.filter(|bounds| bounds.epoch == state.epoch) {
+                        state.evicted_through = state.evicted_through.max(bounds.evicted_through);
                     }
                 }
                 let state = lock(&state);
@@ -637,15 +620,6 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Notes the eviction watermark and the last position of the log. Has no effect if the bounds
-    /// are those of another log.
-    fn note_bounds(&mut self, bounds: &Bounds) {
-        if bounds.epoch == self.epoch {
-            self.last = self.last.max(bounds.last);
-            self.evicted_through = self.evicted_through.max(bounds.evicted_through);
-        }
-    }
-
     /// Notes that the local node has appended a record that finishes or removes the topic. Has no
     /// effect if the follower, the task that reads the log, has already read the record. Also has
     /// no effect if a later such record of the topic is noted. The responses to concurrent appends

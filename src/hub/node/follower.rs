@@ -63,11 +63,6 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 
     /// Adds the records of the next page of the log to the topics in memory.
     fn deliver(self: &Arc<Self>, page: Page);
-
-    /// Notes the bounds of the log, before a page that reports missing records is delivered. The
-    /// bounds show whether the log has evicted everything up to the watermark of the page. If they
-    /// have a smaller watermark, the page reports a hole, and the log retains records before it.
-    fn note_bounds(&self, bounds: &Bounds);
 }
 
 /// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
@@ -91,9 +86,6 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
             let page = backend.follow(after).await?;
             if page.epoch != bounds.epoch {
                 break;
-            }
-            if let Some(bounds) = bounds_at_loss(&*backend, &page, after).await {
-                node.note_bounds(&bounds);
             }
             after = page.through;
             node.deliver(page);
@@ -140,14 +132,10 @@ async fn follow<N: Node>(
     loop {
         let replaced_by = match next(&*backend, &checks, after, epoch, &mut max_missed, &outage).await {
             Ok(Next::Page(page)) if page.epoch == epoch => {
-                let bounds = bounds_at_loss(&*backend, &page, after).await;
                 let Some(node) = node.upgrade() else { return };
                 outage.succeeded();
                 (pause, max_missed) = (PAUSES[0], MAX_MISSED_PROBES);
                 after = page.through;
-                if let Some(bounds) = bounds {
-                    node.note_bounds(&bounds);
-                }
                 node.deliver(page);
                 drop(node);
                 yield_now().await;
@@ -182,16 +170,6 @@ async fn follow<N: Node>(
             node.reset(&bounds);
         }
     }
-}
-
-/// Asks for the bounds of the log if `page` reports missing records after the position `after`.
-/// Returns `None` for other pages, and if the backend does not respond within two seconds. The
-/// history reads of clients then find the bounds later.
-async fn bounds_at_loss(backend: &dyn DynBackend, page: &Page, after: Position) -> Option<Bounds> {
-    if page.evicted_through <= after {
-        return None;
-    }
-    timeout(PROBE_INTERVAL, backend.bounds()).await.ok()?.ok()
 }
 
 /// The result of [`next`], which waits for the next page of the log.

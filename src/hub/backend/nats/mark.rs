@@ -139,7 +139,7 @@ pub(super) async fn replace(
     let mut previous = mark.map_or(0, |mark| mark.sequence);
     for _ in 0..MAX_ATTEMPTS {
         let mark = begin(stream, &replaced, previous).await?;
-        if mark.id != *lost {
+        if !replaced.contains(&mark.id) {
             return Ok(mark);
         }
         // A node that has not noticed the loss has added a mark of the lost log meanwhile. The lost

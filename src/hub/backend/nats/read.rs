@@ -50,6 +50,10 @@ impl Default for PageSize {
     }
 }
 
+/// The minimum of [`PageSize`]. One slow message does not make the next pages as small as itself. A
+/// page over a slow connection ends early anyway.
+const MIN_PAGE_MESSAGES: usize = 16;
+
 impl PageSize {
     /// Returns the number of messages to request from the server.
     fn get(&self) -> usize {
@@ -60,7 +64,7 @@ impl PageSize {
     /// time `elapsed`.
     fn note_read(&self, received: usize, count: usize, elapsed: Duration) {
         if elapsed > FAST_READ_TIME {
-            self.0.store((received / 2).max(1), Relaxed);
+            self.0.store((received / 2).max(MIN_PAGE_MESSAGES), Relaxed);
         } else if received >= count {
             let _always = self.0.fetch_update(Relaxed, Relaxed, |size| Some((size * 2).min(PAGE_MESSAGES)));
         }
@@ -322,11 +326,11 @@ mod tests {
             (1000, 1000, fast, 1000),
             (300, 1000, slow, 150),
             (150, 150, fast, 300),
-            (20, 20, slow, 10),
-            (5, 10, fast, 10),
-            (0, 10, slow, 1),
-            (1, 1, slow, 1),
-            (1, 1, fast, 2),
+            (40, 40, slow, 20),
+            (5, 20, fast, 20),
+            (0, 20, slow, 16),
+            (1, 1, slow, 16),
+            (16, 16, fast, 32),
         ] {
             size.note_read(received, count, elapsed);
             assert_eq!(size.get(), expected, "{received} of {count} messages in {elapsed:?}");
