@@ -87,9 +87,7 @@ async fn log_without_write_permission_keeps_its_epoch() {
         }
     };
     set_mode(0o444);
-    let mut command = Command::new(readable_executable(&folder));
-    command.uid(65534).gid(65534);
-    let mut child = Child::start_as(command, "epochs", &folder.log());
+    let mut child = Child::start_as(unprivileged(&folder), "epochs", &folder.log());
     let first = child.line().expect("an epoch");
     let epoch = first.strip_prefix("false ").expect("the file can only be read").to_owned();
 

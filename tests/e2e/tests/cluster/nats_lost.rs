@@ -42,7 +42,7 @@ async fn history_page_over_slow_connection_ends_early() {
     const SIZE: usize = 10_000;
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let (near, far) = (nats(&store.url()).timeout(PATIENT), nats(&wire.url()).timeout(PATIENT));
+    let (near, far) = (nats(&store.url()), nats(&wire.url()));
     let mut last = Position::START;
     for _ in 0..10 {
         last = append(&near, "news", "x".repeat(SIZE)).await;
@@ -127,7 +127,7 @@ async fn late_acknowledgement_counts_after_the_second_copy() {
 async fn failed_second_copy_is_unsure() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let wire = NatsWire::to(store.address()).await;
-    let log = nats(&wire.url()).timeout(PATIENT);
+    let log = nats(&wire.url());
     log.bounds().await.expect("the server responds");
     wire.lose_acknowledgements(1);
     wire.refuse(Some("\"duplicate\""));

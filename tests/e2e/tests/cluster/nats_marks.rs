@@ -190,7 +190,7 @@ async fn node_that_notices_a_loss_late_joins_the_new_log() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     admin.create_stream(in_memory()).await.expect("the stream is new");
-    let [first, late, latest] = [(); 3].map(|()| nats(&store.url()).timeout(PATIENT));
+    let [first, late, latest] = [(); 3].map(|()| nats(&store.url()));
     append(&first, "news", "lost").await;
     for log in [&late, &latest] {
         log.bounds().await.expect("the server responds");
@@ -213,7 +213,7 @@ async fn lost_log_does_not_continue_at_a_late_mark() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let (wire, admin) = (NatsWire::to(store.address()).await, admin(&store.url()).await);
     admin.create_stream(in_memory()).await.expect("the stream is new");
-    let (log, unaware) = (nats(&wire.url()).timeout(PATIENT), nats(&store.url()).timeout(PATIENT));
+    let (log, unaware) = (nats(&wire.url()), nats(&store.url()));
     let before = unaware.bounds().await.expect("the server responds").epoch;
     assert_eq!(log.bounds().await.expect("the server responds").epoch, before);
     append(&nats(&store.url()), "news", "lost").await;

@@ -128,7 +128,7 @@ async fn follower_reads_large_record_over_slow_connection() {
     const BYTES: usize = 4 << 20;
 
     let store = Store::start(StoreKind::Postgres, &[]).await;
-    let last = append(&postgres(&store.url()).timeout(PATIENT), "t", "x".repeat(BYTES)).await;
+    let last = append(&postgres(&store.url()), "t", "x".repeat(BYTES)).await;
     let wire = Wire::to(store.address()).await;
     wire.slow_down(2 << 20);
     let node =

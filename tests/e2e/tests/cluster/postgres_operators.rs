@@ -2,7 +2,7 @@
 
 use crate::{
     postgres_sql::{application, data, start},
-    unchanged::{PATIENT, append, postgres, record},
+    unchanged::{append, postgres, record},
 };
 use e2e::{Store, StoreKind, eventually};
 use std::{sync::Arc, time::Duration};
@@ -63,7 +63,6 @@ async fn truncation_in_an_older_snapshot_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn append_during_a_truncation_keeps_the_epoch() {
     let (store, log) = start().await;
-    let log = log.timeout(PATIENT);
     append(&log, "t", 0).await;
     let before = log.bounds().await.expect("the server runs");
     let operator = application(&store).await;
