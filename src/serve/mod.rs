@@ -301,8 +301,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// Sets the maximum number of streams that a client can have open at the same time over one
     /// HTTP/2 connection (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113, §5.1.2). Default: 200.
     ///
-    /// The [limit of cancelled requests](self#limits-of-http2-connections) follows this number. Set a
-    /// larger one if the connections of a proxy or of a gRPC client end because many calls reach
+    /// The [limit of cancelled requests](self#limits-of-http2-connections) follows this number. Set
+    /// a larger one if the connections of a proxy or of a gRPC client end because many calls reach
     /// their deadlines.
     ///
     /// A request is open until its response has ended, so each event stream counts. A client that

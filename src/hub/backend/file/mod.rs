@@ -221,9 +221,9 @@ impl FileBackend {
     /// records are removed together. The age counts from the append, by the clock of the system,
     /// and also while no process has opened the log.
     ///
-    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
-    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
-    /// both are set, each keeps its own.
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age (at
+    /// most a day), if it is limited. Conversely, this backend takes over the age of the hub if it
+    /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.retention.max_age = Some(if age.is_zero() { Duration::MAX } else { age });

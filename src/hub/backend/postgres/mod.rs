@@ -245,9 +245,9 @@ impl PostgresBackend {
     /// [`Duration::MAX`] and zero disable the limit. Each node deletes old records about every ten
     /// seconds, or after each quarter of `age` if this is shorter.
     ///
-    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
-    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
-    /// both are set, each keeps its own.
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age (at
+    /// most a day), if it is limited. Conversely, this backend takes over the age of the hub if it
+    /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = Some(if age.is_zero() { Duration::MAX } else { age });

@@ -306,9 +306,9 @@ impl RedisBackend {
     /// Sets the approximate maximum age of records in the Redis stream. Older records are removed.
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
     ///
-    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age, if
-    /// it is limited. Conversely, this backend takes over the age of the hub if it has none. If
-    /// both are set, each keeps its own.
+    /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age (at
+    /// most a day), if it is limited. Conversely, this backend takes over the age of the hub if it
+    /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
