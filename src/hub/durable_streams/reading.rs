@@ -88,9 +88,8 @@ enum Failure {
 impl From<Failure> for ReadError {
     fn from(failure: Failure) -> Self {
         match failure {
-            // The offsets of the client are not valid in a log that has replaced the old one.
-            Failure::Subscription(SubscriptionError::Lagged | SubscriptionError::LogReplaced) => Self::Gap,
-            Failure::Subscription(SubscriptionError::Shutdown) => Self::Shutdown,
+            Failure::Subscription(SubscriptionError::Lagged) => Self::Gap,
+            Failure::Subscription(SubscriptionError::Shutdown | SubscriptionError::LogReplaced) => Self::Shutdown,
             Failure::NotBase64 => Self::NotBase64,
         }
     }
