@@ -406,7 +406,7 @@ impl SseLayer {
     /// # Temporary errors of a hub
     ///
     /// A response to a `hub::Error` that is temporary, such as an outage of its backend, is a 503,
-    /// which stops an `EventSource` for good. The layer replaces this response by that of
+    /// which stops an `EventSource` for good. The layer replaces this response with that of
     /// [`Overload::RetryLater`] if the request is a `GET` whose `Accept` header names
     /// `text/event-stream` and no other media type. With [`Overload::ServiceUnavailable`], the
     /// response stays. An inner layer that is set to a variant has precedence.
@@ -568,8 +568,8 @@ impl SseLayer {
     /// Calls `f` exactly once with the summary of each stream, when the body of the stream is
     /// dropped: after its end, when the client is gone, or when the response was never sent.
     /// Requests that a limit of this layer rejects are not reported, and neither are responses that
-    /// are not event streams, such as the `204 No Content` of a finished subscription. A stream that
-    /// a layer outside of this one rejects is reported as
+    /// are not event streams, such as the `204 No Content` of a finished subscription. A stream
+    /// that a layer outside of this one rejects is reported as
     /// [`ClientGone`](crate::CloseReason::ClientGone), without bytes.
     ///
     /// `f` does not know the request. To account streams per user or API key, use
@@ -624,7 +624,8 @@ impl SseLayer {
     /// request. So each request costs an allocation, also if its response is not an event stream.
     /// The stream keeps the value until its end. A clone of a header value can keep the memory of
     /// the whole head alive, so convert it into a `String` or a number. If the stream is not
-    /// reported, for example because a limit of this layer rejects the request, the value is dropped.
+    /// reported, for example because a limit of this layer rejects the request, the value is
+    /// dropped.
     ///
     /// A second call replaces `read` and `f`. The callback of [`on_close`](Self::on_close) is
     /// independent, and runs before `f`. If a stream passes a layer and a clone of the layer, `f`

@@ -73,11 +73,11 @@
 //!    the same fields. For any other event it dispatches none (`events`).
 //! 3. Events before an error reach the transport before the error. The error is delayed by up to
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
-//! 4. A response that is not an event stream passes the layer unchanged and without an allocation
-//!    (`layer`, `allocations`, `grpc`). The only exceptions are [temporary errors of a
-//!    hub](SseLayer::when_full). A layer that [registers](SseLayer::register) streams, has
-//!    [limits](SseLayer::max_streams_per) for several keys, or [reports](SseLayer::on_close_with)
-//!    streams with values of their requests, allocates memory for each request.
+//! 4. A response that is not an event stream passes the layer unchanged, except for [temporary
+//!    errors of a hub](SseLayer::when_full). It passes without an allocation, unless the layer
+//!    [registers](SseLayer::register) streams, has [limits](SseLayer::max_streams_per) for several
+//!    keys, or [reports](SseLayer::on_close_with) streams with values of their requests (`layer`,
+//!    `allocations`, `grpc`).
 //! 5. Every event after the cursor (the last id) of a subscriber arrives once and in order, or
 //!    missing events are reported as a gap (`hub_model`, `hub_cursors`, `hub_stress`,
 //!    `interleavings`; with several nodes `nodes`). With a backend, there are a few
@@ -145,9 +145,9 @@
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
 //! such as the response to `HEAD`, does not count. An upstream stream with a `Content-Encoding`
-//! counts only if a layer limits it, can end it, or has an `on_close` callback. Its events are not
-//! counted. The counters are updated once per frame. A metrics recorder counts only the streams
-//! that begin after it was installed, so install it first.
+//! counts only if a layer limits it, can end it, or has an `on_close` or `on_close_with` callback.
+//! Its events are not counted. The counters are updated once per frame. A metrics recorder counts
+//! only the streams that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!

@@ -41,7 +41,7 @@ pub enum Overload {
     /// |---|---|---|---|
     /// | `EventSource` in Chromium, Firefox, WebKit, `undici`; `eventsource` (Node) | `text/event-stream` | `RetryLater` | reconnects |
     /// | MCP: the `GET` of the TypeScript SDK for messages of the server | `text/event-stream` | `RetryLater` | reconnects; it would not after a status |
-    /// | `@microsoft/fetch-event-source`, by default | `text/event-stream` | `RetryLater` | reconnects if its `onclose` throws, and else stops, as after every end of a stream |
+    /// | `@microsoft/fetch-event-source`, by default | `text/event-stream` | `RetryLater` | reconnects if its `onclose` throws, and otherwise stops, as after every end of a stream |
     /// | SSE libraries that do not reconnect, such as `httpx-sse` for Python | `text/event-stream` | `RetryLater` | sees an empty stream; if that looks like a complete answer, set `ServiceUnavailable` |
     /// | MCP: calls; SDKs of language models | `POST` | a status | reports the error, or repeats the request |
     /// | `fetch`, `curl`, health checks, without a header of their own | `*/*` | a status | sees the overload |

@@ -69,7 +69,7 @@ impl RetryLater {
     }
 
     /// Sets the maximum of the random time that is added to the delay. The default is the
-    /// [jitter](crate::SseLayer::reconnect_jitter) of the layer around the handler, or else five
+    /// [jitter](crate::SseLayer::reconnect_jitter) of the layer around the handler, or otherwise five
     /// seconds.
     pub fn jitter(self, jitter: Duration) -> Self {
         Self { jitter: Some(jitter), ..self }

@@ -326,7 +326,8 @@ impl<S> fmt::Debug for SseStream<S> {
     }
 }
 
-/// The response for a client that should not reconnect: `204 No Content`, which caches do not store.
+/// The response for a client that should not reconnect: `204 No Content`, which caches do not
+/// store.
 ///
 /// An `EventSource` that receives it stops (HTML standard, §9.2.1). The page gets an `error` event,
 /// and the `readyState` is `CLOSED`.

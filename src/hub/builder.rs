@@ -85,9 +85,8 @@ impl Builder {
     /// is not set takes over the age of the hub, and then deletes older records from the log. A hub
     /// whose age is not set takes over the age of its backend, but at most a day, because the hub
     /// keeps topics and their events in memory for this time. It does not take over an age that is
-    /// not limited. If both are set, each keeps its own: the
-    /// backend then decides how long the log retains events, and the hub decides how long it
-    /// retains them in memory.
+    /// not limited. If both are set, each keeps its own: the backend then decides how long the log
+    /// retains events, and the hub decides how long it retains them in memory.
     ///
     /// When the age of the hub has passed since the last event or the finish of a topic without
     /// subscribers, the hub does not know any more that the topic [exists](super::Topic::exists) or

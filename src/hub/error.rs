@@ -122,7 +122,7 @@ pub enum ErrorKind {
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new
     /// subscription that needs one more read gets this error. The client has lost no event: it can
     /// reconnect with the same id. An `EventSource` does so if the handler is inside an
-    /// [`SseLayer`](crate::SseLayer::when_full), and else only after a
+    /// [`SseLayer`](crate::SseLayer::when_full), and otherwise only after a
     /// [`RetryLater`](crate::RetryLater). With a larger retention of the hub, such as
     /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
@@ -230,14 +230,14 @@ impl Error {
         }
     }
 
-    /// Returns whether the same call may succeed later: `true` for the kinds
-    /// [`Backend`](ErrorKind::Backend), [`Overloaded`](ErrorKind::Overloaded),
-    /// [`Shutdown`](ErrorKind::Shutdown) and [`TooManyTopics`](ErrorKind::TooManyTopics), which
-    /// have the [`status`](Self::status) 503.
+    /// Returns `true` if a client that repeats its request later may succeed, possibly with another
+    /// process: for the kinds [`Backend`](ErrorKind::Backend),
+    /// [`Overloaded`](ErrorKind::Overloaded), [`Shutdown`](ErrorKind::Shutdown) and
+    /// [`TooManyTopics`](ErrorKind::TooManyTopics), which have the [`status`](Self::status) 503.
     ///
     /// An `EventSource` does not reconnect by itself after a 503. An
     /// [`SseLayer`](crate::SseLayer::when_full) around the handler replaces the response to such an
-    /// error by a [`RetryLater`](crate::RetryLater) for an `EventSource`.
+    /// error with a [`RetryLater`](crate::RetryLater) for an `EventSource`.
     ///
     /// Do not publish again only because an error is temporary. After an error of the kind
     /// `Backend`, the events may be in the log. The cause of such an error can also be permanent,

@@ -296,9 +296,10 @@ impl Hub {
     ///
     /// A graceful shutdown of a server waits until its responses end. A client that reads slowly
     /// delays the end of its response until it has read the remaining events, so set a time limit
-    /// for the shutdown, such as `Serve::shutdown_timeout`. Call this method, or the shutdown of the
-    /// layer. The layer also ends streams that come from no hub, and can send a
-    /// shutdown event.
+    /// for the shutdown, such as `Serve::shutdown_timeout`.
+    ///
+    /// The shutdown of a layer also ends streams that come from no hub, and can send a shutdown
+    /// event. The two can be combined: cancel the token of the layer first.
     ///
     /// If this process has [recordings](Topic::record), await
     /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have

@@ -76,9 +76,9 @@ pub struct Published {
 /// # Ends
 ///
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). After
-/// [`Hub::shutdown`](super::Hub::shutdown), it ends with [`SubscriptionError::Shutdown`]. If another
-/// log has replaced the log of the backend, it ends with [`SubscriptionError::LogReplaced`]: listen
-/// again.
+/// [`Hub::shutdown`](super::Hub::shutdown), it ends with [`SubscriptionError::Shutdown`]. If
+/// another log has replaced the log of the backend, it ends with
+/// [`SubscriptionError::LogReplaced`]: listen again.
 ///
 /// # Examples
 ///

@@ -84,7 +84,8 @@
 //! # Consumers in Rust
 //!
 //! [`Hub::listen`] yields decoded events with their topics, for workers, WebSocket bridges and
-//! filters per client. [`Hub::read`] yields the events until now, and ends.
+//! filters per client. [`Hub::read`] yields the events until now, and ends. [`Topic::listen`] and
+//! [`Topic::read`] do so for one topic.
 //!
 //! # What a hub does not have
 //!
@@ -178,9 +179,10 @@
 //!   early end. A response with several subscriptions or with a [listener](Hub::listen), and
 //!   clients [without control events](Subscription::without_control_events), never get it.
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
-//!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`). The ids of Redis
-//!   contain no epoch. So with Redis, subscriptions stay open, and their clients get a gap
-//!   (`lagged`). Returning clients get a gap (`evicted`, or `ahead` for an id that is too new).
+//!   subscriptions with [`SubscriptionError::LogReplaced`]. Returning clients get a gap
+//!   (`other_epoch` or `ahead`). The ids of Redis contain no epoch. So with Redis, subscriptions
+//!   stay open, and their clients get a gap (`lagged`). Returning clients get a gap (`evicted`, or
+//!   `ahead` for an id that is too new).
 //!
 //! # Guarantees
 //!

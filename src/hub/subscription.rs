@@ -106,9 +106,10 @@ use tokio_stream::Stream;
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
 /// ends earlier with a [`SubscriptionError`] in these cases:
 ///
-/// - The hub is shut down, or another log replaces its log. Before the error of a shutdown, the
-///   stream may yield the newest cursor as an event of type `hub-cursor`, but only if a response
+/// - The hub is shut down. The stream first yields the published events that this process retains.
+///   It may then yield the newest cursor as an event of type `hub-cursor`, but only if a response
 ///   polls it.
+/// - Another log replaces the log of the backend.
 /// - Events for a slow client were evicted, and the client gets no gap event: with
 ///   [`LagPolicy::Disconnect`], and with [`without_control_events`](Self::without_control_events).
 ///
@@ -820,9 +821,10 @@ impl Subscription {
     /// they belong to.
     ///
     /// At a shutdown of the hub, the subscription ends with an error. Before the error, it yields
-    /// its newest cursor (the id where the client resumes) if `purpose` is
-    /// [`ItemsOfOne`](Purpose::ItemsOfOne) or [`Heartbeat`](Purpose::Heartbeat). With these
-    /// purposes, the stream of the response contains no other subscription.
+    /// the events that this process retains, and its newest cursor (the id where the client
+    /// resumes) if `purpose` is [`ItemsOfOne`](Purpose::ItemsOfOne) or
+    /// [`Heartbeat`](Purpose::Heartbeat). With these purposes, the stream of the response contains
+    /// no other subscription.
     pub(super) fn poll_item(
         &mut self,
         purpose: Purpose,

@@ -24,7 +24,7 @@
 //!
 //! # Differences from `axum::serve`
 //!
-//! - An idle event stream over HTTP/1 has no buffers. It needs about 1.1 KB instead of 20 KB.
+//! - An idle event stream over HTTP/1 has no buffers. It needs about 1.3 KB instead of 20 KB.
 //! - Over HTTP/2, the response bodies of a connection run in the task of the connection. So the
 //!   bytes that they send at the same time leave in one write of up to 64 KiB. Handlers run in
 //!   tasks of their own, on all cores.
@@ -75,7 +75,7 @@
 //! | limit | value | beyond it |
 //! |---|---|---|
 //! | open requests | 200, or [`max_concurrent_streams`](Serve::max_concurrent_streams) | a further request is reset with `REFUSED_STREAM` |
-//! | requests that the client cancels before their responses begin | twice the number of open requests at once, and this number (at least 100) per second | the connection is closed |
+//! | requests that the client cancels before their responses begin | per second the limit of open requests, or 100 if that is larger; at once twice as many | the connection is closed |
 //! | bytes of a stream that wait for the client | 64 KiB, and up to two frames of the body | the body of the stream is not polled |
 //! | refused requests, and streams with protocol errors | 1,024 | h2 closes the connection (`ENHANCE_YOUR_CALM`) |
 //!
@@ -326,10 +326,11 @@ impl<L: Listener, S> Serve<L, S> {
     /// not postpone a ping. HTTP/1 has no pings.
     ///
     /// All streams of the connection end, as if the client had closed it. The client gets a
-    /// `GOAWAY`, and has one more second to close the connection, or longer if it continues to send. If the client also does not read,
-    /// the server drops the connection after `interval` plus `timeout` without a written byte. A
-    /// ping waits behind the bytes that the client has not read yet. So choose a `timeout` that is
-    /// long enough for slow clients. Times over a year count as a year.
+    /// `GOAWAY`, and has one more second to close the connection, or longer if it continues to
+    /// send. If the client also does not read, the server drops the connection after `interval`
+    /// plus `timeout` without a written byte. A ping waits behind the bytes that the client has not
+    /// read yet. So choose a `timeout` that is long enough for slow clients. Times over a year
+    /// count as a year.
     ///
     /// See [`Serve`] for an example.
     ///
@@ -370,8 +371,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// the server neither waits for it nor closes it. Over HTTP/2, an upgraded stream is a part of
     /// its connection, so the server waits for it until the timeout.
     ///
-    /// See [`Serve`] for an example. The timeout needs a runtime with timers, and about 60 bytes for
-    /// each connection.
+    /// See [`Serve`] for an example. The timeout needs a runtime with timers, and about 60 bytes
+    /// for each connection.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = Some(timeout);
         self

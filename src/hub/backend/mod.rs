@@ -121,8 +121,9 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// A hub without a [`max_age`](super::Builder::max_age) takes over the maximum age of its
     /// backend when it connects, but at most a day. It then knows for this time that a topic is
-    /// finished. The hub does not take over an age that is not limited (zero or [`Duration::MAX`]), because its topics
-    /// would never expire. In that case, and with `None`, the maximum age of the hub is one hour.
+    /// finished. The hub does not take over an age that is not limited (zero or [`Duration::MAX`]),
+    /// because its topics would never expire. In that case, and with `None`, the maximum age of the
+    /// hub is one hour.
     fn max_age(&self) -> Option<Duration> {
         None
     }
@@ -131,8 +132,8 @@ pub trait Backend: Send + Sync + 'static {
     /// set. [`Duration::MAX`] means that the age is not limited. The default does nothing.
     ///
     /// A hub whose [`max_age`](super::Builder::max_age) is set calls this method once, when it
-    /// connects, before [`open`](Self::open). Implement it for a log that removes old records. A log
-    /// that was used before, for example through a clone, need not apply the age.
+    /// connects, before [`open`](Self::open). Implement it for a log that removes old records. A
+    /// log that was used before, for example through a clone, need not apply the age.
     fn inherit_max_age(&mut self, age: Duration) {
         let _ = age;
     }

@@ -107,7 +107,8 @@
 //! # Shutdown
 //!
 //! [`Hub::shutdown`](super::Hub::shutdown) ends long polls and event streams, after the events that
-//! this process retains. The settings of an [`SseLayer`](crate::SseLayer) around the service apply to its event streams.
+//! this process retains. The settings of an [`SseLayer`](crate::SseLayer) around the service apply
+//! to its event streams.
 //!
 //! [`Hub::durable_streams`]: super::Hub::durable_streams
 //! [protocol]: https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md

@@ -136,8 +136,8 @@ use tokio::sync::Mutex;
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
 /// memory of the server. The server deletes the consumer 5 seconds after the process has ended. If
 /// a client resumes before the oldest event in the memory of the process, the process reads pages
-/// of old messages from the server, of 1,000 messages or about 4 MiB. Over a slow connection, a page
-/// ends after three seconds, and the next pages have fewer messages. Each page takes one more
+/// of old messages from the server, of 1,000 messages or about 4 MiB. Over a slow connection, a
+/// page ends after three seconds, and the next pages have fewer messages. Each page takes one more
 /// consumer while it is read. At most eight pages are read at a time. With a server before 2.10, a
 /// read of several topics reads all topics.
 ///
