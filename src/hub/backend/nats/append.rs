@@ -247,8 +247,6 @@ impl NatsBackend {
                         Ok(Ok(Ok(ack))) if ack.sequence == 0 => {}
                         Ok(Ok(Err(error))) if is_in_process(&error) => {}
                         Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
-                        // Another copy may be stored, and its response decides.
-                        Ok(Ok(Err(error))) if !is_unsure(&error) && !attempts.is_empty() => {}
                         Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
                         Ok(Ok(Err(error))) if !is_unsure(&error) && is_certain => return Err(error.into()),
                         Ok(Ok(Err(error))) if !is_unsure(&error) => {
