@@ -203,9 +203,9 @@ fn handle_error<B: Body>(
     reject_error(response, settings.clone())
 }
 
-/// Applies the settings of a layer to an event stream, or rejects the response if a limit
-/// on open streams is reached. `keep_connection` is set if the response may have
-/// `Connection: keep-alive`. Not inlined, because most responses are not event streams.
+/// Applies the settings of a layer to an event stream, or rejects the response if a limit on open
+/// streams is reached. `keep_connection` is set if the response may have `Connection: keep-alive`.
+/// Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,

@@ -24,7 +24,7 @@ use super::{
     stats::Stats,
     stream_registries::{CLOSED_STREAMS, StreamRegistries},
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
-    topic_state::{self, Change, Contents, Cut, TopicState},
+    topic_state::{self, Change, Contents, EarlyEnd, TopicState},
     waiters::Ticket,
     wake_queue::WakeQueue,
 };
@@ -502,7 +502,7 @@ impl Core {
             let append = async move { _ = timeout(LAST_RECORD, backend.append_record(record)).await };
             self.backend.as_ref().inspect(|backend| _ = backend.spawn(append));
         }
-        topic_state::cut(topics, Cut::Shutdown);
+        topic_state::end_early(topics, EarlyEnd::Shutdown);
         count_watches.into_values().for_each(|watch| watch.end().wake());
     }
 

@@ -10,7 +10,7 @@ use super::{
     node::{self, BackendClient, DynBackend, Node, Removal},
     presence,
     recording::{keeper, nodes::Recordings},
-    topic_state::{self, Cut, TopicState},
+    topic_state::{self, EarlyEnd, TopicState},
 };
 use crate::Event;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Node for Core {
         let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
         presence::wake(wakers);
-        topic_state::cut(topics, Cut::Replaced);
+        topic_state::end_early(topics, EarlyEnd::Replaced);
         count_wakers.wake();
         self.recordings.announce_again();
         // The other log may have no record that this node would deliver.

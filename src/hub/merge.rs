@@ -6,7 +6,7 @@ use super::{
     linger::Linger,
     reader::{Reader, Step},
     ready_list::ReadyList,
-    topic_state::Cut,
+    topic_state::EarlyEnd,
     waiters::Waiter,
     wake_queue::WakeQueue,
 };
@@ -148,15 +148,17 @@ impl Merge {
             match self.turns.peek().copied() {
                 // This event is after the committed position, so an event with a smaller position
                 // may not be visible yet. A topic is unlocked after its last event was committed,
-                // so the loop continues with the next committed position. There are two exceptions,
-                // in which the topic has a cut, or will have it in a moment. Another log has
-                // replaced the log, and its positions are smaller. Or the hub was shut down before
-                // it has committed the last events of its backend.
-                Some(Reverse((next, index))) if next > committed => match readers[index as usize].topic.lock().cut {
-                    Some(cut) if cut == Cut::Replaced || was_shut_down => return Step::Cut(cut),
-                    Some(_) => self.is_shut_down = true,
-                    None => {}
-                },
+                // so the loop continues with the next committed position. There are two exceptions.
+                // Another log has replaced the log, and its positions are smaller. Or the hub was
+                // shut down before it has committed the last events of its backend. In both cases,
+                // the topic has an early end, or another thread is about to set it.
+                Some(Reverse((next, index))) if next > committed => {
+                    match readers[index as usize].topic.lock().early_end {
+                        Some(end) if end == EarlyEnd::Replaced || was_shut_down => return Step::EarlyEnd(end),
+                        Some(_) => self.is_shut_down = true,
+                        None => {}
+                    }
+                }
                 Some(_) => {
                     if let Some(step) = self.take_turn(readers, cursor, committed) {
                         return step;
@@ -174,7 +176,7 @@ impl Merge {
                         return Step::Finished;
                     }
                     if was_shut_down {
-                        return Step::Cut(Cut::Shutdown);
+                        return Step::EarlyEnd(EarlyEnd::Shutdown);
                     }
                     if self.is_shut_down {
                         continue;

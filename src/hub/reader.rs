@@ -3,7 +3,7 @@
 use super::{
     backend::Position,
     log::Read,
-    topic_state::{Contents, Cut, TopicState},
+    topic_state::{Contents, EarlyEnd, TopicState},
     waiters::{Ticket, Waiter},
 };
 use crate::EncodedEvents;
@@ -31,7 +31,7 @@ pub(super) enum Step {
     Yield,
     Finished,
     /// The hub was shut down and no further event exists, or another log has replaced the log.
-    Cut(Cut),
+    EarlyEnd(EarlyEnd),
 }
 
 /// Reads one topic for one subscription. A subscription has one reader for each of its topics.
@@ -152,19 +152,19 @@ impl Reader {
     /// Registers `waker`, which the next change of the topic wakes. Returns the reason why all
     /// subscriptions of the topic must end, if there is one: the hub was shut down, or another log
     /// has replaced the log of the backend.
-    pub(super) fn watch_cut(&mut self, waker: &Waker) -> Option<Cut> {
+    pub(super) fn watch_early_end(&mut self, waker: &Waker) -> Option<EarlyEnd> {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
-        let cut = contents.cut;
+        let early_end = contents.early_end;
         let replaced = contents.waiters.wait(&mut self.ticket, Waiter::Task(waker));
         drop(contents);
         drop(replaced);
-        cut
+        early_end
     }
 
     /// Returns the events of the topic after the position `cursor`. The client has all events up to
-    /// `cursor`. If no event follows, returns [`Step::Finished`] or [`Step::Cut`] if the topic is
-    /// finished or the hub is shut down. Otherwise registers `waker` for the next change of the
+    /// `cursor`. If no event follows, returns [`Step::Finished`] or [`Step::EarlyEnd`] if the topic
+    /// is finished or the hub is shut down. Otherwise registers `waker` for the next change of the
     /// topic, and returns [`Step::Wait`].
     ///
     /// `wait` remembers the registered waker, and the version of the topic when the wait began. If
@@ -178,9 +178,9 @@ impl Reader {
         // Clone the waker before the topic is locked, because `clone` runs code of the application.
         let waiter = Waiter::Task(waker.clone());
         let mut contents = self.topic.lock();
-        if contents.cut == Some(Cut::Replaced) {
+        if contents.early_end == Some(EarlyEnd::Replaced) {
             drop(contents);
-            return Step::Cut(Cut::Replaced);
+            return Step::EarlyEnd(EarlyEnd::Replaced);
         }
         let read = contents.log.read(cursor, self.gap_reported_through, Position::MAX);
         let nothing_follows = match &read {
@@ -191,7 +191,7 @@ impl Reader {
         // Register the waker even if there are events. The subscription polls again immediately
         // after them, and need not lock the topic again to start waiting.
         let is_finished = contents.finished.is_some();
-        let is_shut_down = contents.cut.is_some();
+        let is_shut_down = contents.early_end.is_some();
         let waits_since = (nothing_follows && !is_finished && !is_shut_down).then(|| self.topic.version());
         let replaced = match waits_since {
             Some(_) => contents.waiters.wait(&mut self.ticket, waiter),
@@ -208,7 +208,7 @@ impl Reader {
             Read::Events(events, last) => Step::Events(events, last),
             Read::Evicted => Step::Evicted,
             Read::Nothing if is_finished => Step::Finished,
-            Read::Nothing if is_shut_down => Step::Cut(Cut::Shutdown),
+            Read::Nothing if is_shut_down => Step::EarlyEnd(EarlyEnd::Shutdown),
             Read::Nothing => Step::Wait,
         }
     }
@@ -229,13 +229,13 @@ impl Reader {
     /// notifies. A waiter is a waker, or the ready list of a subscription: the list of its changed
     /// topics.
     ///
-    /// The error is [`Step::Cut`] if another log has replaced the log of the backend, and
+    /// The error is [`Step::EarlyEnd`] if another log has replaced the log of the backend, and
     /// [`Step::Evicted`] if events after `cursor` were evicted.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
-        if contents.cut == Some(Cut::Replaced) {
-            return Err(Step::Cut(Cut::Replaced));
+        if contents.early_end == Some(EarlyEnd::Replaced) {
+            return Err(Step::EarlyEnd(EarlyEnd::Replaced));
         }
         if contents.log.evicted_through() > from {
             return Err(Step::Evicted);
@@ -245,7 +245,7 @@ impl Reader {
         // A finished topic can continue: in the log of a backend, an event can follow the finish
         // record of its topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
-        self.is_shut_down = contents.cut.is_some();
+        self.is_shut_down = contents.early_end.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(())
@@ -263,8 +263,8 @@ impl Reader {
     /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
     ///
     /// After an error, `next` is `None` and no waiter is registered. The error is
-    /// [`Step::Cut`] if another log has replaced the log of the backend, and
-    /// [`Step::Evicted`] if events after `cursor` were evicted.
+    /// [`Step::EarlyEnd`] if another log has replaced the log of the backend, and [`Step::Evicted`]
+    /// if events after `cursor` were evicted.
     pub(super) fn take_turn(
         &mut self,
         position: Position,
@@ -275,8 +275,8 @@ impl Reader {
         self.next = None;
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
-        if contents.cut == Some(Cut::Replaced) {
-            return Err(Step::Cut(Cut::Replaced));
+        if contents.early_end == Some(EarlyEnd::Replaced) {
+            return Err(Step::EarlyEnd(EarlyEnd::Replaced));
         }
         let mut read = contents.log.read(from, from, through);
         let is_replaced = matches!(read, Read::Nothing);
@@ -295,7 +295,7 @@ impl Reader {
         let replaced;
         (self.next, replaced) = look(&mut contents, from.max(read_through), &mut self.ticket, waiter);
         self.is_finished = self.next.is_none() && contents.finished.is_some();
-        self.is_shut_down = contents.cut.is_some();
+        self.is_shut_down = contents.early_end.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(step)

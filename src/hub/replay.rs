@@ -232,10 +232,10 @@ impl Subscription {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
             // A shutdown ends all topics of a hub, so watching the first topic is enough.
-            if let Some(cut) = self.readers.first_mut().and_then(|reader| reader.watch_cut(cx.waker())) {
+            if let Some(reason) = self.readers.first_mut().and_then(|reader| reader.watch_early_end(cx.waker())) {
                 self.cursor = self.resume_position();
                 self.replay = None;
-                return Poll::Ready(Some(Err(self.fail(cut.into()))));
+                return Poll::Ready(Some(Err(self.fail(reason.into()))));
             }
             match &mut replay.state {
                 State::Yields(undelivered, page) => {

@@ -881,15 +881,15 @@ impl Subscription {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Step::Cut(_) if purpose == Purpose::LastItems => Poll::Pending,
-                Step::Cut(cut) => {
+                Step::EarlyEnd(_) if purpose == Purpose::LastItems => Poll::Pending,
+                Step::EarlyEnd(reason) => {
                     let is_alone = matches!(purpose, Purpose::ItemsOfOne | Purpose::Heartbeat);
                     let cursor = if is_alone { self.newer_cursor() } else { None };
                     // After a cursor, the next poll returns the error, because there is no newer
                     // cursor.
                     Poll::Ready(Some(match cursor {
                         Some(cursor) => Ok(Item::of_hub(cursor)),
-                        None => Err(self.fail(cut.into())),
+                        None => Err(self.fail(reason.into())),
                     }))
                 }
                 Step::Finished => {

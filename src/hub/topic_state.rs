@@ -53,10 +53,10 @@ impl QueueNumber {
     }
 }
 
-/// The reason why the subscriptions of a topic end although the topic is not finished. The later
-/// reason counts if a topic has both.
+/// The reason why the subscriptions of a topic end although the topic is not finished. If both
+/// reasons apply, the second one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cut {
+pub(super) enum EarlyEnd {
     /// The hub was shut down. Subscriptions deliver the remaining events of the topic first.
     Shutdown,
     /// Another log has replaced the log of the backend. Subscriptions deliver no more events,
@@ -64,11 +64,11 @@ pub(super) enum Cut {
     Replaced,
 }
 
-impl From<Cut> for SubscriptionError {
-    fn from(cut: Cut) -> Self {
-        match cut {
-            Cut::Shutdown => Self::Shutdown,
-            Cut::Replaced => Self::LogReplaced,
+impl From<EarlyEnd> for SubscriptionError {
+    fn from(end: EarlyEnd) -> Self {
+        match end {
+            EarlyEnd::Shutdown => Self::Shutdown,
+            EarlyEnd::Replaced => Self::LogReplaced,
         }
     }
 }
@@ -114,7 +114,7 @@ pub(super) struct Contents {
     /// [`awaited_until`](Self::awaited_until), even if a subscriber comes and leaves meanwhile.
     pub(super) awaits_event: bool,
     /// Set when the subscriptions of the topic end although the topic is not finished.
-    pub(super) cut: Option<Cut>,
+    pub(super) early_end: Option<EarlyEnd>,
     /// Set if the application has removed the topic after the topic was finished. The hub then
     /// forgets that the topic is finished when its last subscriber leaves. A later event or finish
     /// record in the log clears this field.
@@ -137,7 +137,7 @@ impl TopicState {
             due: None,
             awaited_until: None,
             awaits_event: false,
-            cut: None,
+            early_end: None,
             is_removed: false,
         };
         Self { name, version: AtomicU64::new(0), queue_number: QueueNumber::default(), contents: Mutex::new(contents) }
@@ -148,7 +148,7 @@ impl TopicState {
     pub(super) fn shut_down(name: Arc<str>) -> Self {
         let topic = Self::new(name, Position::START, Arc::new(HubConfig::DEFAULT.retention));
         let mut contents = topic.lock();
-        (contents.subscribers, contents.cut) = (1, Some(Cut::Shutdown));
+        (contents.subscribers, contents.early_end) = (1, Some(EarlyEnd::Shutdown));
         drop(contents);
         topic
     }
@@ -172,7 +172,7 @@ impl TopicState {
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
-        if contents.finished.is_some() || contents.cut.is_some() {
+        if contents.finished.is_some() || contents.early_end.is_some() {
             contents.lingering.as_mut().into_iter().for_each(|lingering| lingering.end());
         }
         contents.take_due(&mut change.first);
@@ -419,12 +419,12 @@ fn key(list: &Arc<ReadyList>) -> usize {
 
 /// Ends all subscriptions to the given topics for this reason, and wakes the subscriptions that
 /// wait. The caller must hold no lock.
-pub(super) fn cut(mut topics: Vec<Arc<TopicState>>, reason: Cut) {
+pub(super) fn end_early(mut topics: Vec<Arc<TopicState>>, reason: EarlyEnd) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     for topic in topics {
         let mut contents = topic.lock();
-        contents.cut = contents.cut.max(Some(reason));
+        contents.early_end = contents.early_end.max(Some(reason));
         let mut change = Change::new();
         topic.changed(&mut contents, &mut change);
         drop(contents);

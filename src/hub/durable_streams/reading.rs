@@ -195,7 +195,7 @@ impl Reading {
             return Err(ReadError::Shutdown);
         };
         // The subscription has ended, so its position says nothing about the topic.
-        if topic.lock().cut.is_some() {
+        if topic.lock().early_end.is_some() {
             return Err(ReadError::Shutdown);
         }
         let (core, pending) = (core.clone(), Bytes::new());
