@@ -8,6 +8,7 @@ use std::{
     },
     time::Duration,
 };
+use support::pass_on;
 use tokio::{task::yield_now, time::sleep};
 use tower_sse::{
     BoxError,
@@ -35,32 +36,13 @@ struct Repeats {
 }
 
 impl Backend for Repeats {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
+    pass_on!(log: bounds append_if_unchanged read follow);
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let appended = self.log.append(records).await?;
         *self.newest.lock().unwrap() = Some(appended);
         yield_now().await;
         self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.log.append_if_unchanged(records, epoch, since).await
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.log.follow(after).await
     }
 }
 
@@ -164,22 +146,7 @@ impl GapFirst {
 }
 
 impl Backend for GapFirst {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.0.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        self.0.append(records).await
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.0.append_if_unchanged(records, epoch, since).await
-    }
+    pass_on!(0: bounds append append_if_unchanged);
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         match self.gap(after).await? {
@@ -230,9 +197,7 @@ enum Comparison {
 }
 
 impl Backend for Careless {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
+    pass_on!(log: bounds read follow);
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         yield_now().await;
@@ -263,14 +228,6 @@ impl Backend for Careless {
                 self.append(records).await.map(Some)
             }
         }
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.log.follow(after).await
     }
 }
 

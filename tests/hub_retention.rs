@@ -1,8 +1,8 @@
 //! `Topic::retention`: limits of one topic instead of those of the hub.
 
 use futures_util::{FutureExt, future::join};
-use std::{sync::Arc, task::Poll, time::Duration};
-use support::whatwg;
+use std::{task::Poll, time::Duration};
+use support::{pass_on, whatwg};
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_test::{assert_pending, task};
@@ -10,7 +10,7 @@ use tower_sse::{
     BoxError, Event,
     hub::{
         ErrorKind, GapReason, Hub, Retention, Start, Subscription, Topic,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+        backend::{Appended, Backend, MemoryBackend, Position, Record},
     },
 };
 
@@ -21,9 +21,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct Slow(MemoryBackend);
 
 impl Backend for Slow {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.0.bounds().await
-    }
+    pass_on!(0: bounds read follow);
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         sleep(5 * SECOND).await;
@@ -38,14 +36,6 @@ impl Backend for Slow {
     ) -> Result<Option<Appended>, BoxError> {
         sleep(5 * SECOND).await;
         self.0.append_if_unchanged(records, epoch, since).await
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.0.read(topics, after).await
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.0.follow(after).await
     }
 }
 

@@ -9,12 +9,12 @@ use std::{
     thread,
     time::Duration,
 };
-use support::whatwg;
+use support::{pass_on, whatwg};
 use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, task};
 use tower_sse::{
     BoxError,
-    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+    hub::backend::{Backend, MemoryBackend, Page, Position},
 };
 
 const MODES: [&str; 3] = ["", "&live=long-poll", "&live=sse"];
@@ -27,22 +27,7 @@ struct Slow {
 }
 
 impl Backend for Slow {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.backend.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        self.backend.append(records).await
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.backend.append_if_unchanged(records, epoch, since).await
-    }
+    pass_on!(backend: bounds append append_if_unchanged follow);
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         sleep(Duration::from_secs(1)).await;
@@ -53,10 +38,6 @@ impl Backend for Slow {
             page.records.retain(|(position, _)| *position <= end);
         }
         Ok(page)
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.backend.follow(after).await
     }
 }
 

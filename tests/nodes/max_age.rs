@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use support::pass_on;
 use tokio::time::sleep;
 use tower_sse::{
-    BoxError, Event,
+    Event,
     hub::{
         Builder, Hub,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+        backend::{Backend, MemoryBackend},
     },
 };
 
@@ -32,37 +33,14 @@ impl Aged {
 }
 
 impl Backend for Aged {
+    pass_on!(log: bounds append append_if_unchanged read follow);
+
     fn max_age(&self) -> Option<Duration> {
         self.max_age
     }
 
     fn inherit_max_age(&mut self, age: Duration) {
         self.inherited.lock().unwrap().push(age);
-    }
-
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        self.log.append(records).await
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.log.append_if_unchanged(records, epoch, since).await
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.log.follow(after).await
     }
 }
 

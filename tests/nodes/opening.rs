@@ -7,12 +7,13 @@ use std::{
     },
     time::Duration,
 };
+use support::pass_on;
 use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
     BoxError,
     hub::{
         ErrorKind, Hub,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+        backend::{Backend, MemoryBackend},
     },
 };
 
@@ -33,35 +34,12 @@ impl Slow {
 }
 
 impl Backend for Slow {
+    pass_on!(log: bounds append append_if_unchanged read follow);
+
     async fn open(&self) -> Result<(), BoxError> {
         self.opens.fetch_add(1, Relaxed);
         sleep(OPENING).await;
         Ok(self.opened?)
-    }
-
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        self.log.append(records).await
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.log.append_if_unchanged(records, epoch, since).await
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
-
-    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.log.follow(after).await
     }
 }
 

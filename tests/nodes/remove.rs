@@ -1,17 +1,15 @@
 //! `Topic::remove` on several nodes: the removal is a record of the log.
 
 use super::{Mode, PLENTY, Shared, data, data_soon, hub, numbers, publish, settle, status, subscribe, two};
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use support::pass_on;
 use tokio::time::{Instant, sleep};
 use tokio_test::task;
 use tower_sse::{
     BoxError, Event,
     hub::{
         ErrorKind, GapReason, Hub, Start, Subscription,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
+        backend::{Backend, MemoryBackend, Page, Position},
     },
 };
 
@@ -360,26 +358,7 @@ struct Hole {
 }
 
 impl Backend for Hole {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        self.log.append(records).await
-    }
-
-    async fn append_if_unchanged(
-        &self,
-        records: Vec<Record>,
-        epoch: u64,
-        since: Position,
-    ) -> Result<Option<Appended>, BoxError> {
-        self.log.append_if_unchanged(records, epoch, since).await
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
+    pass_on!(log: bounds append append_if_unchanged read);
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let mut page = self.log.follow(after).await?;

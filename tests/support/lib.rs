@@ -3,6 +3,7 @@
 pub mod client;
 pub mod descriptors;
 pub mod drain;
+mod pass_on;
 pub mod polled;
 pub mod ratios;
 pub mod respond;
