@@ -195,10 +195,10 @@ impl SseLayer {
         self.with(|settings| settings.shutdown = Some(token))
     }
 
-    /// Sets the time for which streams continue after a [shutdown](Self::shutdown), so that clients
-    /// get the last events. An event that was published before the shutdown may still be in a log,
-    /// a channel or a database query. Default: 250 milliseconds. With zero, a stream ends as soon
-    /// as it has no item that is ready.
+    /// Sets how long streams continue after a [shutdown](Self::shutdown), so that clients get the
+    /// last events. An event that was published before the shutdown may still be in a log, a
+    /// channel or a database query. Default: 250 milliseconds. With zero, a stream ends as soon as
+    /// it has no item that is ready.
     ///
     /// Finite streams have the [drain timeout](Self::drain_timeout) instead, if it is set.
     ///

@@ -293,11 +293,11 @@ macro_rules! into_field {
             }
         }
 
-        /// For string literals.
+        /// Converts a string literal.
         ///
         /// # Panics
         ///
-        /// The conversion panics if the text is invalid, as `from_static` does.
+        /// Panics if the text is invalid, as `from_static` does.
         impl $Into for &'static str {
             #[inline]
             fn $into(self) -> $Field {

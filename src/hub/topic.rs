@@ -1,18 +1,9 @@
 use super::{
-    core::Core,
-    error::Error,
-    listener::Listener,
-    presence::{self, Membership, PresenceStream},
-    recording::{self, Recorder},
-    registry::check_reserved,
-    retention::Retention,
-    start::Start,
-    subscriber_counts::SubscriberCounts,
-    subscription::Subscription,
+    core::Core, error::Error, listener::Listener, presence, registry::check_reserved, retention::Retention,
+    start::Start, subscriber_counts::SubscriberCounts, subscription::Subscription,
 };
-use crate::{Event, EventId, SseItem};
+use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
-use tokio_stream::Stream;
 
 /// A handle to one topic of a [`Hub`](super::Hub).
 ///
@@ -50,10 +41,10 @@ use tokio_stream::Stream;
 /// ```
 #[derive(Clone)]
 pub struct Topic {
-    core: Arc<Core>,
-    name: Arc<str>,
-    latest_only: bool,
-    retention: Option<Retention>,
+    pub(super) core: Arc<Core>,
+    pub(super) name: Arc<str>,
+    pub(super) latest_only: bool,
+    pub(super) retention: Option<Retention>,
     /// Set for the topics that the crate itself uses. Applications cannot use their names.
     is_of_crate: bool,
 }
@@ -65,7 +56,7 @@ impl Topic {
 
     /// Returns an error if the name of the topic is reserved for the crate, unless the crate itself
     /// uses this handle.
-    fn check_reserved(&self) -> Result<(), Error> {
+    pub(super) fn check_reserved(&self) -> Result<(), Error> {
         if self.is_of_crate { Ok(()) } else { check_reserved(&self.name) }
     }
 
@@ -180,7 +171,7 @@ impl Topic {
     /// handle has no limits. `awaits_event` is `true` if the caller is about to publish an event.
     /// The topic is then kept for this event for up to 60 seconds, even if a subscriber comes and
     /// leaves.
-    fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
+    pub(super) fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
         let set = |retention| self.core.set_retention(&self.name, retention, awaits_event, || true);
         self.retention.map_or(Ok(()), set)
     }
@@ -534,105 +525,6 @@ impl Topic {
         self.core.finish(&self.name).await
     }
 
-    /// Records a stream in this topic: a task publishes the items of the stream, independently of
-    /// any client. The recording begins when [`start`](Recorder::start) is called on the result.
-    ///
-    /// For example, the answer of a language model continues after the client that has requested it
-    /// has disconnected. Clients subscribe to the topic as usual. The stream can have the same
-    /// items as an [`SseStream`](crate::SseStream::new). The hub replaces the ids of the events.
-    /// Items that are ready at the same time are published as one batch.
-    ///
-    /// With [`latest_only`](Self::latest_only), each recorded event replaces the previous event.
-    ///
-    /// When the recording [ends](super::Outcome), it [finishes](Self::finish) the topic, also after
-    /// an error, so clients stop reconnecting. So use a new topic for each recording: the first end
-    /// in a topic ends all recordings of the topic. With a backend, a new recording can replace the
-    /// recording of a dead node, as long as its [will](super::Recorder::will) is not published.
-    /// Other publishers may publish to the topic during the recording.
-    ///
-    /// A recording whose topic has a name of more than 16 KiB is
-    /// [interrupted](super::Outcome::Interrupted) at its start.
-    ///
-    /// # With a backend
-    ///
-    /// During an outage of the backend, the recording does not poll its stream. It tries to publish
-    /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
-    /// published twice. If the backend refuses a batch but responds to other requests, for example
-    /// because the batch is too large, the recording appends it in smaller parts. If the backend
-    /// refuses a single event for a minute, the recording ends as [failed](super::Outcome::Failed).
-    /// The log then contains all events before this event.
-    ///
-    /// The recording does not poll its stream while it appends a batch to the log, even without an
-    /// outage. Each append takes one `fdatasync` with a file, and one round trip with a server. So
-    /// a source that drops ticks, such as a tokio interval with `MissedTickBehavior::Delay`,
-    /// becomes slower.
-    ///
-    /// If the node of the recording dies, another node publishes the
-    /// [`will`](super::Recorder::will), an event that the application has set for this case, and
-    /// then finishes the topic. If the log is [replaced](super::backend) by another log, the
-    /// recording continues in the other log. If the same log loses records, the recording is
-    /// [interrupted](super::Outcome::Interrupted).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use tokio_stream::Stream;
-    /// use tower_sse::{BoxError, Event, hub::{Hub, Outcome}};
-    ///
-    /// # fn model(prompt: &str) -> impl Stream<Item = Result<Event, BoxError>> + Send + use<> {
-    /// #     tokio_stream::iter([Ok(Event::new(prompt))])
-    /// # }
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// # let hub = Hub::new();
-    /// let answer = hub.topic("answer/42");
-    /// let recording = answer
-    ///     .record(model("Why is the sky blue?"))
-    ///     .abandon_after(Duration::from_secs(30))
-    ///     .time_limit(Duration::from_secs(600))
-    ///     .on_error(|error| Some(Event::display(error).event("failed")))
-    ///     .end_with(Event::new("[DONE]"))
-    ///     .will(Event::new("").event("interrupted"))
-    ///     .start();
-    /// assert_eq!(recording.outcome().await, Outcome::Finished);
-    /// # }
-    /// ```
-    pub fn record<S>(&self, stream: S) -> Recorder
-    where
-        S: Stream + Send + 'static,
-        S::Item: SseItem,
-    {
-        // The recording itself reports an error: the hub is shut down, or has too many topics.
-        let _ = self.check_reserved().and_then(|()| self.apply_retention(true));
-        Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, self.retention, stream)
-    }
-
-    /// Stops the recordings of this topic on all nodes. A recording is a task that [publishes a
-    /// stream](Self::record) to the topic. Has no effect if the topic has no recording.
-    ///
-    /// With a backend, the method returns when the log contains the request to stop. A recording on
-    /// another node ends when that node reads the request.
-    ///
-    /// # Errors
-    ///
-    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request to
-    /// stop. Recordings on the local node are stopped in any case.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tower_sse::hub::{Error, Hub};
-    ///
-    /// /// The handler of a "Stop" button.
-    /// async fn stop(hub: &Hub, answer: &str) -> Result<(), Error> {
-    ///     hub.topic(format!("answers/{answer}")).stop_recording().await
-    /// }
-    /// ```
-    pub async fn stop_recording(&self) -> Result<(), Error> {
-        self.check_reserved()?;
-        recording::stop(&self.core, &self.name).await
-    }
-
     /// Removes all events of the topic, for example because a chat room was deleted. A topic
     /// without subscribers then no longer [exists](Self::exists), and its memory is freed.
     ///
@@ -875,124 +767,6 @@ impl Topic {
     /// ```
     pub async fn subscribers_anywhere(&self) -> Result<usize, Error> {
         presence::subscribers_anywhere(&self.core, &self.name).await
-    }
-
-    /// Makes `member` present in this topic as long as the returned subscription lives. The
-    /// returned subscription is `subscription` itself.
-    ///
-    /// A member can have any number of subscriptions, for example one for each tab, on any nodes.
-    /// It joins with the first one. It leaves when it has had no subscription for the
-    /// [grace time](super::Builder::presence_grace). So a client that reconnects in time neither
-    /// leaves nor joins.
-    ///
-    /// `subscription` may be a subscription to other topics. To be present in several topics with
-    /// one subscription, call `join` for each of them.
-    ///
-    /// With a backend, a join is one record of about 100 bytes in the log, however many members the
-    /// topic has. A second subscription of the member on the same node writes no record. While the
-    /// backend is down, the records of joins and leaves wait.
-    ///
-    /// `member` is the name of the member: any text of up to 256 bytes. The name of the topic may
-    /// have up to 1,024 bytes. Both limits also hold without a backend. Use the name or the id of a
-    /// user who has logged in: a client that chooses its name freely can be present as another
-    /// user.
-    ///
-    /// # Errors
-    ///
-    /// - [`MemberTooLong`](super::ErrorKind::MemberTooLong) if the name has more than 256 bytes.
-    /// - [`TopicTooLong`](super::ErrorKind::TopicTooLong) if the name of this topic has more than
-    ///   1,024 bytes.
-    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the hub uses the topic itself.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tower_sse::{LastEventId, hub::{Error, Hub, Subscription}};
-    ///
-    /// async fn enter(hub: &Hub, room: &str, user: &str, last: LastEventId) -> Result<Subscription, Error> {
-    ///     let room = hub.topic(room);
-    ///     room.join(user, room.subscribe(last).await?)
-    /// }
-    /// ```
-    pub fn join(&self, member: impl AsRef<str>, mut subscription: Subscription) -> Result<Subscription, Error> {
-        let membership = Membership::new(&self.core, &self.name, member.as_ref())?;
-        subscription.memberships.get_or_insert_default().add(membership);
-        Ok(subscription)
-    }
-
-    /// Returns the names of the [members](Self::join) of the topic on all nodes, sorted and without
-    /// duplicates.
-    ///
-    /// The result includes each join and leave of a member on the local node before the call. It
-    /// also includes each join and leave that was in the log before the call. With a backend, each
-    /// call asks the backend for the end of the log. Concurrent calls share this request.
-    ///
-    /// A node does not know all members if the log has evicted records of joins and leaves before
-    /// the node has read these records. This can happen when the node starts, or after it was cut
-    /// off from the backend. The node then asks the other nodes, and this method waits for their
-    /// answers: usually milliseconds. If there is no other node, the method waits for the
-    /// [lease](super::Builder::presence_lease) of the local node, the time after which a silent
-    /// node counts as dead. If another node with members has died, the method waits for the lease
-    /// and the [grace time](super::Builder::presence_grace), after which the members of the dead
-    /// node leave.
-    ///
-    /// # Errors
-    ///
-    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the members
-    ///   are not known after the lease, the grace time and five seconds.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down, before the call or while
-    ///   it waits.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future has no effect. Without a backend, it completes on its first poll.
-    ///
-    /// # Examples
-    ///
-    /// A page gets the members first, and then the events of the topic: messages, and the
-    /// [changes](super::Builder::presence_events) of the members.
-    ///
-    /// ```
-    /// use tokio_stream::StreamExt;
-    /// use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub}};
-    ///
-    /// # async fn enter(hub: &Hub, last: LastEventId) -> Result<http::StatusCode, Error> {
-    /// let room = hub.topic("rooms/7");
-    /// let events = room.join("Anna", room.subscribe(last).await?)?;
-    /// let members = Event::json(&room.members().await?)?.event("members");
-    /// let page = SseStream::new(tokio_stream::once(Ok(members.into())).chain(events));
-    /// # Ok(page.into_http_response().status())
-    /// # }
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// # assert_eq!(enter(&Hub::new(), LastEventId::default()).await.unwrap(), 200);
-    /// # }
-    /// ```
-    ///
-    /// [`begin_with`](super::Subscription::begin_with) can replace `chain` only in a topic without
-    /// messages. After a gap, it also replaces all retained events.
-    pub async fn members(&self) -> Result<Vec<Arc<str>>, Error> {
-        presence::members(&self.core, &self.name).await
-    }
-
-    /// Returns a stream of the [members](Self::join) of the topic on all nodes. Members are names,
-    /// such as users, that are present through a subscription. The stream yields each present
-    /// member as [`Joined`](super::Presence::Joined) first, and then each later join and leave.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tokio_stream::StreamExt;
-    /// use tower_sse::hub::{Hub, Presence, Start};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
-    /// let lobby = Hub::new().topic("lobby");
-    /// let _page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;
-    /// let mut changes = lobby.presence();
-    /// assert_eq!(changes.next().await, Some(Presence::joined("Anna")));
-    /// # Ok(()) }
-    /// ```
-    pub fn presence(&self) -> PresenceStream {
-        PresenceStream::new(&self.core, &self.name)
     }
 
     /// Returns a stream of the number of [subscribers](Self::subscribers) in this process: the

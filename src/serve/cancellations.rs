@@ -18,8 +18,8 @@ use tokio::time::Instant;
 /// The smallest limit per second. A connection with few open requests may also cancel some.
 const MIN_LIMIT: u32 = 100;
 
-/// The time in which a client may cancel as many requests as it may have open at the same time.
-/// At once, it may cancel twice as many.
+/// A client may cancel as many requests per period as it may have open at the same time. At once,
+/// it may cancel twice as many.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Counts the requests of an HTTP/2 connection that the client has cancelled before their

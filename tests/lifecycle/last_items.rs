@@ -1,5 +1,5 @@
-//! Guarantee: after the flush time of a shutdown, an `SseStream` sends the items that are ready, and
-//! then ends. This includes events that wait for a linger. The tests have no flush time.
+//! After the flush time of a shutdown, an `SseStream` sends the items that are ready, and then
+//! ends. This includes events that wait for a linger. The tests have no flush time.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer};
 use bytes::Bytes;

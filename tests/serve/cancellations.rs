@@ -154,8 +154,8 @@ impl Client {
         true
     }
 
-    /// Returns whether the server still answers. Before it answers the second ping, it has processed
-    /// all frames before the first one.
+    /// Returns `true` if the server still answers. It has processed all frames before the first ping
+    /// when it answers the second one.
     async fn is_open(&mut self) -> bool {
         for _ in 0..2 {
             let is_sent = self.io.write_all(&frame(PING, 0, 0, &[7; 8])).await.is_ok();

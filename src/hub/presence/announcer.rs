@@ -345,9 +345,8 @@ struct Publishing {
     /// for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// The time for which the backend has refused the first join or leave event alone while it
-    /// responded to other requests. Zero after a successful append, and if the backend does not
-    /// respond at all.
+    /// How long the backend has refused the first join or leave event alone while it responded to
+    /// other requests. Zero after a successful append, and if the backend does not respond at all.
     refused_for: Duration,
     /// The maximum number of join and leave events that one append to the log contains. A refused
     /// append halves this number, and a successful append doubles it, up to 1,000.

@@ -13,6 +13,7 @@ mod pending;
 mod state;
 mod stream;
 mod survey;
+mod topic;
 mod view;
 
 pub(super) use self::{

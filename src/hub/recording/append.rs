@@ -169,8 +169,7 @@ pub(super) async fn append(core: &Arc<Core>, local: &Local, mut records: Vec<Rec
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();
     let mut failures = 0;
-    // The time for which the backend has refused the first record alone while it responded to other
-    // requests.
+    // How long the backend has refused the first record alone while it responded to other requests.
     let (mut refused_for, mut resets) = (Duration::ZERO, core.resets());
     // The maximum number of records of one attempt.
     let mut max = records.len();

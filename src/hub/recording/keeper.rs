@@ -474,8 +474,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced, finished: A
     // The number of resets when this node has published the will. After another reset, the log may
     // lack the will.
     let mut will_resets = None;
-    // The time for which the backend has refused the next record while it responded to other
-    // requests.
+    // How long the backend has refused the next record while it responded to other requests.
     let mut refused_for = Duration::ZERO;
     while let Some(fence) = Fence::new(&core) {
         if claim.is_finished() {

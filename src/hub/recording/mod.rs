@@ -10,6 +10,7 @@ mod outage;
 mod outcome;
 mod peer;
 mod task;
+mod topic;
 
 pub use outcome::Outcome;
 

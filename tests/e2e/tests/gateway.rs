@@ -129,8 +129,8 @@ async fn events_pass_within_100_ms() {
     }
 }
 
-/// Measures a time in up to three rounds of five, until the median of a round is below 100 ms. The
-/// machine may be busy during one of them.
+/// Measures a time in up to three rounds of five, until the median of a round is below 100 ms. A
+/// busy machine can make a round slower.
 async fn assert_short(what: &str, mut measure: impl AsyncFnMut() -> Duration) {
     for round in 1.. {
         let mut times = Vec::new();

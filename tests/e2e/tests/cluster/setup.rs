@@ -118,8 +118,8 @@ pub(crate) async fn start_load(kind: StoreKind, nodes: &[Node]) -> Checker {
     checker
 }
 
-/// Asserts that a node recovers within a second at least once in three attempts. The machine may be
-/// busy during one of them.
+/// Asserts that a node recovers within a second at least once in three attempts. A busy machine can
+/// make an attempt slower.
 pub(crate) async fn assert_fast_once(what: &str, mut recover: impl AsyncFnMut(usize) -> Duration) {
     let mut delays = Vec::new();
     for n in 0..3 {

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// A request timeout that a busy machine does not exceed. One sync of its disk can take seconds.
 pub(crate) const PATIENT: Duration = Duration::from_secs(10);
 
-/// The request timeout of a backend without a setting, for tests in which requests get no response.
+/// The default of the request timeout, for tests in which requests get no response.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 with_each_store!(concurrent_callers_count_without_repetition, callers_count_without_repetition_during_faults);
