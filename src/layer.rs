@@ -369,7 +369,7 @@ impl SseLayer {
     /// when the handler returns it until its body is dropped. So the handler also runs for requests
     /// over the limit. [`when_full`](Self::when_full) sets the response for these requests.
     pub fn max_streams(self, streams: usize) -> Self {
-        self.with(|settings| settings.limits.push(Limit::of_all(streams)))
+        self.with(|settings| settings.add_limit(Limit::of_all(streams)))
     }
 
     /// Limits the number of streams that are open at the same time per key: an address, a user, a
@@ -397,7 +397,7 @@ impl SseLayer {
         streams: usize,
         key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     ) -> Self {
-        self.with(|settings| settings.limits.push(Limit::per(streams, key)))
+        self.with(|settings| settings.add_limit(Limit::per(streams, key)))
     }
 
     /// Sets the response for requests over a stream limit. The default is [`Overload::Auto`]: an

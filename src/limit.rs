@@ -43,7 +43,7 @@ pub enum Overload {
     /// | MCP: the `GET` of the TypeScript SDK for messages of the server | `text/event-stream` | `RetryLater` | reconnects; it would not after a status |
     /// | `@microsoft/fetch-event-source`, by default | `text/event-stream` | `RetryLater` | reconnects if its `onclose` throws, and otherwise stops, as after every end of a stream |
     /// | SSE libraries that do not reconnect, such as `httpx-sse` for Python | `text/event-stream` | `RetryLater` | sees an empty stream; if that looks like a complete answer, set `ServiceUnavailable` |
-    /// | MCP: calls; SDKs of language models | `POST` | a status | reports the error, or repeats the request |
+    /// | MCP: calls; SDKs of language models | any, with `POST` | a status | reports the error, or repeats the request |
     /// | `fetch`, `curl`, health checks, without a header of their own | `*/*` | a status | sees the overload |
     ///
     /// A proxy does not see the overload in a `RetryLater`. If a load balancer repeats requests at
@@ -109,19 +109,15 @@ impl Keys {
     /// Acquires one permit for each limit that applies to the request. Skips a limit if `is_held`
     /// returns `true` for it, because an inner layer already holds its permit. If a limit is
     /// reached, returns the kind of the limit, and releases the permits that were already acquired.
-    ///
-    /// Limits per key come first. So a request over the limit of its key does not hold, even for a
-    /// moment, the last permit of the limit of all streams, which another client may need.
     pub(crate) fn acquire(
         &self,
         limits: &[Limit],
         is_held: impl Fn(&Limit) -> bool,
     ) -> Result<Vec<Permit>, LimitReached> {
-        let keys = std::iter::once(&self.first).chain(&self.others).copied();
-        let keyed = limits.iter().filter(|limit| limit.keyed().is_some()).zip(keys);
-        let of_all = limits.iter().filter(|limit| limit.keyed().is_none()).map(|limit| (limit, None));
+        let mut keys = std::iter::once(&self.first).chain(&self.others);
         let mut permits = Vec::new();
-        for (limit, key) in keyed.chain(of_all) {
+        for limit in limits {
+            let key = limit.keyed().and_then(|_| *keys.next()?);
             if !is_held(limit) {
                 permits.extend(limit.try_acquire(key)?);
             }
@@ -165,7 +161,7 @@ impl Limit {
     /// Returns the part of a limit that counts streams per key: the number of streams of each key,
     /// and the function that reads the key of a request. Returns `None` for a limit of all streams
     /// together.
-    fn keyed(&self) -> Option<&KeyedSlots> {
+    pub(crate) fn keyed(&self) -> Option<&KeyedSlots> {
         match self {
             Self::All(_) => None,
             Self::Per(slots) => Some(slots),

@@ -1,5 +1,5 @@
-//! The response to a request that is over a limit of open streams, or for whose stream a hub has
-//! returned a temporary error. A handler can respond in the same way: see `retry_later.rs`.
+//! The responses that replace an event stream: over a limit of open streams, and after a temporary
+//! error of a hub. A handler can respond in the same way: see `retry_later.rs`.
 
 use crate::{
     body::{LayerHandle, ResponseBody},
@@ -97,7 +97,7 @@ impl Rejected {
     }
 }
 
-/// Replaces the response of the handler by the rejection of a request for a stream. The layer
+/// Replaces the response of the handler with the rejection of a request for a stream. The layer
 /// checks a limit after the handler has responded, because only responses that are event streams
 /// count towards the limit. The body of the handler is never polled.
 ///
@@ -135,13 +135,18 @@ pub(crate) fn reject<B: Body>(
     Response::from_parts(parts, ResponseBody::replaced(body, bytes, token))
 }
 
-/// Replaces the response to a [`TemporaryError`] by the rejection of a request like that of an
-/// `EventSource`. The headers that describe the error are removed.
-pub(crate) fn reject_error<B: Body>(mut response: Response<B>, settings: Settings) -> Response<ResponseBody<B>> {
+/// Replaces an error response or an earlier rejection with a rejection, like [`reject`]. Also
+/// removes the other headers that such a response sets.
+pub(crate) fn reject_instead<B: Body>(
+    mut response: Response<B>,
+    reason: Reason,
+    settings: Settings,
+    is_from_event_source: bool,
+) -> Response<ResponseBody<B>> {
     for of_the_error in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
         response.headers_mut().remove(of_the_error);
     }
-    reject(response, Reason::TemporaryError, settings, true)
+    reject(response, reason, settings, is_from_event_source)
 }
 
 /// Applies `outer`, the settings of an outer layer, to the response of an inner layer that has
@@ -150,7 +155,7 @@ pub(crate) fn reject_error<B: Body>(mut response: Response<B>, settings: Setting
 /// setting is taken, or if a middleware has changed the status, the body, or a header that the
 /// rejection sets, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
-    mut response: Response<B>,
+    response: Response<B>,
     mut rejected: Rejected,
     outer: &Settings,
     is_from_event_source: bool,
@@ -159,8 +164,5 @@ pub(crate) fn reject_again<B: Body>(
     if is_changed || !rejected.settings.inherit(outer) {
         return response.map(ResponseBody::untouched);
     }
-    for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
-        response.headers_mut().remove(of_the_rejection);
-    }
-    reject(response, rejected.reason, rejected.settings, is_from_event_source)
+    reject_instead(response, rejected.reason, rejected.settings, is_from_event_source)
 }

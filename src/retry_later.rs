@@ -3,7 +3,6 @@
 use crate::{
     Overload,
     body::ResponseBody,
-    limit::LimitReached,
     rejection::{Reason, reject},
     settings::Settings,
 };
@@ -99,7 +98,6 @@ impl RetryLater {
         // The mark of a rejection makes layers supply their jitter, and count no stream.
         let (retry, when_full) = (Some(self.delay), Some(Overload::RetryLater));
         let settings = Settings { retry, jitter: self.jitter, when_full, ..Settings::default() };
-        // The reason and the kind of the request change only other rejections.
-        reject(Response::new(String::new()), Reason::Limit(LimitReached::Total), settings, true)
+        reject(Response::new(String::new()), Reason::TemporaryError, settings, true)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     limit::{Keys, Limit},
     metrics,
     registry::Registration,
-    rejection::{Reason, Rejected, TemporaryError, reject, reject_again, reject_error},
+    rejection::{Reason, Rejected, TemporaryError, reject, reject_again, reject_instead},
     settings::{LayerOnClose, Settings},
     trace,
 };
@@ -200,7 +200,7 @@ fn handle_error<B: Body>(
     }
     trace::refused(request, error.map(|TemporaryError(message)| message));
     metrics::refused();
-    reject_error(response, settings.clone())
+    reject_instead(response, Reason::TemporaryError, settings.clone(), true)
 }
 
 /// Applies the settings of a layer to an event stream, or rejects the response if a limit on open

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) shutdown_event: Option<Bytes>,
     pub(crate) jitter: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
+    /// Limits per key come first. So a request over the limit of its key does not hold, even for a
+    /// moment, the last permit of the limit of all streams, which another client may need.
     pub(crate) limits: Vec<Limit>,
     pub(crate) when_full: Option<Overload>,
     pub(crate) flush_time: Option<Duration>,
@@ -43,10 +45,10 @@ pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + 
 
 impl Settings {
     /// The default reconnect delay, one second, of a client whose stream ends at a shutdown, or
-    /// whose request is over a limit of open streams.
+    /// whose request is rejected.
     const RETRY: Duration = Duration::from_secs(1);
     /// The default jitter, 5 seconds: the maximum of the random time that is added to the reconnect
-    /// delay of a client whose stream ends at a shutdown, or whose request is over a limit.
+    /// delay of a client whose stream ends at a shutdown, or whose request is rejected.
     const JITTER: Duration = Duration::from_secs(5);
     /// The default flush time, 250 milliseconds. Streams continue for this time after a shutdown
     /// has begun.
@@ -57,6 +59,11 @@ impl Settings {
     /// head.
     pub(crate) fn reads_head(&self) -> bool {
         !self.limits.is_empty() || !self.registrars.is_empty() || self.on_close_with.is_some()
+    }
+
+    pub(crate) fn add_limit(&mut self, limit: Limit) {
+        self.limits.push(limit);
+        self.limits.sort_by_key(|limit| limit.keyed().is_none());
     }
 
     /// Sets unset values to the values of `outer`, the settings of an outer layer. Settings that
@@ -88,7 +95,7 @@ impl Settings {
     }
 
     /// Returns the reconnect delay, with jitter, of a client whose stream ends at a shutdown, or
-    /// whose request is over a limit. `own` is the delay that the handler has set. It has
+    /// whose request is rejected. `own` is the delay that the handler has set. It has
     /// precedence over the delay of the layer. The default is one second.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
         with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))

@@ -249,8 +249,8 @@ impl ClientTimeout {
     ///
     /// The first probe is not sent before half of the timeout, which is the default interval of
     /// heartbeats. Earlier probes would wake the radios of mobile clients between two heartbeats.
-    /// Timeouts under 12 seconds have no time for that. They have three to six probes, or fewer if
-    /// the timeout is shorter than that.
+    /// Timeouts under 12 seconds have no time for that. They have three to six probes, and a timeout
+    /// of two or three seconds has one or two.
     fn probes(&self, random: f64) -> Probes {
         let round_up = u64::from(self.after.subsec_nanos() > 0);
         // One second of silence and one second for the probe are the minimum.

@@ -12,7 +12,7 @@ use crate::{
     trace,
 };
 use std::{
-    mem, ptr,
+    mem,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 use tokio::time::Instant;
@@ -54,21 +54,19 @@ impl AppliedLayer {
         }
     }
 
-    /// Returns whether both layers have read a value for the same `on_close_with`. Clones of a
-    /// layer share it.
+    /// Returns `true` if both layers have the same `on_close_with`. Clones of a layer share it.
     fn shares_on_close_with(&self, other: &Self) -> bool {
-        let is_read = self.on_close.is_some() && other.on_close.is_some();
         let both = self.settings.on_close_with.as_ref().zip(other.settings.on_close_with.as_ref());
-        is_read && both.is_some_and(|(own, other)| ptr::addr_eq(Arc::as_ptr(own), Arc::as_ptr(other)))
+        both.is_some_and(|(own, other)| Arc::ptr_eq(own, other))
     }
 
     /// Returns whether streams of this layer need a
     /// [`StreamObserver`](super::observer::StreamObserver), which records a stream and can end it.
     /// They do if the layer limits streams, can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
-        let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
+        let Settings { shutdown, max_lifetime, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
-        is_ended || on_close.is_some() || self.on_close.is_some() || !self.permits.is_empty()
+        is_ended || self.at.is_some() || !self.permits.is_empty()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 use bytes::Bytes;
 use http_body::Frame;
 use std::{
-    mem, ptr,
+    mem,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -443,7 +443,7 @@ impl StreamObserver {
 /// Returns whether `callbacks`, the `on_close` callbacks of the layers of a stream, already contain
 /// `on_close`. Clones of a layer share one callback, which runs once for each stream.
 fn contains(callbacks: &[LayerOnClose], on_close: &LayerOnClose) -> bool {
-    callbacks.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
+    callbacks.iter().any(|other| Arc::ptr_eq(other, on_close))
 }
 
 impl Drop for StreamObserver {

@@ -118,8 +118,8 @@ impl Merge {
         }
         let mut checked = 0;
         loop {
-            // After the shutdown of the hub, no event becomes visible. So if it was known before
-            // the committed position was read, no event is missed.
+            // No event becomes visible after a shutdown of the hub. So a committed position that is
+            // read after the shutdown was noticed is final.
             let was_shut_down = self.is_shut_down;
             // Read the committed position before the topics, so that the topics contain every event
             // up to it, and all changes up to it are marked or in the wake queue.
@@ -179,6 +179,7 @@ impl Merge {
                         return Step::EarlyEnd(EarlyEnd::Shutdown);
                     }
                     if self.is_shut_down {
+                        // Read the final committed position.
                         continue;
                     }
                     if waker.is_none_or(|waker| self.ready.wait(waker)) {

@@ -53,8 +53,8 @@ impl QueueNumber {
     }
 }
 
-/// The reason why the subscriptions of a topic end although the topic is not finished. If both
-/// reasons apply, the second one counts.
+/// The reason why the subscriptions of a topic end although the topic is not finished.
+/// `Replaced` has precedence over `Shutdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EarlyEnd {
     /// The hub was shut down. Subscriptions deliver the remaining events of the topic first.

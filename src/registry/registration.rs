@@ -7,7 +7,6 @@ use bytes::Bytes;
 use std::{
     fmt,
     num::NonZeroU32,
-    ptr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -173,7 +172,7 @@ impl Registration {
     /// Returns `false` if comparing the keys panics.
     pub(crate) fn has_same_key(&self, other: &Self) -> bool {
         let (registry, of_other) = (&self.block.registry, &other.block.registry);
-        if !ptr::addr_eq(Arc::as_ptr(registry), Arc::as_ptr(of_other)) {
+        if !Arc::ptr_eq(registry, of_other) {
             return false;
         }
         let mut is_same = false;

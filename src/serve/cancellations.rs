@@ -38,9 +38,9 @@ impl Cancelled {
 #[derive(Debug)]
 pub(super) struct Cancellations {
     cancelled: Cancelled,
-    /// The time that each cancelled request takes from the client.
+    /// The time between two cancelled requests at the maximum rate.
     interval: Duration,
-    /// The time when the client has made up for all requests that it has cancelled.
+    /// The time when the allowance is full again. Each cancelled request moves it by `interval`.
     even_at: Instant,
 }
 

@@ -32,38 +32,49 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// The settings of HTTP/2 connections. `None` is hyper's default.
-#[derive(Clone, Copy, Debug, Default)]
+/// The settings of HTTP/2 connections.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Config {
-    /// The maximum size of the headers of a request, in bytes.
+    /// The maximum size of the headers of a request, in bytes. `None` is hyper's default.
     pub(super) max_header_list_size: Option<u32>,
     /// The maximum number of open streams of a connection.
-    pub(super) max_concurrent_streams: Option<u32>,
+    pub(super) max_concurrent_streams: u32,
     pub(super) keep_alive: Option<KeepAlive>,
 }
 
-/// The maximum of the times of keep-alive pings: a year.
-const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_header_list_size: None, max_concurrent_streams: 200, keep_alive: None }
+    }
+}
 
 /// The times of keep-alive pings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeepAlive {
-    pub(super) interval: Duration,
-    pub(super) timeout: Duration,
+    interval: Duration,
+    timeout: Duration,
+}
+
+impl KeepAlive {
+    /// With zero, pings would follow each other without a pause.
+    const MIN_INTERVAL: Duration = Duration::from_millis(1);
+    /// A year. hyper adds the times to an `Instant`, which panics if the sum is too large.
+    const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+    pub(super) fn new(interval: Duration, timeout: Duration) -> Self {
+        let interval = interval.clamp(Self::MIN_INTERVAL, Self::MAX_TIME);
+        Self { interval, timeout: timeout.min(Self::MAX_TIME) }
+    }
 }
 
 impl Config {
     fn apply(self, builder: &mut Builder<Spawner>) {
         let Self { max_header_list_size, max_concurrent_streams, keep_alive } = self;
+        builder.max_send_buf_size(MAX_SEND_BUFFER).max_concurrent_streams(max_concurrent_streams);
         if let Some(size) = max_header_list_size {
             builder.max_header_list_size(size);
         }
-        if let Some(number) = max_concurrent_streams {
-            builder.max_concurrent_streams(number);
-        }
         if let Some(KeepAlive { interval, timeout }) = keep_alive {
-            // hyper adds these times to an `Instant`, which panics if the sum is too large.
-            let [interval, timeout] = [interval, timeout].map(|time| time.min(MAX_TIME));
             builder.timer(TokioTimer::new()).keep_alive_interval(interval).keep_alive_timeout(timeout);
         }
     }
@@ -86,9 +97,8 @@ where
     let mut builder = Builder::new(streams.spawner());
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
-    builder.max_send_buf_size(MAX_SEND_BUFFER);
     server.http2.apply(&mut builder);
-    let cancellations = Cancellations::new(server.http2.max_concurrent_streams.unwrap_or(MAX_CONCURRENT_STREAMS));
+    let cancellations = Cancellations::new(server.http2.max_concurrent_streams);
     let cancelled = cancellations.cancelled();
     let service = Http2Service { service, address, server: Arc::clone(server), cancelled };
     let cork = Cork::default();
@@ -134,9 +144,6 @@ struct Connected<I, S: App, A: Address> {
 /// The number of bytes of a stream that h2 buffers while the client does not read, without the rest
 /// of the last frame. With hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
-
-/// hyper's default for the number of requests that a client may have open at the same time.
-const MAX_CONCURRENT_STREAMS: u32 = 200;
 
 /// The number of bytes that hyper may read in one poll while requests arrive. A small number saves
 /// memory: h2 uses 248 bytes for each request that it has read and not accepted.
@@ -262,18 +269,20 @@ struct Stall {
 
 impl Stall {
     fn new(KeepAlive { interval, timeout }: KeepAlive) -> Self {
-        Self { limit: interval.saturating_add(timeout), timer: None }
+        Self { limit: interval + timeout, timer: None }
     }
 
     /// Returns ready if the connection has to be dropped.
     fn poll(&mut self, cork: &Cork, cx: &mut Context<'_>) -> Poll<()> {
-        if cork.take_written() || !cork.is_blocked() {
-            self.timer = None;
-        }
+        let has_written = cork.take_written();
         if !cork.is_blocked() {
+            self.timer = None;
             return Poll::Pending;
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        if has_written {
+            timer.set(sleep(self.limit));
+        }
         timer.as_mut().poll(cx)
     }
 }

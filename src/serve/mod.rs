@@ -309,10 +309,11 @@ impl<L: Listener, S> Serve<L, S> {
     /// knows the limit delays further requests, or opens another connection. If a client does not
     /// respect the limit, its request is reset with `REFUSED_STREAM`, and the client can safely
     /// repeat it. RFC 9113 recommends at least 100 streams. All tabs of a browser share one
-    /// connection, and so do many clients of a proxy that sends their requests over HTTP/2. HTTP/1
-    /// is not affected: a connection has one request at a time.
+    /// connection, and so do many clients of a proxy that sends their requests over HTTP/2. With
+    /// zero, each HTTP/2 request is refused. HTTP/1 is not affected: a connection has one request
+    /// at a time.
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
-        self.http2.max_concurrent_streams = Some(streams);
+        self.http2.max_concurrent_streams = streams;
         self
     }
 
@@ -329,8 +330,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// `GOAWAY`, and has one more second to close the connection, or longer if it continues to
     /// send. If the client also does not read, the server drops the connection after `interval`
     /// plus `timeout` without a written byte. A ping waits behind the bytes that the client has not
-    /// read yet. So choose a `timeout` that is long enough for slow clients. Times over a year
-    /// count as a year.
+    /// read yet. So choose a `timeout` that is long enough for slow clients. An interval below one
+    /// millisecond counts as one millisecond, and times over a year count as a year.
     ///
     /// See [`Serve`] for an example.
     ///
@@ -338,7 +339,7 @@ impl<L: Listener, S> Serve<L, S> {
     ///
     /// With pings, the task of an HTTP/2 connection panics in a runtime without timers.
     pub fn http2_keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.http2.keep_alive = Some(http2::KeepAlive { interval, timeout });
+        self.http2.keep_alive = Some(http2::KeepAlive::new(interval, timeout));
         self
     }
 
@@ -371,8 +372,11 @@ impl<L: Listener, S> Serve<L, S> {
     /// the server neither waits for it nor closes it. Over HTTP/2, an upgraded stream is a part of
     /// its connection, so the server waits for it until the timeout.
     ///
-    /// See [`Serve`] for an example. The timeout needs a runtime with timers, and about 60 bytes
-    /// for each connection.
+    /// See [`Serve`] for an example. The timeout needs about 60 bytes for each connection.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without timers, the task of the timeout panics, and no connection is closed.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = Some(timeout);
         self

@@ -65,9 +65,9 @@ pub(super) struct Writer {
     file: File,
     mark: Mark,
     tail: Tail,
-    /// The epoch and the last position that the file had when it was last opened, if the file could
-    /// only be read then. The epoch in `tail` is another one if a new epoch has begun then, which
-    /// such a file does not store.
+    /// The epoch and the last position in the file when it was last opened, if it could only be
+    /// read. If a new epoch began at that time, it is in `tail` only, because the file could not
+    /// store it.
     found: Option<(u64, Position)>,
     /// The time when the oldest retained record was appended, in milliseconds since 1970. It
     /// decides when the writer has to remove expired records. `None` if the time is unknown.
@@ -401,11 +401,8 @@ impl Writer {
             // after each reopening would end all subscriptions each time.
             let was_found = (found.epoch, found.last);
             let is_unchanged = self.found == Some(was_found) && found.last == self.tail.last;
-            let tail = match (is_shorter, is_unchanged) {
-                (false, _) => found,
-                (true, true) => store_epoch(&opened, self.tail.epoch, found)?,
-                (true, false) => store_epoch(&opened, random::bits(), found)?,
-            };
+            let epoch = if is_unchanged { self.tail.epoch } else { random::bits() };
+            let tail = if is_shorter { store_epoch(&opened, epoch, found)? } else { found };
             self.mark.reopen();
             begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
             self.found = opened.read_only.is_some().then_some(was_found);

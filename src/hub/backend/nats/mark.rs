@@ -146,7 +146,8 @@ pub(super) async fn replace(
         // log must not continue, because it would issue the lost sequences again.
         previous = mark.sequence;
     }
-    Err("other nodes add marks of the lost log all the time".into())
+    Err(format!("a new log could not begin: in {MAX_ATTEMPTS} attempts, other nodes added marks of the lost log first")
+        .into())
 }
 
 /// Begins a new log: publishes a mark, and returns the newest mark of the JetStream stream.

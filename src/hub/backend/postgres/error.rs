@@ -71,8 +71,8 @@ impl RequestError {
 fn is_fatal(error: &DbError) -> bool {
     match error.parsed_severity() {
         Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
-        // A server always sends the severity in this form, too, which is not translated. A pool may
-        // send the text alone, which is then English.
+        // The response has no untranslated severity (field `V`). Servers always send it. A pool may
+        // send only the field `S`, in English.
         None => matches!(error.severity(), "FATAL" | "PANIC"),
     }
 }
