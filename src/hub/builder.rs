@@ -501,7 +501,7 @@ impl Connector {
         if let Some(age) = self.settings.max_age {
             backend.inherit_max_age(age);
         }
-        let config = self.settings.into_config(backend.max_age());
+        let config = self.settings.into_config(backend.configured_max_age());
         let core = Core::connected(config, Arc::from(backend)).await?;
         Ok(Hub::new_handle(core))
     }

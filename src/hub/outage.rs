@@ -68,6 +68,11 @@ impl Outage {
         self.succeeded_after(failures);
     }
 
+    #[cfg(test)]
+    pub(super) fn is_logged(&self) -> bool {
+        self.state().is_logged
+    }
+
     fn succeeded_after(&self, failures: u64) {
         let mut state = self.state();
         let is_over = state.is_logged && state.failures == failures;

@@ -35,7 +35,7 @@ impl Aged {
 impl Backend for Aged {
     pass_on!(log: bounds append append_if_unchanged read follow);
 
-    fn max_age(&self) -> Option<Duration> {
+    fn configured_max_age(&self) -> Option<Duration> {
         self.max_age
     }
 

@@ -83,7 +83,7 @@
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
-//! | [`inherit_max_age`](Backend::inherit_max_age), [`max_age`](Backend::max_age) | when a hub connects, before `open`, and the first only if the hub has a `max_age` | one | |
+//! | [`inherit_max_age`](Backend::inherit_max_age), [`configured_max_age`](Backend::configured_max_age) | when a hub connects, before `open`, and the first only if the hub has a `max_age` | one | |
 //! | [`open`](Backend::open) | once, when a hub connects, after the methods above and before all others | one | `connect` returns it |
 //! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; when a client resumes at a position that the node does not know; for recordings and [members](crate::hub::Topic::members), to learn how far the node has to read the log first, or whether the backend responds | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |

@@ -52,6 +52,29 @@ use crate::BoxError;
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 
+/// The maximum age of the records of a backend of this crate. Without a setting, it is that of the
+/// hub.
+#[cfg(any(feature = "file", feature = "nats", feature = "postgres", feature = "redis"))]
+#[derive(Clone, Copy, Debug, Default)]
+struct MaxAge(Option<Duration>);
+
+#[cfg(any(feature = "file", feature = "nats", feature = "postgres", feature = "redis"))]
+impl MaxAge {
+    /// Sets the age. Zero means that the age is not limited, and becomes [`Duration::MAX`].
+    fn set(&mut self, age: Duration) {
+        self.0 = Some(if age.is_zero() { Duration::MAX } else { age });
+    }
+
+    /// Sets the age to that of the hub, unless it is set.
+    fn inherit(&mut self, age: Duration) {
+        self.0.get_or_insert(age);
+    }
+
+    fn get(self) -> Duration {
+        self.0.unwrap_or(DEFAULT_MAX_AGE)
+    }
+}
+
 /// The maximum age of the events of a hub, and of the records of each backend of this crate, if
 /// neither the hub nor its backend sets an age.
 pub(in crate::hub) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60 * 60);
@@ -124,7 +147,7 @@ pub trait Backend: Send + Sync + 'static {
     /// finished. The hub does not take over an age that is not limited (zero or [`Duration::MAX`]),
     /// because its topics would never expire. In that case, and with `None`, the maximum age of the
     /// hub is one hour.
-    fn max_age(&self) -> Option<Duration> {
+    fn configured_max_age(&self) -> Option<Duration> {
         None
     }
 
@@ -141,7 +164,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Opens the log, and waits until it can be used.
     ///
     /// A hub calls this method when it connects, before every method except
-    /// [`max_age`](Self::max_age) and [`inherit_max_age`](Self::inherit_max_age), and without a
+    /// [`configured_max_age`](Self::configured_max_age) and [`inherit_max_age`](Self::inherit_max_age), and without a
     /// time limit. Implement it for a log that can take longer to open than the ten seconds of the
     /// other methods, such as a file that is verified after a crash. The default does nothing.
     ///
@@ -451,9 +474,9 @@ mod tests {
         let (hour, day) = (DEFAULT_MAX_AGE, DEFAULT_MAX_AGE * 24);
         for (set, expected) in [(None, day), (Some(hour), hour), (Some(Duration::ZERO), Duration::MAX)] {
             let mut log = set.map_or_else(&new, |age| max_age(new(), age));
-            assert_eq!(log.max_age(), set.map(|_| expected));
+            assert_eq!(log.configured_max_age(), set.map(|_| expected));
             log.inherit_max_age(day);
-            assert_eq!(log.max_age(), Some(expected), "{set:?} is set");
+            assert_eq!(log.configured_max_age(), Some(expected), "{set:?} is set");
         }
     }
 

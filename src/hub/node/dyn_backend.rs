@@ -11,7 +11,7 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send 
 /// A [`Backend`] of any type as a trait object.
 pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
-    fn max_age(&self) -> Option<Duration>;
+    fn configured_max_age(&self) -> Option<Duration>;
     fn inherit_max_age(&mut self, age: Duration);
     fn open(&self) -> BoxFuture<'_, ()>;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
@@ -27,8 +27,8 @@ impl<B: Backend> DynBackend for B {
         B::ID_FORMAT
     }
 
-    fn max_age(&self) -> Option<Duration> {
-        Backend::max_age(self)
+    fn configured_max_age(&self) -> Option<Duration> {
+        Backend::configured_max_age(self)
     }
 
     fn inherit_max_age(&mut self, age: Duration) {

@@ -16,7 +16,7 @@ mod store;
 mod test_file;
 mod writer;
 
-use super::{Appended, Backend, Bounds, Page, Position, Record};
+use super::{Appended, Backend, Bounds, MaxAge, Page, Position, Record};
 use crate::BoxError;
 use error::{FileError, Kind};
 use queue::{Append, Queue, Unchanged};
@@ -187,7 +187,7 @@ impl FileBackend {
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
-            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: None },
+            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: MaxAge::default() },
             durability: Durability::Disk,
             log: Arc::default(),
             opening: Arc::default(),
@@ -226,7 +226,7 @@ impl FileBackend {
     /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.retention.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
+        self.retention.max_age.set(age);
         self
     }
 
@@ -375,12 +375,12 @@ fn bounds(tail: &Tail) -> Bounds {
 }
 
 impl Backend for FileBackend {
-    fn max_age(&self) -> Option<Duration> {
-        self.retention.max_age
+    fn configured_max_age(&self) -> Option<Duration> {
+        self.retention.max_age.0
     }
 
     fn inherit_max_age(&mut self, age: Duration) {
-        self.retention.max_age.get_or_insert(age);
+        self.retention.max_age.inherit(age);
     }
 
     async fn open(&self) -> Result<(), BoxError> {

@@ -1,7 +1,7 @@
 //! The retention of a log: which of the oldest records are removed.
 
 use super::store::Tail;
-use crate::hub::backend::DEFAULT_MAX_AGE;
+use crate::hub::backend::MaxAge;
 use std::time::Duration;
 
 /// The limits of the retained records, for all topics together.
@@ -10,7 +10,7 @@ pub(super) struct Retention {
     pub(super) max_records: u64,
     pub(super) max_bytes: u64,
     /// The maximum age of a record, if it was set. [`Duration::MAX`] means no limit.
-    pub(super) max_age: Option<Duration>,
+    pub(super) max_age: MaxAge,
 }
 
 /// The maximum excess of a log: the number of records that it can have over its limit before its
@@ -34,14 +34,10 @@ impl Retention {
         tail.records() > 1.max(self.max_records) || (tail.bytes() > self.max_bytes && tail.records() > 1)
     }
 
-    fn max_age(&self) -> Duration {
-        self.max_age.unwrap_or(DEFAULT_MAX_AGE)
-    }
-
     /// Returns `true` if a record that was appended at `time` is over the maximum age. Times are in
     /// milliseconds since 1970.
     pub(super) fn is_expired(&self, time: u64, now: u64) -> bool {
-        Duration::from_millis(now.saturating_sub(time)) >= self.max_age()
+        Duration::from_millis(now.saturating_sub(time)) >= self.max_age.get()
     }
 
     /// Returns how long the writer, the thread that stores appends, can wait until it has to remove
@@ -52,7 +48,7 @@ impl Retention {
     /// removes several expired records together.
     pub(super) fn expires_in(&self, oldest: u64, now: u64) -> Option<Duration> {
         let age = Duration::from_millis(now.saturating_sub(oldest));
-        let max_age = self.max_age();
+        let max_age = self.max_age.get();
         (max_age != Duration::MAX).then(|| max_age.saturating_add(max_age / 16).saturating_sub(age))
     }
 }

@@ -240,29 +240,34 @@ impl NatsBackend {
                 // that ended at the same time would be followed by further ones in the same poll.
                 let can_repeat = patience < deadline && can_repeat_at(patience);
                 let patience = if can_repeat { patience } else { deadline + self.timeout };
-                loop {
-                    match timeout_at(patience, losses.unless_lost(next_output(&mut attempts))).await {
-                        // The servers of a cluster are still storing an earlier copy. Its response
-                        // arrives later, or that of the next copy.
-                        Ok(Ok(Ok(ack))) if ack.sequence == 0 => {}
-                        Ok(Ok(Err(error))) if is_in_process(&error) => {}
-                        Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
-                        Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
-                        Ok(Ok(Err(error))) if !is_unsure(&error) && is_certain => return Err(error.into()),
-                        Ok(Ok(Err(error))) if !is_unsure(&error) => {
-                            return Err(format!(
+                let response = async {
+                    loop {
+                        match next_output(&mut attempts).await {
+                            // The servers of a cluster are still storing an earlier copy. Its
+                            // response arrives later, or that of the next copy.
+                            Ok(ack) if ack.sequence == 0 => {}
+                            Err(error) if is_in_process(&error) => {}
+                            response => return response,
+                        }
+                        is_certain = false;
+                    }
+                };
+                let response = timeout_at(patience, losses.unless_lost(response)).await;
+                match response {
+                    Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
+                    Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
+                    Ok(Ok(Err(error))) if !is_unsure(&error) => {
+                        return Err(match is_certain {
+                            true => error.into(),
+                            false => format!(
                                 "it is unknown whether the stream has stored it: the response to the first copy was \
                                  lost or late, and the next copy has failed: {error}"
                             )
-                            .into());
-                        }
-                        Ok(Err(_is_lost)) if can_repeat_at(Instant::now()) => {
-                            losses.reconnected().await;
-                            break;
-                        }
-                        Ok(Err(_) | Ok(Err(_))) | Err(_) => break,
+                            .into(),
+                        });
                     }
-                    is_certain = false;
+                    Ok(Err(_is_lost)) if can_repeat_at(Instant::now()) => losses.reconnected().await,
+                    Ok(Err(_) | Ok(Err(_))) | Err(_) => {}
                 }
                 is_certain = false;
                 if let Some(window) = window.filter(|_| !can_repeat_at(Instant::now())) {

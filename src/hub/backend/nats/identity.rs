@@ -56,14 +56,14 @@ pub(super) struct KnownLog {
     pub(super) epoch: u64,
     /// The ids of the newest lost logs that this log has replaced in the stream, newest first. Each
     /// further mark names them, for nodes that notice a loss late.
-    replaces: Arc<[Arc<str>]>,
+    pub(super) replaces: Arc<[Arc<str>]>,
     /// The sequence of the newest mark that the local node has read. 0 if retention had removed
     /// every mark before the local node connected.
     pub(super) mark: u64,
     /// The sequence of the last event before the newest mark, or of the last message of another
     /// program if that is later. All messages between this message and the newest mark are marks,
     /// too. If the newest mark begins the log, this is the sequence of the mark itself.
-    last_event: u64,
+    pub(super) last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
     pub(super) newest: u64,
@@ -308,9 +308,7 @@ impl Identity {
             }
             // An older mark changes nothing: the known mark may have been deleted since.
             (Verdict::Same, _) => None,
-            (Verdict::Shorter | Verdict::Different, mark) => {
-                Some(mark::replace(stream, &known.id, &known.replaces, mark.as_ref()).await?)
-            }
+            (Verdict::Shorter | Verdict::Different, mark) => Some(mark::replace(stream, &known, mark.as_ref()).await?),
         };
         match another {
             Some(another) if another.id != known.id || verdict != Verdict::Same => {
@@ -410,8 +408,7 @@ impl Identity {
         if known.is_mark_due() || state.messages == 0 {
             // Publishing fails if the stream is full and rejects messages. A later check then tries
             // again.
-            let (log, newest) = ((&*known.id, &*known.replaces), (known.mark, known.last_event));
-            let renewed = mark::renew(stream, log, newest, mark.as_ref(), state).await.ok().flatten();
+            let renewed = mark::renew(stream, &known, mark.as_ref(), state).await.ok().flatten();
             let mut now = self.lock();
             if let Some(now) = now.as_mut().filter(|now| now.epoch == known.epoch) {
                 // If the new mark gets a sequence that the stream had before, the stream has lost

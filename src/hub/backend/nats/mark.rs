@@ -2,6 +2,7 @@
 //! them.
 
 use super::{
+    identity::KnownLog,
     message::{self, Stored},
     stream::{State, Stream, is_refusal},
 };
@@ -123,19 +124,13 @@ pub(super) async fn named_by_messages(stream: &Stream, state: &State) -> Result<
 /// The maximum number of attempts to begin a new log while other nodes add marks of the lost log.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Returns the mark of the log that replaces the log `lost`, which itself has replaced the logs
-/// `earlier`. `mark` is the newest mark in the JetStream stream. If no other node has begun the new
+/// Returns the mark of the log that replaces the lost log `known`. `mark` is the newest mark in the JetStream stream. If no other node has begun the new
 /// log yet, this function begins it.
-pub(super) async fn replace(
-    stream: &Stream,
-    lost: &Arc<str>,
-    earlier: &[Arc<str>],
-    mark: Option<&Mark>,
-) -> Result<Mark, BoxError> {
-    if let Some(mark) = mark.filter(|mark| mark.replaces.contains(lost)) {
+pub(super) async fn replace(stream: &Stream, known: &KnownLog, mark: Option<&Mark>) -> Result<Mark, BoxError> {
+    if let Some(mark) = mark.filter(|mark| mark.replaces.contains(&known.id)) {
         return Ok(mark.clone());
     }
-    let replaced: Vec<_> = iter::once(lost).chain(earlier).take(REPLACES.len()).cloned().collect();
+    let replaced: Vec<_> = iter::once(&known.id).chain(&*known.replaces).take(REPLACES.len()).cloned().collect();
     let mut previous = mark.map_or(0, |mark| mark.sequence);
     for _ in 0..MAX_ATTEMPTS {
         let mark = begin(stream, &replaced, previous).await?;
@@ -170,16 +165,13 @@ async fn begin(stream: &Stream, replaces: &[Arc<str>], previous: u64) -> Result<
     })
 }
 
-/// Adds one more mark of the log `id` to the JetStream stream. The log has replaced the lost logs
-/// `replaces`. `known` contains the sequence of the newest mark that the local node knows, and that
-/// of the last event before it. `mark` is the
-/// newest mark of the stream, which was read after the state `state` of the stream. Returns the
-/// sequences of the added mark or of a newer one of another node. Returns `None` if the server has
-/// refused the mark.
+/// Adds one more mark of the log `known` to the JetStream stream. `mark` is the newest mark of the
+/// stream, which was read after the state `state` of the stream. Returns the sequence of the added
+/// mark, or of a newer one of another node, and that of the last event before it. Returns `None` if
+/// the server has refused the mark.
 pub(super) async fn renew(
     stream: &Stream,
-    (id, replaces): (&str, &[Arc<str>]),
-    known: (u64, u64),
+    known: &KnownLog,
     mark: Option<&Mark>,
     state: &State,
 ) -> Result<Option<(u64, u64)>, BoxError> {
@@ -188,8 +180,9 @@ pub(super) async fn renew(
         // Another node has added this mark.
         return Ok(Some(newest));
     }
-    let last_event = last_event(state.last, [newest, known]);
-    let renewal = mark_message(&format!("renew {id} {}", state.last), id, replaces)
+    let last_event = last_event(state.last, [newest, (known.mark, known.last_event)]);
+    let id = &known.id;
+    let renewal = mark_message(&format!("renew {id} {}", state.last), id, &known.replaces)
         .header(LAST_EVENT, last_event.to_string())
         .expected_last_sequence(state.last);
     if let Some(sequence) = publish(stream, renewal).await? {
@@ -199,7 +192,7 @@ pub(super) async fn renew(
     // to be the next message. The server refuses the mark if the newer message is a mark. So the
     // message before the mark is no mark. Servers before 2.9.21 may accept it if the stream is
     // replicated, and a gap can then be reported that is none.
-    let renewal = mark_message(&format!("renew {id} after {}", newest.0), id, replaces)
+    let renewal = mark_message(&format!("renew {id} after {}", newest.0), id, &known.replaces)
         .header(LAST_EVENT, PRECEDING)
         .expected_last_subject_sequence(newest.0);
     Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence.saturating_sub(1))))

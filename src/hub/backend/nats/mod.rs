@@ -25,9 +25,7 @@ use self::{
     read::PageSize,
     stream::Stream,
 };
-use super::{
-    Appended, Backend, Bounds, DEFAULT_MAX_AGE, IdFormat, Page, Position, Record, shared_connection::SharedConnection,
-};
+use super::{Appended, Backend, Bounds, IdFormat, MaxAge, Page, Position, Record, shared_connection::SharedConnection};
 use crate::BoxError;
 use async_nats::jetstream::stream::Config;
 use std::{
@@ -180,7 +178,7 @@ use tokio::sync::Mutex;
 pub struct NatsBackend {
     servers: Servers,
     config: Config,
-    max_age: Option<Duration>,
+    max_age: MaxAge,
     timeout: Duration,
     /// The connection to NATS that all requests of this process share, also those of the follower.
     link: SharedConnection<Link, Arc<str>>,
@@ -227,7 +225,7 @@ impl NatsBackend {
                 num_replicas: 1,
                 ..Config::default()
             },
-            max_age: None,
+            max_age: MaxAge::default(),
             timeout: Duration::from_secs(2),
             link: SharedConnection::default(),
             identity: Arc::default(),
@@ -295,7 +293,7 @@ impl NatsBackend {
     /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
+        self.max_age.set(age);
         self
     }
 
@@ -338,7 +336,7 @@ impl NatsBackend {
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         // Zero means that the age is not limited.
-        let max_age = Some(self.max_age.unwrap_or(DEFAULT_MAX_AGE)).filter(|age| *age != Duration::MAX);
+        let max_age = Some(self.max_age.get()).filter(|age| *age != Duration::MAX);
         Config {
             subjects: vec![format!("{}.>", self.config.name)],
             max_age: max_age.unwrap_or_default(),
@@ -352,12 +350,12 @@ impl NatsBackend {
 impl Backend for NatsBackend {
     const ID_FORMAT: IdFormat = IdFormat::Messages;
 
-    fn max_age(&self) -> Option<Duration> {
-        self.max_age
+    fn configured_max_age(&self) -> Option<Duration> {
+        self.max_age.0
     }
 
     fn inherit_max_age(&mut self, age: Duration) {
-        self.max_age.get_or_insert(age);
+        self.max_age.inherit(age);
     }
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
@@ -395,7 +393,7 @@ impl Backend for NatsBackend {
             if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
                 subjects.clear();
             }
-            page = read::read(&stream, &state, subjects, after, (self.timeout, &self.page_size)).await?;
+            page = read::read(&stream, &state, subjects, after, self.timeout, &self.page_size).await?;
             page.records.retain(|(_, record)| wanted.contains(&record.topic));
             // Messages that were removed during the read may be missing from the page, so the
             // watermark is read after the page.

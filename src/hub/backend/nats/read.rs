@@ -84,7 +84,8 @@ pub(super) async fn read(
     state: &State,
     subjects: Vec<String>,
     after: Position,
-    (timeout_per_message, size): (Duration, &PageSize),
+    timeout_per_message: Duration,
+    size: &PageSize,
 ) -> Result<Page, BoxError> {
     let consumer =
         timeout(CONSUMER_TIMEOUT, consume(&stream.link, stream.name(), sequence_after(after), subjects.clone())).await;

@@ -14,8 +14,8 @@ mod schema;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 
-use super::{Appended, Backend, Bounds, DEFAULT_MAX_AGE, Page, Position, Record};
-use crate::BoxError;
+use super::{Appended, Backend, Bounds, MaxAge, Page, Position, Record};
+use crate::{BoxError, hub::outage::Outage};
 use commands::Commands;
 use connection::Server;
 use follower::{FailedReads, Follower};
@@ -51,14 +51,8 @@ struct Settings {
     tls_files: super::tls::Files,
     schema: Schema,
     max_records: u64,
-    max_age: Option<Duration>,
+    max_age: MaxAge,
     timeout: Duration,
-}
-
-impl Settings {
-    fn max_age(&self) -> Duration {
-        self.max_age.unwrap_or(DEFAULT_MAX_AGE)
-    }
 }
 
 /// The state of a Postgres backend, which its tasks share.
@@ -72,6 +66,9 @@ struct Log {
     failed_reads: FailedReads,
     appends: Arc<Appends>,
     eviction: Eviction,
+    /// Counts and logs failed evictions. No publisher or client gets their errors, and the log grows
+    /// until an eviction succeeds.
+    eviction_outage: Outage,
     known: SyncMutex<Option<Known>>,
     /// The tokio runtime of the last request for the bounds, which is that of the hub. The tasks
     /// that callers share run there. The runtime of a publisher may not run any more.
@@ -126,7 +123,7 @@ impl PostgresBackend {
                 tls_files: super::tls::Files::default(),
                 schema: Schema::new("tower_sse".to_owned())?,
                 max_records: 1_000_000,
-                max_age: None,
+                max_age: MaxAge::default(),
                 timeout: Duration::from_secs(2),
             },
             log: OnceLock::new(),
@@ -250,7 +247,7 @@ impl PostgresBackend {
     /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.settings.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
+        self.settings.max_age.set(age);
         self
     }
 
@@ -292,6 +289,7 @@ impl Log {
             failed_reads: FailedReads::default(),
             appends: Arc::default(),
             eviction: Eviction::default(),
+            eviction_outage: Outage::of("evict"),
             known: SyncMutex::default(),
             runtime: SyncMutex::default(),
         }
@@ -348,12 +346,12 @@ impl Log {
 }
 
 impl Backend for PostgresBackend {
-    fn max_age(&self) -> Option<Duration> {
-        self.settings.max_age
+    fn configured_max_age(&self) -> Option<Duration> {
+        self.settings.max_age.0
     }
 
     fn inherit_max_age(&mut self, age: Duration) {
-        self.settings.max_age.get_or_insert(age);
+        self.settings.max_age.inherit(age);
     }
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {

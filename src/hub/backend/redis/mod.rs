@@ -12,8 +12,7 @@ mod losses;
 #[cfg(feature = "redis-tls")]
 use super::tls::{Files, Tls};
 use super::{
-    Appended, Backend, Bounds, DEFAULT_MAX_AGE, IdFormat, Page, Position, Record, fnv::fnv,
-    shared_connection::SharedConnection,
+    Appended, Backend, Bounds, IdFormat, MaxAge, Page, Position, Record, fnv::fnv, shared_connection::SharedConnection,
 };
 use crate::BoxError;
 use commands::Command;
@@ -152,7 +151,7 @@ pub struct RedisBackend {
     tls_files: Files,
     stream: String,
     max_records: u64,
-    max_age: Option<Duration>,
+    max_age: MaxAge,
     timeout: Duration,
     append: Script,
     append_if_unchanged: Script,
@@ -203,7 +202,7 @@ impl RedisBackend {
             tls_files: Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
-            max_age: None,
+            max_age: MaxAge::default(),
             timeout: Duration::from_secs(2),
             append: Script::new(concat!(include_str!("log.lua"), include_str!("append.lua"))),
             append_if_unchanged: Script::new(concat!(
@@ -311,7 +310,7 @@ impl RedisBackend {
     /// has none. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
+        self.max_age.set(age);
         self
     }
 
@@ -334,7 +333,7 @@ impl RedisBackend {
 
     /// Returns the maximum age of entries in milliseconds. 0 means that the age is not limited.
     fn max_age_ms(&self) -> u64 {
-        u64::try_from(self.max_age.unwrap_or(DEFAULT_MAX_AGE).as_millis()).map_or(0, |ms| ms.max(1))
+        u64::try_from(self.max_age.get().as_millis()).map_or(0, |ms| ms.max(1))
     }
 
     fn error(&self, source: RedisError) -> RequestError {
@@ -480,12 +479,12 @@ impl RedisBackend {
 impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
-    fn max_age(&self) -> Option<Duration> {
-        self.max_age
+    fn configured_max_age(&self) -> Option<Duration> {
+        self.max_age.0
     }
 
     fn inherit_max_age(&mut self, age: Duration) {
-        self.max_age.get_or_insert(age);
+        self.max_age.inherit(age);
     }
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
