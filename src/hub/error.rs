@@ -10,7 +10,7 @@ use std::fmt;
 ///
 /// An `EventSource` does not reconnect after a status such as 503. So if an error
 /// [is temporary](Self::is_temporary), an [`SseLayer`](crate::SseLayer) around the handler replaces
-/// the response by a [`RetryLater`](crate::RetryLater) for a request like that of an `EventSource`:
+/// the response with a [`RetryLater`](crate::RetryLater) for a request like that of an `EventSource`:
 /// see [`when_full`](crate::SseLayer::when_full). Without a layer, the handler has to return the
 /// `RetryLater` itself.
 ///
@@ -121,9 +121,8 @@ pub enum ErrorKind {
     /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
     /// reads run or wait. Clients that need the same events share one read. At this limit, a new
     /// subscription that needs one more read gets this error. The client has lost no event: it can
-    /// reconnect with the same id. An `EventSource` does so if the handler is inside an
-    /// [`SseLayer`](crate::SseLayer::when_full), and otherwise only after a
-    /// [`RetryLater`](crate::RetryLater). With a larger retention of the hub, such as
+    /// reconnect with the same id (see [`when_full`](crate::SseLayer::when_full) for an
+    /// `EventSource`). With a larger retention of the hub, such as
     /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
     /// Subscribing and [`exists_in_log`](super::Topic::exists_in_log) return this error. An open
@@ -235,9 +234,7 @@ impl Error {
     /// [`Overloaded`](ErrorKind::Overloaded), [`Shutdown`](ErrorKind::Shutdown) and
     /// [`TooManyTopics`](ErrorKind::TooManyTopics), which have the [`status`](Self::status) 503.
     ///
-    /// An `EventSource` does not reconnect by itself after a 503. An
-    /// [`SseLayer`](crate::SseLayer::when_full) around the handler replaces the response to such an
-    /// error with a [`RetryLater`](crate::RetryLater) for an `EventSource`.
+    /// See [`when_full`](crate::SseLayer::when_full) for the response that an `EventSource` gets.
     ///
     /// Do not publish again only because an error is temporary. After an error of the kind
     /// `Backend`, the events may be in the log. The cause of such an error can also be permanent,
