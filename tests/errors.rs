@@ -102,13 +102,16 @@ fn layer() -> SseLayer {
 #[tokio::test]
 async fn event_source_reconnects_after_temporary_error_of_hub() {
     let hub = Hub::builder().max_topics(0).build();
-    let cors = async |mut response: Response<Body>| {
+    let headers = async |mut response: Response<Body>| {
         response.headers_mut().insert("access-control-allow-origin", "https://a.example".parse().unwrap());
+        // It belongs to the status 503.
+        response.headers_mut().insert("retry-after", 9.into());
         response
     };
-    let app = news(&hub).layer(middleware::map_response(cors)).layer(layer());
+    let app = news(&hub).layer(middleware::map_response(headers)).layer(layer());
     let response = request(&app, "GET", EVENT_STREAM).await;
     assert_eq!(response.status(), StatusCode::OK);
+    assert!(!response.headers().contains_key("retry-after"));
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     assert_eq!(response.headers()["cache-control"], "no-cache, no-transform");
     assert_eq!(response.headers()["access-control-allow-origin"], "https://a.example");

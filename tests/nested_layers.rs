@@ -17,7 +17,9 @@ use support::respond::{respond, through};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{CloseReason, Event, Heartbeat, Overload, RetryLater, SseLayer, SseStream, StreamRegistry};
+use tower_sse::{
+    CloseReason, Event, Heartbeat, Overload, RetryLater, SseLayer, SseStream, StreamRegistry, StreamSummary,
+};
 
 type BoxedBody = UnsyncBoxBody<Bytes, ()>;
 
@@ -145,6 +147,41 @@ async fn value_of_unreported_request_is_dropped() {
     assert_eq!(Arc::strong_count(&value), 3);
     drop(held);
     assert_eq!((called.load(Relaxed), Arc::strong_count(&value)), (1, 2));
+}
+
+/// The inner layer does not see the rejection. For it, the response was never sent.
+#[tokio::test]
+async fn inner_layer_reports_stream_that_outer_layer_rejects() {
+    for (kind, when_full) in
+        KINDS.into_iter().flat_map(|kind| [(kind, Overload::ServiceUnavailable), (kind, Overload::RetryLater)])
+    {
+        let (sender, mut closed) = unbounded_channel();
+        let report = move |callback, user: Option<String>, stream: StreamSummary| {
+            sender.send((callback, user, stream.reason, stream.events, stream.bytes)).unwrap();
+        };
+        let [of_inner, of_request, of_outer] = [(); 3].map(|()| report.clone());
+        let inner = quiet()
+            .max_streams(1)
+            .on_close(move |stream| of_inner("inner", None, stream))
+            .on_close_with(user, move |user, stream| of_request("request", user, stream));
+        let full = quiet().max_streams(0).when_full(when_full);
+        // A clone shares the callbacks, also if the clone rejects the request.
+        for outer in [
+            full.on_close(move |stream| of_outer("outer", None, stream)),
+            inner.clone().max_streams(0).when_full(when_full),
+        ] {
+            // The permit of the inner layer is released each time.
+            let passed = boxed(respond(&inner, request(Some("bob")), response(kind)));
+            assert_eq!(passed.status(), StatusCode::OK, "{kind}");
+            let rejected = boxed(respond(&outer, request(Some("alice")), passed));
+            assert!(closed.is_empty(), "{kind}");
+            assert!(!text(rejected).await.contains("data"), "{kind}");
+            for (callback, user) in [("inner", None), ("request", Some("bob".to_owned()))] {
+                assert_eq!(closed.try_recv(), Ok((callback, user, CloseReason::ClientGone, 0, 0)), "{kind}");
+            }
+            assert!(closed.is_empty(), "{kind}");
+        }
+    }
 }
 
 #[tokio::test]

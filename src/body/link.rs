@@ -237,4 +237,27 @@ mod tests {
         drop(state);
         assert!(handle.attach(layer()).is_some(), "the state is dropped");
     }
+    /// Drops a value of the application, which may wait for a thread that uses the body.
+    #[test]
+    fn replaced_callback_is_dropped_without_lock() {
+        struct Value(LayerHandle, Arc<Mutex<Vec<bool>>>);
+        impl Drop for Value {
+            fn drop(&mut self) {
+                let state = self.0.0.upgrade().unwrap();
+                self.1.lock().unwrap().push(state.try_lock().is_ok());
+            }
+        }
+        let (_link, handle) = LayerLink::open();
+        let dropped = Arc::default();
+        let settings = Settings { on_close_with: Some(Arc::new(|_| Arc::new(drop))), ..Settings::default() };
+        for settings in [settings.clone(), settings].map(Arc::new) {
+            let value = Value(handle.clone(), Arc::clone(&dropped));
+            let on_close: LayerOnClose = Arc::new(move |_| {
+                let _value = &value;
+            });
+            let layer = AppliedLayer::new(&settings, Vec::new(), Vec::new(), Some(on_close), Default::default());
+            assert!(handle.attach(layer).is_none());
+        }
+        assert_eq!(*dropped.lock().unwrap(), [true]);
+    }
 }

@@ -534,6 +534,19 @@ mod tests {
     }
 
     #[test]
+    fn field_and_text_compare_in_both_directions() {
+        let (id, name) = (EventId::from_static("a"), EventName::from_static("a"));
+        for (text, is_equal) in [("a", true), ("A", false), ("", false), ("ab", false)] {
+            let string = text.to_owned();
+            assert_eq!([id == *text, id == text, id == string, *text == id, text == id, string == id], [is_equal; 6]);
+            assert_eq!(
+                [name == *text, name == text, name == string, *text == name, text == name, string == name],
+                [is_equal; 6]
+            );
+        }
+    }
+
+    #[test]
     fn every_integer_is_an_id() {
         assert_eq!(EventId::from(0u8), "0");
         assert_eq!(EventId::from(i64::MIN), "-9223372036854775808");

@@ -76,7 +76,7 @@
 //! |---|---|---|
 //! | open requests | 200, or [`max_concurrent_streams`](Serve::max_concurrent_streams) | a further request is reset with `REFUSED_STREAM` |
 //! | requests that the client cancels before their responses begin | per second the limit of open requests, or 100 if that is larger; at once twice as many | the connection is closed |
-//! | bytes of a stream that wait for the client | 64 KiB, and up to two frames of the body | the body of the stream is not polled |
+//! | bytes of a stream that wait for the client | 64 KiB, and up to three frames of the body or 16 KiB | the body of the stream is not polled |
 //! | refused requests, and streams with protocol errors | 1,024 | h2 closes the connection (`ENHANCE_YOUR_CALM`) |
 //!
 //! A cancelled request is not an open request any more. Without the second limit, a client that

@@ -113,6 +113,26 @@ async fn dropped_stream_reports_what_was_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn duration_begins_when_response_passes_layer() {
+    let summaries = Summaries::default();
+    let (of_stream, of_request) = (summaries.callback(), summaries.callback());
+    for layer in [
+        SseLayer::new().on_close(of_stream),
+        SseLayer::new().on_close_with(|_| (), move |(), summary| of_request(summary)),
+    ] {
+        let layer = layer.without_heartbeat();
+        for is_own in [true, false] {
+            let mut body = if is_own { ours(silent(), &[&layer]) } else { upstream([Step::Hang], &[&layer]) };
+            advance(Duration::from_secs(2)).await;
+            body.assert_pending();
+            advance(Duration::from_secs(1)).await;
+            drop(body);
+            assert_eq!(summaries.take_only().duration, Duration::from_secs(3), "{is_own}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn end_counts_only_when_handed_out() {
     let summaries = Summaries::default();
     let events = stream::iter([Event::new("a"), Event::new("x".repeat(9_000))]);

@@ -1,6 +1,6 @@
 //! The events of the server.
 
-use crate::recording::{Emitted, Seen, observed_in_real_time};
+use crate::recording::{Emitted, Seen, observed, observed_in_real_time};
 use axum::{Router, routing::get, serve::Listener};
 use std::{
     future::pending,
@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::TcpStream,
     sync::mpsc,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tower_sse::serve;
@@ -61,31 +62,114 @@ fn socket_without_client_timeout_is_logged_and_served() {
     });
 }
 
+/// Accepts connections in memory.
+struct Memory(mpsc::UnboundedReceiver<DuplexStream>);
+
+impl Listener for Memory {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (DuplexStream, ()) {
+        match self.0.recv().await {
+            Some(io) => (io, ()),
+            None => pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Returns an app whose handler never responds.
+fn endless() -> (mpsc::UnboundedReceiver<()>, Router) {
+    let (sender, requests) = mpsc::unbounded_channel();
+    let handler = async move || {
+        sender.send(()).unwrap();
+        pending::<()>().await;
+    };
+    (requests, Router::new().route("/", get(handler)))
+}
+
 #[test]
 fn shutdown_timeout_logs_number_of_closed_connections() {
-    observed_in_real_time(async |seen: Seen| {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (sender, mut requests) = mpsc::unbounded_channel();
-        let endless = async move || {
-            sender.send(()).unwrap();
-            pending::<()>().await;
-        };
+    observed(async |seen: Seen| {
+        let (mut requests, app) = endless();
+        let (connections, listener) = mpsc::unbounded_channel();
         let shutdown = CancellationToken::new();
-        let server = serve(listener, Router::new().route("/", get(endless))).with_graceful_shutdown(shutdown.clone());
-        let server = tokio::spawn(server.shutdown_timeout(Duration::from_millis(50)).into_future());
+        let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
+        let server = tokio::spawn(server.shutdown_timeout(Duration::from_secs(60)).into_future());
         let mut clients = Vec::new();
-        for _ in 0..2 {
-            let mut client = TcpStream::connect(address).await.unwrap();
+        for _ in 0..3 {
+            let (mut client, io) = duplex(1024);
+            connections.send(io).unwrap();
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             clients.push(client);
             requests.recv().await.unwrap();
         }
         shutdown.cancel();
+        sleep(Duration::from_secs(30)).await;
+        // A connection that ends during the shutdown is not counted.
+        drop(clients.pop());
+        sleep(Duration::from_secs(29)).await;
+        assert_eq!((server.is_finished(), seen.events()), (false, Vec::new()));
         server.await.unwrap().unwrap();
         let [Emitted { level: Level::WARN, in_span: None, fields }] = &seen.events()[..] else {
             panic!("{:?}", seen.events())
         };
         assert_eq!((&*fields["message"], &*fields["connections"]), ("shutdown timed out", "2"));
+    });
+}
+
+#[test]
+fn shutdown_before_its_timeout_logs_nothing() {
+    observed(async |seen: Seen| {
+        let (mut requests, app) = endless();
+        let (connections, listener) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
+        let server = tokio::spawn(server.shutdown_timeout(Duration::from_secs(60)).into_future());
+        let (mut client, io) = duplex(1024);
+        connections.send(io).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        requests.recv().await.unwrap();
+        shutdown.cancel();
+        sleep(Duration::from_secs(59)).await;
+        assert!(!server.is_finished());
+        drop(client);
+        server.await.unwrap().unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(seen.events(), []);
+    });
+}
+
+#[test]
+fn connection_with_too_many_cancelled_requests_is_logged() {
+    observed(async |seen: Seen| {
+        let (mut requests, app) = endless();
+        let (connections, listener) = mpsc::unbounded_channel();
+        let (mut client, io) = duplex(1 << 16);
+        connections.send(io).unwrap();
+        let server = tokio::spawn(serve(Memory(listener), app).into_future());
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        // At once, a client may cancel 400 requests.
+        for number in 0..401_u32 {
+            assert_eq!(seen.events(), [], "after {number} requests");
+            let stream = (2 * number + 1).to_be_bytes();
+            // GET, http, /, and the authority `a` (RFC 7541).
+            let request = [b"\0\0\x06\x01\x05", &stream[..], b"\x82\x86\x84\x01\x01a"].concat();
+            client.write_all(&request).await.unwrap();
+            requests.recv().await.unwrap();
+            // RST_STREAM with the code CANCEL.
+            let cancel = [b"\0\0\x04\x03\0", &stream[..], b"\0\0\0\x08"].concat();
+            client.write_all(&cancel).await.unwrap();
+        }
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+        let [Emitted { level: Level::WARN, in_span: None, fields }] = &seen.events()[..] else {
+            panic!("{:?}", seen.events())
+        };
+        assert_eq!(fields["message"], "connection closed: too many cancelled requests");
+        assert_eq!(fields.len(), 1);
+        server.abort();
     });
 }

@@ -22,7 +22,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
-use tower_sse::serve::serve;
+use tower_sse::serve::{Serve, serve};
 
 const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
@@ -109,6 +109,11 @@ impl Client {
     /// Connects to a server with a handler at `/hang` that never responds, and an event stream at
     /// `/live`.
     async fn new() -> Self {
+        Self::with(|server| server).await
+    }
+
+    /// Connects to a server with the settings that `configure` makes.
+    async fn with(configure: impl FnOnce(Serve<Memory, Router>) -> Serve<Memory, Router>) -> Self {
         let live = async || {
             let (driver, body) = driven();
             tokio::spawn(driver.body_dropped());
@@ -118,7 +123,7 @@ impl Client {
         let (connections, listener) = mpsc::unbounded_channel();
         let (mut io, accepted) = duplex(1 << 20);
         connections.send(accepted).unwrap();
-        tokio::spawn(serve(Memory(listener), app).into_future());
+        tokio::spawn(configure(serve(Memory(listener), app)).into_future());
         io.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
         Self { io, next_stream: 1 }
     }
@@ -200,5 +205,31 @@ async fn more_than_400_cancelled_requests_close_connection() {
         let streams = client.request("/hang", 100).await;
         client.cancel(&streams).await;
         assert_eq!(client.is_open().await, cancelled <= 400, "after {cancelled} requests");
+    }
+}
+
+/// The limit follows the number of requests that may be open, but is at least 100 per second.
+#[tokio::test(start_paused = true)]
+async fn limit_of_cancelled_requests_follows_open_requests() {
+    for (max_streams, per_second) in [(None, 200), (Some(300), 300), (Some(10), 100)] {
+        let mut client = Client::with(|server| match max_streams {
+            Some(number) => server.max_concurrent_streams(number),
+            None => server,
+        })
+        .await;
+        assert!(client.is_open().await);
+        // The hour without requests does not raise the limit.
+        for (pause, allowed) in [(Duration::from_secs(3600), 2 * per_second), (Duration::from_secs(1), per_second)] {
+            sleep(pause).await;
+            // Few enough for the smallest limit of open requests.
+            for cancelled in (10..=allowed).step_by(10) {
+                let streams = client.request("/hang", 10).await;
+                client.cancel(&streams).await;
+                assert!(client.is_open().await, "{max_streams:?}: {cancelled} of {allowed}");
+            }
+        }
+        let streams = client.request("/hang", 10).await;
+        client.cancel(&streams).await;
+        assert!(!client.is_open().await, "{max_streams:?}");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     common::{Running, driven, event_stream, live},
-    raw_http2::{ACK, DATA, END_STREAM, PREFACE, RST_STREAM, SETTINGS, Wire, frame, request},
+    listeners::Memory,
+    raw_http2::{ACK, DATA, END_STREAM, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, frame, request},
 };
 use axum::{
     Router,
@@ -17,6 +18,7 @@ use std::{
     convert::Infallible,
     future,
     io::{self, IoSlice},
+    iter,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -32,9 +34,10 @@ use support::{
     script::{Script, Step},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf, duplex},
     net::{TcpListener, TcpStream},
     sync::{broadcast, mpsc},
+    time::sleep,
 };
 use tokio_stream::{StreamExt, wrappers::BroadcastStream};
 use tower_sse::serve::serve;
@@ -322,5 +325,37 @@ async fn client_can_open_exactly_configured_number_of_streams() {
         wire.send(&request(2 * expected + 3, "/")).await;
         drivers.next().await;
         assert!(drivers.is_empty());
+    }
+}
+
+/// The windows of the client are open, and it does not read. hyper's default is 400 KiB.
+#[tokio::test(start_paused = true)]
+async fn stream_has_documented_buffer_for_stalled_client() {
+    const LIMIT: usize = 64 << 10;
+    for length in [10, 1000, 16_000, 300_000] {
+        let polled = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&polled);
+        let endless = async move || {
+            let frames = tokio_stream::iter(iter::repeat_with(move || {
+                counted.fetch_add(length, Ordering::Relaxed);
+                Ok::<_, io::Error>("x".repeat(length))
+            }));
+            event_stream(axum::body::Body::from_stream(frames))
+        };
+        let (connections, listener) = mpsc::unbounded_channel();
+        let (io, accepted) = duplex(64);
+        connections.send(accepted).unwrap();
+        let running = tokio::spawn(serve(Memory(listener), Router::new().route("/", get(endless))).into_future());
+        let mut wire = Wire { io };
+        // INITIAL_WINDOW_SIZE, and the window of the connection.
+        let settings = frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+        let window = frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]);
+        wire.send(&[PREFACE, &settings, &window, &request(1, "/")].concat()).await;
+        // Paused time moves on when the server waits for the client.
+        sleep(Duration::from_secs(1)).await;
+        let polled = polled.load(Ordering::Relaxed);
+        let longest = LIMIT + (3 * length).max(16 << 10);
+        assert!((LIMIT..=longest).contains(&polled), "{polled} bytes in frames of {length} bytes");
+        running.abort();
     }
 }

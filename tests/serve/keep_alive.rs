@@ -82,6 +82,20 @@ async fn client_that_does_not_read_is_disconnected() {
     assert_eq!(begin.elapsed(), limit);
 }
 
+/// The ping is sent after 30 seconds, and waits behind the event.
+#[tokio::test(start_paused = true)]
+async fn client_that_reads_again_in_time_is_not_disconnected() {
+    let (mut wire, driver) = connect(64).await;
+    let event = "x".repeat(1000);
+    for _ in 0..5 {
+        driver.send(&event);
+        sleep(INTERVAL + TIMEOUT - Duration::from_secs(1)).await;
+        assert_eq!(wire.next_of(DATA).await.payload, event.as_bytes());
+        let ping = wire.next_of(PING).await.payload;
+        wire.send(&frame(PING, ACK, 0, &ping)).await;
+    }
+}
+
 /// The pings wait behind the events, which the client reads byte by byte.
 #[tokio::test(start_paused = true)]
 async fn slow_client_that_answers_pings_is_not_disconnected() {

@@ -3,7 +3,7 @@
 use allocation_counter::measure;
 use axum::{Router, routing::get};
 use futures_util::future::join_all;
-use std::{sync::mpsc, thread, time::Duration};
+use std::{net::SocketAddr, sync::mpsc, thread, time::Duration};
 use support::{
     client::{Http2, Protocol},
     descriptors::allow_descriptors,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tower_sse::{
     Heartbeat, LastEventId, SseStream,
     hub::{Error, Hub},
-    serve::serve,
+    serve::{Serve, serve},
 };
 
 /// Metrics and spans of a stream take more.
@@ -21,7 +21,15 @@ const OBSERVED: u64 = if cfg!(any(feature = "metrics", feature = "tracing")) { 3
 
 /// Returns the greatest number of bytes that the thread of a server had at once. The clients run in
 /// another thread.
-fn peak(clients: impl AsyncFnOnce(std::net::SocketAddr)) -> u64 {
+fn peak(clients: impl AsyncFnOnce(SocketAddr)) -> u64 {
+    peak_with(|server| server, clients)
+}
+
+/// Returns the greatest number of bytes of a server with the settings that `configure` makes.
+fn peak_with(
+    configure: impl FnOnce(Serve<TcpListener, Router>) -> Serve<TcpListener, Router> + Send + 'static,
+    clients: impl AsyncFnOnce(SocketAddr),
+) -> u64 {
     let (sender, address) = mpsc::channel();
     let shutdown = CancellationToken::new();
     let signal = shutdown.clone();
@@ -40,7 +48,8 @@ fn peak(clients: impl AsyncFnOnce(std::net::SocketAddr)) -> u64 {
                 ended.cancelled().await;
                 hub.shutdown();
             });
-            serve(listener, Router::new().route("/", get(events))).with_graceful_shutdown(signal).await.unwrap();
+            let server = configure(serve(listener, Router::new().route("/", get(events))));
+            server.with_graceful_shutdown(signal).await.unwrap();
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         measure(|| runtime.block_on(run)).bytes_max
@@ -80,4 +89,20 @@ fn idle_http2_stream_takes_little_memory() {
     });
     println!("an idle stream over HTTP/2: {} bytes", peak / CONNECTIONS / 100);
     assert!(peak / CONNECTIONS / 100 <= 1900 + OBSERVED, "{} bytes", peak / CONNECTIONS / 100);
+}
+
+/// For the timeout of its shutdown, a server has a list of its connections.
+#[test]
+fn closed_connections_take_no_memory() {
+    const CONNECTIONS: u64 = 2000;
+    let peak = peak_with(
+        |server| server.shutdown_timeout(Duration::from_secs(3600)),
+        async |address| {
+            for _ in 0..CONNECTIONS {
+                Protocol::Http1.get(address, "/missing", &[]).await.complete().await;
+            }
+        },
+    );
+    println!("{peak} bytes after {CONNECTIONS} connections, {} bytes for each", peak / CONNECTIONS);
+    assert!(peak / CONNECTIONS <= 100, "{peak} bytes");
 }
