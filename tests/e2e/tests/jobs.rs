@@ -8,6 +8,9 @@ use std::{env, fs, net::SocketAddr, ops::Deref, process, time::Duration};
 
 /// Milliseconds between two steps: a job of 200 steps takes about six seconds.
 const PACE: &str = "30";
+/// So slow that a job still runs after its page has loaded or reconnected on a busy machine: a job
+/// takes about 15 seconds.
+const SLOW_PACE: &str = "75";
 const STEPS: u64 = 200;
 /// The reconnection time that the server sets.
 const RETRY: Duration = Duration::from_secs(1);
@@ -107,7 +110,7 @@ async fn reloaded_page_continues_at_the_current_step() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_event_updates_page_after_lost_connection() {
-    let (server, relay, page) = open_page(PACE, Window::Desktop).await;
+    let (server, relay, page) = open_page(SLOW_PACE, Window::Desktop).await;
     let id = page.start("An import", false).await;
     let mut resumed = Vec::new();
     // The second time, the connection is lost until the job has ended. Only its end is left to
@@ -150,8 +153,7 @@ async fn one_event_updates_page_after_lost_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_share_one_connection_and_tabs_agree() {
-    // So slow that a job still runs when the second tab is open.
-    let (_server, relay, page) = open_page("75", Window::Desktop).await;
+    let (_server, relay, page) = open_page(SLOW_PACE, Window::Desktop).await;
     let fails = page.start("One that fails", true).await;
     let cancelled = page.start("One that is cancelled", false).await;
     let done = page.start("One that is done", false).await;
@@ -254,7 +256,7 @@ async fn unknown_jobs_get_404_and_invalid_requests_400() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn page_reports_jobs_lost_by_a_restart() {
-    let (server, _relay, page) = open_page(PACE, Window::Desktop).await;
+    let (server, _relay, page) = open_page(SLOW_PACE, Window::Desktop).await;
     let id = page.start("<img src=x onerror=alert(1)>", false).await;
     page.wait_for_steps(&id, 10).await;
     assert_eq!(page.job_text(&id, ".name").await, "<img src=x onerror=alert(1)>");
@@ -262,7 +264,7 @@ async fn page_reports_jobs_lost_by_a_restart() {
     let address = server.address();
     drop(server);
     page.wait_for_state("reconnecting").await;
-    let _server = Example::start_at(address, "jobs", &[PACE]);
+    let _server = Example::start_at(address, "jobs", &[SLOW_PACE]);
     page.wait_for_end(&id, "gone", "The server no longer has this job").await;
     page.wait_for_state("idle").await;
 }
@@ -271,7 +273,7 @@ async fn page_reports_jobs_lost_by_a_restart() {
 async fn killed_server_with_file_continues_its_jobs() {
     let log = env::temp_dir().join(format!("tower-sse-jobs-{}.log", process::id()));
     let mark = log.with_extension("log.mark");
-    let args = [PACE, log.to_str().expect("the path is text")];
+    let args = [SLOW_PACE, log.to_str().expect("the path is text")];
     let (mut server, relay, page) = Page::open_example("jobs", &args, Window::Desktop, SOON).await;
     let (address, page) = (server.address(), Jobs(page));
     let ended = page.start("An import that ends", true).await;

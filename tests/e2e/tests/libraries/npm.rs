@@ -12,7 +12,7 @@ async fn undici() {
         dispatches: NEWS,
         reconnects: true,
         differs: &[],
-        waits: &[("raw/half", 190..5000), ("layer/end", 190..5000), ("retry", 990..5000), ("shutdown", 990..5000)],
+        waits: &[("raw/half", 190..5000), ("layer/end", 190..5000), ("retry", 1990..6000), ("shutdown", 990..5000)],
     }
     .check()
     .await;
@@ -55,7 +55,7 @@ async fn htmx() {
             // to 30 %.
             ("raw/half", 340..5000),
             ("layer/end", 130..5000),
-            ("retry", 690..5000),
+            ("retry", 1390..6000),
             ("shutdown", 690..5000),
         ],
     }
@@ -124,7 +124,7 @@ async fn tanstack_ai() {
         waits: &[
             // A delay of its own, whatever the server sends.
             ("layer/end", 240..5000),
-            ("retry", 240..990),
+            ("retry", 240..1990),
         ],
     }
     .check()

@@ -41,7 +41,7 @@ async fn sseclient() {
             ("raw/empty-first-line", &["message: x", END], &["-"]),
             ("raw/id-alone", &[EMPTY, END], &["-"]),
         ],
-        waits: &[("layer/end", 190..5000), ("retry", 990..5000), ("shutdown", 990..5000)],
+        waits: &[("layer/end", 190..5000), ("retry", 1990..6000), ("shutdown", 990..5000)],
     }
     .check()
     .await;
@@ -102,7 +102,7 @@ async fn requests_sse() {
         waits: &[
             // Twice the delay that the server sends.
             ("layer/end", 390..5000),
-            ("retry", 1990..6000),
+            ("retry", 3990..8000),
             ("shutdown", 1990..6000),
         ],
     }
@@ -128,7 +128,7 @@ async fn aiohttp_sse_client() {
         waits: &[
             // Twice the delay that the server sends.
             ("layer/end", 390..5000),
-            ("retry", 1990..6000),
+            ("retry", 3990..8000),
             ("shutdown", 1990..6000),
         ],
     }

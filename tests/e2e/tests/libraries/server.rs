@@ -29,7 +29,7 @@ use tower_sse::{
 
 /// The reconnect delay that the server sends. It differs from the delay that any library has by
 /// itself.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(2);
 /// The delay for scenarios that do not measure it.
 const SHORT_RETRY: Duration = Duration::from_millis(200);
 
