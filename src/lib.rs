@@ -167,13 +167,15 @@
 //! `callback panicked` (`ERROR`), with the field `callback`. A request over a
 //! [limit](SseLayer::when_full) is the event `stream refused` (`DEBUG`). So is an [error of a
 //! hub](SseLayer::when_full) that a layer has replaced, with the field `error`. A close of a
-//! [`StreamRegistry`] that cannot be announced to other nodes is the event `close not announced`
-//! (`ERROR`), with the field `error`. A connection of `serve` whose socket does not accept the
-//! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field
-//! `error`. A graceful shutdown whose `shutdown_timeout` closes connections is the event `shutdown
-//! timed out` (`WARN`), with their number in the field `connections`. An HTTP/2 connection that
-//! `serve` closes because its client has cancelled too many requests is the event `connection
-//! closed: too many cancelled requests` (`WARN`).
+//! [`StreamRegistry`] whose key does not serialize to JSON, so that it cannot be announced to other
+//! nodes, is the event `close not announced` (`ERROR`), with the field `error`. If the hub does not
+//! accept an announcement, the registry logs `close not announced yet` (`WARN`) once, with `error`.
+//! It logs `closes announced` (`INFO`) when a later attempt has published all of them. A connection
+//! of `serve` whose socket does not accept the options of its `ClientTimeout` is the event `socket
+//! options not set` (`WARN`), with the field `error`. A graceful shutdown whose `shutdown_timeout`
+//! closes connections is the event `shutdown timed out` (`WARN`), with their number in the field
+//! `connections`. An HTTP/2 connection that `serve` closes because its client has cancelled too
+//! many requests is the event `connection closed: too many cancelled requests` (`WARN`).
 //!
 //! A hub that reports a [gap](hub#guarantees) to a subscription logs `gap reported` (`DEBUG`), with
 //! the fields `reason` and `topic`, the first topic of the subscription. For a client that was too

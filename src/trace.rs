@@ -23,9 +23,9 @@ pub(crate) use off::{shutdown_timed_out, socket_options_failed, too_many_cancell
 pub(crate) use on::{shutdown_timed_out, socket_options_failed, too_many_cancellations};
 
 #[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
-pub(crate) use off::close_not_announced;
+pub(crate) use off::{announcements_failed, announcements_recovered, close_not_announced};
 #[cfg(all(feature = "hub", feature = "json", feature = "tracing"))]
-pub(crate) use on::close_not_announced;
+pub(crate) use on::{announcements_failed, announcements_recovered, close_not_announced};
 
 #[cfg(feature = "tracing")]
 mod on {
@@ -136,6 +136,20 @@ mod on {
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
+    }
+
+    /// Logs that a [`StreamRegistry`](crate::StreamRegistry) has closed the streams of a key, and
+    /// could not announce the key to the other nodes. Until a later attempt succeeds, they do not
+    /// close their streams of this key.
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn announcements_failed(error: &BoxError) {
+        warn!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced yet");
+    }
+
+    /// Logs that a registry has announced all keys whose announcement had failed.
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn announcements_recovered() {
+        info!(target: TARGET, "closes announced");
     }
 
     /// Logs a failure to set the options of a connection's socket.
@@ -309,6 +323,12 @@ mod off {
 
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(_: &BoxError) {}
+
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn announcements_failed(_: &BoxError) {}
+
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn announcements_recovered() {}
 
     #[cfg(feature = "serve")]
     pub(crate) fn socket_options_failed(_: &std::io::Error) {}

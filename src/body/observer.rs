@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     callback::contain_panic,
+    event::retry_line,
     limit::Permit,
     metrics,
     registry::Registration,
@@ -174,14 +175,25 @@ impl Observation {
         }
     }
 
-    /// Records the reason of an early end, and returns the bytes to send before it. At a shutdown,
-    /// these bytes contain a reconnect delay: the handler's delay `retry`, or else the layer's
-    /// delay, or else one second.
+    /// Returns the `retry` line with the reconnect delay of a client whose stream ends early: the
+    /// handler's delay `retry`, or else the layer's delay, or else one second.
+    pub(super) fn reconnect_delay(&self, retry: Option<Duration>) -> Bytes {
+        retry_line(match self.settings() {
+            Some(settings) => settings.reconnect_delay(retry),
+            None => Settings::default().reconnect_delay(retry),
+        })
+    }
+
+    /// Records the reason of an early end, and returns the bytes to send before it. At the shutdown
+    /// of a layer or of a hub, these bytes contain the [reconnect delay](Self::reconnect_delay).
     pub(super) fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
-        match &mut self.observer {
-            Some(observer) => observer.end(end, retry),
-            None => FinalBytes::default(),
+        let is_shutdown = matches!(end, End::Shutdown);
+        let final_bytes = self.observer.as_mut().map(|observer| observer.end(end, retry)).unwrap_or_default();
+        if is_shutdown && final_bytes.retry.is_empty() {
+            // No layer is shut down, but a hub.
+            return FinalBytes { retry: self.reconnect_delay(retry), ..final_bytes };
         }
+        final_bytes
     }
 
     /// Returns whether the shutdown of a layer has begun, and the stream is not finite. An end of

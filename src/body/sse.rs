@@ -14,7 +14,6 @@ use crate::{
     event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
     preamble::{Preamble, Purpose, Reached, poll_for},
-    settings::Settings,
     trace,
 };
 use bytes::Bytes;
@@ -102,8 +101,8 @@ enum Held {
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
 /// The maximum number of polls that take the last items of a stream, after the flush time of a
-/// shutdown. One poll takes up to 64 items for a frame of 16 KiB, or one larger item. So a stream
-/// that is always ready ends, too.
+/// layer's shutdown, or after the shutdown of a hub. One poll takes up to 64 items for a frame of
+/// 16 KiB, or one larger item. So a stream that is always ready ends, too.
 const MAX_LAST_POLLS: u16 = 256;
 
 pin_project! {
@@ -155,8 +154,10 @@ pin_project! {
         // not polled yet: a frame that is full ends a poll of the body early.
         was_pending: bool,
         // The number of remaining polls for last items. `None` until the flush time of a shutdown
-        // is over.
+        // is over, or the stream has reported the shutdown of a hub.
         last_polls: Option<u16>,
+        // Whether the stream has reported the shutdown of a hub.
+        is_hub_shut_down: bool,
         observation: Observation,
     }
 
@@ -189,6 +190,7 @@ impl<S> SseBody<S> {
             reached: Reached::new(),
             was_pending: false,
             last_polls: None,
+            is_hub_shut_down: false,
             observation: Observation::new(link),
         }
     }
@@ -220,6 +222,7 @@ impl<S> SseBody<S> {
             reached: Reached::new(),
             was_pending: false,
             last_polls: None,
+            is_hub_shut_down: false,
         }
     }
 }
@@ -288,7 +291,8 @@ where
 
         self.apply_end(is_first, &mut frame, cx);
         let was_open = self.stream.is_some();
-        let mut filled = if let Some(polls) = self.last_polls.filter(|_| was_open) {
+        let last_polls = self.last_polls.filter(|_| was_open);
+        let mut filled = if let Some(polls) = last_polls {
             self.fill_with_last_items(polls, &mut frame, cx)
         } else if is_first && !*self.has_preamble {
             let (filled, lines) = self.fill_first(&mut frame, cx);
@@ -304,6 +308,10 @@ where
         } else {
             self.fill_for_items(&mut frame, cx)
         };
+        // A hub was shut down during this poll, and no item is ready any more.
+        if let (None, Some(polls), Some(_), Poll::Pending) = (last_polls, *self.last_polls, &*self.stream, filled) {
+            filled = self.fill_with_last_items(polls, &mut frame, cx);
+        }
 
         let (mut due, mut is_cursor) = (None, false);
         if filled.is_pending() {
@@ -672,7 +680,7 @@ where
             }
             Some(Err(error)) => self.fail(frame, error),
             // The application may end its stream because of the same shutdown.
-            None if self.observation.is_shutting_down() => {
+            None if self.observation.is_shutting_down() || *self.is_hub_shut_down => {
                 self.stream.set(None);
                 self.add_final_bytes(EncodedEvents::default(), End::Shutdown, frame);
             }
@@ -686,25 +694,29 @@ where
         }
     }
 
-    /// Ends the stream because it has returned `error`. If the error reports that the hub was shut
-    /// down or that its log was replaced, the response ends with a reconnect delay and without an
-    /// error. Any other error is passed to the `on_error` closure of the handler, which can return
-    /// a last event. Without such an event, the body fails with the error. During the shutdown of a
-    /// layer, the body does not fail: the stream may fail because of the same shutdown.
+    /// Ends the stream because it has returned `error`. If the error reports that the log of a hub
+    /// was replaced, the response ends with a reconnect delay and without an error. If the hub was
+    /// shut down, it ends in the same way, but first sends the items that are ready: the stream can
+    /// merge several subscriptions. Any other error is passed to the `on_error` closure of the
+    /// handler, which can return a last event. Without such an event, the body fails with the
+    /// error. During the shutdown of a layer, the body does not fail: the stream may fail because of
+    /// the same shutdown.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
-        self.stream.set(None);
         let reason = reason_of(&error);
+        if reason == CloseReason::Shutdown {
+            *self.is_hub_shut_down = true;
+            self.last_polls.get_or_insert(MAX_LAST_POLLS);
+            return;
+        }
+        self.stream.set(None);
         let is_shutting_down = self.observation.is_shutting_down();
-        let is_failure = !matches!(reason, CloseReason::Shutdown | CloseReason::LogReplaced);
+        let is_failure = reason != CloseReason::LogReplaced;
         if !is_failure && !is_shutting_down {
             // The client resumes after the delay.
             self.observation.set_reason(reason);
-            let delay = match self.observation.settings() {
-                Some(settings) => settings.reconnect_delay(self.retry()),
-                None => Settings::default().reconnect_delay(self.retry()),
-            };
-            return self.add(frame, retry_line(delay), 0);
+            let retry = self.observation.reconnect_delay(self.retry());
+            return self.add(frame, retry, 0);
         }
         // A client that was too slow (`Lagged`) is not a failure, and is not logged.
         if reason == CloseReason::Error {

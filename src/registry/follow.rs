@@ -398,6 +398,7 @@ impl Publisher {
     /// method ends when it tries to publish the next announcement.
     async fn run(mut self) {
         let mut next_attempt = None;
+        let mut is_failure_logged = false;
         loop {
             match until(next_attempt, self.queue.recv()).await {
                 Some(Some(announcement)) => {
@@ -416,8 +417,16 @@ impl Publisher {
                     match self.topic.publish(announcement.clone()).await {
                         Ok(_) => {}
                         Err(error) if error.kind() == ErrorKind::Shutdown => return,
-                        Err(_) => self.pending.push_back(announcement),
+                        Err(error) => {
+                            self.pending.push_back(announcement);
+                            if !mem::replace(&mut is_failure_logged, true) {
+                                trace::announcements_failed(&error.into());
+                            }
+                        }
                     }
+                }
+                if self.pending.is_empty() && mem::take(&mut is_failure_logged) {
+                    trace::announcements_recovered();
                 }
                 next_attempt = (!self.pending.is_empty()).then(|| Instant::now() + RETRY_PAUSE);
             }

@@ -93,6 +93,46 @@ async fn published_events_are_sent_before_the_end() {
     }
 }
 
+/// Each event is larger than a frame, so the idle subscription ends first.
+#[tokio::test]
+async fn merged_subscriptions_send_their_events_before_the_end() {
+    let large: Vec<_> = (0..5).map(|n| format!("{n}").repeat(20_000)).collect();
+    for (has_layer, is_layer_shut_down) in [(false, false), (true, false), (true, true)] {
+        let hub = Hub::builder().build();
+        let summaries = Summaries::default();
+        let (token, layer) = shutdown_layer();
+        let layer = layer.shutdown_event(Event::new("bye")).on_close(summaries.callback());
+        let layers: &[_] = if has_layer { &[&layer] } else { &[] };
+        let [idle, busy] = ["idle", "busy"].map(|topic| hub.topic(topic));
+        let mut streams = stream::SelectAll::new();
+        for topic in [&idle, &busy] {
+            let events = topic.subscribe(Start::Latest).await.unwrap();
+            streams.push(events.map(|item| item.map_err(BoxError::from)).boxed());
+        }
+        // A subscription to another hub stays open.
+        let other = Hub::builder().build().topic("other").subscribe(Start::Latest).await.unwrap();
+        streams.push(other.map(|item| item.map_err(BoxError::from)).boxed());
+        let mut body = ours(SseStream::new(streams), layers);
+        while body.poll().is_ready() {}
+        for data in &large {
+            busy.publish(Event::new(data)).await.unwrap();
+        }
+        if is_layer_shut_down {
+            token.cancel();
+        }
+        hub.shutdown();
+        let rest = rest(&mut body);
+        let mut expected = large.clone();
+        expected.extend(is_layer_shut_down.then(|| "bye".to_owned()));
+        assert_eq!(data(&rest), expected, "{has_layer} {is_layer_shut_down}");
+        assert!(whatwg::parse(rest.as_bytes()).reconnection_time.is_some());
+        if has_layer {
+            drop(body);
+            assert_eq!(summaries.take_only().reason, CloseReason::Shutdown);
+        }
+    }
+}
+
 /// One poll of a subscription looks at 256 topics.
 #[tokio::test]
 async fn events_of_many_topics_are_sent() {

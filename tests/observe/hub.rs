@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tower_sse::{
-    BoxError, Event, LastEventId, SseStream,
+    BoxError, Event, LastEventId, SseStream, StreamRegistry,
     hub::{
         ErrorKind, Hub, LagPolicy, Outcome, Start,
         backend::{self, Backend, Bounds, MemoryBackend, Page, Position},
@@ -362,5 +362,34 @@ fn takeover_of_recordings_is_logged_once() {
         assert!(
             details.iter().all(|event| event.level == Level::DEBUG && event.fields["topic"].starts_with("answer-"))
         );
+    });
+}
+
+#[test]
+fn failed_announcement_of_a_close_is_logged_once() {
+    observed(async |seen: Seen| {
+        let (_down, is_down) = watch::channel(false);
+        let (full, is_full) = watch::channel(false);
+        let hub = Hub::builder().backend(Outages { is_full, ..Outages::new(10_000, is_down) }).connect().await.unwrap();
+        let users = StreamRegistry::<u64>::new();
+        users.follow(&hub).await.unwrap();
+        users.close(&1);
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let before = seen.events().len();
+            full.send_replace(true);
+            users.close(&2);
+            users.close(&3);
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            full.send_replace(false);
+            users.close_everywhere(&4).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let events = seen.events().split_off(before);
+            let lines: Vec<_> = events.iter().map(|event| (event.level, event.message())).collect();
+            let expected = [(Level::WARN, "close not announced yet"), (Level::INFO, "closes announced")];
+            assert_eq!(lines, expected.map(|(level, message)| (level, message.to_owned())));
+            let error = "the backend has not confirmed a write to the topic \"tower-sse/closed-streams\"";
+            assert_eq!(events[0].fields["error"], error);
+        }
     });
 }
