@@ -161,47 +161,42 @@
 //! | `method`, `path` | the request as the outermost [`SseLayer`] sees it, without the query |
 //! | the fields of [`StreamSummary`] | the `reason` as its [label](CloseReason::as_str), the `duration` in seconds, and the counts |
 //!
-//! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
-//! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
-//! is an [`SseStream`]. A panic in a callback of the application, such as `on_close`, is the event
-//! `callback panicked` (`ERROR`), with the field `callback`. A request over a
-//! [limit](SseLayer::when_full) is the event `stream refused` (`DEBUG`). So is an [error of a
-//! hub](SseLayer::when_full) that a layer has replaced, with the field `error`. A close of a
-//! [`StreamRegistry`] whose key does not serialize to JSON, so that it cannot be announced to other
-//! nodes, is the event `close not announced` (`ERROR`), with the field `error`. If the hub does not
-//! accept an announcement, the registry logs `close not announced yet` (`WARN`) once, with `error`.
-//! It logs `closes announced` (`INFO`) when a later attempt has published all of them. A connection
-//! of `serve` whose socket does not accept the options of its `ClientTimeout` is the event `socket
-//! options not set` (`WARN`), with the field `error`. A graceful shutdown whose `shutdown_timeout`
-//! closes connections is the event `shutdown timed out` (`WARN`), with their number in the field
-//! `connections`. An HTTP/2 connection that `serve` closes because its client has cancelled too
-//! many requests is the event `connection closed: too many cancelled requests` (`WARN`).
+//! All fields but the first two are recorded at the end of the stream.
 //!
-//! A hub that reports a [gap](hub#guarantees) to a subscription logs `gap reported` (`DEBUG`), with
-//! the fields `reason` and `topic`, the first topic of the subscription. For a client that was too
-//! slow, this event is in the span of its stream.
+//! # Log events
 //!
-//! If a hub waits longer than five seconds for its backend to open a log, it logs
-//! `backend is still opening its log` (`WARN`), with the field `seconds`.
+//! With the feature `tracing`, these events have the target `tower_sse`. The events `stream ended`
+//! and `stream failed` are in the span of their stream. So is `gap reported`, if the client was too
+//! slow.
 //!
-//! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
-//! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
-//! (`INFO`), with `operation`. The operation is `read` for old events that clients need, `bounds`
-//! for the first and last position of the log, `follow` for the task that reads the log, and
-//! `evict` for the deletion of old records in Postgres. The next successful request of the same
-//! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
-//! The operation `recording` is for the [recordings](hub::Topic::record) of the node, which are
-//! tasks that publish a stream into a topic. Their appends to the log wait during the outage. Such
-//! an outage ends when an append succeeds and no recording waits any more.
+//! | event | level | fields | logged |
+//! |---|---|---|---|
+//! | `stream ended` | `DEBUG` | | at the end of a stream |
+//! | `stream failed` | `WARN` | `error` of an [`SseStream`] | for an error of a stream |
+//! | `stream refused` | `DEBUG` | `method`, `path`, `error` of a hub | for a request over a [limit](SseLayer::when_full), and for an [error of a hub](SseLayer::when_full) that a layer has replaced |
+//! | `callback panicked` | `ERROR` | `callback` | for a panic in a callback of the application, such as `on_close` |
+//! | `finished subscription is not answered with 204` … | `WARN` | | if an adapter hides the end of a finished [subscription](hub::Subscription#adapters) |
+//! | `close not announced` | `ERROR` | `error` | if the key of a [`StreamRegistry`] does not serialize to JSON, so that other nodes do not close their streams |
+//! | `close not announced yet` | `WARN` | `error` | if the hub does not accept an announcement of a [`StreamRegistry`]; once until all are published |
+//! | `closes announced` | `INFO` | | when a later attempt has published all these announcements |
+//! | `socket options not set` | `WARN` | `error` | if the socket of a connection of `serve` does not accept the options of its `ClientTimeout` |
+//! | `shutdown timed out` | `WARN` | `connections` | if the `shutdown_timeout` of `serve` closes this number of connections |
+//! | `connection closed: too many cancelled requests` | `WARN` | | if an HTTP/2 client of `serve` cancels too many requests |
+//! | `gap reported` | `DEBUG` | `reason`, `topic` | for a [gap](hub#guarantees) that a subscription gets; `topic` is its first topic |
+//! | `backend is still opening its log` | `WARN` | `seconds` | if a hub waits longer than five seconds for its backend to open a log |
+//! | `backend failed` | `WARN` | `operation`, `error` | for the first failure of an outage |
+//! | `backend recovered` | `INFO` | `operation` | at the next successful request of this operation |
+//! | `history reads rejected` | `WARN` | `limit` | once, if a hub rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) |
+//! | `history reads accepted` | `INFO` | | for the first read that finds at most half of this limit in use |
+//! | `recording of a dead node finished` | `DEBUG` | `topic` | if this node finishes the [recording](hub::Topic::record) of a dead node |
+//! | `recordings of a dead node finished` | `WARN` | `recordings` | once, when this node has finished all recordings of that node that it takes over |
 //!
-//! A hub that rejects history reads because [too many run or wait](hub::ErrorKind::Overloaded) logs
-//! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
-//! with the first read that finds at most half of the limit in use.
-//!
-//! A node that finishes the [recording](hub::Topic::record) of a dead node logs
-//! `recording of a dead node finished` (`DEBUG`), with the field `topic`. When it has finished all
-//! recordings of that node that it takes over, it logs `recordings of a dead node finished`
-//! (`WARN`) once, with their number in the field `recordings`.
+//! The operations of a backend are `read` for old events that clients need, `bounds` for the first
+//! and last position of the log, `follow` for the task that reads the log, `evict` for the deletion
+//! of old records in Postgres, and `recording`. An error of `publish` is returned to the publisher
+//! and is not logged. The operation `recording` is for the [recordings](hub::Topic::record) of the
+//! node, which are tasks that publish a stream into a topic. Their appends to the log wait during
+//! the outage. Such an outage ends when an append succeeds and no recording waits any more.
 //!
 //! # Runtime
 //!
