@@ -16,7 +16,7 @@ use super::{
     node::DynBackend,
     presence::{Presence, PresenceEvents},
 };
-use crate::{BoxError, Event};
+use crate::Event;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// The longest age that a hub takes over from its backend. The hub keeps topics and their events in
@@ -322,7 +322,7 @@ impl Builder {
     /// ```
     #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Connector {
-        self.of(RedisBackend::new(url))
+        self.of(RedisBackend::new(url).map_err(Error::invalid_url))
     }
 
     /// Puts the log of the hub in NATS JetStream, at this address.
@@ -341,7 +341,7 @@ impl Builder {
     /// ```
     #[cfg(feature = "nats")]
     pub fn nats(self, server: impl AsRef<str>) -> Connector {
-        self.of(NatsBackend::new(server))
+        self.of(NatsBackend::new(server).map_err(Error::invalid_url))
     }
 
     /// Puts the log of the hub in Postgres, at this URL.
@@ -360,12 +360,12 @@ impl Builder {
     /// ```
     #[cfg(feature = "postgres")]
     pub fn postgres(self, url: impl AsRef<str>) -> Connector {
-        self.of(PostgresBackend::new(url))
+        self.of(PostgresBackend::new(url).map_err(Error::invalid_url))
     }
 
     /// Creates a [`Connector`] with these settings and this backend. If `backend` is an `Err`,
     /// [`Connector::connect`] returns this error later.
-    fn of<B: Backend>(self, backend: Result<B, BoxError>) -> Connector {
+    fn of<B: Backend>(self, backend: Result<B, Error>) -> Connector {
         Connector { settings: self, backend: backend.map(|backend| Box::new(backend) as _) }
     }
 
@@ -387,7 +387,7 @@ impl Builder {
 #[must_use = "it does nothing until it is connected"]
 pub struct Connector {
     settings: Builder,
-    backend: Result<Box<dyn DynBackend>, BoxError>,
+    backend: Result<Box<dyn DynBackend>, Error>,
 }
 
 impl Connector {
@@ -461,8 +461,9 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// - If the address of the backend is invalid, or the backend cannot be reached.
-    /// - If there is no tokio runtime.
+    /// - [`InvalidUrl`](super::ErrorKind::InvalidUrl) if the URL of the server is invalid.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend cannot be reached or opened, and if
+    ///   there is no tokio runtime.
     ///
     /// If the backend fails later, `publish` returns an error, and subscriptions wait until the
     /// backend is back.
@@ -470,7 +471,8 @@ impl Connector {
     /// # Examples
     ///
     /// `connect` does not try again if the server of the log cannot be reached. If the server and
-    /// this process start together, try again for some time, and then exit with the error:
+    /// this process start together, try again for some time, and then exit with the error. An
+    /// invalid URL is not [temporary](Error::is_temporary):
     ///
     /// ```
     /// # #[cfg(feature = "redis")] {
@@ -485,19 +487,20 @@ impl Connector {
     ///             Ok(hub) => return Ok(hub),
     ///             Err(error) => error,
     ///         };
-    ///         let Some(pause) = pauses.next() else { return Err(error) };
+    ///         let Some(pause) = pauses.next().filter(|_| error.is_temporary()) else { return Err(error) };
     ///         eprintln!("{error}: {:?}; next attempt after {pause:?}", error.source());
     ///         sleep(pause).await;
     ///     }
     /// }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-    /// # assert!(connect("redis://127.0.0.1:1/").await.is_err());
+    /// # assert_eq!(connect("redis://127.0.0.1:1/").await.unwrap_err().kind(), tower_sse::hub::ErrorKind::Backend);
+    /// # assert_eq!(connect("redis").await.unwrap_err().kind(), tower_sse::hub::ErrorKind::InvalidUrl);
     /// # }
     /// # main();
     /// # }
     /// ```
     pub async fn connect(self) -> Result<Hub, Error> {
-        let mut backend = self.backend.map_err(|source| Error::backend("", source))?;
+        let mut backend = self.backend?;
         if let Some(age) = self.settings.max_age {
             backend.inherit_max_age(age);
         }

@@ -108,6 +108,11 @@ pub enum ErrorKind {
     /// a duplicate. The [`source`](std::error::Error::source) of the error is the error of the
     /// backend.
     Backend,
+    /// The URL of the backend's server is not valid. [`connect`](super::Connector::connect) returns
+    /// this error at once, and trying again does not help. 500 Internal Server Error.
+    ///
+    /// The [`source`](std::error::Error::source) of the error describes the invalid part.
+    InvalidUrl,
     /// The value of an event does not serialize to JSON, or the value for `Event::tagged` is not a
     /// variant of a tagged enum. 500 Internal Server Error.
     ///
@@ -187,6 +192,11 @@ impl Error {
         Self { kind: ErrorKind::Backend, topic: topic.into(), limit: 0, source: Some(source) }
     }
 
+    #[cfg(any(feature = "redis", feature = "nats", feature = "postgres"))]
+    pub(super) fn invalid_url(source: BoxError) -> Self {
+        Self { kind: ErrorKind::InvalidUrl, topic: "".into(), limit: 0, source: Some(source) }
+    }
+
     pub(super) fn overloaded(limit: usize) -> Self {
         Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
     }
@@ -221,7 +231,8 @@ impl Error {
             | ErrorKind::ReservedTopic
             | ErrorKind::TooManyTopicsInSubscription
             | ErrorKind::TopicTooLong => StatusCode::BAD_REQUEST,
-            ErrorKind::Json
+            ErrorKind::InvalidUrl
+            | ErrorKind::Json
             | ErrorKind::NeedsAwait
             | ErrorKind::RegistryNameInUse
             | ErrorKind::RegistryNameTooLong
@@ -334,6 +345,7 @@ impl fmt::Display for Error {
             ErrorKind::NeedsAwait => {
                 write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")
             }
+            ErrorKind::InvalidUrl => f.write_str("the URL of the backend is not valid"),
             ErrorKind::Json => f.write_str("an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;
