@@ -29,7 +29,7 @@ use tower_sse::{BoxError, Heartbeat, SseLayer};
 /// shortest timeout between server and client: often 15 to 25 seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The time that open connections have to end at a shutdown.
-const GRACE_PERIOD: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -67,10 +67,8 @@ async fn run(address: &str, upstream: Option<String>) -> Result<(), BoxError> {
         .max_streams(10_000)
         .max_streams_per(20, client_address);
     let app = Router::new().fallback(forward).with_state((client, upstream)).layer(streams);
-    tokio::select! {
-        served = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
-        () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
-    }
+    let server = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop));
+    Ok(server.shutdown_timeout(SHUTDOWN_TIMEOUT).await?)
 }
 
 /// Returns the key of the limit. Behind another proxy, this is the address of that proxy: read the
@@ -168,9 +166,4 @@ async fn shutdown_signal(stop: CancellationToken) {
         () = terminate => {}
     }
     stop.cancel();
-}
-
-async fn grace_period(stop: &CancellationToken) {
-    stop.cancelled().await;
-    sleep(GRACE_PERIOD).await;
 }

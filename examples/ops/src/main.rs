@@ -38,7 +38,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const EVENT_INTERVAL: Duration = Duration::from_secs(2);
 /// The time that open connections have to end at a shutdown. An init system must not send SIGKILL
 /// earlier.
-const GRACE_PERIOD: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -85,10 +85,10 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .with_state(metrics.clone())
         .layer(streams)
         .layer(TraceLayer::new_for_http().make_span_with(request_span));
+    let server = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop));
     tokio::select! {
-        served = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
+        served = server.shutdown_timeout(SHUTDOWN_TIMEOUT) => Ok(served?),
         ended = publish(&feed, &metrics) => ended,
-        () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
     }
 }
 
@@ -141,9 +141,4 @@ async fn shutdown_signal(stop: CancellationToken) {
     }
     info!("shutting down");
     stop.cancel();
-}
-
-async fn grace_period(stop: &CancellationToken) {
-    stop.cancelled().await;
-    sleep(GRACE_PERIOD).await;
 }
