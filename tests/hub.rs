@@ -667,6 +667,47 @@ fn hub_shutdown_ends_streams_with_reconnect_delay() {
     assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().status(), 503);
 }
 
+/// No topic wakes the subscription at the shutdown, because it has events of each of them.
+#[test]
+fn shutdown_ends_busy_subscription_to_several_topics() {
+    let hub = Hub::new();
+    let topics = ["a", "b"].map(|topic| hub.topic(topic));
+    for n in 0..6 {
+        publish(&topics[n % 2], &n.to_string());
+    }
+    let mut subscription = task::spawn(now(hub.subscribe(["a", "b"], Start::Earliest)).unwrap());
+    let mut data = Vec::new();
+    data.extend(data_of(&next(&mut subscription)));
+    assert!(data.len() < 5, "{data:?}");
+    hub.shutdown();
+    let end = loop {
+        match assert_ready!(subscription.poll_next()) {
+            Some(Ok(events)) => data.extend(data_of(&events)),
+            end => break end,
+        }
+    };
+    assert_eq!(data, ["0", "1", "2", "3", "4", "5"]);
+    assert_eq!(end, Some(Err(SubscriptionError::Shutdown)));
+}
+
+/// An end with an error would make its client reconnect.
+#[test]
+fn finished_topics_are_finished_after_a_shutdown() {
+    for topics in [&["a"][..], &["a", "b"]] {
+        let hub = Hub::new();
+        let mut subscription = task::spawn(now(hub.subscribe(topics, Start::Latest)).unwrap());
+        for topic in topics {
+            publish(&hub.topic(*topic), topic);
+            now(hub.topic(*topic).finish()).unwrap();
+        }
+        hub.shutdown();
+        for topic in topics {
+            assert_eq!(data_of(&next(&mut subscription)), [*topic]);
+        }
+        assert_eq!(assert_ready!(subscription.poll_next()), None, "{topics:?}");
+    }
+}
+
 #[test]
 fn response_after_hub_shutdown_is_200_with_reconnect_delay() {
     let hub = Hub::builder().max_topics(2).build();
@@ -707,4 +748,8 @@ fn response_after_hub_shutdown_is_200_with_reconnect_delay() {
 
 fn messages_of(events: &EncodedEvents) -> Vec<String> {
     whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.r#type).collect()
+}
+
+fn data_of(events: &EncodedEvents) -> Vec<String> {
+    whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.data).collect()
 }
