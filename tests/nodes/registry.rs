@@ -182,12 +182,18 @@ async fn further_closes_do_not_shorten_the_pause_between_attempts() {
 
 #[tokio::test(start_paused = true)]
 async fn node_that_cannot_read_the_log_fails_closed() {
-    for mode in [Mode::Fails, Mode::Hangs, Mode::Lags] {
+    for (mode, is_replaced) in
+        [Mode::Fails, Mode::Hangs, Mode::Lags].into_iter().flat_map(|mode| [(mode, false), (mode, true)])
+    {
         let shared = Shared::new(PLENTY);
         let connection = shared.connect();
         let hub = hub(connection.clone()).await;
         let registry = Registry::new().fail_closed_after(LIMIT);
         registry.follow(&hub).await.unwrap();
+        if is_replaced {
+            shared.replace(PLENTY, Vec::new());
+            sleep(LIMIT).await;
+        }
         let mut body = open(&registry, ALICE);
         // The signs of life keep the streams of a quiet hub open.
         sleep(10 * LIMIT).await;
