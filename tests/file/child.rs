@@ -185,13 +185,17 @@ async fn read(log: &FileBackend) {
     }
 }
 
-/// Appends an event until this succeeds, and prints the epoch of the log after each attempt.
+/// Appends an event until this succeeds, and prints the epoch of the log before and after each
+/// attempt.
 async fn epochs(log: &FileBackend) {
     let mut is_appended = false;
-    while !is_appended {
-        is_appended = log.append(vec![record("one more")]).await.is_ok();
+    loop {
         let epoch = log.bounds().await.expect("the log can be read").epoch;
         print(format!("{is_appended} {epoch}"));
+        if is_appended {
+            return;
+        }
+        is_appended = log.append(vec![record("one more")]).await.is_ok();
         sleep(Duration::from_millis(50)).await;
     }
 }

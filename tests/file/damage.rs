@@ -75,12 +75,14 @@ async fn file_without_write_permission_can_be_read() {
 /// The mark is that of another file, so the process begins an epoch, which it cannot store. After
 /// each attempt to write, it opens the file again.
 #[tokio::test]
-async fn log_without_write_permission_keeps_its_epoch() {
-    let (original, folder) = (Folder::new(), Folder::new());
-    fill(&open(&original), (0..100).map(|n| n.to_string())).await;
-    closed(&original).await;
-    fs::copy(original.log(), folder.log()).unwrap();
-    fs::copy(original.mark(), folder.mark()).unwrap();
+async fn log_without_write_permission_keeps_its_epoch_until_replaced() {
+    let (one, other, folder) = (Folder::new(), Folder::new(), Folder::new());
+    for original in [&one, &other] {
+        fill(&open(original), (0..100).map(|n| n.to_string())).await;
+        closed(original).await;
+    }
+    fs::copy(one.log(), folder.log()).unwrap();
+    fs::copy(one.mark(), folder.mark()).unwrap();
     let set_mode = |mode| {
         for path in [folder.log(), folder.mark()] {
             fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -88,24 +90,41 @@ async fn log_without_write_permission_keeps_its_epoch() {
     };
     set_mode(0o444);
     let mut child = Child::start_as(unprivileged(&folder), "epochs", &folder.log());
-    let first = child.line().expect("an epoch");
-    let epoch = first.strip_prefix("false ").expect("the file can only be read").to_owned();
-
-    // The file at the path is the same one under another name, until the process opens the path.
-    fs::rename(folder.log(), folder.path("before")).unwrap();
-    fs::copy(folder.path("before"), folder.log()).unwrap();
     let files = format!("/proc/{}/fd", child.id());
     let has_open = |path: &Path| {
         fs::read_dir(&files).unwrap().any(|file| fs::read_link(file.unwrap().path()).is_ok_and(|file| file == path))
     };
-    eventually(async || has_open(&folder.log()) && !has_open(&folder.path("before"))).await;
+    // Puts a copy in the place of the log, and waits until the process has opened it. The link of
+    // the descriptor of the replaced file ends in " (deleted)".
+    let replace = async |copied: &Path| {
+        fs::copy(copied, folder.path("copy")).unwrap();
+        fs::set_permissions(folder.path("copy"), Permissions::from_mode(0o444)).unwrap();
+        fs::rename(folder.path("copy"), folder.log()).unwrap();
+        eventually(async || has_open(&folder.log())).await;
+    };
+    let mut next = || {
+        let line = child.line().expect("an epoch");
+        let (is_appended, epoch) = line.split_once(' ').expect("two words");
+        (is_appended == "true", epoch.to_owned())
+    };
+    let (_, epoch) = next();
+    replace(&one.log()).await;
+    replace(&other.log()).await;
+    let begin = Instant::now();
+    let replaced = loop {
+        let (_, after) = next();
+        if after != epoch {
+            break after;
+        }
+        assert!(begin.elapsed() < SOON, "the other log has the epoch of the first");
+    };
+    replace(&other.log()).await;
     set_mode(0o666);
     let begin = Instant::now();
     loop {
-        let line = child.line().expect("an epoch");
-        let (is_appended, after) = line.split_once(' ').expect("two words");
-        assert_eq!(after, epoch, "the file has not changed");
-        if is_appended == "true" {
+        let (is_appended, after) = next();
+        assert_eq!(after, replaced, "the file has not changed");
+        if is_appended {
             break;
         }
         assert!(begin.elapsed() < SOON, "the file is not opened again");
