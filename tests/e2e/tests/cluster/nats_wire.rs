@@ -164,7 +164,12 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) 
         if is_acknowledgement {
             let late = mem::take(&mut *faults.late.lock().expect("no thread panics with the lock"));
             if !late.is_empty() {
-                bytes = [error_response(&bytes, IN_PROCESS), late].concat();
+                if to.write_all(&error_response(&bytes, IN_PROCESS)).await.is_err() {
+                    break;
+                }
+                // The client handles the error before the acknowledgement arrives.
+                sleep(Duration::from_millis(100)).await;
+                bytes = late;
             }
         }
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
