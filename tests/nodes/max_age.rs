@@ -60,7 +60,7 @@ async fn assert_age(builder: Builder, backend: Aged, age: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn hub_without_age_uses_age_of_backend() {
-    for (set, expected) in [(Some(DAY), DAY), (Some(HOUR / 60), HOUR / 60), (None, HOUR)] {
+    for (set, expected) in [(Some(HOUR / 60), HOUR / 60), (Some(DAY), DAY), (Some(DAY * 7), DAY), (None, HOUR)] {
         assert_age(Hub::builder(), Aged::new(set), expected).await;
     }
 }

@@ -50,8 +50,8 @@ impl Default for PageSize {
     }
 }
 
-/// The minimum of [`PageSize`]. Without it, a page of one slow message would reduce the next pages to one
-/// message. A page over a slow connection ends early anyway.
+/// The minimum of [`PageSize`]. Without it, a page of one slow message would reduce the next pages
+/// to one message. A page over a slow connection ends early anyway.
 const MIN_PAGE_MESSAGES: usize = 16;
 
 impl PageSize {
