@@ -78,8 +78,8 @@ enum Call {
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The response polls for the next items of its stream. Polls by other code than a response,
-    /// such as a task of the application, have this purpose, too.
+    /// The response polls for the next items of its stream. This is also the purpose of polls by
+    /// other code, such as a task of the application.
     Items,
     /// The response polls for the next items of a stream that contains exactly one subscription. If
     /// the hub is shut down, the subscription yields its newest cursor (the id where the client

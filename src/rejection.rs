@@ -51,8 +51,8 @@ impl Reason {
 pub(crate) struct TemporaryError(pub(crate) String);
 
 impl TemporaryError {
-    /// Returns the mark of a response, or `None` for every other response. If a middleware has
-    /// changed the status, the response is no temporary error.
+    /// Returns the mark of a response to a temporary error. Returns `None` for every other
+    /// response, and if a middleware has changed the status.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<&Self> {
         let mark = response.extensions().get();
         mark.filter(|_| response.status() == StatusCode::SERVICE_UNAVAILABLE)

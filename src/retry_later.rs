@@ -22,8 +22,8 @@ use std::time::Duration;
 /// [`StopReconnecting`](crate::StopReconnecting).
 ///
 /// An [`SseLayer`](crate::SseLayer) responds in the same way to an `EventSource` over a limit, or
-/// after a temporary error of a hub: see [`Overload`](crate::Overload). Like that response, a
-/// `RetryLater` does not count as a stream: layers neither limit nor register nor report it.
+/// after a temporary error of a hub: see [`Overload`]. Like that response, a `RetryLater` does not
+/// count as a stream: layers neither limit nor register nor report it.
 ///
 /// # Examples
 ///

@@ -92,7 +92,7 @@ impl LineStart {
 pub(super) struct ChunkEvents {
     /// The number of events that end in this chunk, each with a blank line.
     pub(super) events: u64,
-    /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
+    /// Set if an event with data ends in this chunk. A client dispatches only events with data.
     pub(super) is_visible: bool,
     /// The first and the last offset in this chunk where a layer can end the stream without cutting
     /// an event: after a line end, and outside of an incomplete event. `None` if the chunk has no
@@ -177,9 +177,9 @@ pub(super) enum ByteOrderMark {
     /// stream.
     #[default]
     Undecided,
-    /// The layer has sent bytes before the stream, so a byte order mark at the start of the stream
-    /// has to be removed. The number counts the bytes of a possible mark that have arrived and are
-    /// held back.
+    /// The next bytes are the start of the upstream stream, which can begin with a byte order mark.
+    /// The layer has already sent bytes, so it removes the mark. The number counts the bytes of a
+    /// possible mark that have arrived and are held back until the mark is complete.
     Expected(usize),
     /// The beginning of the stream has passed. From now on, the bytes of a byte order mark are
     /// forwarded like any other bytes.

@@ -459,9 +459,10 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
-    /// Returns ready when a layer has ended the stream and the current event is complete. An
-    /// incomplete event delays this by at most 250 milliseconds. The result is a frame with the
-    /// final bytes, or `None` if there are no final bytes.
+    /// Polls the layers for an early end of the stream. Returns ready when a layer has ended the
+    /// stream and the current event is complete. An incomplete event delays the end by at most 250
+    /// milliseconds. The result is a frame with the final bytes, or `None` if there are no final
+    /// bytes.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {
             let final_bytes = ready!(poll_final_bytes(&mut self.observation, cx));

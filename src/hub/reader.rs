@@ -30,7 +30,7 @@ pub(super) enum Step {
     /// again for the remaining topics.
     Yield,
     Finished,
-    /// The hub was shut down and no further event exists, or another log has replaced the log.
+    /// The hub was shut down and the client has all events, or another log has replaced the log.
     EarlyEnd(EarlyEnd),
 }
 

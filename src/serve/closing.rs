@@ -36,8 +36,7 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
-        /// The maximum of `deadline`. Each read of bytes moves `deadline`, but never beyond this
-        /// time.
+        /// The latest time to which `deadline` can move. Each read of bytes moves `deadline`.
         latest: Instant,
     },
 }

@@ -39,9 +39,9 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// check of a backend's retention assumes that the backend has finished evicting records in the
 /// background.
 const SETTLED: Duration = Duration::from_millis(250);
-/// The pause between two calls of `bounds`, which returns the range of positions that the log
-/// retains. The check of a backend's retention repeats the call until the range has settled,
-/// because a backend may evict records in the background.
+/// The pause between two calls of `bounds`, which returns the range of retained positions. A
+/// backend may evict records in the background. So the check of its retention calls `bounds` until
+/// the result does not change any more.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// The number of records that the log of a check has to retain. Each check tests one rule of the
 /// trait `Backend` with a log of its own. It appends fewer records, so the log retains all of them.

@@ -17,8 +17,8 @@ use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duratio
 /// records. NATS accepts messages of up to 1 MiB by default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The first bytes of each presence record. Other records in the same topic, `tower-sse/nodes`, are
-/// signs of life of nodes.
+/// The first bytes of a record about members, in the topic `tower-sse/nodes`. The other records of
+/// this topic are signs of life of nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
 /// A map from the name of each topic to the names of its members on one node.

@@ -247,8 +247,8 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Forgets the finished topics that have neither members nor events to drop, if many finished
-    /// topics are remembered.
+    /// Forgets finished topics without members and without events to drop, if the state contains
+    /// many finished topics.
     pub(super) fn clean_up(&mut self) {
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
             let mut ended = std::mem::take(&mut self.ended);
@@ -629,9 +629,8 @@ impl State {
     }
 
     /// Updates the state after the announcer has tried to append `job`, records about members of
-    /// topics. `is_appended` is `false` if the append has failed. In this case, records about the
-    /// members of the local node are replaced by a list of all its members, which is appended
-    /// later.
+    /// topics. If the append has failed (`is_appended` is `false`), the records about members of
+    /// the local node are dropped. A list of all these members is appended later in their place.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {
@@ -899,8 +898,9 @@ mod tests {
         assert!(state.roster.is_none());
     }
 
-    /// A node is alive, but another node has declared it dead without its newest records, which the
-    /// log has evicted. A roster lists the node, and its answer is still missing.
+    /// Another node has declared a living node dead. The newest records of the living node were
+    /// evicted before the other node could read them. Then a roster, a list of all members, names
+    /// the living node, and its answer to the roster is still missing.
     #[tokio::test(start_paused = true)]
     async fn outdated_death_does_not_replace_the_answer_of_a_node() {
         let own = own();

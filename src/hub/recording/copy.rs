@@ -8,8 +8,8 @@ use std::mem;
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ends {
     pub(super) is_finished: bool,
-    /// The position of the will in the topic. The will is the event that another node publishes if
-    /// the recording's node dies. `None` if the topic does not have the will.
+    /// The position of the will in the topic: the event that another node publishes if the node of
+    /// the recording dies. `None` if the topic does not contain the will.
     pub(super) will_at: Option<Position>,
     /// Set if an application has requested the recordings of the topic to stop.
     pub(super) is_stopped: bool,
@@ -113,9 +113,9 @@ impl CopyCheck {
         true
     }
 
-    /// Ends the check if this node has read the log up to `through`, and has not found the last
-    /// expected beat at its position. The log is then no copy from the last found beat on. Returns
-    /// the effects of the records after that beat.
+    /// Ends the check if this node has read the log up to `through` without finding the next
+    /// expected beat at its position. Then the log is no copy after the beat that was found last.
+    /// Returns the effects of the records after that beat.
     pub(super) fn end(&mut self, through: Position) -> Option<Ends> {
         self.expected.first().filter(|missing| through >= missing.at)?;
         self.before = self.before.filter(|before| !self.expected.contains(before));

@@ -69,8 +69,9 @@ pub(super) struct State {
     lost_through: Position,
     /// The newest sign of life of any node that this node has read in this log.
     newest_beat: Option<ReadBeat>,
-    /// Set while this node may not know whether another log, which has replaced the log, is a copy,
-    /// or whether the topic of a recording was finished when the recording was started.
+    /// Set while this node does not know one of two facts. The first is whether another log, which
+    /// has replaced the log, is a copy of it. The second is whether the topic of a recording was
+    /// already finished when the recording was started.
     is_checking: bool,
     /// Set while the keeper runs.
     is_kept: bool,

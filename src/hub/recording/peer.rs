@@ -25,8 +25,8 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     pub(super) watching: HashSet<Arc<str>>,
-    /// The parts that this node has read so far of a beat whose last part is still missing. `None`
-    /// if no beat is incomplete.
+    /// The parts of an incomplete beat that this node has read so far. `None` if this node has read
+    /// the last part of each beat.
     pub(super) incoming: Option<Beat>,
     /// The number of the newest beat (sign of life) that this node has read from the other node. A
     /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,

@@ -60,9 +60,9 @@ pub(super) struct KnownLog {
     /// The sequence of the newest mark that the local node has read. 0 if retention had removed
     /// every mark before the local node connected.
     pub(super) mark: u64,
-    /// The sequence of the last event before the newest mark, or of the last message of another
-    /// program if that is later. All messages between this message and the newest mark are marks,
-    /// too. If the newest mark begins the log, this is the sequence of the mark itself.
+    /// The sequence of the last message before the newest mark that is no mark itself. (A mark is a
+    /// message that identifies the log.) If the newest mark begins the log, this is the sequence of
+    /// the newest mark.
     pub(super) last_event: u64,
     /// The greatest sequence that the local node has seen in the log, even if the message was
     /// removed since.
@@ -112,7 +112,8 @@ impl KnownLog {
         self.checked_end.is_some() && self.checked_end == state.end()
     }
 
-    /// Returns `true` if the stream retains none of the remembered messages.
+    /// Returns `true` if the stream retains none of the messages that this node remembers to
+    /// recognize the log.
     fn has_no_witness(&self, state: &State) -> bool {
         self.witnesses.iter().all(|witness| witness.sequence < state.first)
     }

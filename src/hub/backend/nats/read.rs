@@ -60,8 +60,8 @@ impl PageSize {
         self.0.load(Relaxed)
     }
 
-    /// Adapts the size to a read that has received `received` of `count` requested messages in the
-    /// time `elapsed`.
+    /// Adapts the size of the next page to a read that has received `received` of `count` requested
+    /// messages in the time `elapsed`. A slow read makes the next page smaller.
     fn note_read(&self, received: usize, count: usize, elapsed: Duration) {
         if elapsed > FAST_READ_TIME {
             self.0.store((received / 2).max(MIN_PAGE_MESSAGES), Relaxed);

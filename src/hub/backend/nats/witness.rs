@@ -31,8 +31,8 @@ impl Witness {
         Self { sequence, identity: message::identity(id), is_small: bytes <= MAX_WITNESS_BYTES, time: None }
     }
 
-    /// Creates a witness from a stored message. Returns `None` if a program other than a hub has
-    /// published the message.
+    /// Creates a witness, a message that this node remembers to recognize the log, from a stored
+    /// message. Returns `None` if a program other than a hub has published the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let identity = message.identity().filter(|_| message.log().is_some())?;
         let is_small = message.payload.len() <= MAX_WITNESS_BYTES;

@@ -39,12 +39,13 @@ pub(super) struct Entry {
     /// other software than a hub has added this entry without a position. Also `None` if this entry
     /// was deleted during the read, because Redis then returns no contents of it.
     pub(super) previous: Option<Position>,
-    /// The position through which this entry reports lost entries. `None` if it reports no loss. A
-    /// reader that gets this entry next reports a gap if it has read the log only up to a smaller
-    /// position. In an entry with a record, this is the newest lost position that the hub knew when
-    /// it added the entry. A mark, an entry that only reports a loss, reports it to every reader.
-    /// So in a mark, this is the position directly before the mark: no entry has this position, so
-    /// each reader that gets the mark next has read only up to a smaller position.
+    /// The position through which this entry reports lost entries, or `None` if it reports no loss.
+    /// A reader reports a gap if this entry is the next that it reads, and if it has read the log
+    /// only up to a smaller position.
+    ///
+    /// In an entry with a record, this is the newest lost position that the hub knew when it added
+    /// the entry. A mark is an entry that only reports a loss, and reports it to every reader. So
+    /// in a mark, this is the position directly before the mark, where no entry is.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry that this entry reports. `None` if this entry reports
     /// no loss. This position equals `lost_for_readers_before`, except in a mark, an entry that

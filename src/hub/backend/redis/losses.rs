@@ -188,10 +188,12 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores the result of a check, and returns that of the previous check: the end of the log if
-    /// it is before the last position that this process has read, and otherwise `None`. A log with
-    /// such an end has lost its newest entries. If the end is later than at the previous check,
-    /// other processes append at positions that this process has already passed.
+    /// Stores the result of a check for lost entries, and returns the result of the previous check.
+    ///
+    /// A result is the end of the log, if the log ends before the last position that this process
+    /// has read: the log has then lost its newest entries. Otherwise it is `None`. If the end moves
+    /// between two checks, other processes append at positions that this process has already
+    /// passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
