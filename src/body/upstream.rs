@@ -261,8 +261,8 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Returns ready when a layer ends the stream, with the bytes to send before the end. Of an
-/// upstream stream, a shutdown sends only the rest of the current event.
+/// Returns ready when a layer ends the stream, with the bytes to send before the end. A shutdown
+/// ends an upstream stream after its current event, without waiting for further events.
 fn poll_final_bytes(observation: &mut Observation, cx: &mut Context<'_>) -> Poll<FinalBytes> {
     observation.poll_end(cx).map(|end| observation.end(end, None))
 }

@@ -66,8 +66,8 @@ pub(super) struct Core {
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
-    /// The newest position of a record before the newest multiple of a step that the clients of
-    /// Durable Streams move by, in a log whose ids contain times.
+    /// In a log whose ids contain times, the clients of Durable Streams in quiet topics move on in
+    /// steps. This is the position of the last record before the newest step.
     #[cfg(feature = "durable-streams")]
     pub(super) step_end: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,

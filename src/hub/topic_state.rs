@@ -231,9 +231,9 @@ impl TopicState {
 /// this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The maximum number of waiting readers that a reader wakes when it reads the same topic. A reader
-/// reads the topic for one subscription. It wakes waiting readers only if the topic has changed and
-/// they were not woken yet.
+/// The maximum number of waiting readers of a topic that another reader of the topic wakes. (A
+/// reader reads one topic for one subscription.) It wakes them only if the topic has changed and
+/// the publisher has not woken them yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
 /// The waiting readers to wake after a change of a topic. A `Change` is large, so it is never

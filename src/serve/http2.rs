@@ -141,8 +141,8 @@ struct Connected<I, S: App, A: Address> {
     cancellations: Cancellations,
 }
 
-/// The number of bytes of a stream that h2 buffers while the client does not read, without the rest
-/// of the last frame. With hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
+/// The number of bytes of a stream that h2 buffers while the client does not read. The last frame
+/// may exceed it. With hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
 /// The number of bytes that hyper may read in one poll while requests arrive. A small number saves

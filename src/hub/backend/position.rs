@@ -33,7 +33,7 @@ impl Position {
         Self(number)
     }
 
-    /// Returns the number of this position.
+    /// Returns the position as a number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0

@@ -34,8 +34,9 @@ pub(super) struct Pending {
     /// The topics that may have unpublished join and leave events, but that have no task to publish
     /// them.
     idle: HashSet<Arc<str>>,
-    /// The time until which the nodes that know all members have time to publish the events that
-    /// the local node has left to them. `None` if it has left them no events.
+    /// The local node does not know all members, so it leaves its join and leave events to the
+    /// nodes that do. They have time to publish these events until this time. `None` if it has left
+    /// them no events.
     others_publish_until: Option<Instant>,
 }
 

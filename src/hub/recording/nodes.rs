@@ -61,8 +61,8 @@ pub(super) struct State {
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// If another log has replaced the log, this node may have read the records of the other log up
-    /// to this position before.
+    /// If another log has replaced the log, its records up to this position can be copies of
+    /// records that this node has already read.
     copied_through: Position,
     /// This node has not read some or all of the records up to this position, because the log had
     /// evicted or lost them before.

@@ -198,9 +198,9 @@ pub(super) async fn renew(
     Ok(publish(stream, renewal).await?.map(|sequence| (sequence, sequence.saturating_sub(1))))
 }
 
-/// Returns the sequence of the last event up to `last`, the sequence of the newest message of the
-/// JetStream stream. `marks` contains the sequences of two marks, each with that of the last event
-/// before the mark.
+/// Returns the sequence of the last event before `last`, the newest message of the JetStream
+/// stream, or of `last` itself. `marks` contains the sequences of two marks, each with the sequence
+/// of the last event before the mark.
 fn last_event(last: u64, marks: [(u64, u64); 2]) -> u64 {
     marks.into_iter().find(|(mark, _)| *mark == last).map_or(last, |(_, last_event)| last_event)
 }
