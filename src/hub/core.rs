@@ -126,17 +126,19 @@ impl Core {
     }
 
     /// Returns the position that a subscription should send to its client as the new cursor, the
-    /// position to resume after. This is the committed position (all events up to it can be read),
-    /// or `cursor`, the current cursor of the subscription, if that is later. `topic` is any topic
-    /// of the subscription. `is_unsent` is `true` if the client may have an older id than `cursor`.
+    /// position to resume after. This is the greater one of the committed position (all events up
+    /// to it can be read) and `cursor`, the current cursor of the subscription. `topic` is any
+    /// topic of the subscription. Set `is_unsent` if the client may have an older id than `cursor`.
     ///
     /// Returns `None` if the client already has this position, or if another log has replaced the
-    /// log. In memory, also returns `None` while a client can resume after `cursor` without a gap.
+    /// log.
+    ///
+    /// A hub in memory also returns `None` while a client can resume after `cursor` without a gap.
     /// Evictions in other topics cause no gap, because the hub stores an eviction watermark for
-    /// each topic: the events of the topic after this position are retained. But if more than
-    /// 10,000 topics were dropped, one watermark applies to all topics that are created later. A
-    /// client with a `cursor` before this common watermark could get a gap although it has missed
-    /// no event, so it needs a new position.
+    /// each topic: the events of the topic after this position are retained. The hub remembers the
+    /// watermarks of up to 10,000 dropped topics. If more topics were dropped, a topic that is
+    /// created later begins with one common watermark. A client whose `cursor` is before it would
+    /// get a gap although it has missed no event, so it needs a new position.
     pub(super) fn newer_position(
         &self,
         topic: &Arc<TopicState>,

@@ -59,9 +59,9 @@ pub(super) struct Reader {
     /// Set if the hub was already shut down when the topic was last read. Only a subscription to
     /// several topics uses this field.
     pub(super) is_shut_down: bool,
-    /// Set if the subscription only looks up the topic, which may not exist. Other subscriptions
-    /// make their topic [exist](Contents::exists) for the application while they are open. This
-    /// subscription does not.
+    /// Set if the subscription is a lookup: a request that reads the topic or searches for it.
+    /// While other subscriptions are open, their topics [exist](Contents::exists) for other
+    /// requests. A lookup does not have this effect.
     pub(super) is_lookup: bool,
     /// The end of the topic, if a replay of old records from the backend has found the record that
     /// finishes the topic. The value is boxed because few readers have it.
@@ -79,7 +79,8 @@ pub(super) struct ReplayedEnd {
     pub(super) through: Position,
 }
 
-/// The state of a subscription to a single topic while it waits for the next change of the topic.
+/// The state of a subscription to a single topic while it waits for the next change of the topic,
+/// such as an event or its end.
 pub(super) struct Wait {
     /// A copy of the waker that the subscription has registered in the topic. The next change of
     /// the topic wakes it. If a later poll has a different waker, the subscription registers the

@@ -315,18 +315,20 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a new subscription to the topics `names`, as one of their subscribers. Adds one reader
-    /// for each of these topics to `joined`. Moves the resume point in `joined` back if it is after
-    /// an undelivered event of these topics, or after the last event that this node has read. The
-    /// caller passes the topics of the subscription in several parts, and releases the lock of the
-    /// registry (the table of all topics) between the parts. `beginnings` has the position where
-    /// the subscription begins in each topic: one entry for each name, or a single entry for all
-    /// names.
+    /// Adds a new subscription to the topics `names`, as one of their subscribers, and adds a
+    /// reader for each of these topics to `joined`. Then moves the resume point in `joined` back,
+    /// if necessary: it must not be after an undelivered event of these topics, or after the last
+    /// event that this node has read.
     ///
-    /// `last` is the end of the log, as far as this node knows it. The backend has evicted events
-    /// up to and including the position `evicted_by_backend`. Without a backend,
-    /// `evicted_by_backend` is the greatest possible position, because no evicted event can be read
-    /// again.
+    /// The caller passes the topics of the subscription in several parts, and releases the lock of
+    /// the registry (the table of all topics) between the parts. `beginnings` has the position
+    /// where the subscription begins in each topic: one entry for each name, or a single entry for
+    /// all names.
+    ///
+    /// `last` is the end of the log, as far as this node knows it. Events up to the position
+    /// `evicted_by_backend` cannot be read from the backend any more. Without a backend, this holds
+    /// for each event that this process has evicted, so the caller passes the greatest possible
+    /// position.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

@@ -214,8 +214,8 @@ impl<K> Streams<K> {
         all.flat_map(|slots| slots.unclosed().filter_map(|slot| slots.block.close(slot))).collect()
     }
 
-    /// Returns the event that a closed stream still sends before it ends, or empty bytes for no
-    /// event.
+    /// Returns the event that was passed to `close_with`. The closed stream sends it as its last
+    /// event. Returns empty bytes if the stream was closed without an event.
     pub(super) fn closing_event(&self, index: Index) -> Bytes {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }

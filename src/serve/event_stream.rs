@@ -61,8 +61,8 @@ enum Phase {
     Failed,
 }
 
-/// The receiving side of an event stream: what the client sends on the connection while the event
-/// stream runs.
+/// The half of a connection on which the client sends, while the server sends an event stream on
+/// the other half.
 #[derive(Debug)]
 struct Input {
     /// The bytes of the next request, which arrived while the stream was running.

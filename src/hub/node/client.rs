@@ -151,9 +151,9 @@ pub(in crate::hub) struct EncodedPage {
     /// The topics of the events in this page of old records, as runs: the name of a topic, and how
     /// many consecutive events of the page belong to it.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have records in this page of the log. If the last record of a topic in the
-    /// page finishes the topic, the value in this map is the position of that record. Otherwise the
-    /// value is `None`.
+    /// The topics that have records in this page (the result of one read of the log). The value is
+    /// the position of the last record of the topic in the page if this record finishes the topic,
+    /// and otherwise `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
     /// The topics whose last record in this page of the log removes the topic.
     removed: HashSet<Arc<str>>,

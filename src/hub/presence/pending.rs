@@ -85,7 +85,7 @@ impl OfTopic {
         remove(&mut self.by_member, &member, number);
     }
 
-    /// Returns `true` if no later event of the same member is unpublished.
+    /// Returns `true` if this is the newest unpublished join or leave event of its member.
     fn is_last_of_member(&self, event: &PendingEvent) -> bool {
         let last = self.by_member.get(&event.member).and_then(BTreeSet::last).and_then(|last| self.events.get(last));
         last.is_some_and(|last| std::ptr::eq(last, event))

@@ -156,8 +156,8 @@ impl Losses {
         (self.marked, self.attempts) = (Some(mark), 0);
     }
 
-    /// Returns the position of the mark, the entry that reports the loss, if this process has not
-    /// read the log up to this position yet. Otherwise returns `None`.
+    /// Returns the position of the mark, the entry that reports the loss of other entries. Returns
+    /// `None` if there is no such mark, or if this process has already read it.
     pub(super) fn unread_mark(&self) -> Option<Position> {
         self.marked.filter(|mark| self.through < *mark)
     }
