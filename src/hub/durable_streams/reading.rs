@@ -59,8 +59,9 @@ pub(super) enum ReadError {
     Gap,
     /// The data of the next event is not base64, and the format of the stream requires it.
     NotBase64,
-    /// The backend of the hub has not responded in time. Or the topic is unknown, and the node has
-    /// not read all events that it knows to be in the log.
+    /// The backend of the hub has not responded in time. Or this node does not know the topic, and
+    /// cannot decide yet whether the topic exists, because it has not read all events that it knows
+    /// to be in the log.
     Backend,
     /// The hub is shut down, or another log has replaced its log.
     Shutdown,

@@ -51,9 +51,9 @@ struct OfTopic {
     /// The handle of the task that publishes the join and leave events of the topic. `None` until
     /// the task was spawned.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the join and leave events of the topic, when one of these
-    /// events does not have to be published any more. The task may be waiting until this event is
-    /// due.
+    /// Wakes the task that publishes the join and leave events of the topic, after one of these
+    /// events was removed, for example because another node has published it. Otherwise the task
+    /// could wait until the removed event is due.
     changed: Arc<Notify>,
 }
 
