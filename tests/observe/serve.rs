@@ -8,10 +8,12 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     time::Duration,
 };
+use support::listener::Memory;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::TcpStream,
     sync::mpsc,
+    task::JoinHandle,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
@@ -62,25 +64,6 @@ fn socket_without_client_timeout_is_logged_and_served() {
     });
 }
 
-/// Accepts connections in memory.
-struct Memory(mpsc::UnboundedReceiver<DuplexStream>);
-
-impl Listener for Memory {
-    type Io = DuplexStream;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (DuplexStream, ()) {
-        match self.0.recv().await {
-            Some(io) => (io, ()),
-            None => pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Returns an app whose handler never responds.
 fn endless() -> (mpsc::UnboundedReceiver<()>, Router) {
     let (sender, requests) = mpsc::unbounded_channel();
@@ -91,23 +74,29 @@ fn endless() -> (mpsc::UnboundedReceiver<()>, Router) {
     (requests, Router::new().route("/", get(handler)))
 }
 
+/// A server in a shutdown with a timeout of 60 seconds, and clients whose requests it handles.
+async fn shutting_down(clients: usize) -> (JoinHandle<io::Result<()>>, Vec<DuplexStream>) {
+    let (mut requests, app) = endless();
+    let (connections, listener) = mpsc::unbounded_channel();
+    let shutdown = CancellationToken::new();
+    let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
+    let server = tokio::spawn(server.shutdown_timeout(Duration::from_secs(60)).into_future());
+    let mut open = Vec::new();
+    for _ in 0..clients {
+        let (mut client, io) = duplex(1024);
+        connections.send(io).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        requests.recv().await.unwrap();
+        open.push(client);
+    }
+    shutdown.cancel();
+    (server, open)
+}
+
 #[test]
 fn shutdown_timeout_logs_number_of_closed_connections() {
     observed(async |seen: Seen| {
-        let (mut requests, app) = endless();
-        let (connections, listener) = mpsc::unbounded_channel();
-        let shutdown = CancellationToken::new();
-        let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
-        let server = tokio::spawn(server.shutdown_timeout(Duration::from_secs(60)).into_future());
-        let mut clients = Vec::new();
-        for _ in 0..3 {
-            let (mut client, io) = duplex(1024);
-            connections.send(io).unwrap();
-            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-            clients.push(client);
-            requests.recv().await.unwrap();
-        }
-        shutdown.cancel();
+        let (server, mut clients) = shutting_down(3).await;
         sleep(Duration::from_secs(30)).await;
         // A connection that ends during the shutdown is not counted.
         drop(clients.pop());
@@ -124,19 +113,10 @@ fn shutdown_timeout_logs_number_of_closed_connections() {
 #[test]
 fn shutdown_before_its_timeout_logs_nothing() {
     observed(async |seen: Seen| {
-        let (mut requests, app) = endless();
-        let (connections, listener) = mpsc::unbounded_channel();
-        let shutdown = CancellationToken::new();
-        let server = serve(Memory(listener), app).with_graceful_shutdown(shutdown.clone());
-        let server = tokio::spawn(server.shutdown_timeout(Duration::from_secs(60)).into_future());
-        let (mut client, io) = duplex(1024);
-        connections.send(io).unwrap();
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        requests.recv().await.unwrap();
-        shutdown.cancel();
+        let (server, clients) = shutting_down(1).await;
         sleep(Duration::from_secs(59)).await;
         assert!(!server.is_finished());
-        drop(client);
+        drop(clients);
         server.await.unwrap().unwrap();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(seen.events(), []);

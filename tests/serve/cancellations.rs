@@ -3,7 +3,6 @@
 
 use crate::{
     common::{driven, event_stream},
-    listeners::Memory,
     raw_http2::{HEADERS, PREFACE, frame, request},
 };
 use axum::{Router, routing::get};
@@ -15,7 +14,7 @@ use std::{
     },
     time::Duration,
 };
-use support::client::within;
+use support::{client::within, listener::Memory};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::{TcpListener, TcpStream},

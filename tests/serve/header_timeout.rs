@@ -1,9 +1,9 @@
 //! The time limit for the first request of a connection.
 
-use crate::{common::event_stream, listeners::Memory};
+use crate::common::event_stream;
 use axum::{Router, routing::get};
 use std::{future, time::Duration};
-use support::script::Script;
+use support::{listener::Memory, script::Script};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::mpsc,

@@ -2,7 +2,6 @@
 
 use crate::{
     common::{Running, driven, event_stream, live},
-    listeners::Memory,
     raw_http2::{ACK, DATA, END_STREAM, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, Wire, frame, request},
 };
 use axum::{
@@ -31,6 +30,7 @@ use std::{
 };
 use support::{
     client::{Http1, Http2, within},
+    listener::Memory,
     script::{Script, Step},
 };
 use tokio::{

@@ -2,11 +2,13 @@
 
 use crate::{
     common::{Driver, live},
-    listeners::Memory,
     raw_http2::{ACK, DATA, GOAWAY, PING, PREFACE, SETTINGS, Wire, frame, request},
 };
 use std::time::Duration;
-use support::client::{Http2, within};
+use support::{
+    client::{Http2, within},
+    listener::Memory,
+};
 use tokio::{
     io::{AsyncReadExt, DuplexStream, duplex},
     net::{TcpListener, TcpStream},

@@ -9,13 +9,14 @@ use axum::{
 };
 use http::Response;
 use http_body_util::Full;
-use std::{convert::Infallible, io, net::SocketAddr};
+use std::{convert::Infallible, net::SocketAddr};
 use support::{
     client::{Http2, Protocol, within},
+    listener::Memory,
     script::Script,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     sync::mpsc,
 };
@@ -75,25 +76,6 @@ async fn unix_socket_is_served() {
     assert!(response.ends_with("data: one\n\n\r\n0\r\n\r\n"), "{response:?}");
     running.abort();
     std::fs::remove_file(&directory).unwrap();
-}
-
-/// A listener of connections in memory.
-pub(crate) struct Memory(pub(crate) mpsc::UnboundedReceiver<DuplexStream>);
-
-impl Listener for Memory {
-    type Io = DuplexStream;
-    type Addr = &'static str;
-
-    async fn accept(&mut self) -> (DuplexStream, &'static str) {
-        match self.0.recv().await {
-            Some(io) => (io, "memory"),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<&'static str> {
-        Ok("memory")
-    }
 }
 
 #[tokio::test]

@@ -3,12 +3,11 @@
 
 use crate::{
     common::{Driver, Running, driven, event_stream},
-    listeners::Memory,
     raw_http2::{ACK, DATA, END_STREAM, PING, PREFACE, SETTINGS, WINDOW_UPDATE, Wire, frame, request},
 };
 use axum::{Router, routing::get};
 use std::{io, net::SocketAddr, time::Duration};
-use support::client::within;
+use support::{client::within, listener::Memory};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::TcpSocket,

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod descriptors;
 pub mod drain;
+pub mod listener;
 mod pass_on;
 pub mod polled;
 pub mod ratios;
