@@ -177,7 +177,7 @@ impl Observation {
 
     /// Returns the `retry` line with the reconnect delay of a client whose stream ends early: the
     /// handler's delay `retry`, or else the layer's delay, or else one second.
-    pub(super) fn reconnect_delay(&self, retry: Option<Duration>) -> Bytes {
+    pub(super) fn last_retry_line(&self, retry: Option<Duration>) -> Bytes {
         retry_line(match self.settings() {
             Some(settings) => settings.reconnect_delay(retry),
             None => Settings::default().reconnect_delay(retry),
@@ -185,13 +185,13 @@ impl Observation {
     }
 
     /// Records the reason of an early end, and returns the bytes to send before it. At the shutdown
-    /// of a layer or of a hub, these bytes contain the [reconnect delay](Self::reconnect_delay).
+    /// of a layer or of a hub, these bytes contain the [reconnect delay](Self::last_retry_line).
     pub(super) fn end(&mut self, end: End, retry: Option<Duration>) -> FinalBytes {
         let is_shutdown = matches!(end, End::Shutdown);
         let final_bytes = self.observer.as_mut().map(|observer| observer.end(end, retry)).unwrap_or_default();
         if is_shutdown && final_bytes.retry.is_empty() {
             // No layer is shut down, but a hub.
-            return FinalBytes { retry: self.reconnect_delay(retry), ..final_bytes };
+            return FinalBytes { retry: self.last_retry_line(retry), ..final_bytes };
         }
         final_bytes
     }

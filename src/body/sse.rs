@@ -291,9 +291,9 @@ where
 
         self.apply_end(is_first, &mut frame, cx);
         let was_open = self.stream.is_some();
-        let last_polls = self.last_polls.filter(|_| was_open);
-        let mut filled = if let Some(polls) = last_polls {
-            self.fill_with_last_items(polls, &mut frame, cx)
+        let was_ending = self.last_polls.is_some();
+        let mut filled = if was_open && was_ending {
+            self.fill_with_last_items(&mut frame, cx)
         } else if is_first && !*self.has_preamble {
             let (filled, lines) = self.fill_first(&mut frame, cx);
             if !lines.is_empty() {
@@ -308,9 +308,9 @@ where
         } else {
             self.fill_for_items(&mut frame, cx)
         };
-        // A hub was shut down during this poll, and no item is ready any more.
-        if let (None, Some(polls), Some(_), Poll::Pending) = (last_polls, *self.last_polls, &*self.stream, filled) {
-            filled = self.fill_with_last_items(polls, &mut frame, cx);
+        let has_begun_to_end = !was_ending && self.last_polls.is_some();
+        if has_begun_to_end && filled.is_pending() && self.stream.is_some() {
+            filled = self.fill_with_last_items(&mut frame, cx);
         }
 
         let (mut due, mut is_cursor) = (None, false);
@@ -535,14 +535,15 @@ where
         self.add(frame, chunk, events);
     }
 
-    /// Adds items of the stream to the frame after the flush time of a shutdown, like
-    /// [`fill`](Self::fill). Ends the stream when no further item is ready, or when no poll is
-    /// left.
+    /// Adds items of the stream to the frame after the flush time of a layer's shutdown, or after
+    /// the shutdown of a hub, like [`fill`](Self::fill). Ends the stream when no further item is
+    /// ready, or when no poll is left.
     #[cold]
-    fn fill_with_last_items(&mut self, polls: u16, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+    fn fill_with_last_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
             return Poll::Ready(());
         }
+        let polls = self.last_polls.unwrap_or_default();
         if polls > 0 {
             *self.last_polls = Some(polls - 1);
             let flag = WakeFlag::new(cx.waker());
@@ -694,13 +695,15 @@ where
         }
     }
 
-    /// Ends the stream because it has returned `error`. If the error reports that the log of a hub
-    /// was replaced, the response ends with a reconnect delay and without an error. If the hub was
-    /// shut down, it ends in the same way, but first sends the items that are ready: the stream can
-    /// merge several subscriptions. Any other error is passed to the `on_error` closure of the
-    /// handler, which can return a last event. Without such an event, the body fails with the
-    /// error. During the shutdown of a layer, the body does not fail: the stream may fail because of
-    /// the same shutdown.
+    /// Ends the response because the stream has returned `error`.
+    ///
+    /// If the log of a hub was replaced, the response ends with a reconnect delay and without an
+    /// error. If a hub was shut down, the response ends in the same way, but first sends the items
+    /// that are ready: the stream can merge several subscriptions.
+    ///
+    /// Any other error is passed to the `on_error` closure of the handler, which can return a last
+    /// event. Without such an event, the body fails with the error. During the shutdown of a layer,
+    /// the body does not fail: the stream may fail because of the same shutdown.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         let reason = reason_of(&error);
@@ -715,7 +718,7 @@ where
         if !is_failure && !is_shutting_down {
             // The client resumes after the delay.
             self.observation.set_reason(reason);
-            let retry = self.observation.reconnect_delay(self.retry());
+            let retry = self.observation.last_retry_line(self.retry());
             return self.add(frame, retry, 0);
         }
         // A client that was too slow (`Lagged`) is not a failure, and is not logged.
