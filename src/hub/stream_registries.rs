@@ -107,9 +107,11 @@ impl StreamRegistries {
         }
     }
 
-    /// Returns the stream registries that follow the hub, to close the streams that other nodes
-    /// announce as closed. The caller calls these registries without the lock of the map of names.
-    /// If a registry is dropped during such a call, the drop takes this lock, to release the name.
+    /// Returns the stream registries that follow the hub. When another node announces that it has
+    /// closed the streams of a key, the caller passes the announcement to each of them.
+    ///
+    /// The caller does this without the lock of the map of names: if a registry is dropped
+    /// meanwhile, the drop takes this lock to remove the name.
     fn following(&self) -> Vec<Arc<dyn Announcements>> {
         self.by_name().values().filter_map(Weak::upgrade).collect()
     }

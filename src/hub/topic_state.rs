@@ -232,8 +232,8 @@ impl TopicState {
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
 /// The maximum number of waiting readers of a topic that another reader of the topic wakes. (A
-/// reader reads one topic for one subscription.) It wakes them only if the topic has changed and
-/// the publisher has not woken them yet.
+/// reader reads one topic for one subscription.) The reader wakes them only if the topic has
+/// changed and they were not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
 /// The waiting readers to wake after a change of a topic. A `Change` is large, so it is never

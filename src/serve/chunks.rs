@@ -11,8 +11,8 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// The size in bytes at which a write to the socket is full, so that it gets no more frames. The
-/// last frame of a write is never split, so a write can be larger.
+/// The limit of a write to the socket, in bytes. A write that has reached the limit gets no more
+/// frames. Frames are never split, so a write can be larger.
 const MAX_WRITE: usize = 256 * 1024;
 /// The number of gathered frames that makes a write full, even if they have few bytes. Gathering
 /// many small frames also takes time.

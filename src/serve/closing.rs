@@ -36,7 +36,8 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
-        /// The latest time to which `deadline` can move. Each read of bytes moves `deadline`.
+        /// The latest possible `deadline`. Each read of bytes moves `deadline`, but never beyond
+        /// this time.
         latest: Instant,
     },
 }

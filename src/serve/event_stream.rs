@@ -61,8 +61,7 @@ enum Phase {
     Failed,
 }
 
-/// The half of a connection on which the client sends, while the server sends an event stream on
-/// the other half.
+/// The input of a connection during an event stream: what the client sends meanwhile.
 #[derive(Debug)]
 struct Input {
     /// The bytes of the next request, which arrived while the stream was running.

@@ -91,7 +91,7 @@ fn idle_http2_stream_takes_little_memory() {
     assert!(peak / CONNECTIONS / 100 <= 1900 + OBSERVED, "{} bytes", peak / CONNECTIONS / 100);
 }
 
-/// For the timeout of its shutdown, a server has a list of its connections.
+/// A server has a list of its connections for the timeout of its shutdown.
 #[test]
 fn closed_connections_take_no_memory() {
     const CONNECTIONS: u64 = 2000;

@@ -113,9 +113,9 @@ impl CopyCheck {
         true
     }
 
-    /// Ends the check if this node has read the log up to `through` without finding the next
-    /// expected beat at its position. Then the log is no copy after the beat that was found last.
-    /// Returns the effects of the records after that beat.
+    /// Ends the check if this node has read the log up to `through`, and the last expected beat is
+    /// not at its position. Then the log is a copy only up to the beat that was found last. Returns
+    /// the effects of the records after that beat.
     pub(super) fn end(&mut self, through: Position) -> Option<Ends> {
         self.expected.first().filter(|missing| through >= missing.at)?;
         self.before = self.before.filter(|before| !self.expected.contains(before));
