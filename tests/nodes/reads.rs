@@ -1,6 +1,6 @@
 //! History reads under load: clients that leave cost no read, and the queue of reads is bounded.
 
-use super::{Faulty, Mode, PLENTY, Shared, data_soon, numbers, settle, subscribe, two};
+use super::{Faulty, Mode, PLENTY, Shared, data_soon, numbers, publish, settle, subscribe, two};
 use futures_util::{FutureExt, future::join_all};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -11,7 +11,7 @@ use tokio_stream::StreamExt;
 use tokio_test::{assert_pending, task};
 use tower_sse::{
     Event, EventId,
-    hub::{Error, ErrorKind, Hub, Start},
+    hub::{Error, ErrorKind, Hub, Start, Subscription},
 };
 
 /// The documented limit of different reads that run or wait.
@@ -180,4 +180,83 @@ async fn shutdown_ends_a_read_that_waits() {
         let error = reading.now_or_never().expect("it has ended").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Shutdown, "{mode:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unpolled_client_delays_no_client_of_its_page() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(1)).await;
+    connections[1].page.store(1, Relaxed);
+    let early = publish(&hubs[0], "a", 0).await;
+    for n in 1..30 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    // As many as may read at once, and one more. Each of them requests a page, and is not polled.
+    let mut silent = Vec::new();
+    for skip in 0..9 {
+        let mut client = subscribe(&hubs[1], "a", early.clone()).await;
+        for _ in 0..skip {
+            while client.poll_next().is_pending() {
+                settle().await;
+            }
+        }
+        assert!(skip == 0 || client.poll_next().is_pending());
+        silent.push(client);
+    }
+    assert_eq!(data_soon(&mut subscribe(&hubs[1], "a", early).await).await, numbers(1..30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_reconnects_share_few_reads() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    settle().await;
+    let asked = &connections[1].asked;
+    connections[1].set(Mode::Lags);
+    let newer = publish(&hubs[0], "b", "newer").await;
+    asked.bounds.store(0, Relaxed);
+    let come = |start: EventId| {
+        let hub = &hubs[1];
+        async move { hub.topic("a").subscribe(start).await.unwrap() }
+    };
+    // With an id that this node does not know yet, and with the same id when the node has evicted
+    // it.
+    let clients = (0..10_000).map(|n| come(if n % 2 == 0 { newer.clone() } else { ids[3].clone() }));
+    let clients = futures_util::future::join_all(clients).await;
+    assert!(clients.iter().all(Subscription::is_resumed));
+    assert!(asked.bounds.load(Relaxed) <= 3, "{} questions where the log ends", asked.bounds.load(Relaxed));
+    assert!(asked.reads.load(Relaxed) <= 3, "{} pages", asked.reads.load(Relaxed));
+    // Each client has another cursor.
+    let many = (0..1000).map(|n| come(ids[n % 18].clone()));
+    assert_eq!(futures_util::future::join_all(many).await.len(), 1000);
+    assert!(asked.reads.load(Relaxed) <= 50, "{} pages", asked.reads.load(Relaxed));
+    let most = asked.most_reads_at_once.load(Relaxed);
+    assert!((2..=8).contains(&most), "{most} at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_leaving_during_read_delays_no_other() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let early = publish(&hubs[0], "a", 0).await;
+    for n in 1..5 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    connections[1].set(Mode::Hangs);
+    let topic = hubs[1].topic("a");
+    let leaves = timeout(Duration::from_millis(100), topic.subscribe(early.clone())).await;
+    assert!(leaves.is_err());
+    assert_eq!(hubs[1].stats().subscriptions, 0, "nothing is left of it");
+    let waits = tokio::spawn({
+        let topic = topic.clone();
+        async move { topic.subscribe(early).await.unwrap() }
+    });
+    settle().await;
+    connections[1].set(Mode::Works);
+    assert_eq!(data_soon(&mut task::spawn(waits.await.unwrap())).await, numbers(1..5));
 }
