@@ -21,8 +21,8 @@ pub(super) struct Locals {
     /// The number in each key distinguishes members whose grace times end at the same time.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members that have joined or left topics, in this order, while no record in the log
-    /// announces this to the other nodes yet.
+    /// The members whose last join or leave the local node has not announced to the other nodes
+    /// yet, by a record in the log. They are in the order of these changes.
     changed: BTreeMap<u64, Key>,
 }
 

@@ -13,12 +13,12 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
-/// The approximate maximum size in bytes of a presence record. Longer content is split into several
-/// records. NATS accepts messages of up to 1 MiB by default.
+/// The approximate maximum size, 64 KiB, of a record about the members of topics. Longer content is
+/// split into several records. The size is well below the default limit of NATS, 1 MiB per message.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The first bytes of a record about members, in the topic `tower-sse/nodes`. The other records of
-/// this topic are signs of life of nodes.
+/// The first bytes of a record about members of topics. These records are in the topic
+/// `tower-sse/nodes`. The other records of this topic are signs of life of nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
 /// A map from the name of each topic to the names of its members on one node.
@@ -61,8 +61,9 @@ pub(super) enum Message {
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// Identifies the node that reports its members in a record. `lease` is the time of silence after
-/// which the other nodes declare the node dead.
+/// Identifies a record in which a node reports its members (names that are present in topics).
+/// `node` has written the record. `lease` is the time of silence after which the other nodes
+/// declare the node dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,
@@ -80,8 +81,9 @@ pub(super) struct Part {
     pub(super) members: Members,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if the node has not appended any earlier record of its members with success. The members
-    /// in this list then join with it. Without the flag, they may have been present before.
+    /// Set if the node has appended no earlier record of its members successfully. The members in
+    /// this list have then joined with this list. Without the flag, they may have been present
+    /// before.
     pub(super) is_new: bool,
 }
 
@@ -141,9 +143,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is a presence message: it is in the topic `tower-sse/nodes`, and
-/// begins with the prefix of these messages. The topic is checked because an event of another topic
-/// can have the same bytes.
+/// Returns `true` if a record is a message about the members of topics: it is in the topic
+/// `tower-sse/nodes`, and begins with the prefix of these messages. The topic is checked because an
+/// event of another topic can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
@@ -182,9 +184,9 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a presence message from a record. Returns `None` if the record is no presence
-    /// message, or if it has another format, for example because another version of this crate has
-    /// written it.
+    /// Parses a message about the members of topics from a record of the log. Returns `None` if the
+    /// record is no such message, or if it has another format, for example because another version
+    /// of this crate has written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;
@@ -241,9 +243,10 @@ impl Message {
 }
 
 impl Author {
-    /// Returns `true` if a part of a list of members has not arrived late. `number` is the number
-    /// of the newest record of the same node that was read before. All parts of a list have the
-    /// same number, and `is_first` is `true` for the first part.
+    /// Returns `true` if a part of a list of a node's members can be added. Returns `false` if a
+    /// newer record of the node was read before, or if the first part of the list was not read.
+    /// `number` is the number of the newest record of the node that was read before. All parts of a
+    /// list have the same number, and `is_first` is `true` for the first part.
     pub(super) fn is_new_part(self, is_first: bool, number: u64) -> bool {
         if is_first { self.number > number } else { self.number == number }
     }
@@ -257,8 +260,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic in a presence message. Returns `None` for a reserved name, because
-/// such a topic has no presence, and for a name that is too long.
+/// Parses the name of a topic in a record about members of topics. Returns `None` for a name that
+/// is too long. Also returns `None` for a reserved name, because such a topic has no members.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

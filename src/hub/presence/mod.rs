@@ -1,10 +1,12 @@
-//! Presence: the members of each topic, on all nodes. A name becomes a member of a topic when its
-//! first subscription to the topic begins. After its last subscription ends, the name stays a
-//! member for the grace time.
+//! Presence: which names, for example of users, are members of each topic, on all nodes (the
+//! processes that share a log). [`Topic::join`](super::Topic::join) ties a name to a topic and to a
+//! subscription. The name is a member as long as it has at least one such subscription, and then
+//! for the grace time.
 //!
-//! A node counts the subscriptions of each member. It appends a record to the log when the first
-//! subscription begins, and when the grace time ends. Every node computes the members from these
-//! records. All nodes read them in the same order, so they agree.
+//! A node counts the subscriptions of each of its members. It appends a record to the log when a
+//! member joins with its first subscription, and when it leaves at the end of the grace time. Every
+//! node computes the members of all nodes from these records. All nodes read the records in the
+//! same order, so they agree.
 
 mod announcer;
 mod local;
@@ -47,29 +49,32 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The maximum length of the name of a member of a topic, in bytes.
+/// The maximum length of the name of a member of a topic, in bytes. A longer name cannot become a
+/// member of a topic.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
-/// The maximum length of the name of a topic with members, in bytes. With a longer name, a record
-/// of the local node about its members could be too large for the backend, and its append would
-/// fail. After a failed append, the next record lists all members of the node again, including
-/// those of this topic. Its append would fail, too, so the node could announce no member of any
-/// topic.
+/// The maximum length of the name of a topic with members (names that are present in it), in bytes.
+/// With a longer topic name, a record of the local node about these members could be too large for
+/// the backend, and its append would fail. After a failed append, the next record lists all members
+/// of the node again, including those of this topic. Its append would fail, too, so the node could
+/// announce no member of any topic.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
-/// The maximum number of topics for which the local node appends join and leave events of members
-/// to the log at the same time. Further topics wait.
+/// The maximum number of topics whose join and leave events the local node appends to the log at
+/// the same time. The events report that a member has joined or left a topic. The events of further
+/// topics wait.
 const MAX_PUBLISHING: usize = 16;
 
-/// The share of the time limit of [`members`] for requests to the backend and answers of other
-/// nodes. The limit also includes the lease (the silence after which a node is declared dead) and
-/// the grace time that the members of a dead node get. After the limit, [`members`] returns an
-/// error.
+/// The time that [`members`], the read of a topic's members on all nodes, has for requests to the
+/// backend and for answers of other nodes: 5 seconds. Its whole time limit is longer by the lease
+/// (the silence after which a node is declared dead) and the grace time that the members of a dead
+/// node get. After the whole limit, [`members`] returns an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A join or a leave of a member of a topic, on any node.
-/// [`Topic::presence`](super::Topic::presence) yields these changes, and
-/// [`Builder::presence_events`](super::Builder::presence_events) makes events of them.
+/// A join or a leave: a name, for example of a user, has become a member of a topic, or is no
+/// longer a member. Any node can be the cause. [`Topic::presence`](super::Topic::presence) returns
+/// a stream of these changes. [`Builder::presence_events`](super::Builder::presence_events) sets a
+/// function that creates events from them.
 ///
 /// # Examples
 ///
@@ -92,14 +97,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presence {
-    /// The member has joined: its first subscription to the topic has begun, on any node.
+    /// The member has joined the topic: its first subscription has begun, on any node.
     #[non_exhaustive]
     Joined {
         /// The name of the member.
         member: Arc<str>,
     },
-    /// The member has left: it had no subscription on any node for the
-    /// [grace time](super::Builder::presence_grace).
+    /// The member has left the topic: it had no subscription on any node for the [grace
+    /// time](super::Builder::presence_grace).
     #[non_exhaustive]
     Left {
         /// The name of the member.
@@ -108,13 +113,15 @@ pub enum Presence {
 }
 
 impl Presence {
-    /// Creates the join of a member, for example for a test of an application.
+    /// Creates a [`Joined`](Self::Joined) value: the name `member` has become a member of a topic.
+    /// Applications need this only in tests.
     #[must_use]
     pub fn joined(member: impl Into<Arc<str>>) -> Self {
         Self::Joined { member: member.into() }
     }
 
-    /// Creates the leave of a member.
+    /// Creates a [`Left`](Self::Left) value: the name `member` is no longer a member of a topic.
+    /// Applications need this only in tests.
     #[must_use]
     pub fn left(member: impl Into<Arc<str>>) -> Self {
         Self::Left { member: member.into() }
@@ -192,11 +199,12 @@ impl Presences {
         wake(wakers);
     }
 
-    /// Calls `is_done` with the current state of the members of topics, and returns its result.
-    /// Then calls [`release`](Self::release), which notifies the callers of [`until`](Self::until)
-    /// if the state differs from the state at the previous `release`. So these callers are notified
-    /// of each change from a state that `is_done` has seen, even of a change back to an earlier
-    /// state.
+    /// Returns the result of `is_done` for the current state of the members of topics.
+    ///
+    /// Also calls [`release`](Self::release), which stores this state, and notifies the callers of
+    /// [`until`](Self::until) if the state stored before differs from it. Without this call, these
+    /// callers could miss a change: if the state that `is_done` has seen changed back to the state
+    /// stored before, this would not count as a change.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -267,9 +275,10 @@ impl Presences {
     ///
     /// The node reads the records after the position `after`, because earlier records may have been
     /// evicted. If `after` is [`Position::START`], no record was evicted: the node forgets the
-    /// members of the previous log. Otherwise, it does not know all members. The members of other
-    /// nodes then stay as after [missed records](State::lose), until their nodes announce them or
-    /// are declared dead.
+    /// members of the previous log. Otherwise, the node does not know all members. It then treats
+    /// the members that it knew as it does after [missed records](State::lose): if it uses
+    /// presence, it keeps each node's members until that node announces its members or is declared
+    /// dead.
     ///
     /// `last` is the end of the log at this time. The node publishes no events for joins and leaves
     /// up to `last`. It does not count as knowing all members until it has read up to `last`.
@@ -303,9 +312,10 @@ impl Presences {
         }
     }
 
-    /// Frees the memory of finished topics that presence need not remember. Called after
-    /// [`note_finished`](Self::note_finished), without the locks of the registry and of the topic,
-    /// because the time grows with the number of finished topics.
+    /// If many finished topics are remembered, forgets those that have neither members nor
+    /// unpublished join and leave events. Called after [`note_finished`](Self::note_finished),
+    /// without the locks of the registry and of the topic, because the time grows with the number
+    /// of finished topics.
     pub(super) fn forget_finished(&self) {
         if self.events.is_some() {
             self.state().clean_up();
@@ -375,23 +385,23 @@ impl Presences {
 
     /// Returns the lease of the local node: the time of silence after which the other nodes declare
     /// it dead, so that its members leave their topics. Returns `None` if the local node has no
-    /// members.
+    /// members, or if the hub is shut down.
     pub(super) fn own_lease(&self) -> Option<Duration> {
         let state = self.state();
         (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
     }
 
     /// Returns the shortest lease of the other nodes that have members, names that are present in
-    /// topics. A lease is the time of silence after which a node is declared dead. Returns `None`
-    /// if there is no such node.
+    /// topics. A lease is the time of silence after which a node is declared dead. Nodes that are
+    /// shut down do not count. Returns `None` if no node remains.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
         self.state().watched().leases(self.node).map(|(_, shortest)| shortest)
     }
 
-    /// Returns the earliest time when the local node will declare another node dead, unless the
-    /// other node gives a sign of life before. Only nodes with members of topics count: returns
-    /// `None` if no other node has members. Silence before `contact_since`, the end of the last
-    /// outage of the backend, does not count.
+    /// Returns the earliest time when the local node will declare another node dead, if it reads no
+    /// further sign of life from that node. Only nodes with members of topics count: returns `None`
+    /// if no other node has members. Silence before `contact_since`, the end of the last outage of
+    /// the backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
         let state = self.state();
         state.watched().next_death(self.node, contact_since, state.death_grace(self))

@@ -1,6 +1,6 @@
-//! The join and leave events that are still to be published: the local node has not found them in
-//! the log yet. They report to the subscribers of a topic that a name has become a member of the
-//! topic, or has left it.
+//! The join and leave events of members that are still to be published: the local node has not
+//! found them in the log yet. They report to the subscribers of a topic that a name has become a
+//! member of the topic, or has left it.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -15,8 +15,9 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 /// The maximum number of join and leave events that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of a join or leave event, in bytes. A larger event is not published. The events
-/// of one append have at most twice this size together, so at least two events fit.
+/// The maximum size of a join or leave event of a member, in bytes: 256 KiB. A larger event is not
+/// published. The events of one append to the log have at most twice this size together, so at
+/// least two events fit.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// The minimum pause before the local node publishes a join or leave event if another node has
@@ -24,19 +25,19 @@ pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 /// Usually the other node publishes the event during the pause.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The join and leave events that are not published in the log yet, by topic. The other nodes have
-/// the same unpublished events, so if one node dies, another node publishes them. A node that does
-/// not know all members keeps its events until it knows them. An event is removed when the local
-/// node reads it from the log.
+/// The join and leave events that are not in the log yet, by topic. An event is removed when the
+/// local node reads it from the log. The other nodes have the same unpublished events, so if one
+/// node dies, another node publishes them. A node that does not know all members keeps its events
+/// until it knows all members.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
     /// The topics that may have unpublished join and leave events, but that have no task to publish
     /// them.
     idle: HashSet<Arc<str>>,
-    /// The local node does not know all members, so it leaves its join and leave events to the
-    /// nodes that do. They have time to publish these events until this time. `None` if it has left
-    /// them no events.
+    /// The local node did not know all members, so it has left its join and leave events to the
+    /// nodes that did. These nodes have time until this time to publish the events. `None` if the
+    /// local node has left no events to other nodes.
     others_publish_until: Option<Instant>,
 }
 
@@ -53,7 +54,7 @@ struct OfTopic {
     task: Option<AbortHandle>,
     /// Wakes the task that publishes the join and leave events of the topic, after one of these
     /// events was removed, for example because another node has published it. Otherwise the task
-    /// could wait until the removed event is due.
+    /// could wait for the time when the removed event was due.
     changed: Arc<Notify>,
 }
 
@@ -85,13 +86,14 @@ impl OfTopic {
         remove(&mut self.by_member, &member, number);
     }
 
-    /// Returns `true` if this is the newest unpublished join or leave event of its member.
+    /// Returns `true` if `event` is the newest unpublished join or leave event of its member.
     fn is_last_of_member(&self, event: &PendingEvent) -> bool {
         let last = self.by_member.get(&event.member).and_then(BTreeSet::last).and_then(|last| self.events.get(last));
         last.is_some_and(|last| std::ptr::eq(last, event))
     }
 
-    /// Removes the first event if `is_void` returns `true` for it. Returns whether it was removed.
+    /// Removes the first unpublished join or leave event of the topic if `is_void` returns `true`
+    /// for it. Returns `true` if the event was removed.
     fn remove_first_if(&mut self, is_void: impl Fn(&Self, &PendingEvent) -> bool) -> bool {
         let first = self.events.first_key_value().filter(|(_, event)| is_void(self, event)).map(|(number, _)| *number);
         first.inspect(|number| self.remove(*number)).is_some()
@@ -128,7 +130,8 @@ impl Pending {
     /// event immediately. Otherwise the node that has caused it first gets a random time of 0.3 s
     /// to 0.6 s to publish the event.
     ///
-    /// Shortly after [`leave_to_others`](Self::leave_to_others), the local node publishes no event.
+    /// For 0.9 s after a call of [`leave_to_others`](Self::leave_to_others), the local node
+    /// publishes no event, not even its own.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -165,8 +168,8 @@ impl Pending {
     }
 
     /// Drops `event`, a join or leave event that the backend refuses, without publishing it.
-    /// Returns `false`, and drops nothing, if the event is not the topic's first unpublished event
-    /// any more, for example because another node has published it.
+    /// Returns `true` if it was dropped. Returns `false` if the event is not the topic's first
+    /// unpublished event any more, for example because another node has published it.
     pub(super) fn forget_refused(&mut self, topic: &str, event: &Bytes) -> bool {
         let is_dropped = self
             .topics
@@ -183,14 +186,14 @@ impl Pending {
         self.forget_first_while(topic, |_, event| event.is_leave);
     }
 
-    /// Drops the first unpublished events of a topic, as long as they are leave events that another
-    /// node should have published by now. The node that causes a leave has a random time of 0.3 s
-    /// to 0.6 s to publish the event of the leave. It publishes no event if it knows that the
-    /// application has removed the topic. The local node may not know of the removal, so this
-    /// method is called if the topic does not exist on the local node.
+    /// Drops the first unpublished events of a topic, up to the first event that is not an overdue
+    /// leave event of another node. The node that causes a leave has a random time of 0.3 s to 0.6
+    /// s to publish the event of the leave. It publishes no event if it knows that the application
+    /// has removed the topic. The local node may not know of the removal, so this method is called
+    /// if the topic does not exist on the local node.
     ///
-    /// A leave stays if the same member has joined again since: the event of the join creates the
-    /// topic, and would otherwise follow another join.
+    /// A leave event stays if the same member has joined again since. The join event creates the
+    /// topic again. Without the leave event, two joins of the member would follow each other.
     pub(super) fn forget_leaves_of_others(&mut self, topic: &str, now: Instant) {
         self.forget_first_while(topic, |of_topic, event| {
             event.is_leave && !event.is_own && event.due <= now && of_topic.is_last_of_member(event)
@@ -204,8 +207,8 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Drops the unpublished join and leave events of a member of a topic. Called if the member may
-    /// have been present on another node meanwhile.
+    /// Drops the unpublished join and leave events of a member of a topic. Called if these events
+    /// may be wrong, because the member may have been present on another node meanwhile.
     pub(super) fn forget_member(&mut self, topic: &str, member: &str) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         for number in of_topic.by_member.get(member).cloned().unwrap_or_default() {
@@ -273,9 +276,9 @@ impl Pending {
 
     /// Returns the first unpublished join and leave events of a topic, at most `max`, for one
     /// append to the log. If another node has caused the first of these joins and leaves, that node
-    /// has a random time of 0.3 s to 0.6 s to publish the event. Before the end of this time,
-    /// returns `Err` with this end. Returns `None` if there are no unpublished events. The task
-    /// that publishes them must then end.
+    /// has a random time of 0.3 s to 0.6 s to publish the event. During this time, returns `Err`
+    /// with the end of this time. Returns `None` if there are no unpublished events. The task that
+    /// publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
@@ -347,7 +350,8 @@ mod tests {
         assert_eq!(texts(&mut pending), ["b-", "c-"]);
     }
 
-    /// Another node can publish an event before the local node learns that the backend refuses it.
+    /// The local node drops an event that the backend refuses. It drops nothing if another node has
+    /// published the event before the refusal arrives.
     #[tokio::test]
     async fn refused_event_is_dropped_only_while_it_is_first() {
         let mut pending = Pending::default();
@@ -379,8 +383,8 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// This test would take minutes if each published join event needed a walk over all unpublished
-    /// events.
+    /// Publishes 100,000 join events. If each published event required an iteration over all
+    /// unpublished events, this would take minutes. The test fails after ten seconds.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;
@@ -399,7 +403,8 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     }
 
-    /// Another node still publishes an earlier leave of the member.
+    /// The local node has left the leave event of a member to other nodes. It publishes its next
+    /// join event of the member only after these nodes have had time to publish the leave event.
     #[tokio::test(start_paused = true)]
     async fn event_after_those_left_to_other_nodes_is_due_later() {
         let (mut left, mut other) = (Pending::default(), Pending::default());

@@ -26,13 +26,15 @@ use std::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-/// The maximum pause before the local node answers a request with a roster, the list of all nodes
-/// with members of topics. The pause is random. Several nodes can answer with a roster, but one
-/// roster is enough: the other nodes read it during their pauses and then send none.
+/// The maximum pause, 100 ms, before the local node answers another node's request for members with
+/// a roster: the list of all nodes with members of topics. The pause is random. Several nodes can
+/// answer with a roster, but one roster is enough: the other nodes read it during their pauses and
+/// then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// A node that does not know all members declares deaths later than other nodes, by this time. It
-/// is longer than the random pause before a declaration.
+/// An additional pause, 500 ms, before a node that does not know all members of topics declares a
+/// silent node dead. It is longer than the random pause of each node before a declaration. So a
+/// node that knows all members usually declares the death first.
 const DEATH_DELAY: Duration = Duration::from_millis(500);
 
 /// The shortest pause, 2 s, and the longest pause, 8 s, between two requests of the local node for
@@ -40,9 +42,10 @@ const DEATH_DELAY: Duration = Duration::from_millis(500);
 /// answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// A cleanup takes place when the local node remembers this number of finished topics or more. The
-/// node remembers finished topics, to drop the join and leave events of their members. The cleanup
-/// forgets the topics that have neither members nor events to drop.
+/// The local node cleans up its memory of finished topics only when it remembers at least this
+/// number of them. It remembers finished topics, because it publishes no join and leave events in
+/// them. The cleanup forgets the topics that have neither members nor unpublished join and leave
+/// events.
 const MAX_ENDED: usize = 1000;
 
 /// The maximum length of each of two queues. One queue has the questions of other nodes about
@@ -64,11 +67,12 @@ pub(super) struct State {
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
-    /// While the local node does not know all members: the members that it knew before it missed
-    /// records, with the changes that it has read since. They may be outdated, so no caller gets
-    /// them. They decide which joins and leaves have events, and which silent nodes are declared
-    /// dead. `None` if the local node knows all members, and if these members are the same as the
-    /// members in `view`: a node that does not use presence keeps them only once.
+    /// The last known members of topics, for the time while the local node does not know all
+    /// members. They are the members that it knew before it missed records, with the changes that
+    /// it has read since. They may be outdated, so no caller gets them. They decide which joins and
+    /// leaves have events, and which silent nodes are declared dead. `None` if the local node knows
+    /// all members. Also `None` if the node does not use presence: `view` then has the same
+    /// members, which are stored only once.
     pub(super) last_known: Option<View>,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
@@ -79,17 +83,18 @@ pub(super) struct State {
     /// Set while a thread publishes the join and leave events of members, in a hub without a
     /// backend.
     pub(super) is_publishing: bool,
-    /// The messages to other nodes that the announcer has to append to the log: requests for
-    /// members, rosters, answers to questions about topics, and declarations that a node is dead.
-    /// The joins and leaves of members on the local node are not in this queue.
+    /// The messages to other nodes that wait for the announcer, the task that appends them to the
+    /// log: requests for members, rosters (lists of all nodes with members), answers to questions
+    /// about topics, and declarations that a node is dead. The joins and leaves of members on the
+    /// local node are not in this queue.
     outgoing: VecDeque<Message>,
     /// The questions of other nodes that wait for an answer: whether a topic exists on the local
     /// node, and how many subscriptions it has on this node. Each entry has the id of the question
     /// and the name of the topic.
     pub(super) questions: Vec<(u64, Arc<str>)>,
     pub(super) surveys: HashMap<u64, Survey>,
-    /// Set if the application on the local node reads the members of a topic, so that the node must
-    /// know the members of topics on all nodes.
+    /// Set once the application on the local node has read the members of a topic or opened a
+    /// stream of joins and leaves. The node must then know the members of topics on all nodes.
     pub(super) is_wanted: bool,
     /// The number of the newest record of the local node about its members of topics. The number
     /// lets other nodes detect records that arrive late. 0 before the first record.
@@ -128,17 +133,17 @@ pub(super) struct State {
     /// members on all nodes. A request whose append has failed does not count. Each request doubles
     /// the pause before the next one, from 2 s up to 8 s.
     asked: u32,
-    /// The time until which the announcer sleeps. Work that is due before this time has to wake the
-    /// announcer.
+    /// The time until which the announcer sleeps. The announcer is the task that appends records
+    /// about members of topics. Work that is due before this time has to wake the announcer.
     pub(super) wakes_at: Option<Instant>,
-    /// Set if another node has answered a question of the local node, and the callers that wait for
-    /// the answer were not woken yet. The question is whether a topic exists on the other nodes,
-    /// and how many subscriptions it has there.
+    /// Set if another node has answered a question of the local node, and the local callers that
+    /// wait for the answer were not woken yet. The question is whether a topic exists on the other
+    /// nodes, and how many subscriptions it has there.
     pub(super) has_answer: bool,
     /// The values that decide whether an async call that waits for the members of topics can
-    /// return, as they were at the last check. Such calls are woken if one of the values has
-    /// changed. The values are: whether all members are known; whether the log has all joins and
-    /// leaves of the local node; the number of the newest successful append.
+    /// return. This field stores the values of the last check. If one of them has changed at the
+    /// next check, such calls are woken. The values are: whether all members are known; whether the
+    /// log has all joins and leaves of the local node; the number of the newest successful append.
     conditions: (bool, bool, u64),
     /// The time when the local node sends the roster to the other nodes, and the position of the
     /// newest request for it in the log. The roster is the list of all nodes with members of
@@ -212,8 +217,8 @@ impl State {
     }
 
     /// Returns the number of the append that writes the newest join or leave of a member on the
-    /// local node to the log. The append may not have begun yet. After its success, the log has all
-    /// joins and leaves on the local node so far.
+    /// local node to the log. This append may begin only later. After its success, the log has all
+    /// joins and leaves on the local node that came before this call.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
@@ -258,8 +263,7 @@ impl State {
         }
     }
 
-    /// Returns `true` if the topic has members, or has join or leave events of members that are not
-    /// published yet.
+    /// Returns `true` if the topic has members, or has unpublished join or leave events of members.
     pub(super) fn has_members_or_events(&self, topic: &str) -> bool {
         let mut unpublished = self.unpublished.iter();
         self.view.members(topic).next().is_some()
@@ -285,14 +289,14 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Notes that the local node does not know all members any more. Called if records of the log
-    /// were evicted before the local node has read them, or if the node begins to read another log.
-    /// If the node uses presence, it keeps the members in `last_known`, and requests all members
-    /// again. Otherwise it forgets the members: it would keep members forever whose leaves it has
-    /// missed.
+    /// Notes that the local node does not know all members of topics any more. Called if records of
+    /// the log were evicted before the local node has read them, or if the node begins to read
+    /// another log. If the node uses presence, it keeps the members in `last_known`, and later
+    /// requests all members from the other nodes. Otherwise it forgets the members. If it kept
+    /// them, members whose leaves it has missed would stay forever.
     ///
-    /// The join and leave events that are not published yet remain, for the case that no other node
-    /// knows all members.
+    /// The unpublished join and leave events remain. The local node publishes them later if no
+    /// other node knows all members.
     pub(super) fn lose(&mut self, own: &Presences) {
         let view = self.view.take();
         let last_known = self.last_known.take().unwrap_or(view);
@@ -302,21 +306,24 @@ impl State {
         self.roster = None;
     }
 
-    /// Returns the view with the nodes that the local node watches, to declare silent nodes dead.
-    /// While the local node does not know all members, it watches the nodes that it knew before it
-    /// missed records, and those of later records.
+    /// Returns the view (the nodes with their members) in which the local node looks for silent
+    /// nodes, to declare them dead. While the local node does not know all members, the view has
+    /// the nodes that it knew before it missed records, and those of later records.
     pub(super) fn watched(&self) -> &View {
         self.last_known.as_ref().unwrap_or(&self.view)
     }
 
-    /// Returns the time after the lease of a silent node when the local node declares it dead. If
-    /// the local node does not know all members, other nodes declare the death first: the node that
-    /// does publishes the leaves, which it has to know.
+    /// Returns the pause between the end of a silent node's lease and the time when the local node
+    /// declares it dead, without the random part. The pause is the grace time of members. If the
+    /// local node does not know all members, the pause is 500 ms longer, so that another node
+    /// declares the death first. The declaring node publishes the leave events at once, so it has
+    /// to know all members.
     pub(super) fn death_grace(&self, own: &Presences) -> Duration {
         if self.knows_all() { own.grace } else { own.grace.saturating_add(DEATH_DELAY) }
     }
 
-    /// Like [`watched`](Self::watched), to note the deaths that the local node declares.
+    /// Returns the same view (the nodes with their members) as [`watched`](Self::watched), but
+    /// mutably. The local node notes in it which silent nodes it has declared dead.
     pub(super) fn watched_mut(&mut self) -> &mut View {
         self.last_known.as_mut().unwrap_or(&mut self.view)
     }
@@ -342,21 +349,22 @@ impl State {
         self.watchers.note_loss();
     }
 
-    /// Notes that `view` has the members of all nodes.
+    /// Notes that the local node knows the members of topics on all nodes: `view` contains them.
     pub(super) fn note_all_known(&mut self) {
         self.knowledge = Knowledge::Complete;
         self.last_known = None;
     }
 
-    /// Notes a sign of life of a node.
+    /// Notes that the local node has read a sign of life of the node `node`. `beat` is its number.
     pub(super) fn note_beat(&mut self, own: &Presences, node: u64, beat: u64) {
         self.keep_last_known(own);
         self.view.beat(node, beat);
         self.last_known.iter_mut().for_each(|last_known| last_known.beat(node, beat));
     }
 
-    /// Begins to keep `last_known` apart from `view`, if the local node uses presence and does not
-    /// know all members. Until now, both were the same. Called before each change of `view`.
+    /// Copies the members in `view` into `last_known`, if the local node uses presence and does not
+    /// know all members of topics. Has no effect if `last_known` is set. Called before each change
+    /// of `view`: until the first of these calls, both would be the same.
     fn keep_last_known(&mut self, own: &Presences) {
         if self.last_known.is_none() && !self.knows_all() && self.is_used(own) {
             self.last_known = Some(self.view.clone());
@@ -538,12 +546,13 @@ impl State {
 
     /// Returns the time when the local node repeats its request for the members of topics on the
     /// other nodes, or `None` if it does not repeat the request. `at` is the time of the request.
-    /// `nodes` is the list of all nodes with members, if another node has sent it.
+    /// `was_read` is `true` if the local node has read the request in the log. `nodes` is the list
+    /// of all nodes with members, if another node has sent it.
     ///
     /// Without the list, the local node repeats the request only if it has not read this request in
     /// the log. With the list, it repeats the request when every listed node should have answered,
-    /// or should have been declared dead. Otherwise it could wait forever: a listed node can die
-    /// before it answers, and so can the node that would declare it dead.
+    /// or should have been declared dead. Without this repetition, it could wait forever: a listed
+    /// node can die before it answers, and so can the node that would declare it dead.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
         let Some(nodes) = nodes else { return (!was_read).then_some(at) };
@@ -715,10 +724,13 @@ impl State {
     }
 }
 
-/// Applies a record of changes to `last_known`, and returns the joins and leaves of topics.
+/// Applies the joins and leaves in a record of the node `author` to `last_known`: the members of
+/// topics that the local node knew before it missed records. Returns the resulting joins and leaves
+/// of topics.
 ///
-/// A member that leaves a node without a known join may have been there all the time. If the
-/// members of the node are unknown, the earlier events of the member are dropped.
+/// The record can report the leave of a member whose join the local node has not read. If the local
+/// node does not know all members of `author`, such a member may have been present all the time.
+/// Its unpublished join and leave events may then be wrong, so they are dropped.
 fn change_last_known(
     last_known: &mut View,
     pending: &mut Pending,
@@ -735,13 +747,15 @@ fn change_last_known(
     last_known.change(author, changes)
 }
 
-/// Adds a part of a list of all members of a node to `last_known`, and returns the joins and leaves
-/// of topics.
+/// Adds a part of a list of all members of the node `author` to `last_known`: the members of topics
+/// that the local node knew before it missed records. Returns the resulting joins and leaves of
+/// topics.
 ///
-/// If the local node does not know the members of the other node, they may have been present for
-/// longer than it knows. Then they have neither joined nor left if they have also been on other
-/// nodes. This does not hold for members whose join on the other node was read before. Members in
-/// the first record of a node have joined with it.
+/// If the local node does not know all members of `author`, the listed members may have been
+/// present there for a long time. So they do not count as joined. Members that were not known on
+/// that node also lose their unpublished join and leave events, because these may be wrong: a
+/// member that has left another node, for example, was still present. If the list is the first
+/// record of `author`, all of this does not apply: its members have joined with it.
 fn add_to_last_known(
     last_known: &mut View,
     pending: &mut Pending,
@@ -763,8 +777,8 @@ fn add_to_last_known(
     transitions
 }
 
-/// Returns `true` if the author of a record is another node, and may have members that the local
-/// node does not know.
+/// Returns `true` if the author of a record is another node, and the local node may not know all of
+/// its members.
 fn is_unknown(last_known: &View, own: &Presences, author: Author) -> bool {
     author.node != own.node && !last_known.is_known(author.node)
 }
@@ -813,7 +827,8 @@ mod tests {
         Message::Full { author, part: Part { members, is_first: true, is_last: true, is_new: true } }
     }
 
-    /// The records that the node misses have the deaths of the other nodes.
+    /// The local node misses the records that declare the other nodes dead. If it kept their
+    /// members, they would stay forever.
     #[tokio::test(start_paused = true)]
     async fn node_that_does_not_use_presence_forgets_members() {
         let own = own();
@@ -827,7 +842,8 @@ mod tests {
         }
     }
 
-    /// The node needs the members only after it has missed records and read the members again.
+    /// The local node first misses records, then reads members again, and only then uses presence.
+    /// It keeps the members that it has read before that.
     #[tokio::test(start_paused = true)]
     async fn members_that_were_read_before_they_are_needed_stay() {
         let own = own();
@@ -841,8 +857,9 @@ mod tests {
         assert_eq!(state.members("t"), ["a", "b"].map(Arc::from));
     }
 
-    /// A paused clock of tokio returns the same time in two readings. This test needs two different
-    /// times, so it does not pause the clock.
+    /// A request for members is due immediately. The two readings of the clock in this test must
+    /// return different times. A paused clock of tokio would return the same time twice, so the
+    /// clock is not paused.
     #[tokio::test]
     async fn first_request_is_due_at_once() {
         let own = own();
@@ -898,9 +915,10 @@ mod tests {
         assert!(state.roster.is_none());
     }
 
-    /// Another node has declared a living node dead. The newest records of the living node were
-    /// evicted before the other node could read them. Then a roster, a list of all members, names
-    /// the living node, and its answer to the roster is still missing.
+    /// Another node has declared a living node dead, because the log has evicted the newest records
+    /// of the living node before the other node could read them. A roster, the list of all nodes
+    /// with members, names the living node. The local node must wait for the list of the living
+    /// node's members, although it has read the declaration.
     #[tokio::test(start_paused = true)]
     async fn outdated_death_does_not_replace_the_answer_of_a_node() {
         let own = own();

@@ -95,8 +95,9 @@ impl Topic {
     /// # }
     /// ```
     ///
-    /// [`begin_with`](crate::hub::Subscription::begin_with) can replace `chain` only in a topic without
-    /// messages. After a gap, it also replaces all retained events.
+    /// Use [`begin_with`](crate::hub::Subscription::begin_with) instead of `chain` only in a topic
+    /// without messages. After a gap, its events replace all retained events, so the client would
+    /// not get the retained messages.
     pub async fn members(&self) -> Result<Vec<Arc<str>>, Error> {
         super::members(&self.core, &self.name).await
     }

@@ -15,10 +15,10 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum number of nodes without members that stay in memory after a cleanup of the list of
-/// nodes. The cleanup forgets the nodes that have been silent for longest. A node without members
-/// stays in memory because of the number of its newest record about members: a record with a
-/// smaller number has arrived late, and is ignored.
+/// The maximum number of nodes without members (names present in topics) that stay in memory after
+/// a cleanup of the list of nodes. The cleanup forgets the nodes that have been silent for longest.
+/// A node without members is remembered because of the number of its newest record about members: a
+/// record of the node with a smaller number has arrived late, and is ignored.
 const MAX_EMPTY_NODES: usize = 1_000;
 
 /// The maximum of the random pause before the local node declares a silent node dead. The pause
@@ -38,8 +38,8 @@ pub(super) struct View {
 }
 
 /// A join or a leave: a name has become a member of a topic, or is no longer a member. `author` is
-/// the node that has written the record about this change: usually the node where the name is or
-/// was present. If that node is dead, the author is the node that has declared it dead.
+/// the node that has written the record about this change to the log: usually the node where the
+/// name is or was present. If that node is dead, `author` is the node that has declared it dead.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -47,16 +47,19 @@ pub(super) struct Transition {
     pub(super) author: u64,
 }
 
-/// The knowledge of the local node about the members of a node.
+/// States how much the local node knows about the members of a node. Members are names that are
+/// present in topics on that node.
 #[derive(Clone, Copy, PartialEq)]
 enum Known {
-    /// The node may have further members, from records that the local node has not read.
+    /// The local node may have missed records about members of this node. So the node may have more
+    /// members than the local node knows.
     Partly,
-    /// The local node has read a list of all members of the node. A death of the node does not
-    /// change this value: the node then has no members.
+    /// The local node has read a list of all members of the node. If the node is declared dead
+    /// later, this value stays: the node then has no members.
     All,
     /// The local node has read a record that declares the node dead, and no later record or sign of
-    /// life of the node. If the local node has missed earlier ones, the node may be alive.
+    /// life of the node. The node may still be alive if the local node has missed earlier records,
+    /// because a newer sign of life makes a declaration invalid.
     Dead,
 }
 
@@ -82,10 +85,10 @@ struct Node {
     /// the last part is read, the list replaces `members`. `None` if no list is incomplete.
     incoming: Option<Members>,
     known: Known,
-    /// A random time that the local node waits, in addition to the lease of this other node, before
-    /// it declares that node dead. The lease is the silence that the other node has announced as
-    /// its limit. Each node chooses its own time for the same silent node, so usually only one node
-    /// declares the silent node dead.
+    /// A random time that the local node waits before it declares this other node dead, in addition
+    /// to the lease of the other node: the silence that its own records allow. Each node chooses
+    /// its own time for the same silent node, so usually only one node declares the silent node
+    /// dead.
     jitter: Duration,
     /// The time when the local node last declared this silent node dead. `None` if it has not, or
     /// if a record or a sign of life of the silent node was read after that.
@@ -108,7 +111,7 @@ impl Node {
         }
     }
 
-    /// Notes a record or a sign of life that was read now, and so shows that the node is alive.
+    /// Notes that a record or a sign of life of this node was read now, so the node is alive.
     fn note_alive(&mut self) {
         (self.seen_at, self.declared_at) = (Instant::now(), None);
         if self.known == Known::Dead {
@@ -120,13 +123,13 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when the local node declares this other node dead, unless a further record
-    /// or sign of life of that node is read before. By then, the other node has been silent for its
-    /// lease, plus the grace time `grace` of its members, plus a random time. Silence before
+    /// Returns the time when the local node declares this other node dead, if it reads no further
+    /// record or sign of life of that node. By then, the other node has been silent for its lease,
+    /// plus the grace time `grace` of its members, plus a random time. Silence before
     /// `contact_since`, the end of the last outage of the backend, does not count.
     ///
     /// If the local node has already declared the other node dead, returns the time when it repeats
-    /// the declaration: at the earliest one lease after the last one.
+    /// the declaration: at the earliest one lease after the last declaration.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -144,13 +147,13 @@ impl View {
         self.topics.get(topic).is_some_and(|members| members.contains_key(member))
     }
 
-    /// Returns `true` if the name is a member of the topic on this node.
+    /// Returns `true` if the name `member` is present in the topic on the node `node`.
     pub(super) fn is_on_node(&self, node: u64, topic: &str, member: &str) -> bool {
         let members = self.nodes.get(&node).and_then(|node| node.members.get(topic));
         members.is_some_and(|members| members.contains(member))
     }
 
-    /// Returns `true` if the local node has read a list of all members of this node.
+    /// Returns `true` if the local node has read a list of all members of the node `node`.
     pub(super) fn is_known(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.known == Known::All)
     }
@@ -230,8 +233,9 @@ impl View {
         transitions
     }
 
-    /// Returns `true` if a part of a list of all members of the node `author` has not arrived late.
-    /// [`part`](Self::part) then adds it.
+    /// Returns `true` if [`part`](Self::part) would add this part of a list of all members of the
+    /// node `author`. Returns `false` if a newer record of that node was read before, or if the
+    /// first part of the list was not read.
     pub(super) fn is_new_part(&self, author: Author, is_first: bool) -> bool {
         let number = self.nodes.get(&author.node).map_or(0, |node| node.number);
         author.is_new_part(is_first, number)
@@ -239,8 +243,8 @@ impl View {
 
     /// Adds a part of a list of all members of a node. When the last part is added, the whole list
     /// replaces the members of the node that were known before. Returns the joins and leaves that
-    /// this replacement causes. The result is empty for all other parts. It is also empty for a
-    /// part that is older than another record of the node that was read before.
+    /// this replacement causes. The result is empty for all other parts. A part has no effect if a
+    /// newer record of the node was read before, or if the first part of the list was not read.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let Some(node) = self.note(author, |number| author.is_new_part(is_first, number)) else { return Vec::new() };
@@ -256,9 +260,10 @@ impl View {
         self.replace(author.node, author.node, members)
     }
 
-    /// Adds the members that leave with the record `changes` of `author`, if the local node may
-    /// have missed the records of their joins: they were present on that node until this record.
-    /// Returns the members that were added.
+    /// Adds the members that a record reports as leaving, if the local node may have missed the
+    /// records of their joins. These members were present on the node `author` until this record.
+    /// `author` has written the record, and `changes` are its joins and leaves. Returns the members
+    /// that were added.
     pub(super) fn restore_leaving(
         &mut self,
         author: Author,
@@ -340,10 +345,11 @@ impl View {
         holders.map(listed).collect()
     }
 
-    /// Returns `true` if all members of the node `listed` are known. They are known if the local
-    /// node has read a list of all of them. They are also known if it has read a record that
-    /// declares the node dead. Such a record does not count if the author of `listed` has read a
-    /// later record or sign of life of the node.
+    /// Returns `true` if the local node knows all members of a node. `listed` is the entry of the
+    /// node in a roster, the list of nodes with members. The members are known if the local node
+    /// has read a list of all of them. They are also known if it has read a record that declares
+    /// the node dead. Such a record does not count if the author of the roster has read a later
+    /// record or sign of life of the node.
     pub(super) fn is_exact(&self, listed: &Listed) -> bool {
         self.nodes.get(&listed.node).is_some_and(|node| match node.known {
             Known::Partly => false,
@@ -466,7 +472,8 @@ mod tests {
         }
     }
 
-    /// A node numbers its records, but the log can have them in another order.
+    /// A node numbers its records, but the log can have them in another order. After the node 7 was
+    /// declared dead, a record with a smaller number than the declaration adds no members.
     #[tokio::test(start_paused = true)]
     async fn late_record_of_a_dead_node_is_ignored_after_its_sign_of_life() {
         let mut view = View::default();
@@ -476,7 +483,8 @@ mod tests {
         assert_eq!(view.change(author(7, 6), &[joined("a")]).len(), 1);
     }
 
-    /// The missed records may have signs of life of the node.
+    /// The records that the local node has missed may contain signs of life of the silent node. So
+    /// the silent node is not declared dead earlier than one lease after the loss.
     #[tokio::test(start_paused = true)]
     async fn silence_before_missed_records_does_not_count() {
         let mut view = View::default();
