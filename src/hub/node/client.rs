@@ -58,13 +58,13 @@ const MAX_CONCURRENT_READS: usize = 8;
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
 /// The number of replaced logs that a node remembers, by their epochs. An epoch is the number that
-/// identifies one log. For a client with an event id of such a log, a gap is reported at once: the
-/// client does not wait for the node to switch to another log.
+/// identifies one log. A client with an event id of such a log gets a gap at once: it does not wait
+/// for the node to switch to another log.
 const MAX_LEFT: usize = 16;
 
-/// The maximum time that a new subscription waits until the local node switches to the log that has
-/// issued the client's `Last-Event-ID`. That log has replaced the log that the local node still
-/// follows, and another node has already switched to it.
+/// The maximum time that a new subscription waits until the local node switches to the log of the
+/// client's `Last-Event-ID`. The wait is for the case that this log has replaced the log that the
+/// local node still follows, and that another node has already switched to it.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
@@ -76,9 +76,9 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// Set while the queue of history reads counts as overloaded: from the first read that is
-    /// rejected because the queue is full, until at least half of the queue is free. Used to log
-    /// the begin and the end of each overload once.
+    /// Set while the queue of history reads (reads of old events) counts as overloaded: from the
+    /// first read that is rejected because the queue is full, until at least half of the queue is
+    /// free. The begin and the end of each overload are then logged only once.
     is_overloaded: AtomicBool,
     /// The tokio runtime for requests to the backend and for tasks of the hub. Set when the hub
     /// connects to its backend.
@@ -151,11 +151,11 @@ pub(in crate::hub) struct EncodedPage {
     /// The topics of the events in this page of old records, as runs: the name of a topic, and how
     /// many consecutive events of the page belong to it.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have records in this page (the result of one read of the log). The value is
-    /// the position of the last record of the topic in the page if this record finishes the topic,
-    /// and otherwise `None`.
+    /// The topics that have records in this page (the result of one read of the log). If the last
+    /// record of a topic in the page finishes the topic, the value is the position of this record.
+    /// Otherwise, the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// The topics whose last record in this page of the log removes the topic.
+    /// The topics whose last record in this page of the log is a removal of the topic.
     removed: HashSet<Arc<str>>,
     /// The newest removal of each requested topic, as far as the local node has read the log. This
     /// page of old records contains no event of a topic from before its removal. Topics that were
@@ -164,14 +164,14 @@ pub(in crate::hub) struct EncodedPage {
 }
 
 /// The end of the log, as far as the local node knows it from responses of the backend. A new
-/// subscription compares the id of its client with this end. The log has issued no id after this
-/// end, unless the end may be outdated (see [`is_unsure`](Self::is_unsure)).
+/// subscription compares the id of its client with this end. An id after the end is not from this
+/// log, except if the end may be outdated (see [`is_unsure`](Self::is_unsure)).
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest position of the log that the local node knows.
     pub(in crate::hub) last: Position,
     /// `true` if the log may have positions after [`last`](Self::last), because the backend did not
-    /// respond or another log has replaced the log.
+    /// respond, another log has replaced the log, or the hub is shut down.
     pub(in crate::hub) is_unsure: bool,
 }
 
@@ -227,8 +227,8 @@ impl BackendClient {
         self.followed.send_replace(None);
     }
 
-    /// Forgets the state of the current log, because the node switches to another log. Stores
-    /// `bounds`: the last position of the other log, the greatest position that it may have
+    /// Replaces the stored state of the log, because the node switches to another log. `bounds` has
+    /// the state of the other log: its last position, the greatest position that it may have
     /// evicted, and its epoch, the number that identifies it. Returns this epoch.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
@@ -242,9 +242,9 @@ impl BackendClient {
         self.epoch(epoch)
     }
 
-    /// Wakes the subscriptions that wait for the node to switch to another log: the node now reads
-    /// the log that `epoch` identifies. Has no effect after [`stop`](Self::stop). The caller has
-    /// called [`reset`](Self::reset), and holds no lock.
+    /// Wakes the subscriptions that wait for the node to switch to another log: the node now
+    /// follows the log that `epoch` identifies. Has no effect after [`stop`](Self::stop). The
+    /// caller has called [`reset`](Self::reset) before, and holds no lock.
     pub(in crate::hub) fn announce_reset(&self, epoch: u64) {
         self.followed.send_modify(|followed| *followed = followed.and(Some(epoch)));
     }
@@ -262,8 +262,8 @@ impl BackendClient {
         }
     }
 
-    /// Notes that a topic was removed, so that later reads leave out its earlier events. The caller
-    /// deletes these events from memory after this call.
+    /// Notes that a topic was removed, so that later reads of the log leave out its earlier events.
+    /// The caller deletes these events from memory after this call.
     pub(in crate::hub) fn note_removal(&self, topic: &Arc<str>, removal: Removal) {
         self.state().removals.note(topic, removal);
     }
@@ -281,17 +281,17 @@ impl BackendClient {
     }
 
     /// Returns the position after which a read of these topics can begin. This is usually `after`.
-    /// If all of the topics were removed after `after`, the result is the position of the earliest
-    /// of these removals, because the records of a topic before its removal are hidden.
+    /// The records of a topic before its removal are hidden. So if all of the topics were removed
+    /// after `after`, the read can begin at the earliest of these removals.
     pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
         let state = self.state();
         let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets a removal of a topic if the log has evicted its record, that is, if the position of
-    /// the record is not after `evicted_through`. The log has then also evicted all earlier records
-    /// of the topic, so no record is left that the removal has to hide.
+    /// Forgets each removal of a topic whose record the log has evicted: the position of this
+    /// record is at or before `evicted_through`. The log has then also evicted all earlier records
+    /// of the topic, so the removal has no records to hide any more.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -326,9 +326,9 @@ impl BackendClient {
     }
 
     /// Waits until the local node has switched to the log that has issued a client's event id, if
-    /// this log is new to the node. The client has the id from another node, which has switched
-    /// earlier. Without this wait, the client would get a gap, and then all events of the new log
-    /// again. `has_issued(epoch)` returns `true` if the id can be from the log that `epoch`
+    /// this log is new to the node. Such a client has got the id from another node, which has
+    /// switched earlier. Without this wait, the client would get a gap, and then all events of the
+    /// new log again. `has_issued(epoch)` returns `true` if the id can be from the log that `epoch`
     /// identifies.
     ///
     /// Returns at once if the id is from the current log of the node, or from an earlier log of the
@@ -403,8 +403,8 @@ impl BackendClient {
                 // the read.
                 let mut removals = lock(&state).removals_of(&topics);
                 let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
-                // The watermark of a page can be that of a hole in the log, and a client chooses
-                // `after`. Only the bounds say what the log has evicted.
+                // The watermark of a page can also be the end of a hole in the log, because a
+                // client chooses `after`. Only the bounds show which records the log has evicted.
                 if page.evicted_through > lock(&state).evicted_through {
                     let bounds = in_time(backend.bounds()).await.ok();
                     let mut state = lock(&state);
@@ -430,9 +430,9 @@ impl BackendClient {
         page
     }
 
-    /// Returns `true` if one of these topics was removed after their old records in `page` were
-    /// read from the backend. The page can then contain events from before the removal, which
-    /// clients must not get any more.
+    /// Returns `true` if one of these topics was removed after the old records in `page` were read
+    /// from the backend. The page can then contain events from before the removal, which clients
+    /// must not get any more.
     pub(in crate::hub) fn is_removed_since<'a>(
         &self,
         page: &EncodedPage,
@@ -463,9 +463,9 @@ impl BackendClient {
     }
 
     /// Appends events to one topic, and returns the id of the last event. `kind` is the kind of
-    /// their records: events, or states, which replace the previous event of the topic. The id is
-    /// always `Some`. It is an `Option` because publishing in a hub without a backend has the same
-    /// return type.
+    /// their records: normal events, or states. A state replaces the previous event of the topic.
+    /// The id is always `Some`. It is an `Option` because publishing in a hub without a backend has
+    /// the same return type.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,
@@ -551,15 +551,16 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Appends the finish record of the topic: the record that finishes it.
+    /// Appends the record that finishes the topic. Its subscriptions then end after its last event.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         self.append(topic, vec![finish]).await?;
         Ok(())
     }
 
-    /// Appends the record that removes the topic. The topic then does not count as finished any
-    /// more, even if the local node has not read the finish record yet.
+    /// Appends the record that removes the topic with its events. The topic then does not count as
+    /// finished any more, even if the local node has not yet read an earlier record that finishes
+    /// it.
     pub(in crate::hub) async fn remove(&self, topic: &Arc<str>) -> Result<Appended, Error> {
         let remove = Record { topic: topic.clone(), kind: RecordKind::Remove, event: Bytes::new() };
         self.append_record(remove).await
@@ -622,8 +623,8 @@ impl BackendClient {
 impl LogState {
     /// Notes that the local node has appended a record that finishes or removes the topic. Has no
     /// effect if the follower, the task that reads the log, has already read the record. Also has
-    /// no effect if a later such record of the topic is noted. The responses to concurrent appends
-    /// can arrive in another order than the records have in the log.
+    /// no effect if a later such record of the topic is noted, because the responses to concurrent
+    /// appends can arrive in another order than the records have in the log.
     fn note_end(&mut self, topic: Arc<str>, end: UnreadEnd) {
         let is_newest = self.unread_ends.get(&topic).is_none_or(|known| known.position < end.position);
         if end.position > self.followed_through && is_newest {

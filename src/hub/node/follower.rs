@@ -27,25 +27,25 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// The pause of the follower after its first error, 25 ms, and its longest pause, 0.4 s. Each
-/// further error doubles the pause. A random factor shortens each pause, to between half and all of
-/// its length. The limit of 0.4 s lets a record be delivered within a second after the end of an
-/// outage.
+/// The pause of the follower, the task that reads the log, after its first error, 25 ms, and its
+/// longest pause, 0.4 s. Each further error doubles the pause. A random factor shortens each pause,
+/// to between half and all of its length. The limit of 0.4 s lets a record be delivered within a
+/// second after the end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
 /// The interval between two requests of the follower, the task that reads the log, for the last
 /// position of the log. The follower sends these requests while no new records arrive.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The maximum number of missed checks before the follower cancels its `follow` call to the backend
-/// and repeats it. While the call returns no page, the follower asks for the last position of the
-/// log every two seconds. Such a check is missed if the log has records that the call has not
-/// returned. The limit doubles with each repeated call, because a large page may take longer. After
-/// a page has arrived, the limit is 3 again.
+/// The maximum number of missed checks before the follower, the task that reads the log, cancels
+/// its `follow` call to the backend and repeats it. While the call returns no page, the follower
+/// asks for the last position of the log every two seconds. Such a check is missed if the log has
+/// records that the call has not returned. The limit doubles with each repeated call, because a
+/// large page may take longer. After a page has arrived, the limit is 3 again.
 const MAX_MISSED_PROBES: u32 = 3;
 
-/// The time limit for the initial read of the log in [`connect`]. After the limit, [`connect`]
-/// returns, and a background task reads the rest.
+/// The time limit for the initial read of the log in [`connect`], which connects a hub to its
+/// backend. After the limit, [`connect`] returns, and a background task reads the rest.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The hub logs a warning if opening the log of the backend takes longer than this time. Opening
@@ -57,8 +57,9 @@ const SLOW_OPENING: Duration = Duration::from_secs(5);
 /// each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
     /// Begins to follow a log: the first log of the node, or another log that has replaced the
-    /// previous one. `bounds` has the epoch of this log, and the positions that it retains. The
-    /// records of this log are delivered next, from its oldest retained record.
+    /// previous one. `bounds` has the epoch of this log (the number that identifies it), and the
+    /// positions that it retains. The records of this log are delivered next, from its oldest
+    /// retained record.
     fn reset(self: &Arc<Self>, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
@@ -175,8 +176,9 @@ async fn follow<N: Node>(
 /// The result of [`next`], which waits for the next page of the log.
 enum Next {
     Page(Page),
-    /// Another log has replaced the log. [`Bounds`] has the epoch of the other log, and the range
-    /// of positions that it retains.
+    /// Another log has replaced the log that the follower, a task, was reading. [`Bounds`] has the
+    /// epoch of the other log (the number that identifies it), and the range of positions that it
+    /// retains.
     Replaced(Bounds),
 }
 
@@ -188,7 +190,7 @@ enum Next {
 ///
 /// Returns [`Next::Replaced`] if the log has another epoch than `epoch`. Returns an error after
 /// `max_missed` missed checks, and then doubles `max_missed`, because a large page may take longer.
-/// A two-second check is missed if the last position of the log differs from `after`, but the
+/// A two-second check is missed if the last position of the log differs from `after`, although the
 /// backend has returned no page. A check that finds the position `after` sets the count to zero.
 async fn next(
     backend: &dyn DynBackend,

@@ -20,8 +20,8 @@ pub(in crate::hub) struct Removal {
 
 /// The newest removal of each topic, with the position of its record in the log. A removal hides
 /// the earlier records of its topic. When the log has evicted the record of the removal, it has
-/// evicted all earlier records of the topic as well, so nothing has to be hidden. The removal is
-/// then forgotten.
+/// also evicted these earlier records. The removal is then forgotten, because it hides no record
+/// any more.
 ///
 /// At most 100,000 removals are kept, which limits the memory. Beyond that, the oldest removal is
 /// forgotten. If the log still retains earlier records of its topic, a replay may deliver them

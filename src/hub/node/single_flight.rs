@@ -30,8 +30,8 @@ pub(super) struct SingleFlight<K, T> {
 /// The reasons why [`SingleFlight::run`] has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum RunError {
-    /// The function call that several requests for one key share has failed: it returned `None`,
-    /// panicked or was aborted.
+    /// The function call, which several requests for one key can share, has failed: it returned
+    /// `None`, panicked or was aborted.
     Failed,
     /// The request for a key was rejected: it could share no function call for its key, and too
     /// many calls for other keys run or wait to run.
@@ -67,9 +67,9 @@ struct Call<T> {
     callers: Callers<T>,
 }
 
-/// The channel on which a shared function call sends its result to all requests that wait for it.
-/// Its content is `None` until the call has returned a value. The channel is closed without a value
-/// if the call fails.
+/// The channel through which a shared function call sends its result to all waiting requests. The
+/// channel contains `None` until the call has returned a value. The channel is closed without a
+/// value if the call fails.
 type Callers<T> = watch::Sender<Option<T>>;
 
 impl<K, T> SingleFlight<K, T> {
@@ -298,8 +298,8 @@ mod tests {
         }
     }
 
-    /// A test fixture: each call takes a second and returns the number of calls that were started
-    /// before it. The call that would return 7 panics.
+    /// A test fixture that runs shared function calls. Each call takes a second and returns the
+    /// number of calls that were started before it. The call that would return 7 panics.
     struct World {
         flights: SingleFlight<u32, u64>,
         calls: Arc<AtomicU64>,

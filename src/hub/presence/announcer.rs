@@ -32,8 +32,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a task of this module waits for the local node to read the log. The
-/// announcer, the task that appends presence records, needs the log up to its end. The tasks that
+/// The maximum time that a task waits for the local node to read the log: 1 s. The announcer, the
+/// task that appends records about members of topics, needs the log up to its end. The tasks that
 /// publish join and leave events need the log up to the records that they have just appended.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
@@ -45,9 +45,9 @@ impl Presences {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time when the announcer task must run next: to append presence records, such as
-    /// joins and leaves, or to end grace times. Returns `None` and marks the announcer as ended if
-    /// it has nothing to do, or if the hub is shut down.
+    /// Returns the time when the announcer must run next. The announcer is the task that appends
+    /// records about members of topics to the log, and ends grace times. Returns `None` and marks
+    /// the announcer as ended if it has nothing to do, or if the hub is shut down.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -92,10 +92,10 @@ fn apply_in_memory(core: &Arc<Core>) {
     publish_in_memory(core);
 }
 
-/// Publishes join and leave events in a hub without a backend. To keep the order of the events,
-/// only one thread publishes at a time. If other threads call this function in the meantime, it
-/// returns at once, and the first thread also publishes their events. The function of the
-/// application that creates the events runs without a lock.
+/// Publishes the join and leave events of members in a hub without a backend. To keep the order of
+/// the events, only one thread publishes at a time. If another thread calls this function in the
+/// meantime, the call returns at once, and the first thread also publishes the events of that
+/// thread. The function of the application that creates the events runs without a lock.
 fn publish_in_memory(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut is_publishing = false;
@@ -134,8 +134,8 @@ fn publish_in_memory(core: &Arc<Core>) {
 }
 
 /// Returns `true` if a topic is finished, or if it was finished and then removed. Names can still
-/// join and leave such a topic, but no events are published about these changes, because an event
-/// would open or create the topic again.
+/// become members of such a topic and leave it, but no events are published about these changes,
+/// because an event would open or create the topic again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
@@ -150,10 +150,10 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     is_finished || (!exists && state.has_ended(topic))
 }
 
-/// Starts the announcer, unless it runs or has nothing to do. The announcer is the task that
-/// informs other nodes of joins and leaves by records in the log. With a backend, also starts one
-/// task for each topic whose subscribers still have to get events about joins and leaves. Has no
-/// effect without a tokio runtime, or if the hub is shut down.
+/// Starts the announcer if it has work and does not run yet. The announcer is the task that informs
+/// other nodes of joins and leaves by records in the log, and ends grace times. With a backend,
+/// also starts one task for each topic whose subscribers still have to get events about joins and
+/// leaves. Has no effect without a tokio runtime, or if the hub is shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();
@@ -195,11 +195,14 @@ fn spawn(handle: &Handle, core: &Arc<Core>) -> AbortHandle {
     handle.spawn(announce(Arc::downgrade(core))).abort_handle()
 }
 
-/// The end of the log when the time for the answers to a request was over.
+/// The end of the log when the other nodes have had enough time to answer the local node's request
+/// for the members of topics. After the local node has read the log up to this end, it has read all
+/// answers.
 #[derive(Clone, Copy)]
 struct AnswersEnd {
-    /// The id of the request, and the end of the time for the answers. The time becomes longer when
-    /// the local node reads of a node with a longer lease.
+    /// The id of the request for members, and the end of the time for the answers to it. The end
+    /// becomes later if the local node reads of a node with a longer lease: the time of silence
+    /// after which a node counts as dead.
     request: (u64, Instant),
     through: Position,
 }
@@ -234,14 +237,14 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does the due work of the announcer task: ends the memberships whose grace time is over, appends
-/// presence records to the log, and answers other nodes. These nodes ask whether a topic exists on
-/// the local node, and how many subscriptions it has. During requests to the backend, the function
-/// holds no reference to the hub, so that the hub can be dropped.
+/// Does the due work of the announcer, a task of the local node: ends the memberships whose grace
+/// time is over, appends records about members of topics to the log, and answers other nodes. These
+/// nodes ask whether a topic exists on the local node, and how many subscriptions it has. During
+/// requests to the backend, the function holds no reference to the hub, so that the hub can be
+/// dropped.
 ///
-/// Returns the [`Presences`] of the hub, and `true` if all of this was successful. `false` means
-/// that a request to the backend has failed. The caller then tries again after a pause. Returns
-/// `None` if the hub was dropped.
+/// Returns the [`Presences`] of the hub, and `false` if a request to the backend has failed. The
+/// caller then tries again after a pause. Returns `None` if the hub was dropped.
 async fn run_once(weak: &Weak<Core>, answers_end: &mut Option<AnswersEnd>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let core = weak.upgrade()?;
@@ -321,9 +324,9 @@ async fn append(backend: &BackendClient, job: &Job) -> bool {
     }
 }
 
-/// Creates the answers to the questions of other nodes about topics: whether a topic exists on the
-/// local node, and how many subscriptions it has here. A question about a topic that does not exist
-/// here gets no answer.
+/// Answers the questions of other nodes about topics: whether a topic exists on the local node, and
+/// how many subscriptions it has here. The answers are queued for the log. A question about a topic
+/// that does not exist here gets no answer.
 fn answer_questions(core: &Arc<Core>) {
     let presence = &core.presence;
     let questions = std::mem::take(&mut presence.state().questions);
@@ -345,8 +348,9 @@ struct Publishing {
     /// for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// How long the backend has refused the first join or leave event alone while it responded to
-    /// other requests. Zero after a successful append, and if the backend does not respond at all.
+    /// The total time of the consecutive refusals of the first join or leave event alone, while the
+    /// backend responded to other requests. Zero after a successful append, and if the backend does
+    /// not respond at all.
     refused_for: Duration,
     /// The maximum number of join and leave events that one append to the log contains. A refused
     /// append halves this number, and a successful append doubles it, up to 1,000.
@@ -393,8 +397,8 @@ impl Publishing {
     }
 
     /// Publishes at most one batch of the topic's unpublished join and leave events. Several nodes
-    /// can try to publish the same event. An append fails if the log has records of the topic that
-    /// the local node has not read. So only one node succeeds.
+    /// can try to publish the same event, but only one node succeeds: an append fails if the log
+    /// has records of the topic that the local node has not read.
     async fn run_once(&mut self) -> Next {
         // Waits for the permit first. A fence and events that are taken before the wait would be
         // outdated.
@@ -450,11 +454,11 @@ impl Publishing {
         }
     }
 
-    /// Updates the limit of events per append after the backend has refused an append of `count`
-    /// join and leave events: the next append has half as many. If the backend has refused a single
-    /// event, `first`, for a minute, this event is dropped. If the append of the following event is
-    /// refused as well, all unpublished events of the topic are dropped at once. The append began
-    /// at `began`: see [`refused_time`].
+    /// Handles an append of `count` join and leave events that the backend has refused. The next
+    /// append has half as many events. If the backend has refused a single event, `first`, for a
+    /// minute, drops this event. If the backend then also refuses the following event, drops all
+    /// unpublished events of the topic at once. `began` is the time when the append began: see
+    /// [`refused_time`].
     fn note_refused(&mut self, count: usize, first: &Bytes, began: Instant) {
         self.max = (count / 2).max(1);
         if count > 1 {

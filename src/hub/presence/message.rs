@@ -61,9 +61,9 @@ pub(super) enum Message {
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// Identifies a record in which a node reports its members (names that are present in topics).
-/// `node` has written the record. `lease` is the time of silence after which the other nodes
-/// declare the node dead.
+/// Identifies a record of a node about its members (names that are present in topics). `node` has
+/// written the record. `lease` is the time of silence after which the other nodes declare the node
+/// dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,

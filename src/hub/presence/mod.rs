@@ -312,8 +312,8 @@ impl Presences {
         }
     }
 
-    /// If many finished topics are remembered, forgets those that have neither members nor
-    /// unpublished join and leave events. Called after [`note_finished`](Self::note_finished),
+    /// Forgets finished topics without members and without unpublished join and leave events, if
+    /// many finished topics are remembered. Called after [`note_finished`](Self::note_finished),
     /// without the locks of the registry and of the topic, because the time grows with the number
     /// of finished topics.
     pub(super) fn forget_finished(&self) {

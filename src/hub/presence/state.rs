@@ -141,9 +141,9 @@ pub(super) struct State {
     /// nodes, and how many subscriptions it has there.
     pub(super) has_answer: bool,
     /// The values that decide whether an async call that waits for the members of topics can
-    /// return. This field stores the values of the last check. If one of them has changed at the
-    /// next check, such calls are woken. The values are: whether all members are known; whether the
-    /// log has all joins and leaves of the local node; the number of the newest successful append.
+    /// return, as they were at the last check. If a value has changed at the next check, such calls
+    /// are woken. The values are: whether all members are known; whether the log has all joins and
+    /// leaves of the local node; the number of the newest successful append.
     conditions: (bool, bool, u64),
     /// The time when the local node sends the roster to the other nodes, and the position of the
     /// newest request for it in the log. The roster is the list of all nodes with members of
@@ -306,7 +306,7 @@ impl State {
         self.roster = None;
     }
 
-    /// Returns the view (the nodes with their members) in which the local node looks for silent
+    /// Returns the view (the nodes with their members) that the local node searches for silent
     /// nodes, to declare them dead. While the local node does not know all members, the view has
     /// the nodes that it knew before it missed records, and those of later records.
     pub(super) fn watched(&self) -> &View {

@@ -12,9 +12,10 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The maximum number of names with joins or leaves that are remembered for one [`PresenceStream`]
-/// between two polls. If there are more, these names are forgotten. At its next poll, the stream
-/// then compares all members of its topic with the members that it has yielded.
+/// The maximum number of changed names, 10,000, that are remembered for one [`PresenceStream`]
+/// between two polls. A changed name has joined or left the topic. If there are more, these names
+/// are forgotten. At its next poll, the stream then compares all members of its topic with the
+/// members that it has yielded.
 const MAX_CHANGED: usize = 10_000;
 
 /// A stream of the joins and leaves of the members of a topic.
@@ -28,8 +29,8 @@ const MAX_CHANGED: usize = 10_000;
 /// members that it has yielded and the current ones. So its memory depends on the number of
 /// distinct members, not on the number of changes.
 ///
-/// While the local node does not know all members, because it has missed records of the log, the
-/// stream waits. Then it yields the differences.
+/// The stream waits while the local node does not know all members, because it has missed records
+/// of the log. When the node knows them again, the stream yields the differences.
 ///
 /// The stream ends when the hub is [shut down](super::super::Hub::shutdown). The stream does not
 /// count as a subscriber, and keeps its hub alive.
@@ -45,8 +46,9 @@ pub struct PresenceStream {
     queue: VecDeque<Presence>,
 }
 
-/// The states of the open [`PresenceStream`]s of the hub: by topic, and then by the number (key)
-/// that the hub has given to the stream.
+/// The states of the open [`PresenceStream`]s of the hub. Each stream yields the joins and leaves
+/// of the members of one topic. The states are stored by topic, and then by the number (key) that
+/// the hub has given to the stream.
 #[derive(Default)]
 pub(super) struct Watchers {
     topics: HashMap<Arc<str>, HashMap<u64, Watcher>>,
@@ -55,8 +57,8 @@ pub(super) struct Watchers {
     is_ended: bool,
 }
 
-/// The state that the hub shares with one [`PresenceStream`]: the changes that the stream has not
-/// seen, and its waker.
+/// The state that the hub shares with one [`PresenceStream`], a stream of the joins and leaves of a
+/// topic's members: the changes that the stream has not seen, and its waker.
 #[derive(Default)]
 struct Watcher {
     /// The names that may have joined or left the topic since the [`PresenceStream`] last compared

@@ -1,6 +1,6 @@
 //! A question of the local node to all other nodes about a topic: does the topic exist on them, and
 //! how many subscriptions does it have there? Questions and answers are records in the log. A topic
-//! with records in the log exists, too: `search.rs` looks for them.
+//! that is on no node also exists if the log has records of it: `search.rs` looks for them.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -10,8 +10,8 @@ use crate::{
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// The time that the local node waits for the answers of other nodes to a question about a topic,
-/// such as: how many subscriptions does it have?
+/// The time, 1 s, that the local node waits for the answers of other nodes to a question about a
+/// topic, such as: how many subscriptions does it have?
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The maximum number of nodes whose answers to one question about a topic are counted. The answers
@@ -34,9 +34,9 @@ impl Survey {
     }
 }
 
-/// A guard for a question about a topic, while the local node waits for the answers of other nodes.
-/// Dropping the guard removes the question and its answers. So they are removed even if the future
-/// that waits for the answers is dropped.
+/// A guard for a question to the other nodes about a topic. It lives while the local node waits for
+/// the answers. Dropping the guard removes the question and its answers, so they are removed even
+/// if the future that waits for the answers is dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,
@@ -60,9 +60,9 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// Asks all other nodes about a topic. Returns the number of subscriptions on each node that has
-/// the topic and has answered within one second. If `is_first_enough` is set, returns after the
-/// first answer.
+/// Asks all other nodes whether they have a topic. Returns the number of subscriptions on each node
+/// that has the topic and has answered within one second. If `is_first_enough` is set, returns
+/// after the first answer.
 ///
 /// Without a backend, there are no other nodes, and the result is empty. Returns an error if the
 /// backend does not accept the question, or if the hub is shut down.
