@@ -98,7 +98,7 @@ pub(in crate::hub) struct BackendClient {
 /// follower, the task that reads the log, has read so far.
 #[derive(Default)]
 struct LogState {
-    /// `false` until the local node follows a log for the first time.
+    /// Set once the local node has begun to follow a log: to read its records as they arrive.
     is_known: bool,
     /// The number of times that the local node has begun to follow a log.
     resets: u64,
@@ -120,7 +120,8 @@ struct LogState {
     /// record, `unread_ends` gets no entry for this record.
     followed_through: Position,
     removals: Removals,
-    /// The epochs of up to 16 logs that the local node has followed before this log, oldest first.
+    /// The logs that the local node has followed before this log: up to 16, oldest first. Each log
+    /// is stored as its epoch, the number that identifies it.
     left: VecDeque<u64>,
 }
 
@@ -508,8 +509,9 @@ impl BackendClient {
         self.state().epoch
     }
 
-    /// Returns the number of times that the local node has begun to follow a log. Unlike the epoch,
-    /// this number also changes if the log keeps its epoch although it has lost its newest records.
+    /// Returns the number of times that the local node has begun to follow a log. The number
+    /// changes when another log replaces the log. It also changes when the log keeps its epoch, the
+    /// number that identifies it, but has lost its newest records.
     pub(in crate::hub) fn resets(&self) -> u64 {
         self.state().resets
     }
@@ -701,8 +703,8 @@ impl EncodedPage {
         Self { epoch, evicted_through, through, first, last, events, runs, topics, removed, removals }
     }
 
-    /// Returns `true` if this page of the log has a record of the topic, and no removal of the
-    /// topic follows in the page.
+    /// Returns `true` if this page of the log has records of the topic, and the last of these
+    /// records does not remove the topic.
     pub(in crate::hub) fn has_topic(&self, topic: &str) -> bool {
         self.topics.contains_key(topic) && !self.removed.contains(topic)
     }

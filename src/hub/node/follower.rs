@@ -48,7 +48,7 @@ const MAX_MISSED_PROBES: u32 = 3;
 /// backend. After the limit, [`connect`] returns, and a background task reads the rest.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The hub logs a warning if opening the log of the backend takes longer than this time. Opening
+/// The time after which the hub logs a warning while it opens the log of the backend: 5 s. Opening
 /// has no time limit.
 const SLOW_OPENING: Duration = Duration::from_secs(5);
 

@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 
-/// A removal of a topic, as the local node has read it in the log.
+/// A removal of a topic: a record that hides the topic's earlier records, as the local node has
+/// read it in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) struct Removal {
     /// The position of the removal record in the log. Records of the topic up to this position are

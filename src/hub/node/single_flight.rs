@@ -27,7 +27,8 @@ pub(super) struct SingleFlight<K, T> {
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// The reasons why [`SingleFlight::run`] has no value.
+/// The reasons why [`SingleFlight::run`], a request that may share a function call with other
+/// requests, returns no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum RunError {
     /// The function call, which several requests for one key can share, has failed: it returned

@@ -338,8 +338,8 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the join and leave events of one topic. The task does not keep the hub
-/// alive.
+/// The task that publishes the events of one topic about the joins and leaves of its members. The
+/// task does not keep the hub alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
@@ -359,7 +359,8 @@ struct Publishing {
     has_ended: bool,
 }
 
-/// The next action of the task that publishes the join and leave events of one topic.
+/// The next action of the task that publishes the join and leave events of one topic: events that
+/// report the joins and leaves of its members.
 enum Next {
     Append,
     /// Wait until this time. Another node has caused the next join or leave, and probably also

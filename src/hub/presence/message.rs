@@ -21,7 +21,8 @@ const MAX_BYTES: usize = 64 << 10;
 /// `tower-sse/nodes`. The other records of this topic are signs of life of nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
-/// A map from the name of each topic to the names of its members on one node.
+/// A map from the name of each topic to the names of its members (the names present in the topic)
+/// on one node.
 pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
 /// A message from one node to the other nodes about presence: the names that are members of topics.
@@ -94,10 +95,11 @@ pub(super) struct Listed {
     pub(super) node: u64,
     pub(super) lease: Duration,
     /// The number of the newest record of the node about its members that the sender of the roster
-    /// has read. 0 if an earlier version of this crate has sent the roster.
+    /// (the list of nodes with members) has read. 0 if an earlier version of this crate has sent
+    /// the roster.
     pub(super) number: u64,
-    /// The number of the newest sign of life of the node that the sender of the roster has read. 0
-    /// if an earlier version of this crate has sent the roster.
+    /// The number of the newest sign of life of the node that the sender of the roster (the list of
+    /// nodes with members) has read. 0 if an earlier version of this crate has sent the roster.
     pub(super) beat: u64,
 }
 

@@ -97,7 +97,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presence {
-    /// The member has joined the topic: its first subscription has begun, on any node.
+    /// The member has joined the topic: its first subscription has begun, on any node. A member is
+    /// a name, for example of a user.
     #[non_exhaustive]
     Joined {
         /// The name of the member.
@@ -158,8 +159,8 @@ pub(super) struct Presences {
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when the announcer, the task that appends presence records to the log, has
-    /// something to do.
+    /// Notified when the announcer, the task that appends records about members of topics to the
+    /// log, has something to do.
     changed: Notify,
     /// Notified when the known members of topics have changed, so that the callers that wait in
     /// [`until`](Self::until) check again whether their wait is over.

@@ -13,7 +13,8 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of join and leave events that one append to the log contains.
+/// The maximum number of events about joins and leaves of members that one append to the log
+/// contains.
 pub(super) const MAX_BATCH: usize = 1_000;
 /// The maximum size of a join or leave event of a member, in bytes: 256 KiB. A larger event is not
 /// published. The events of one append to the log have at most twice this size together, so at
@@ -32,8 +33,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics that may have unpublished join and leave events, but that have no task to publish
-    /// them.
+    /// The topics that may have unpublished join and leave events of members, but that have no task
+    /// to publish these events.
     idle: HashSet<Arc<str>>,
     /// The local node did not know all members, so it has left its join and leave events to the
     /// nodes that did. These nodes have time until this time to publish the events. `None` if the
@@ -65,8 +66,8 @@ struct PendingEvent {
     /// local node has joined or left, or the local node has declared the node of the member dead.
     is_own: bool,
     event: Bytes,
-    /// The time when the local node publishes this join or leave event, unless another node has
-    /// published it before.
+    /// The time when the local node publishes this event about a join or leave of a member, if no
+    /// other node has published it before.
     due: Instant,
 }
 
@@ -120,7 +121,8 @@ impl Pending {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if a topic has join or leave events that are not in the log yet.
+    /// Returns `true` if a topic has events about joins or leaves of its members that are not in
+    /// the log yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
@@ -225,8 +227,8 @@ impl Pending {
         self.others_publish_until = Some(Instant::now() + 3 * PAUSE);
     }
 
-    /// Drops all join and leave events that are not in the log yet. The tasks that publish events
-    /// continue to run.
+    /// Drops all join and leave events of members that are not in the log yet, of all topics. The
+    /// tasks that publish events continue to run.
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
@@ -318,7 +320,8 @@ mod tests {
         events.into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
     }
 
-    /// Returns the join of the member `a` for the text `a+`, and the leave of the member for `a-`.
+    /// Creates a join or a leave of a member from a text: `a+` is the join of the member `a`, and
+    /// `a-` is the leave.
     fn change(event: &str) -> Presence {
         let (member, change) = event.split_at(1);
         if change == "+" { Presence::joined(member) } else { Presence::left(member) }

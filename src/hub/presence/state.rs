@@ -103,7 +103,8 @@ pub(super) struct State {
     /// is that the records in the log are outdated or incomplete, for example after a failed
     /// append. Another reason is a request of another node for these members.
     needs_full: bool,
-    /// Set while the announcer appends records about the members of topics on the local node.
+    /// Set while the announcer, a task, appends records about the members of topics on the local
+    /// node to the log.
     is_appending: bool,
     /// The number of the newest append of records about the members of topics on the local node.
     /// The number increases by one with each append, successful or not.
@@ -157,9 +158,9 @@ pub(super) struct State {
     /// memberships after their grace time. It is the runtime of the last join, leave or other call
     /// about members that was made on a runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the tokio runtime of the announcer has no timers, so that the announcer does not run.
-    /// A member whose grace time is over then leaves late: when any member joins or leaves, or when
-    /// the application reads members.
+    /// Set if the tokio runtime has no timers, so that the announcer, the task that ends
+    /// memberships after their grace time, does not run. A member whose grace time is over then
+    /// leaves late: when any member joins or leaves, or when the application reads members.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -252,8 +253,8 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Forgets finished topics without members and without events to drop, if the state contains
-    /// many finished topics.
+    /// Forgets finished topics that have neither members nor unpublished join and leave events, if
+    /// many finished topics (at least 1,000) are remembered.
     pub(super) fn clean_up(&mut self) {
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
             let mut ended = std::mem::take(&mut self.ended);
@@ -573,18 +574,18 @@ impl State {
         longest.min(first * (1 << self.asked.saturating_sub(1).min(8)))
     }
 
-    /// Queues a message to other nodes for the announcer. Drops the message if 10,000 messages are
-    /// already waiting.
+    /// Queues a message to other nodes for the announcer, the task that appends such messages to
+    /// the log. Drops the message if 10,000 messages are already waiting.
     pub(super) fn send(&mut self, message: Message) {
         if self.outgoing.len() < MAX_WAITING {
             self.outgoing.push_back(message);
         }
     }
 
-    /// Returns the next records for the announcer, and removes them from the queues. If the local
-    /// node needs the members of topics on other nodes, first adds a request for them. If it is
-    /// time to send a roster, the list of nodes with members, adds it, too. Returns `None` if there
-    /// is nothing to append.
+    /// Returns the next records for the announcer, the task that appends them to the log, and
+    /// removes them from the queues. If the local node needs the members of topics on other nodes,
+    /// first adds a request for them. If it is time to send a roster, the list of nodes with
+    /// members, adds it, too. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -637,9 +638,9 @@ impl State {
         Author { node: own.node, number: self.number, lease: own.lease }
     }
 
-    /// Updates the state after the announcer has tried to append `job`, records about members of
-    /// topics. If the append has failed (`is_appended` is `false`), the records about members of
-    /// the local node are dropped. A list of all these members is appended later in their place.
+    /// Updates the state after an attempt to append `job`, records about members of topics, to the
+    /// log. If the append has failed (`is_appended` is `false`), the records about members of the
+    /// local node are dropped. A list of all these members is appended later in their place.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {
@@ -697,9 +698,9 @@ impl State {
         (sum(0) + self.unpublished.len(), sum(1))
     }
 
-    /// Returns the time when the announcer must run next: to append records about members, or to
-    /// end a membership whose grace time is over. Returns `None` if the announcer has nothing to
-    /// do.
+    /// Returns the time when the announcer, a task, must run next: to append records about members
+    /// of topics, or to end a membership whose grace time is over. Returns `None` if the announcer
+    /// has nothing to do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();

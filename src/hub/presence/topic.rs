@@ -1,4 +1,5 @@
-//! The methods of a topic for its members.
+//! The methods of a topic for its members: names, for example of users, that are present in it
+//! through a subscription.
 
 use super::{Membership, PresenceStream};
 use crate::hub::{Error, Subscription, Topic};

@@ -28,7 +28,8 @@ const JITTER: Duration = Duration::from_millis(200);
 #[derive(Clone, Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic, each with the number of nodes where the member is present.
+    /// The members of each topic. Each member is stored with the number of nodes where it is
+    /// present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
     /// The next cleanup takes place when this number of nodes is known. A number below 2,000 counts
     /// as 2,000. A cleanup forgets nodes without members. Then it sets this field to twice the
@@ -358,8 +359,8 @@ impl View {
         })
     }
 
-    /// Returns `true` if a node other than the local node has members. `own` identifies the local
-    /// node.
+    /// Returns `true` if a node other than the local node has members of topics. `own` identifies
+    /// the local node.
     pub(super) fn has_others(&self, own: u64) -> bool {
         self.others(own).next().is_some()
     }
@@ -444,7 +445,7 @@ impl View {
         }
     }
 
-    /// Removes all nodes and their members, and returns them.
+    /// Removes all nodes and their members of topics from this value, and returns them.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }
