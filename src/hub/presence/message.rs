@@ -245,10 +245,10 @@ impl Message {
 }
 
 impl Author {
-    /// Returns `true` if a part of a list of a node's members can be added. Returns `false` if a
-    /// newer record of the node was read before, or if the first part of the list was not read.
-    /// `number` is the number of the newest record of the node that was read before. All parts of a
-    /// list have the same number, and `is_first` is `true` for the first part.
+    /// Returns `true` if the number of a part of a list of a node's members is up to date. Returns
+    /// `false` if a newer record of the node was read before, or if the first part of the list was
+    /// not read. `number` is the number of the newest record of the node that was read before. All
+    /// parts of a list have the same number, and `is_first` is `true` for the first part.
     pub(super) fn is_new_part(self, is_first: bool, number: u64) -> bool {
         if is_first { self.number > number } else { self.number == number }
     }

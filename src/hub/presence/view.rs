@@ -234,9 +234,9 @@ impl View {
         transitions
     }
 
-    /// Returns `true` if [`part`](Self::part) would add this part of a list of all members of the
-    /// node `author`. Returns `false` if a newer record of that node was read before, or if the
-    /// first part of the list was not read.
+    /// Returns `true` if the number of a part of a list of all members of the node `author` is up
+    /// to date. [`part`](Self::part) ignores other parts. Returns `false` if a newer record of that
+    /// node was read before, or if the first part of the list was not read.
     pub(super) fn is_new_part(&self, author: Author, is_first: bool) -> bool {
         let number = self.nodes.get(&author.node).map_or(0, |node| node.number);
         author.is_new_part(is_first, number)
