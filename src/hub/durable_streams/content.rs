@@ -81,7 +81,7 @@ impl Content {
         Self::new(Encoding::Base64, "application/octet-stream")
     }
 
-    /// Sets the content type of the durable stream.
+    /// Sets the content type of the durable stream, which replaces the content type of its format.
     ///
     /// In the mode `live=sse`, the Durable Streams protocol sends streams of the types `text/*` and
     /// `application/json` as text, and all other streams as base64. If a [`base64`](Self::base64)
@@ -116,7 +116,7 @@ impl Content {
     }
 }
 
-/// The default is [`json`](Self::json).
+/// The default format of a durable stream is [`json`](Self::json).
 impl Default for Content {
     fn default() -> Self {
         Self::json()
@@ -142,7 +142,9 @@ impl Page {
         self.bytes.len()
     }
 
-    /// Appends the data of an event to this page. Has no effect if the event has no data.
+    /// Appends the data of an event to this page, a part of a durable stream. Has no effect if the
+    /// event has no data. Returns an error if the format of the stream is base64, and the data is
+    /// not.
     pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
         let Some(data) = event.event_data() else { return Ok(()) };
         match self.encoding {
@@ -173,7 +175,8 @@ impl Page {
         Ok(())
     }
 
-    /// Returns the bytes of this page. A page of JSON is an array, even if it has no event.
+    /// Returns the bytes of this page, a part of a durable stream. A page of JSON is an array, even
+    /// if it has no event.
     pub(super) fn into_bytes(mut self) -> Bytes {
         if self.encoding == Encoding::Json {
             if self.bytes.is_empty() {

@@ -6,17 +6,17 @@ use crate::random;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The time when the first interval of 20 seconds begins: October 9, 2024, 00:00 UTC, in seconds
-/// since 1970. The cursor of the Durable Streams protocol counts these intervals.
+/// since 1970. The cursor of the Durable Streams protocol is the number of the current interval.
 const FIRST_INTERVAL: u64 = 1_728_432_000;
 
 /// The length in seconds of an interval. The cursor of the Durable Streams protocol is the number
 /// of the current interval.
 const INTERVAL: u64 = 20;
 
-/// The maximum of the random number that is added to a client's cursor of the Durable Streams
-/// protocol. A new cursor normally is the number of the current interval of 20 seconds. If the
-/// client's cursor is not smaller, the new cursor is the client's cursor plus the random number, so
-/// that it is greater. The maximum is 180, the number of intervals in one hour.
+/// The maximum of a random number that makes a new cursor of the Durable Streams protocol greater
+/// than the cursor of the client. Normally, the new cursor is the number of the current interval of
+/// 20 seconds. If the client's cursor is not smaller, the new cursor is the client's cursor plus
+/// the random number. The maximum is 180, the number of intervals in one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response in the Durable Streams protocol: the number of the current

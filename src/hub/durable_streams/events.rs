@@ -27,8 +27,9 @@ pub(super) struct Events {
     /// The query parameter `cursor`: a number of the Durable Streams protocol that keeps caches
     /// from repeating a response, not a position of the log.
     cursor: Option<String>,
-    /// The timer that ends this event stream. The client then reconnects, and a cache can join its
-    /// request with equal requests of other clients.
+    /// The timer that ends this event stream after some time, by default 60 to 66 seconds. The
+    /// client then reconnects, and a cache can join its request with equal requests of other
+    /// clients.
     lifetime: Pin<Box<Sleep>>,
     state: State,
 }

@@ -189,7 +189,7 @@ impl Hub {
 ///
 /// # Examples
 ///
-/// The whole protocol without a server:
+/// A read of a whole topic with the protocol, without a server:
 ///
 /// ```
 /// use http::Request;
@@ -234,8 +234,8 @@ impl DurableStreams {
         self
     }
 
-    /// Sets which topics can be read. Other topics get a 404, whether they exist or not. By default
-    /// no topic can be read.
+    /// Sets which topics clients can read. Requests for other topics get a 404, whether the topics
+    /// exist or not. By default no topic can be read.
     ///
     /// The filter gets the name of the topic and the head of the request, for example with the user
     /// that an authentication layer has put into its extensions. If the result depends on the user,
@@ -257,10 +257,10 @@ impl DurableStreams {
         self.with(|settings| settings.readable = Arc::new(filter))
     }
 
-    /// Sets which topics exist although they have no event yet. By default, a topic does not exist
-    /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
-    /// 404. Long polls and event streams that began while the topic did not exist do not count as
-    /// its subscribers here.
+    /// Sets which topics exist for readers although they have no event yet. By default, a topic
+    /// does not exist if it has no events and no subscribers, and is not finished. A read of such a
+    /// topic gets a 404. Long polls and event streams that began while the topic did not exist do
+    /// not count as its subscribers here.
     ///
     /// Use this filter for topics whose clients can come before the first event, or after the last
     /// event has expired. Such a client gets an empty page, or waits. Reading creates the topic in
@@ -318,8 +318,8 @@ impl DurableStreams {
         self.with(|settings| settings.is_shared = true)
     }
 
-    /// Returns the offset after the event with this id, or `None` if the id is not of the current
-    /// log of the hub.
+    /// Returns the offset of the Durable Streams protocol with which a client reads the events
+    /// after the event with this id. Returns `None` if the id is not of the current log of the hub.
     ///
     /// For example, a web page that was rendered with all events up to the id can read the later
     /// events from this offset on.
@@ -463,9 +463,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic), mode != Mode::CatchUp).await
     }
 
-    /// Returns the `Cache-Control` header of a page (§10.1 of the Durable Streams protocol). A
-    /// cache must revalidate a page without events for each request, because an old copy would hide
-    /// new events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page, a response with a part of a topic (§10.1 of
+    /// the Durable Streams protocol). A cache must revalidate a page without events for each
+    /// request, because an old copy would hide new events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",
@@ -506,7 +506,8 @@ impl<B> Service<Request<B>> for DurableStreams {
     }
 }
 
-/// The future of a response of [`DurableStreams`].
+/// The future of a response of [`DurableStreams`], the service that serves topics in the Durable
+/// Streams protocol. Its result is never an error.
 #[must_use = "a future does nothing until it is polled"]
 pub struct ResponseFuture {
     response: Pin<Box<dyn Future<Output = Response<StreamBody>> + Send>>,

@@ -135,8 +135,8 @@ pub(super) struct Reading {
     /// position. `None` if the reader began with the oldest event and has not read an event yet.
     position: Option<Position>,
     /// Set if the local node does not know whether the topic exists. The topic then exists only if
-    /// the backend has an event of it. Not set if the request reads after an earlier event, whose
-    /// topic counts as existing.
+    /// the backend has an event of it. Not set if the request reads after the offset of an earlier
+    /// event: the topic of such a request counts as existing.
     needs_event: bool,
     /// Set if the local node has not read all events that it knows to be in the log. It then does
     /// not know whether the topic exists.
@@ -226,9 +226,10 @@ impl Reading {
         Ok(reading)
     }
 
-    /// Reads all events of a topic, and drops them, for a request with the offset `now`, which gets
-    /// only later events. Used if the local node does not know whether the topic exists, or whether
-    /// the topic is finished: the read shows both. Returns an error if the topic does not exist.
+    /// Reads and drops all events of a topic, for a request with the offset `now`, which gets only
+    /// later events. The caller uses this if the local node does not know whether the topic exists,
+    /// or whether the topic is finished: the read shows both. Returns an error if the topic does
+    /// not exist.
     async fn read_to_end(&mut self) -> Result<(), ReadError> {
         poll_fn(|cx| {
             loop {
@@ -261,7 +262,9 @@ impl Reading {
         self.needs_event && self.position.is_none()
     }
 
-    /// Returns the error if no event of the topic was found.
+    /// Returns the error for a request if no event of its topic was found. The topic does not exist
+    /// then. If the local node has not read enough of the log to know this, the error is
+    /// [`ReadError::Backend`].
     fn not_found(&self) -> ReadError {
         if self.is_behind { ReadError::Backend } else { ReadError::NotFound }
     }
@@ -287,9 +290,9 @@ impl Reading {
     /// the client has missed no event.
     ///
     /// The caller must have read all events of the topic up to `committed`. The new position is a
-    /// multiple of [`step`], or the position of the last record before it. So all waiting clients
-    /// of the topic get the same position, send it as the same offset, and a cache can join their
-    /// requests into one.
+    /// multiple of a fixed [`step`], or the position of the last record before such a multiple. So
+    /// all waiting clients of the topic get the same position, send it as the same offset, and a
+    /// cache can join their requests into one.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
@@ -305,9 +308,9 @@ impl Reading {
         }
     }
 
-    /// Moves the position of the client over the part of the log that was searched for the next
-    /// event of the topic without finding an event. Returns `true` if the position has moved. The
-    /// next request then continues the search, which can take several requests in a large log.
+    /// Moves the position of the client to the end of the part of the log that was searched without
+    /// finding the next event of the topic. Returns `true` if the position has moved. The next
+    /// request then continues the search, which can take several requests in a large log.
     pub(super) fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
         // A client without a position misses no events, so it needs no gap.
@@ -325,8 +328,9 @@ impl Reading {
         self.subscription.replay.is_some()
     }
 
-    /// Waits for an event. Returns `true` if an event can be [taken](Self::take_event), and `false`
-    /// after the last event of a finished topic.
+    /// Polls for the next event of the topic. Returns `true` if an event can be
+    /// [taken](Self::take_event), and `false` after the last event of a finished topic. Is pending
+    /// if no event is available yet.
     fn poll_available(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
         // Evicted events are an error only for a client that has the events before them. For other
         // clients, the subscription continues with the oldest retained event.
@@ -361,8 +365,9 @@ impl Reading {
         Some(event)
     }
 
-    /// Adds the available events to `page` until it has `size` bytes or more. If an error follows
-    /// the events of the page, the next call returns the error.
+    /// Adds the available events of the topic to `page` until it has `size` bytes or more. Returns
+    /// why it has stopped there. If an error follows the events of the page, the next call returns
+    /// the error.
     pub(super) fn fill(&mut self, page: &mut Page, size: usize, cx: &mut Context<'_>) -> Result<Fill, ReadError> {
         while page.len() < size {
             match self.poll_available(cx) {
@@ -385,7 +390,8 @@ impl Reading {
         Ok(Fill::Full)
     }
 
-    /// Returns whether the topic has more events after the last event that the client has.
+    /// Returns whether the topic has more events after the last event that the client has, and
+    /// whether the topic is finished.
     fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
         match self.poll_available(cx) {
             Poll::Ready(Ok(false)) => Rest::Closed,
@@ -497,8 +503,8 @@ impl Reading {
     }
 
     /// Reads the available events as the next part of an event stream. If no event is available,
-    /// moves the position of the client towards the end of the log, as [`advance`](Self::advance)
-    /// describes.
+    /// [moves](Self::advance) the position of the client towards the end of the log, so that it
+    /// does not become too old.
     pub(super) fn part(
         &mut self,
         content: &Content,
@@ -529,8 +535,10 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Notes the position of the last record before the newest multiple of [`step`], if `page`, the
-/// next page of the log, crosses this multiple. Has no effect in a log whose ids contain no times.
+/// Stores the position to which [`Reading::advance`] moves the clients that wait for events, for
+/// logs whose ids contain times. It is the position of the last record before the newest multiple
+/// of [`step`], 65 seconds. It changes only if `page`, the next page of the log, reaches this
+/// multiple. Has no effect in a log whose ids contain no times.
 pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     let (ids, before) = (core.epoch().ids, core.committed());
     let multiple = Position::new(page.through.get() / step(ids) * step(ids));
@@ -541,7 +549,8 @@ pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     }
 }
 
-/// Forgets the position of [`note_step`], because another log has replaced the log.
+/// Forgets the position to which clients that wait for events move, which [`note_step`] has stored,
+/// because another log has replaced the log.
 pub(in crate::hub) fn forget_step(core: &Core) {
     core.step_end.store(0, Release);
 }

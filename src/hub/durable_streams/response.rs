@@ -42,7 +42,8 @@ pub(super) enum Mode {
 /// The query parameters of a request that reads a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
-    /// The percent-decoded offset in the query.
+    /// The parameter `offset`, percent-decoded: the position in the topic after which the client
+    /// reads.
     pub(super) offset: Option<Cow<'a, str>>,
     pub(super) mode: Mode,
     pub(super) cursor: Option<Cow<'a, str>>,
@@ -87,8 +88,8 @@ pub struct StreamBody(Inner);
 
 enum Inner {
     Page(Option<Bytes>),
-    /// The response to `HEAD`. It has no `Content-Length`, because that would have to be the length
-    /// of the response to `GET` (RFC 9110, §8.6).
+    /// The empty body of a response to `HEAD`. The response has no `Content-Length`, because that
+    /// would have to be the length of the response to `GET` (RFC 9110, §8.6).
     Head,
     Events(Pin<Box<SseBody<Events>>>),
 }
@@ -253,7 +254,8 @@ pub(super) fn page(
     response
 }
 
-/// Returns whether `If-None-Match` contains this entity tag (RFC 9110, §13.1.2).
+/// Returns `true` if the request header `If-None-Match` contains this entity tag or is `*`, so that
+/// the response can be a 304 (RFC 9110, §13.1.2).
 fn matches_etag(request: &HeaderMap, etag: &str) -> bool {
     request.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok()).any(|value| {
         // Tags of this service contain no comma.

@@ -32,15 +32,17 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 /// a leader. Other causes are permanent, such as an event that is too large for the backend.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
-/// The maximum part of [`REFUSED`] that one refused append can use up. If the process was paused
-/// during the append, for example by a debugger, the rest of the pause does not count.
+/// The maximum time that one refused append counts towards the limit of 60 seconds, [`REFUSED`]. If
+/// the process was paused during the append, for example by a debugger, the rest of the pause does
+/// not count.
 const MAX_REFUSED_ATTEMPT: Duration = Duration::from_secs(10);
 
 /// A fence: a condition for an append. The backend rejects the append if the log has a record of
 /// the same topic that this node had not read when the fence was created.
 pub(in crate::hub) struct Fence {
     epoch: u64,
-    /// The number of times that this node had begun to follow a log.
+    /// The number of times that this node had begun to follow a log when this fence was created.
+    /// The number changes when another log replaces the log.
     resets: u64,
     since: Position,
 }
@@ -87,9 +89,10 @@ impl Fence {
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
-/// Returns `true` if the node has read that far in time. `resets` is the number of [resets] when
-/// the log had the position `through`. Returns `false` as soon as the number changes: the log may
-/// have been replaced by another one, which may never reach the position.
+/// Returns `true` if the node has read that far in time. `resets` is the number of times that this
+/// node had begun to follow a log ([resets]) when the log had the position `through`. Returns
+/// `false` as soon as the number changes: the log may have been replaced by another one, which may
+/// never reach the position.
 ///
 /// [resets]: Core::resets
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, resets: u64, deadline: Instant) -> bool {
@@ -133,10 +136,11 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// Returns how much of [`REFUSED`] a refused append uses up: the time since `began`, at most 10
-/// seconds. The append began at `began`, and the pause after its refusal has ended.
+/// Returns the time that a refused append counts towards the limit of 60 seconds, [`REFUSED`]. It
+/// is the time since `began`, when the append began, but at most 10 seconds. The time includes the
+/// pause after the refusal, so the caller calls this function after the pause.
 ///
-/// The time between two refused appends does not count. It can be long: until this node has read
+/// Other time between two refused appends does not count. It can be long: until this node has read
 /// all records of the topic, an append is rejected, which is no refusal.
 pub(in crate::hub) fn refused_time(began: Instant) -> Duration {
     began.elapsed().min(MAX_REFUSED_ATTEMPT)

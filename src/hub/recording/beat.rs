@@ -64,15 +64,16 @@ pub(super) struct Beat {
     /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
     /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
-    /// The end of the part of the log that the sending node had read when it collected the
-    /// recordings, as a position. That part does not contain the end of a listed recording. `None`
-    /// if the sign of life lists no recordings, or if an earlier version of this crate has written
-    /// it.
+    /// The position up to which the sending node had read the log when it collected the recordings.
+    /// Up to this position, the log does not contain the end of a listed recording. `None` if an
+    /// earlier version of this crate has written the sign of life. May also be `None` if the sign
+    /// of life lists nothing.
     pub(super) read_through: Option<Position>,
 }
 
 impl Beat {
-    /// Splits the beat into parts of about 64 KiB. Each part is appended to the log as one record.
+    /// Splits the beat, a sign of life, into parts of about 64 KiB. Each part is appended to the
+    /// log as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
         let part = |index: usize| {
             let (recordings, watching) = (Vec::new(), HashSet::new());

@@ -4,7 +4,8 @@
 use crate::hub::backend::{Position, RecordKind};
 use std::mem;
 
-/// The effects on a recording of those records of its topic that are not older.
+/// The effects of records of a topic on a recording, a task that publishes a stream into the topic.
+/// Records that are older than the recording have no effect, and are not included.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ends {
     pub(super) is_finished: bool,
@@ -16,7 +17,8 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// Notes a record of the recording's topic. `will` is the will of the recording, or empty.
+    /// Notes a record of the recording's topic. `will` is the event that another node publishes if
+    /// the node of the recording dies. It is empty if the recording has no such event.
     pub(super) fn note(&mut self, position: Position, kind: RecordKind, event: &[u8], will: &[u8]) {
         self.is_finished |= kind == RecordKind::Finish;
         // A record of another program can be empty, like a missing will.
@@ -25,8 +27,8 @@ impl Ends {
     }
 }
 
-/// A beat (sign of life) of any node, as this node has read it. No other log has the same beat at
-/// the same position, unless it is a copy.
+/// A beat (sign of life) of any node, as this node has read it. If another log has the same beat at
+/// the same position, it is a copy.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct ReadBeat {
     pub(super) at: Position,
@@ -34,34 +36,38 @@ pub(super) struct ReadBeat {
     pub(super) number: u64,
 }
 
-/// Recognizes the records of a copied log that are older than a recording.
+/// Recognizes the records of a copied log that are older than a recording, a task that publishes a
+/// stream into a topic.
 ///
 /// After another log has replaced the log, this node reads the other log from its beginning. A copy
 /// has the wills, the finish records and the requests to stop of earlier recordings of the topic.
 /// They must not end the recording a second time. If the other log is no copy, the same records can
 /// be from another node that has taken over the recording.
 ///
-/// Two beats that this node has read decide. If the other log has the same beat at the same
-/// position, it is a copy up to this beat, and this node has read all records before the beat
-/// already. A copy may lack the newest records, and so the second beat. If it lacks only the first
-/// beat, for example because this record is damaged, the second beat decides alone.
+/// Two beats (signs of life of nodes) that this node has read decide. If the other log has the same
+/// beat at the same position, it is a copy up to this beat, and this node has read all records
+/// before the beat already. A copy may lack the newest records, and so the second beat. If it lacks
+/// only the first beat, for example because this record is damaged, the second beat decides alone.
 #[derive(Default)]
 pub(super) struct CopyCheck {
-    /// The newest beat of any node that this node had read before `first`.
+    /// The newest beat (sign of life) of any node that this node had read before `first`.
     before: Option<ReadBeat>,
-    /// The first beat with the recording that this node has read since it knows the recording.
-    /// `None` if this node has read no such beat in this log.
+    /// The first beat (sign of life) that lists the recording, as far as this node has read since
+    /// it knows the recording. `None` if this node has read no such beat in this log.
     first: Option<ReadBeat>,
-    /// Those of the two beats that this node has still to find in the other log, the later one
-    /// first. Empty if this node has read enough of the log.
+    /// Those of the two beats `before` and `first` that this node has still to find in the other
+    /// log, the later beat first. Empty if this node has read enough of the log to know how far it
+    /// is a copy.
     expected: Vec<ReadBeat>,
-    /// The effects of the records before the expected beats if the other log is no copy.
+    /// The effects of the records that this node has read in the other log before the expected
+    /// beats. They apply only if the other log is no copy.
     held: Ends,
 }
 
 impl CopyCheck {
-    /// Begins to read another log, whose retained records are after `after` and up to `last`.
-    /// `newest` is the newest beat of any node that this node has read in the replaced log.
+    /// Begins the check of another log that has replaced the log. The other log retains the records
+    /// after `after` and up to `last`. `newest` is the newest beat (sign of life) of any node that
+    /// this node has read in the replaced log.
     pub(super) fn reset(&mut self, after: Position, last: Position, newest: Option<ReadBeat>) {
         // While the check is open, the effects of the records before `newest` may be held.
         if self.first.is_none() && !self.is_open() {
@@ -74,38 +80,41 @@ impl CopyCheck {
         self.held = Ends::default();
     }
 
-    /// Returns `true` until this node has read enough of the other log.
+    /// Returns `true` until this node has read enough of the other log to know how far it is a
+    /// copy.
     pub(super) fn is_open(&self) -> bool {
         !self.expected.is_empty()
     }
 
-    /// Returns the position after which records are not held any more. Returns `None` if the check
-    /// is not open.
+    /// Returns the position up to which the effects of records are held back, because the log may
+    /// be a copy. Returns `None` if the check is not open, so that nothing is held back.
     pub(super) fn held_through(&self) -> Option<Position> {
         self.expected.first().map(|beat| beat.at)
     }
 
-    /// Returns the end of the part of this log that is known to be a copy, as a position. The check
-    /// has ended.
+    /// Returns the position up to which this log is known to be a copy of an earlier log. The
+    /// caller calls this after the check has ended.
     pub(super) fn copied_through(&self) -> Position {
         self.first.or(self.before).map_or(Position::START, |beat| beat.at)
     }
 
-    /// Returns where to note the records that this node reads now, if they may be copies.
+    /// Returns the place for the effects of records that this node reads now, if these records may
+    /// be copies of old ones. Returns `None` if they take effect at once.
     pub(super) fn held(&mut self) -> Option<&mut Ends> {
         self.is_open().then_some(&mut self.held)
     }
 
-    /// Notes a beat that lists the recording. `newest` is the newest beat of any node that this
-    /// node had read before.
+    /// Notes a beat (sign of life) that lists the recording. `newest` is the newest beat of any
+    /// node that this node had read before.
     pub(super) fn note_beat(&mut self, beat: ReadBeat, newest: Option<ReadBeat>) {
         if self.first.is_none() && !self.is_open() {
             (self.before, self.first) = (newest, Some(beat));
         }
     }
 
-    /// Returns `true` if this is an expected beat. The log is then a copy up to this beat, and the
-    /// records before it have no effect.
+    /// Notes a beat (sign of life) of any node in the other log. Returns `true` if the check
+    /// expects this beat. The log is then a copy up to this beat, and the records before the beat
+    /// have no effect.
     pub(super) fn find(&mut self, beat: ReadBeat) -> bool {
         let Some(index) = self.expected.iter().position(|expected| *expected == beat) else { return false };
         self.expected.truncate(index);
@@ -115,7 +124,7 @@ impl CopyCheck {
 
     /// Ends the check if this node has read the log up to `through`, and the last expected beat is
     /// not at its position. Then the log is a copy only up to the beat that was found last. Returns
-    /// the effects of the records after that beat.
+    /// the effects of the records after that beat. Returns `None` if the check does not end now.
     pub(super) fn end(&mut self, through: Position) -> Option<Ends> {
         self.expected.first().filter(|missing| through >= missing.at)?;
         self.before = self.before.filter(|before| !self.expected.contains(before));
@@ -137,12 +146,14 @@ mod tests {
         check.held().expect("the check is open").note(Position::new(at), RecordKind::Finish, b"", b"");
     }
 
-    /// Returns `true` if the check ends, and a finish record counts.
+    /// Ends the check if the log was read far enough. Returns `Some(true)` if the check has ended
+    /// and a finish record counts, and `None` if the check has not ended.
     fn is_finished(check: &mut CopyCheck, through: u64) -> Option<bool> {
         check.end(Position::new(through)).map(|ends| ends.is_finished)
     }
 
-    /// Returns a check of a recording that is listed first at position 9, after a beat at 5.
+    /// Returns a check for a recording whose first sign of life is at position 9. The sign of life
+    /// before it is at position 5.
     fn check() -> CopyCheck {
         let mut check = CopyCheck::default();
         check.note_beat(beat(9), Some(beat(5)));

@@ -30,31 +30,35 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// The maximum pause between two runs of the keeper. In each run, the keeper looks for subscribers
-/// on this node to topics with recordings of other nodes. So these nodes learn of such subscribers
-/// within about a second. Without subscribers, they may end the recordings.
+/// The maximum pause between two runs of the keeper, the task that sends the signs of life of this
+/// node. In each run, the keeper looks for subscribers on this node to topics into which other
+/// nodes publish recordings. So the other nodes learn of these subscribers within about a second.
+/// Without subscribers, they may end the recordings.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause after a failed request to the backend, before the keeper tries again.
+/// The pause of the keeper after a failed request to the backend, before it tries again. The keeper
+/// is the task that sends the signs of life of this node.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// The minimum time limit of a request to the backend by the keeper. Usually the limit is a third
-/// of the lease, the silence after which this node counts as dead. If the lease is short, a slow
-/// backend could not respond in a third of it.
+/// The lower limit of the timeout for requests of the keeper to the backend. The keeper is the task
+/// that sends the signs of life of this node. Usually the timeout is a third of the lease, the
+/// silence after which this node counts as dead. With a short lease, a slow backend could not
+/// respond in a third of it.
 pub(super) const MIN_TIME: Duration = Duration::from_millis(500);
 
-/// The lower limit of the time without a successful request to the backend that counts as an
-/// outage. Above this limit, the time is two thirds of the shortest lease of all nodes. A lease is
-/// the silence after which a node counts as dead. If a lease is short, a slow response would count
-/// as an outage without this limit.
+/// The minimum time between two successful requests to the backend that counts as an outage.
+/// Usually the time is two thirds of the shortest lease of all nodes. A lease is the silence after
+/// which a node counts as dead. With a short lease, a slow response would count as an outage
+/// without this minimum.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
-/// Starts the keeper. This task announces the recordings of this node, and takes over those of dead
-/// nodes. It also notices the death of nodes with members (names that are present in topics).
+/// Starts the keeper: the task that announces the recordings of this node to other nodes, and takes
+/// over the recordings of dead nodes. A recording is a task that publishes a stream into a topic.
+/// The keeper also notices the death of nodes with members (names that are present in topics).
 ///
 /// Has no effect if the hub has no backend, if no known node has a recording or a member, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -89,10 +93,10 @@ struct Keeper {
     /// The topics with subscribers on this node that the last beat (sign of life) has reported. If
     /// the topics to report change, the next beat is due immediately.
     watching: HashSet<Arc<str>>,
-    /// Set if the last sign of life of this node was sent for one of three reasons: recordings,
-    /// subscribers, or members. When nothing of this is left, the node sends one more, empty sign
-    /// of life. Without it, the other nodes would wait until the silence of this node counts as its
-    /// death.
+    /// Set if this node had a recording, a subscriber to report or a member (a name that is present
+    /// in a topic) at its last sign of life. When nothing of this is left, the node sends one more,
+    /// empty sign of life. Without it, the other nodes would wait until the silence of this node
+    /// counts as its death.
     has_content: bool,
     /// The tracker of the appends of signs of life, which logs each outage once. While these
     /// appends fail, new recordings of this node wait: a recording publishes its first event only
@@ -100,8 +104,8 @@ struct Keeper {
     appends: Option<Appends>,
 }
 
-/// The input of one run of the keeper: the state of this node and of the other nodes when the run
-/// begins.
+/// The input of one run of the keeper, the task that sends the signs of life of this node. It is
+/// the state of this node and of the other nodes when the run begins.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -120,8 +124,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Collects the input of one run of the keeper: the recordings and members of this node, and
-    /// the state of the other nodes.
+    /// Collects the input of one run of the keeper, the task that sends the signs of life of this
+    /// node: the recordings and members of this node, and the state of the other nodes.
     ///
     /// Returns `None` if this node has no recording and no member, and no other node is left to
     /// watch. Also returns `None` if the hub is shut down and its recordings have ended.
@@ -156,10 +160,10 @@ impl Plan {
 }
 
 impl Keeper {
-    /// Runs the keeper once: appends the sign of life of this node if it is due, and takes over the
-    /// recordings of dead nodes. Returns the time of the next run. Returns `None` if the keeper has
-    /// to end. During requests to the backend, the keeper holds no reference to the hub, so that
-    /// the hub can be dropped.
+    /// Runs the keeper once: appends the sign of life of this node to the log if it is due, and
+    /// takes over the recordings of dead nodes. Returns the time of the next run. Returns `None` if
+    /// the keeper has to end. During requests to the backend, the keeper holds no reference to the
+    /// hub, so that the hub can be dropped.
     async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
         let core = weak.upgrade()?;
         let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);
@@ -225,9 +229,9 @@ impl Keeper {
     }
 
     /// Returns the time when the next full beat (sign of life) is due: a third of the lease after
-    /// the last full beat. `lease` is the lease of the next beat. A shorter lease of the last beat
-    /// applies instead. Returns `None` if no beat was appended yet, or if the last append has
-    /// failed.
+    /// the last full beat. The lease is the silence after which this node counts as dead: `lease`,
+    /// or the lease in the last beat if that is shorter. Returns `None` if no beat was appended
+    /// yet, or if the last append has failed.
     fn next_beat(&self, lease: Duration) -> Option<Instant> {
         let shorter = self.lease.map_or(lease, |announced| announced.min(lease));
         self.beat_at.map(|at| at + shorter / BEATS)
@@ -247,7 +251,8 @@ impl Keeper {
         plan: Option<Plan>,
         lease: Duration,
     ) -> Option<()> {
-        // Read before the recordings that are over are left out.
+        // This position is read before ended recordings are left out. Otherwise, a recording could
+        // end in between: the beat would list it, although its end is before the position.
         let read_through = plan.as_ref().map(|plan| recordings.examined_through(&plan.locals));
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
@@ -281,7 +286,8 @@ impl Keeper {
     /// `None` if the backend does not confirm the records within the time limit of
     /// [`beat`](Self::beat), and otherwise `Some(())`.
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
-        // Read before the recordings that are over are left out.
+        // This position is read before ended recordings are left out. Otherwise, a recording could
+        // end in between: the beat would list it, although its end is before the position.
         let read_through = Some(recordings.examined_through(&plan.locals));
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -315,7 +321,7 @@ impl Keeper {
     ///
     /// `locals` are the recordings in the beat. New recordings wait until a beat that lists them is
     /// in the log. So a failure delays them, and one line is logged per outage. If the beat has no
-    /// recordings, its failure delays none, and no line is logged.
+    /// recordings, its failure delays no recording, and no line is logged.
     async fn append(
         &mut self,
         recordings: &Recordings,
@@ -385,7 +391,7 @@ impl Keeper {
     }
 }
 
-/// Notes that this node could not append a sign of life that lists these recordings to the log.
+/// Notes that this node has failed to append a sign of life that lists these recordings to the log.
 /// Recordings that an earlier sign of life has listed are not affected.
 fn note_not_announced(locals: &[Arc<Local>], error: &str) {
     let error = error.into();

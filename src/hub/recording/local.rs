@@ -54,15 +54,16 @@ pub(super) struct Announcement {
 struct LocalState {
     /// Set while this recording waits to append: the backend does not respond or refuses a single
     /// record, the log has unread records of the topic, or this node still checks whether another
-    /// log is a copy. A request to end the recording, such as a stop by the application, then need
+    /// log is a copy. A request to end the recording, such as a stop by the application, then does
     /// not wait for the append, which the backend may never accept.
     is_retrying: bool,
     /// The end of the log, as far as this node knew it, when this recording was started. A request
     /// to stop the recordings of the topic is a record in the log. If the position of the request
     /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
     started_at: Position,
-    /// Set if the topic is finished by the newest record up to `started_at` that this node has read
-    /// since the start. Earlier records of the topic do not concern this recording.
+    /// Set if the topic was already finished when this recording was started. This node may read
+    /// that only after the start. The newest record of the topic up to `started_at` decides.
+    /// Earlier records of the topic do not concern this recording.
     was_finished: bool,
     /// The position of the last record that this recording is known to have appended to the log. A
     /// later record of its topic is either from an append in progress, or from another publisher or
@@ -70,10 +71,11 @@ struct LocalState {
     /// which another node publishes if it considers this node dead.
     appended: Position,
     /// A log that has replaced another one can contain copies of earlier records of this recording,
-    /// up to this position. An equal record up to this position is not from the current append.
+    /// up to this position. So a record up to this position that is equal to a record of the
+    /// current append is not from this append.
     earlier_through: Position,
-    /// The last position of the log when this node began to follow it, if it has replaced another
-    /// log.
+    /// The last position of the current log when this node began to read it. Only set if the
+    /// current log has replaced another log.
     last_at_reset: Position,
     /// Set if this recording must publish nothing more. The reason is that its topic is finished,
     /// that its topic has a name that recordings cannot use, or that the hub is shut down.
@@ -89,7 +91,8 @@ struct LocalState {
     /// current append. If the append gets no response, these records show whether it has succeeded.
     /// `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
-    /// Recognizes records of another log that are older than this recording.
+    /// Recognizes the records that are older than this recording in another log that has replaced
+    /// the log. Such records do not end the recording.
     check: CopyCheck,
 }
 
@@ -114,8 +117,9 @@ impl Local {
         self.lock().started_at = position;
     }
 
-    /// Handles a request to stop the recordings of the topic, which is at `position` in the log. A
-    /// request from before the recording has stopped an earlier recording.
+    /// Handles a request to stop the recordings of the topic, which is at `position` in the log.
+    /// Ignores a request from before the start of this recording: it was meant for an earlier
+    /// recording.
     pub(super) fn note_stop(&self, position: Position) {
         let mut state = self.lock();
         if state.started_at >= position {
@@ -130,26 +134,31 @@ impl Local {
     }
 
     /// Notes a sign of life of this node that lists this recording. `newest` is the newest sign of
-    /// life of any node that this node had read before.
+    /// life of any node that this node had read before. Both later show whether a log that replaces
+    /// this log is a copy.
     pub(super) fn note_beat(&self, beat: ReadBeat, newest: Option<ReadBeat>) {
         self.lock().check.note_beat(beat, newest);
     }
 
-    /// Notes a sign of life of any node, which shows whether another log is a copy.
+    /// Notes a sign of life of any node in another log that has replaced the log. If the replaced
+    /// log had the same sign of life at the same position, the other log is a copy up to there.
     pub(super) fn find(&self, beat: ReadBeat) {
         self.lock().check.find(beat);
     }
 
-    /// Returns `true` while this node cannot tell whether the records that it reads in another log
-    /// are older than this recording. The recording then appends nothing.
+    /// Returns `true` while this node does not know yet whether the records that it reads in
+    /// another log, which has replaced the log, are older than this recording. The recording then
+    /// appends nothing.
     pub(super) fn is_checking(&self) -> bool {
         self.lock().check.is_open()
     }
 
-    /// Applies the records of another log that may end this recording, if this node has read enough
-    /// of that log to know that it is no copy. Also ends this recording if its topic was already
-    /// finished at the start, and this node had not read that yet. `through` is the end of the part
-    /// of the log that this node has read. Returns `true` if no such check is left.
+    /// Applies the records of another log that may end this recording. This node has held their
+    /// effects back, because the log may be a copy with old records. It applies them when it has
+    /// read enough of the log to know that they are not copied. Also ends this recording if its
+    /// topic was already finished at the start, and this node had not read that yet. `through` is
+    /// the position up to which this node has read the log. Returns `true` if neither of these
+    /// checks is left.
     pub(super) fn end_checks(&self, through: Position) -> bool {
         let mut state = self.lock();
         let has_read_start = through >= state.started_at;
@@ -177,9 +186,9 @@ impl Local {
         self.lock().started_at
     }
 
-    /// Returns the end of the part of the log that this node has searched for the end of this
-    /// recording, as a position. This node has read the log up to `read`. It examines the records in
-    /// the topic later if an append has no response yet, or if the log may be a copy.
+    /// Returns the position up to which this node has searched the log for the end of this
+    /// recording. `read` is the position up to which this node has read the log. It examines the
+    /// records in the topic later if an append has no response yet, or if the log may be a copy.
     pub(super) fn examined_through(&self, read: Position) -> Position {
         let state = self.lock();
         if state.check.is_open() {
@@ -280,8 +289,8 @@ impl Local {
     }
 
     /// Notes that the log now contains further records of the current append by this recording. The
-    /// recording then no longer counts as retrying. So a request to end it waits for the append.
-    /// Only during a retry, such a request does not wait.
+    /// recording then no longer counts as retrying. So a request to end the recording waits for the
+    /// append again. Such a request does not wait during a retry.
     pub(super) fn note_progress(&self) {
         self.lock().is_retrying = false;
     }
@@ -349,8 +358,9 @@ impl Local {
     /// Returns `None` if the caller must not append `records`: the topic is finished, the hub is
     /// shut down, or another node has published the recording's will, the event for the death of
     /// this node. A will that may be in a part of the log that this node could not read counts as
-    /// published, too. After a will, the result is still `false` for the record that finishes the
-    /// topic, unless the log already contains that record.
+    /// published, too. After a will, the recording still finishes the topic. So the result is
+    /// `false` for the record that finishes the topic, or `None` if the log already contains that
+    /// record.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool, may_continue: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -390,7 +400,8 @@ impl Local {
     }
 
     /// Notes that an append by this recording has succeeded in a log that was replaced since.
-    /// `position` is the position of the last appended record. A copy has the records, too.
+    /// `position` is the position of the last appended record. If the new log is a copy, it can
+    /// have the appended records, too.
     pub(super) fn note_appended_earlier(&self, position: Position) {
         let mut state = self.lock();
         let before = state.earlier_through;
@@ -468,7 +479,8 @@ mod tests {
         Record { topic: "t".into(), kind, event: event.into() }
     }
 
-    /// Notes a record at position 11, and the first sign of life at position 12.
+    /// Makes `local` read `record` at position 11, and then its first sign of life at position 12.
+    /// `number` is the number of the sign of life.
     fn note_both(local: &Local, record: &Record, number: u64) {
         local.note(Position::new(11), record);
         let beat = ReadBeat { at: Position::new(12), node: 1, number };
@@ -476,7 +488,9 @@ mod tests {
         local.note_beat(beat, None);
     }
 
-    /// The log is replaced during the append. A copy has the record before the first sign of life.
+    /// Tests that a log that is replaced during an append leaves the right result. In a copy, the
+    /// record before the first sign of life still counts, although it is read twice. In a log that
+    /// is no copy, only the record of that log counts.
     #[test]
     fn earlier_record_counts_in_copy_and_in_other_log() {
         let (finish, event) = (record(RecordKind::Finish, ""), record(RecordKind::Event, "x"));

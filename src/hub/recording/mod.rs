@@ -38,12 +38,14 @@ use tokio_stream::Stream;
 /// all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The time between two rounds of [`drain`]. Each round ends all recordings of this node, also
-/// recordings that were started since the round before.
+/// The pause between two rounds of [`drain`]. Each round ends all recordings of this node, the
+/// tasks that publish streams into topics. The rounds repeat until no recording runs, because a
+/// handler may start another recording after a round.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`]: the time that a node may be silent before another node takes
-/// over its recordings. The other node publishes their wills and finishes their topics.
+/// over its recordings, the tasks that publish streams into topics. The other node publishes the
+/// last events that were set for this case, and finishes the topics.
 const LEASE: Duration = Duration::from_secs(10);
 
 /// The settings of a recording, a task that publishes a stream into a topic.
@@ -147,8 +149,8 @@ impl Recorder {
     ///
     /// The time begins with the recording, so the first client has this long to subscribe. With a
     /// backend, another node reports its first subscriber after at most about one second, or a
-    /// third of the [`lease`](Self::lease) if this is shorter. The time does not pass while the
-    /// backend is down.
+    /// third of the [`lease`](Self::lease) if this is shorter. After an outage of the backend, the
+    /// time begins again, because subscribers on other nodes are unknown during the outage.
     pub fn abandon_after(mut self, time: Duration) -> Self {
         self.settings.abandon_after = Some(time);
         self
@@ -362,11 +364,12 @@ impl Recording {
         .await
     }
 
-    /// Returns the result of [`announced`](Self::announced) for a recording that has ended before
-    /// the log had a sign of life that lists the recording. This is no error if an earlier log had
-    /// one: the recording has finished its topic in the log that has replaced the earlier log.
-    /// `has_outcome` is `false` if the task of the recording has ended without an [`Outcome`],
-    /// because its runtime was shut down.
+    /// Returns the result of [`announced`](Self::announced) if the recording has ended without
+    /// being announced in the current log. A recording is announced when the log has a sign of life
+    /// of this node that lists the recording. The result is `Ok` if the recording was announced in
+    /// an earlier log. Another log has then replaced that log, and the recording has finished its
+    /// topic there. `has_outcome` is `false` if the task of the recording has ended without an
+    /// [`Outcome`], because its runtime was shut down.
     fn announced_before_end(&self, has_outcome: bool) -> Result<(), Error> {
         check_topic(self.topic())?;
         if self.local.is_shut_down() || !has_outcome {
@@ -389,8 +392,8 @@ fn check_size(will: &Bytes) -> Result<(), BoxError> {
     }
 }
 
-/// Stops the recordings of this topic on all nodes. Returns an error if the backend does not
-/// acknowledge the request to the other nodes.
+/// Stops all recordings (tasks that publish streams) of this topic, on all nodes. Returns an error
+/// if the backend does not acknowledge the request to the other nodes.
 pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error> {
     core.recordings.stop(topic);
     match &core.backend {
@@ -399,10 +402,10 @@ pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error
     }
 }
 
-/// Waits for up to `time` until all recordings of this node have ended. Then makes each remaining
-/// recording publish its will (the last event, which is also published if the node dies) and finish
-/// its topic. Waits without a time limit until they have ended. Returns the number of recordings
-/// that were running when `time` was over.
+/// Waits for up to `time` until all recordings (tasks that publish streams into topics) of this
+/// node have ended. Then makes each remaining recording publish its will (the last event, which is
+/// also published if the node dies) and finish its topic. Waits without a time limit until they
+/// have ended. Returns the number of recordings that were running when `time` was over.
 pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
     let mut running = core.recordings.running.subscribe();
     let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();

@@ -53,9 +53,9 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The end of the part of the log that was applied to this `State`, as a position. The state
-    /// contains what this node knows about the recordings of all nodes. If records of this part are
-    /// read a second time, they have no effect.
+    /// The position of the log up to which this `State` contains the records. The state is what
+    /// this node knows about the recordings of all nodes. A record up to this position that is read
+    /// a second time has no effect.
     pub(super) noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -64,16 +64,17 @@ pub(super) struct State {
     /// If another log has replaced the log, its records up to this position can be copies of
     /// records that this node has already read.
     copied_through: Position,
-    /// This node has not read some or all of the records up to this position, because the log had
-    /// evicted or lost them before.
+    /// A position up to which records are missing: the log had evicted or lost some or all of them
+    /// before this node could read them.
     lost_through: Position,
-    /// The newest sign of life of any node that this node has read in this log.
+    /// The newest sign of life of any node that this node has read in this log. If another log
+    /// replaces this log, this sign of life helps to find out whether the other log is a copy.
     newest_beat: Option<ReadBeat>,
     /// Set while this node does not know one of two facts. The first is whether another log, which
     /// has replaced the log, is a copy of it. The second is whether the topic of a recording was
     /// already finished when the recording was started.
     is_checking: bool,
-    /// Set while the keeper runs.
+    /// Set while the keeper runs, the task that sends the signs of life of this node.
     is_kept: bool,
     pub(super) contact: Contact,
 }
@@ -109,10 +110,10 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the greatest position of the backend's log that
-    /// this node knows, and `None` for a hub in memory. If a request to stop the recordings of the
-    /// topic is at or before this position in the log, it was meant for an earlier recording and
-    /// does not stop this one.
+    /// Adds a recording of this node: a task that publishes a stream into a topic. `last` returns
+    /// the greatest position of the backend's log that this node knows, and `None` for a hub in
+    /// memory. If a request to stop the recordings of the topic is at or before this position in
+    /// the log, it was meant for an earlier recording and does not stop this one.
     pub(super) fn add(&self, local: &Arc<Local>, last: impl FnOnce() -> Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -141,8 +142,8 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Returns the end of the part of the log that this node has searched for the ends of the
-    /// recordings `locals`, as a position.
+    /// Returns the position up to which this node has searched the log for the ends of the
+    /// recordings `locals`.
     pub(super) fn examined_through(&self, locals: &[Arc<Local>]) -> Position {
         let state = self.state();
         let through = locals.iter().map(|local| local.examined_through(state.noted_through));
@@ -229,8 +230,9 @@ impl Recordings {
     }
 
     /// Notes that the backend does not accept records of this node. The other nodes may have the
-    /// same outage and be unable to send signs of life. So they count as dead only after a lease of
-    /// silence that begins when this node has read the whole log again.
+    /// same outage and be unable to send signs of life. So they count as dead only if they stay
+    /// silent for a whole lease, after this node has read the whole log again. A lease is the
+    /// silence after which a node counts as dead.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }
@@ -245,7 +247,8 @@ impl Recordings {
         (has_recordings || has_members) && !mem::replace(&mut state.is_kept, true)
     }
 
-    /// Notes that the keeper does not run. It can then be started again.
+    /// Notes that the keeper, the task that sends the signs of life of this node, does not run. It
+    /// can then be started again.
     pub(super) fn release_keeper(&self) {
         self.state().is_kept = false;
     }
@@ -257,17 +260,17 @@ impl Recordings {
         Message::is_of(record)
     }
 
-    /// Wakes the tasks that wait in [`progressed`](Self::progressed), because this node has read a
-    /// further part of the log or appended a sign of life.
+    /// Wakes the tasks that [wait](Self::progressed) until this node has made progress: it has read
+    /// a further part of the log or appended a sign of life.
     pub(in crate::hub) fn note_progress(&self) {
         // The application may have polled one of these tasks, so a waker may panic.
         contain_panic("waker", || self.progressed.notify_waiters());
     }
 
-    /// Prepares the recordings for another log that has replaced the log of the backend. The
-    /// recordings continue in the other log. This node reads the other log after the position
-    /// `after`, and learns the state of the recordings from it. `last` is the last position of the
-    /// other log.
+    /// Prepares the known recordings of all nodes for another log that has replaced the log of the
+    /// backend. The recordings continue in the other log. This node reads the other log after the
+    /// position `after`, and learns the state of the recordings from it. `last` is the last
+    /// position of the other log.
     pub(in crate::hub) fn reset(&self, after: Position, last: Position) {
         let mut state = self.state();
         // This node may not have read all of the replaced log, which may be a copy itself.
@@ -282,9 +285,9 @@ impl Recordings {
         state.contact.last = None;
     }
 
-    /// Announces the recordings of this node again, because another log has replaced the log, and
-    /// wakes the tasks that wait in [`progressed`](Self::progressed). The caller has called
-    /// [`reset`](Self::reset), and holds no lock.
+    /// Makes this node announce its recordings to the other nodes again, because another log has
+    /// replaced the log. Also wakes the tasks that [wait](Self::progressed) until this node has
+    /// read more of the log. The caller has called [`reset`](Self::reset), and holds no lock.
     pub(in crate::hub) fn announce_again(&self) {
         let locals: Vec<_> = self.state().locals().cloned().collect();
         locals.iter().for_each(|local| local.note_unannounced());
@@ -306,17 +309,17 @@ impl Recordings {
         }
     }
 
-    /// Returns `true` if this node knows another recording in the topic of `announced`, a recording
-    /// that may have ended in a part of the log that this node could not read. The end of the other
-    /// recording then finishes the topic.
+    /// Returns `true` if this node knows another recording in the topic of the recording
+    /// `announced`. `announced` itself may have ended in a part of the log that this node could not
+    /// read. The end of the other recording then finishes the topic.
     pub(super) fn has_successor(&self, announced: &Announced) -> bool {
         self.state().has_successor(announced, true)
     }
 
-    /// Settles the recording `announced` of the node `node` if this node knows another recording in
-    /// the same topic, whose end then finishes the topic. Returns `true` in this case. Set
-    /// `is_uncertain` if `announced` may have ended in a part of the log that this node could not
-    /// read.
+    /// Marks the recording `announced` of the node `node` as settled if this node knows another
+    /// recording in the same topic, whose end then finishes the topic. This node does not take over
+    /// a settled recording. Returns `true` in this case. Set `is_uncertain` if `announced` may have
+    /// ended in a part of the log that this node could not read.
     pub(super) fn settle_if_replaced(&self, node: u64, announced: &Announced, is_uncertain: bool) -> bool {
         // Under one lock: of two recordings of dead nodes, one must remain.
         let mut state = self.state();
@@ -463,8 +466,9 @@ impl State {
         self.peers.values_mut().for_each(|peer| peer.note_record(position, record, &mut self.settled));
     }
 
-    /// Ends the checks whether another log is a copy, and whether a topic was finished when its
-    /// recording was started, as far as this node has read enough of the log.
+    /// Ends two checks of each recording, as far as this node has read enough of the log. The first
+    /// is whether another log, which has replaced the log, is a copy. The second is whether the
+    /// topic was already finished when its recording was started.
     fn end_checks(&mut self) {
         if !self.is_checking {
             return;

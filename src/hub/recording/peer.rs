@@ -40,8 +40,8 @@ pub(super) struct Foreign {
     /// The position of this recording's will if the topic has it already. The will is the event
     /// that one of the remaining nodes publishes if the recording's node dies.
     pub(super) will_at: Option<Position>,
-    /// The same in the log that another log has replaced. A copy has the will, too, if it has all
-    /// records up to this position.
+    /// The position of this recording's will in the log that another log has replaced. If the other
+    /// log is a copy of the records up to this position, it has the will, too.
     earlier_will_at: Option<Position>,
     /// Set while the local node takes over this recording: publishes its will and finishes its
     /// topic.
@@ -53,23 +53,28 @@ pub(super) struct Foreign {
     /// Set if this recording may have ended in a part of the log that was lost or evicted before
     /// this node has read it. If this node takes the recording over, it then only finishes the
     /// topic. It does not publish the will, the event that the recording has announced for the
-    /// death of its node. The next sign of life that lists the recording clears this flag, unless
-    /// its node had not read that part of the log, either.
+    /// death of its node. The next sign of life that lists the recording clears this flag. The flag
+    /// stays set only if the sender of the sign of life had not read that part of the log, either.
     pub(super) is_uncertain: bool,
-    /// Set if no sign of life after such a part has listed this recording yet.
+    /// Set if a part of the log was lost or evicted before this node has read it, and no later sign
+    /// of life has listed this recording yet.
     pub(super) is_unlisted: bool,
-    /// Recognizes records of another log that are older than this recording.
+    /// Recognizes the records that are older than this recording in another log that has replaced
+    /// the log. Such records do not end the recording.
     check: CopyCheck,
 }
 
-/// The state of the local node when it reads a part of a beat, the sign of life of another node.
+/// The state of the local node when it reads a part of a beat. A beat is a sign of life of another
+/// node.
 pub(super) struct Context<'a> {
     pub(super) beat: ReadBeat,
-    /// The newest beat of any node that the local node has read before.
+    /// The newest beat (sign of life) of any node that the local node has read before this beat.
     pub(super) newest_beat: Option<ReadBeat>,
-    /// The local node has not read some or all of the records up to this position.
+    /// A position up to which records are missing: the log had evicted or lost some or all of them
+    /// before the local node could read them.
     pub(super) lost_through: Position,
-    /// The recordings to ignore.
+    /// The ids of recordings that the local node ignores in signs of life, because they need no
+    /// takeover any more.
     pub(super) settled: &'a HashSet<u64>,
 }
 
@@ -94,8 +99,9 @@ impl Peer {
         Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None, number: 0 }
     }
 
-    /// Applies a part of a beat, the sign of life of the other node. `is_again` is `true` if the
-    /// local node may have read the beat before, in a log that was replaced.
+    /// Applies a part of a beat, the sign of life of the other node, to what is known about that
+    /// node. `is_again` is `true` if the local node may have read the beat before, in a log that
+    /// was replaced.
     pub(super) fn note(&mut self, mut part: Beat, is_again: bool, context: &Context<'_>) {
         if part.number < self.number {
             if is_again {
@@ -166,7 +172,8 @@ impl Peer {
         }
     }
 
-    /// Applies a record of a topic, which may finish the topic or be the will of a recording.
+    /// Applies a record of a topic, in case the other node has a recording in this topic. The
+    /// record may finish the topic, or be the will of the recording.
     pub(super) fn note_record(&mut self, position: Position, record: &Record, settled: &mut Settled) {
         let Some(foreign) = self.recordings.get_mut(&record.topic) else { return };
         let mut ends = Ends::default();
@@ -179,9 +186,9 @@ impl Peer {
         }
     }
 
-    /// Prepares the recordings for another log, which retains the records after `after` and up to
-    /// `last`. `newest` is the newest beat of any node that the local node has read in the replaced
-    /// log.
+    /// Prepares the recordings of the other node for another log that has replaced the log. The
+    /// other log retains the records after `after` and up to `last`. `newest` is the newest beat
+    /// (sign of life) of any node that the local node has read in the replaced log.
     pub(super) fn reset(&mut self, after: Position, last: Position, newest: Option<ReadBeat>) {
         if self.recordings.is_empty() {
             // A node without recordings may have some in the other log, with earlier numbers.
@@ -197,7 +204,9 @@ impl Peer {
         }
     }
 
-    /// Notes a beat of any node, which shows whether another log is a copy.
+    /// Notes a beat (sign of life) of any node in another log that has replaced the log. If the
+    /// replaced log had the same beat at the same position, the other log is a copy up to this
+    /// beat.
     pub(super) fn find(&mut self, beat: ReadBeat) {
         for foreign in self.recordings.values_mut() {
             if foreign.check.find(beat) {
@@ -206,9 +215,10 @@ impl Peer {
         }
     }
 
-    /// Applies the records of another log that may end recordings of the other node, if the local
-    /// node has read enough of that log to know that it is no copy. `through` is the end of the
-    /// part that it has read.
+    /// Applies the records of another log that may end recordings of the other node. The local node
+    /// has held their effects back, because the log may be a copy with old records. It applies them
+    /// when it has read enough of the log to know that they are not copied. `through` is the
+    /// position up to which it has read the log.
     pub(super) fn end_checks(&mut self, through: Position, settled: &mut Settled) {
         self.recordings.retain(|_, foreign| {
             let ends = foreign.check.end(through).unwrap_or_default();
@@ -220,8 +230,8 @@ impl Peer {
         });
     }
 
-    /// Returns `true` while the local node cannot tell whether records of another log are older
-    /// than a recording of the other node.
+    /// Returns `true` while the local node does not know yet whether records of another log, which
+    /// has replaced the log, are older than a recording of the other node.
     pub(super) fn is_checking(&self) -> bool {
         self.recordings.values().any(|foreign| foreign.check.is_open())
     }

@@ -91,8 +91,8 @@ impl Items {
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
     }
 
-    /// Puts back the newest item, which the next poll then returns. If it is an error or the end,
-    /// drops the stream.
+    /// Puts the newest item of the recorded stream back, so that the next poll returns this item.
+    /// If the item is an error or the end, drops the stream.
     fn put_back(&mut self, item: Item) {
         if !matches!(item, Some(Ok(_))) {
             let stream = mem::replace(&mut self.poll, Box::new(|_| Poll::Pending));
