@@ -6,8 +6,8 @@ use super::super::{
     id::Epoch,
 };
 
-/// The number of decimal digits of an offset. The greatest position has as many digits, and smaller
-/// positions get leading zeros. So offsets can be compared as text.
+/// The number of decimal digits of an offset of the Durable Streams protocol. The greatest position
+/// has as many digits, and smaller positions get leading zeros. So offsets can be compared as text.
 const DIGITS: usize = 20;
 
 /// The reason why a text is not an offset of the current log.
@@ -19,9 +19,9 @@ pub(super) enum InvalidOffset {
     OtherEpoch,
 }
 
-/// Returns `position` as an offset: `<epoch>_<position with 20 digits>`. A client reads the events
-/// after this position. The epoch identifies the log. It is left out if the ids of the log contain
-/// no epoch.
+/// Returns `position` as an offset of the Durable Streams protocol: `<epoch>_<position with 20
+/// digits>`. A client reads the events after this position. The epoch identifies the log. It is
+/// left out if the event ids of the log contain no epoch.
 pub(super) fn format(epoch: Epoch, position: Position) -> String {
     let number = position.get();
     match prefix(&epoch) {
@@ -30,8 +30,9 @@ pub(super) fn format(epoch: Epoch, position: Position) -> String {
     }
 }
 
-/// Returns the position of `offset` in the log that `epoch` identifies. Returns an error if the
-/// text is no offset, or if the offset is from another log.
+/// Returns the position of `offset`, an offset of the Durable Streams protocol, in the log that
+/// `epoch` identifies. Returns an error if the text is no offset, or if the offset is from another
+/// log.
 pub(super) fn parse(epoch: Epoch, offset: &str) -> Result<Position, InvalidOffset> {
     let (letters, number) = match offset.split_once('_') {
         Some((letters, number)) => (Some(letters), number),

@@ -31,8 +31,8 @@ use tokio::time::timeout;
 /// The maximum time that a request to read a topic waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits until the local node has read from the log all events that
-/// it knows to be there, such as events that it has published itself.
+/// The maximum time that a request waits for the local node to read the log up to the last event
+/// that the node knows of, such as an event that it has published itself.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The point in a topic where a read begins.
@@ -138,8 +138,8 @@ pub(super) struct Reading {
     /// the backend has an event of it. Not set if the request reads after the offset of an earlier
     /// event: the topic of such a request counts as existing.
     needs_event: bool,
-    /// Set if the local node has not read all events that it knows to be in the log. It then does
-    /// not know whether the topic exists.
+    /// Set if the local node has not read the log up to the last event that it knows of. It then
+    /// does not know whether the topic exists.
     is_behind: bool,
     /// Set while the request looks for the end of the topic and drops the events before it.
     is_seeking: bool,
@@ -366,8 +366,8 @@ impl Reading {
     }
 
     /// Adds the available events of the topic to `page` until it has `size` bytes or more. Returns
-    /// why it has stopped there. If an error follows the events of the page, the next call returns
-    /// the error.
+    /// the reason why no further event was added. If an error follows the events of the page, the
+    /// next call returns the error.
     pub(super) fn fill(&mut self, page: &mut Page, size: usize, cx: &mut Context<'_>) -> Result<Fill, ReadError> {
         while page.len() < size {
             match self.poll_available(cx) {
@@ -535,10 +535,10 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Stores the position to which [`Reading::advance`] moves the clients that wait for events, for
-/// logs whose ids contain times. It is the position of the last record before the newest multiple
-/// of [`step`], 65 seconds. It changes only if `page`, the next page of the log, reaches this
-/// multiple. Has no effect in a log whose ids contain no times.
+/// Stores the position to which [`Reading::advance`] moves the clients that wait for events, in a
+/// log whose positions contain the time of their records. It is the position of the last record
+/// before the newest multiple of 65 seconds ([`step`]). It changes only if `page`, the next page of
+/// the log, reaches such a multiple. Has no effect in other logs.
 pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     let (ids, before) = (core.epoch().ids, core.committed());
     let multiple = Position::new(page.through.get() / step(ids) * step(ids));
@@ -549,15 +549,15 @@ pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     }
 }
 
-/// Forgets the position to which clients that wait for events move, which [`note_step`] has stored,
-/// because another log has replaced the log.
+/// Resets the position that [`note_step`] has stored, because another log has replaced the log.
+/// Clients that wait for events are moved to this position.
 pub(in crate::hub) fn forget_step(core: &Core) {
     core.step_end.store(0, Release);
 }
 
-/// Waits until the local node has read from the log all events that it knows to be there, but for
-/// at most one second. Without this wait, a client could miss an event whose publication the local
-/// node has already acknowledged. Returns `false` if the node has not read these events in time.
+/// Waits until the local node has read the log up to the last event that it knows of, but for at
+/// most one second. Without this wait, a client could miss an event whose publication the local
+/// node has already acknowledged. Returns `false` if the node has not read this event in time.
 async fn has_read_own_events(core: &Core) -> bool {
     let Some(backend) = &core.backend else { return true };
     let (last, epoch) = (backend.last(), backend.epoch_bits());

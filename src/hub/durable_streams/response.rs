@@ -42,8 +42,8 @@ pub(super) enum Mode {
 /// The query parameters of a request that reads a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
-    /// The parameter `offset`, percent-decoded: the position in the topic after which the client
-    /// reads.
+    /// The parameter `offset`, percent-decoded: a position in the topic after which the client
+    /// reads, or `-1` or `now`.
     pub(super) offset: Option<Cow<'a, str>>,
     pub(super) mode: Mode,
     pub(super) cursor: Option<Cow<'a, str>>,
@@ -213,7 +213,7 @@ pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
 }
 
 /// Adds the header `Stream-SSE-Data-Encoding` for event streams whose data is base64 (§5.8 of the
-/// protocol).
+/// Durable Streams protocol).
 pub(super) fn set_base64(headers: &mut HeaderMap) {
     headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
 }

@@ -25,8 +25,8 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 
 /// The maximum time that a recording, a task that publishes a stream into a topic, repeats an
 /// append that the backend refuses, although the backend responds to other requests. After this
-/// time, the recording fails. Takeovers of recordings, and join and leave events, have the same
-/// limit.
+/// time, the recording fails. Takeovers of recordings by other nodes, and appends of join and leave
+/// events, have the same limit.
 ///
 /// Within this time, a server that has run out of memory may recover, and so may a cluster without
 /// a leader. Other causes are permanent, such as an event that is too large for the backend.
@@ -140,8 +140,8 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 /// is the time since `began`, when the append began, but at most 10 seconds. The time includes the
 /// pause after the refusal, so the caller calls this function after the pause.
 ///
-/// Other time between two refused appends does not count. It can be long: until this node has read
-/// all records of the topic, an append is rejected, which is no refusal.
+/// The other time between two refused appends does not count. It can be long: an append is
+/// rejected, which is no refusal, until this node has read all records of the topic.
 pub(in crate::hub) fn refused_time(began: Instant) -> Duration {
     began.elapsed().min(MAX_REFUSED_ATTEMPT)
 }

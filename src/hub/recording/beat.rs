@@ -28,7 +28,8 @@ pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Du
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Beat(Beat),
-    /// Requests every node to stop its recordings of this topic.
+    /// Requests every node to stop its recordings of this topic, the tasks that publish streams
+    /// into the topic.
     Stop(Arc<str>),
 }
 
@@ -64,10 +65,10 @@ pub(super) struct Beat {
     /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
     /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
-    /// The position up to which the sending node had read the log when it collected the recordings.
-    /// Up to this position, the log does not contain the end of a listed recording. `None` if an
-    /// earlier version of this crate has written the sign of life. May also be `None` if the sign
-    /// of life lists nothing.
+    /// The position up to which the sender of this sign of life had read the log when it collected
+    /// its recordings. Up to this position, the log does not contain the end of a listed recording.
+    /// `None` if an earlier version of this crate has written the sign of life. May also be `None`
+    /// if the sign of life lists nothing.
     pub(super) read_through: Option<Position>,
 }
 

@@ -50,14 +50,15 @@ pub(super) struct ReadBeat {
 /// only the first beat, for example because this record is damaged, the second beat decides alone.
 #[derive(Default)]
 pub(super) struct CopyCheck {
-    /// The newest beat (sign of life) of any node that this node had read before `first`.
+    /// The newest beat (sign of life) of any node that this node had read before the first beat
+    /// that lists the recording.
     before: Option<ReadBeat>,
     /// The first beat (sign of life) that lists the recording, as far as this node has read since
     /// it knows the recording. `None` if this node has read no such beat in this log.
     first: Option<ReadBeat>,
-    /// Those of the two beats `before` and `first` that this node has still to find in the other
-    /// log, the later beat first. Empty if this node has read enough of the log to know how far it
-    /// is a copy.
+    /// The beats that this node has still to find in the other log, the later beat first: `first`,
+    /// `before`, or both. Empty if this node has read enough of the log to know how far it is a
+    /// copy.
     expected: Vec<ReadBeat>,
     /// The effects of the records that this node has read in the other log before the expected
     /// beats. They apply only if the other log is no copy.
@@ -65,9 +66,9 @@ pub(super) struct CopyCheck {
 }
 
 impl CopyCheck {
-    /// Begins the check of another log that has replaced the log. The other log retains the records
-    /// after `after` and up to `last`. `newest` is the newest beat (sign of life) of any node that
-    /// this node has read in the replaced log.
+    /// Begins the check whether another log, which has replaced the log, is a copy. The other log
+    /// retains the records after `after` and up to `last`. `newest` is the newest beat (sign of
+    /// life) of any node that this node has read in the replaced log.
     pub(super) fn reset(&mut self, after: Position, last: Position, newest: Option<ReadBeat>) {
         // While the check is open, the effects of the records before `newest` may be held.
         if self.first.is_none() && !self.is_open() {
@@ -80,14 +81,14 @@ impl CopyCheck {
         self.held = Ends::default();
     }
 
-    /// Returns `true` until this node has read enough of the other log to know how far it is a
-    /// copy.
+    /// Returns `true` while this node does not know yet how far another log is a copy of the log
+    /// that it has replaced.
     pub(super) fn is_open(&self) -> bool {
         !self.expected.is_empty()
     }
 
     /// Returns the position up to which the effects of records are held back, because the log may
-    /// be a copy. Returns `None` if the check is not open, so that nothing is held back.
+    /// be a copy. Returns `None` if no record is held back, because this check is not open.
     pub(super) fn held_through(&self) -> Option<Position> {
         self.expected.first().map(|beat| beat.at)
     }
@@ -98,8 +99,8 @@ impl CopyCheck {
         self.first.or(self.before).map_or(Position::START, |beat| beat.at)
     }
 
-    /// Returns the place for the effects of records that this node reads now, if these records may
-    /// be copies of old ones. Returns `None` if they take effect at once.
+    /// Returns the `Ends` to which the caller adds the records that it reads now, if they may be
+    /// copies of old records. Returns `None` if the records take effect at once.
     pub(super) fn held(&mut self) -> Option<&mut Ends> {
         self.is_open().then_some(&mut self.held)
     }
@@ -112,9 +113,9 @@ impl CopyCheck {
         }
     }
 
-    /// Notes a beat (sign of life) of any node in the other log. Returns `true` if the check
-    /// expects this beat. The log is then a copy up to this beat, and the records before the beat
-    /// have no effect.
+    /// Notes a beat (sign of life) of any node in another log that has replaced the log. Returns
+    /// `true` if the replaced log had this beat, too, and the check expects it. The other log is
+    /// then a copy up to this beat, and the records before the beat have no effect.
     pub(super) fn find(&mut self, beat: ReadBeat) -> bool {
         let Some(index) = self.expected.iter().position(|expected| *expected == beat) else { return false };
         self.expected.truncate(index);
@@ -122,9 +123,10 @@ impl CopyCheck {
         true
     }
 
-    /// Ends the check if this node has read the log up to `through`, and the last expected beat is
-    /// not at its position. Then the log is a copy only up to the beat that was found last. Returns
-    /// the effects of the records after that beat. Returns `None` if the check does not end now.
+    /// Ends the check whether another log is a copy, if this node has read the log up to `through`
+    /// and the last expected beat (sign of life) is not at its position. Then the log is a copy
+    /// only up to the beat that was found last. Returns the effects of the records after that beat.
+    /// Returns `None` if the check does not end now.
     pub(super) fn end(&mut self, through: Position) -> Option<Ends> {
         self.expected.first().filter(|missing| through >= missing.at)?;
         self.before = self.before.filter(|before| !self.expected.contains(before));
@@ -146,8 +148,8 @@ mod tests {
         check.held().expect("the check is open").note(Position::new(at), RecordKind::Finish, b"", b"");
     }
 
-    /// Ends the check if the log was read far enough. Returns `Some(true)` if the check has ended
-    /// and a finish record counts, and `None` if the check has not ended.
+    /// Ends the check if the log was read far enough. Returns `None` if the check has not ended.
+    /// Otherwise returns `Some(true)` if a finish record counts, and `Some(false)` if none does.
     fn is_finished(check: &mut CopyCheck, through: u64) -> Option<bool> {
         check.end(Position::new(through)).map(|ends| ends.is_finished)
     }

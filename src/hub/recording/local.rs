@@ -1,6 +1,6 @@
-//! A recording of this node: a task that publishes a stream into a topic. Decides from the records
-//! of the log whether an append of the recording has succeeded, and whether the recording has to
-//! end.
+//! A recording of this node: a task that publishes a stream into a topic. This module decides from
+//! the records of the log whether an append of the recording has succeeded, and whether the
+//! recording has to end.
 
 use super::{
     beat::Announced,
@@ -40,13 +40,14 @@ pub(in crate::hub) struct Local {
 #[derive(Clone, Default)]
 pub(super) struct Announcement {
     /// Set once this node has announced this recording to the other nodes. If this node dies after
-    /// that, another node publishes the will of the recording and finishes its topic.
+    /// that, another node publishes the will, the last event of the recording, and finishes its
+    /// topic.
     pub(super) is_done: bool,
     /// Set once this node has announced this recording in any log, also in a log that was replaced.
     was_done: bool,
     /// The number of failed attempts to announce this recording to the other nodes.
     pub(super) failures: u64,
-    /// The error of the last failed attempt.
+    /// The error of the last failed attempt to announce this recording to the other nodes.
     pub(super) error: Arc<str>,
 }
 
@@ -58,11 +59,11 @@ struct LocalState {
     /// not wait for the append, which the backend may never accept.
     is_retrying: bool,
     /// The end of the log, as far as this node knew it, when this recording was started. A request
-    /// to stop the recordings of the topic is a record in the log. If the position of the request
-    /// is not after `started_at`, the request was meant for an earlier recording, and is ignored.
+    /// to stop the recordings of the topic is a record in the log. If the request is not after this
+    /// position, it was meant for an earlier recording, and is ignored.
     started_at: Position,
     /// Set if the topic was already finished when this recording was started. This node may read
-    /// that only after the start. The newest record of the topic up to `started_at` decides.
+    /// that only after the start. The newest record of the topic from before the start decides.
     /// Earlier records of the topic do not concern this recording.
     was_finished: bool,
     /// The position of the last record that this recording is known to have appended to the log. A
@@ -187,8 +188,9 @@ impl Local {
     }
 
     /// Returns the position up to which this node has searched the log for the end of this
-    /// recording. `read` is the position up to which this node has read the log. It examines the
-    /// records in the topic later if an append has no response yet, or if the log may be a copy.
+    /// recording. `read` is the position up to which this node has read the log. The result is
+    /// smaller if records of the topic are still to be examined: an append has no response yet, or
+    /// the log may be a copy.
     pub(super) fn examined_through(&self, read: Position) -> Position {
         let state = self.lock();
         if state.check.is_open() {
@@ -251,8 +253,8 @@ impl Local {
         self.announcement.borrow().is_done
     }
 
-    /// Returns `true` if this recording was announced, also if another log has replaced the log
-    /// since.
+    /// Returns `true` if this recording was announced to the other nodes, also if another log has
+    /// replaced the log since.
     pub(super) fn was_announced(&self) -> bool {
         self.announcement.borrow().was_done
     }
@@ -488,7 +490,7 @@ mod tests {
         local.note_beat(beat, None);
     }
 
-    /// Tests that a log that is replaced during an append leaves the right result. In a copy, the
+    /// Tests which records count if another log replaces the log during an append. In a copy, the
     /// record before the first sign of life still counts, although it is read twice. In a log that
     /// is no copy, only the record of that log counts.
     #[test]

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 /// The recordings of this node, and those of the other nodes as this node has read them in the log.
+/// A recording is a task that publishes a stream into a topic.
 pub(in crate::hub) struct Recordings {
     /// The random number that identifies this node.
     pub(in crate::hub) node: u64,
@@ -172,8 +173,8 @@ impl Recordings {
         locals
     }
 
-    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
-    /// their topics.
+    /// Ends all recordings of this node immediately, because the hub is shut down. The recordings
+    /// publish nothing more, and do not finish their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.shut_down());
         self.progressed.notify_waiters();
@@ -407,11 +408,11 @@ impl State {
         }
     }
 
-    /// Returns `true` if this node knows another recording in the topic of `announced`. A recording
-    /// on this node counts if it is not over. A recording on another node counts if its node has
-    /// listed it after the last lost part of the log, and if it has certainly not ended. Set
-    /// `is_uncertain` if `announced` may have ended itself. A recording on another node then also
-    /// counts if it may have ended.
+    /// Returns `true` if this node knows another recording in the topic of the recording
+    /// `announced`, whose end then finishes the topic. A recording on this node counts if it is not
+    /// over. A recording on another node counts if its node has listed it after the last lost part
+    /// of the log, and if it has certainly not ended. Set `is_uncertain` if `announced` may have
+    /// ended itself. A recording on another node then also counts if it may have ended.
     fn has_successor(&self, announced: &Announced, is_uncertain: bool) -> bool {
         let mut here = self.local.get(&announced.topic).into_iter().flatten();
         let mut elsewhere = self.peers.values().filter_map(|peer| peer.recordings.get(&announced.topic));

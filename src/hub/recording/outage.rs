@@ -16,9 +16,9 @@ const OPERATION: &str = "recording";
 
 /// Logs the beginning and the end of each outage once, for all recordings of a node.
 ///
-/// An outage begins when an append of a recording fails. It ends when an append succeeds, unless
-/// the last attempt of another recording has failed. So an event that the backend refuses, such as
-/// a large one, is logged as a single outage, even if other recordings publish in the meantime.
+/// An outage begins when an append of a recording fails. It ends when an append succeeds and no
+/// recording is left whose last attempt has failed. So an event that the backend refuses, such as a
+/// large one, is logged as a single outage, even if other recordings publish in the meantime.
 #[derive(Debug, Default)]
 pub(super) struct Outage(Mutex<State>);
 

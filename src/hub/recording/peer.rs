@@ -25,8 +25,8 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     pub(super) watching: HashSet<Arc<str>>,
-    /// The parts of an incomplete beat that this node has read so far. `None` if this node has read
-    /// the last part of each beat.
+    /// The parts of an incomplete beat (sign of life) that this node has read so far. `None` if
+    /// this node has read the last part of each beat.
     pub(super) incoming: Option<Beat>,
     /// The number of the newest beat (sign of life) that this node has read from the other node. A
     /// node numbers its beats in ascending order. So a beat with a smaller number has arrived late,
@@ -43,8 +43,8 @@ pub(super) struct Foreign {
     /// The position of this recording's will in the log that another log has replaced. If the other
     /// log is a copy of the records up to this position, it has the will, too.
     earlier_will_at: Option<Position>,
-    /// Set while the local node takes over this recording: publishes its will and finishes its
-    /// topic.
+    /// Set while the local node takes over this recording: publishes its will, the event for the
+    /// death of its node, and finishes its topic.
     pub(super) is_claimed: bool,
     /// Set if the newest sign of life of the other node does not list this recording any more,
     /// although the topic is not finished. This node then takes the recording over, without waiting
@@ -173,7 +173,8 @@ impl Peer {
     }
 
     /// Applies a record of a topic, in case the other node has a recording in this topic. The
-    /// record may finish the topic, or be the will of the recording.
+    /// record may finish the topic, or be the will: the event that a remaining node publishes if
+    /// the other node dies.
     pub(super) fn note_record(&mut self, position: Position, record: &Record, settled: &mut Settled) {
         let Some(foreign) = self.recordings.get_mut(&record.topic) else { return };
         let mut ends = Ends::default();
@@ -253,8 +254,9 @@ impl Peer {
 }
 
 /// A note that the local node is taking over a recording of another node, which is dead or has
-/// given the recording up. The local node is about to publish the will of the recording and to
-/// finish its topic. The note stores whether the topic was finished in the meantime.
+/// given the recording up. The local node is about to publish the will, the last event of the
+/// recording, and to finish its topic. The note stores whether the topic was finished in the
+/// meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,

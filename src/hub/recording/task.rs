@@ -110,8 +110,8 @@ enum Step {
     End(Outcome),
 }
 
-/// Runs a recording until it ends. Then sends the result, such as finished or failed, through
-/// `outcome`.
+/// Runs a recording, a task that publishes a stream into a topic, until it ends. Then sends the
+/// result, such as finished or failed, through `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -364,7 +364,7 @@ async fn after(time: Option<Duration>) {
 }
 
 /// Waits until this node has announced the recording in the log. If this node dies later, another
-/// node publishes the will of the recording and finishes its topic.
+/// node publishes the will, the last event of the recording, and finishes its topic.
 async fn announced(local: &Local) {
     let mut announcement = local.announcement.subscribe();
     // The sender is in `local`, so the channel is open.
