@@ -318,7 +318,7 @@ impl DurableStreams {
         self.with(|settings| settings.is_shared = true)
     }
 
-    /// Returns the offset of the Durable Streams protocol with which a client reads the events
+    /// Returns the offset of the Durable Streams protocol that a client needs to read the events
     /// after the event with this id. Returns `None` if the id is not of the current log of the hub.
     ///
     /// For example, a web page that was rendered with all events up to the id can read the later

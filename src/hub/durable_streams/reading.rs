@@ -535,10 +535,10 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Stores the position to which [`Reading::advance`] moves the clients that wait for events, in a
-/// log whose positions contain the time of their records. It is the position of the last record
-/// before the newest multiple of 65 seconds ([`step`]). It changes only if `page`, the next page of
-/// the log, reaches such a multiple. Has no effect in other logs.
+/// Stores the position that [`Reading::advance`] gives to clients that wait for events, in a log
+/// whose positions contain the time of their records. It is the position of the last record before
+/// the newest multiple of 65 seconds ([`step`]). It changes only if `page`, the next page of the
+/// log, reaches such a multiple. Has no effect in other logs.
 pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     let (ids, before) = (core.epoch().ids, core.committed());
     let multiple = Position::new(page.through.get() / step(ids) * step(ids));
@@ -549,8 +549,8 @@ pub(in crate::hub) fn note_step(core: &Core, page: &backend::Page) {
     }
 }
 
-/// Resets the position that [`note_step`] has stored, because another log has replaced the log.
-/// Clients that wait for events are moved to this position.
+/// Resets the position that [`note_step`] has stored for clients that wait for events, because
+/// another log has replaced the log.
 pub(in crate::hub) fn forget_step(core: &Core) {
     core.step_end.store(0, Release);
 }

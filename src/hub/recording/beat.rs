@@ -65,7 +65,7 @@ pub(super) struct Beat {
     /// stay valid. If the flag is not set, the lists of this sign of life replace the earlier
     /// lists. If an addition has several parts, each part takes effect as soon as it is read.
     pub(super) is_addition: bool,
-    /// The position up to which the sender of this sign of life had read the log when it collected
+    /// The last position of the log that the sender of this sign of life had read when it collected
     /// its recordings. Up to this position, the log does not contain the end of a listed recording.
     /// `None` if an earlier version of this crate has written the sign of life. May also be `None`
     /// if the sign of life lists nothing.

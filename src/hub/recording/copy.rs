@@ -87,19 +87,19 @@ impl CopyCheck {
         !self.expected.is_empty()
     }
 
-    /// Returns the position up to which the effects of records are held back, because the log may
-    /// be a copy. Returns `None` if no record is held back, because this check is not open.
+    /// Returns the last position whose records have no effect yet, because the log may be a copy.
+    /// Returns `None` if no record is held back, because this check is not open.
     pub(super) fn held_through(&self) -> Option<Position> {
         self.expected.first().map(|beat| beat.at)
     }
 
-    /// Returns the position up to which this log is known to be a copy of an earlier log. The
+    /// Returns the last position of this log that is known to be a copy of an earlier log. The
     /// caller calls this after the check has ended.
     pub(super) fn copied_through(&self) -> Position {
         self.first.or(self.before).map_or(Position::START, |beat| beat.at)
     }
 
-    /// Returns the `Ends` to which the caller adds the records that it reads now, if they may be
+    /// Returns the `Ends` where the caller notes the records that it reads now, if they may be
     /// copies of old records. Returns `None` if the records take effect at once.
     pub(super) fn held(&mut self) -> Option<&mut Ends> {
         self.is_open().then_some(&mut self.held)

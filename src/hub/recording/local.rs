@@ -158,7 +158,7 @@ impl Local {
     /// effects back, because the log may be a copy with old records. It applies them when it has
     /// read enough of the log to know that they are not copied. Also ends this recording if its
     /// topic was already finished at the start, and this node had not read that yet. `through` is
-    /// the position up to which this node has read the log. Returns `true` if neither of these
+    /// the last position of the log that this node has read. Returns `true` if neither of these
     /// checks is left.
     pub(super) fn end_checks(&self, through: Position) -> bool {
         let mut state = self.lock();
@@ -187,10 +187,10 @@ impl Local {
         self.lock().started_at
     }
 
-    /// Returns the position up to which this node has searched the log for the end of this
-    /// recording. `read` is the position up to which this node has read the log. The result is
-    /// smaller if records of the topic are still to be examined: an append has no response yet, or
-    /// the log may be a copy.
+    /// Returns the last position of the log that this node has searched for the end of this
+    /// recording. `read` is the last position that this node has read. The result is smaller if
+    /// records of the topic are still to be examined: an append has no response yet, or the log may
+    /// be a copy.
     pub(super) fn examined_through(&self, read: Position) -> Position {
         let state = self.lock();
         if state.check.is_open() {

@@ -54,9 +54,9 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position of the log up to which this `State` contains the records. The state is what
-    /// this node knows about the recordings of all nodes. A record up to this position that is read
-    /// a second time has no effect.
+    /// The last position of the log that this `State` takes into account. The state is what this
+    /// node knows about the recordings of all nodes. A record up to this position that is read a
+    /// second time has no effect.
     pub(super) noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -65,8 +65,8 @@ pub(super) struct State {
     /// If another log has replaced the log, its records up to this position can be copies of
     /// records that this node has already read.
     copied_through: Position,
-    /// A position up to which records are missing: the log had evicted or lost some or all of them
-    /// before this node could read them.
+    /// Records up to this position are missing, some or all of them. The log had evicted or lost
+    /// them before this node could read them.
     lost_through: Position,
     /// The newest sign of life of any node that this node has read in this log. If another log
     /// replaces this log, this sign of life helps to find out whether the other log is a copy.
@@ -143,7 +143,7 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Returns the position up to which this node has searched the log for the ends of the
+    /// Returns the last position of the log that this node has searched for the ends of the
     /// recordings `locals`.
     pub(super) fn examined_through(&self, locals: &[Arc<Local>]) -> Position {
         let state = self.state();

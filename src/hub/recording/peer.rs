@@ -70,8 +70,8 @@ pub(super) struct Context<'a> {
     pub(super) beat: ReadBeat,
     /// The newest beat (sign of life) of any node that the local node has read before this beat.
     pub(super) newest_beat: Option<ReadBeat>,
-    /// A position up to which records are missing: the log had evicted or lost some or all of them
-    /// before the local node could read them.
+    /// Records up to this position are missing, some or all of them. The log had evicted or lost
+    /// them before the local node could read them.
     pub(super) lost_through: Position,
     /// The ids of recordings that the local node ignores in signs of life, because they need no
     /// takeover any more.
@@ -218,8 +218,8 @@ impl Peer {
 
     /// Applies the records of another log that may end recordings of the other node. The local node
     /// has held their effects back, because the log may be a copy with old records. It applies them
-    /// when it has read enough of the log to know that they are not copied. `through` is the
-    /// position up to which it has read the log.
+    /// when it has read enough of the log to know that they are not copied. `through` is the last
+    /// position that it has read.
     pub(super) fn end_checks(&mut self, through: Position, settled: &mut Settled) {
         self.recordings.retain(|_, foreign| {
             let ends = foreign.check.end(through).unwrap_or_default();
