@@ -15,11 +15,12 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The smallest limit per second. A connection with few open requests may also cancel some.
+/// The minimum of the limit: 100 cancelled requests per second. Otherwise, a connection that may
+/// have only few open requests could cancel hardly any.
 const MIN_LIMIT: u32 = 100;
 
-/// A client may cancel as many requests per period as it may have open at the same time. At once,
-/// it may cancel twice as many.
+/// The period of the limit of cancelled requests. In each period, a client may cancel as many
+/// requests as it may have open at the same time. At once, it may cancel twice as many.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Counts the requests of an HTTP/2 connection that the client has cancelled before their
@@ -34,20 +35,21 @@ impl Cancelled {
     }
 }
 
-/// Decides whether a client cancels too many requests (generic cell rate algorithm).
+/// The rate limit of the requests that an HTTP/2 client cancels (generic cell rate algorithm).
 #[derive(Debug)]
 pub(super) struct Cancellations {
     cancelled: Cancelled,
-    /// The time between two cancelled requests at the maximum rate.
+    /// The time between two cancelled requests if the client cancels at the maximum rate.
     interval: Duration,
-    /// The time when the allowance is full again. Each cancelled request moves it by `interval`.
+    /// The time when the client may again cancel the maximum number of requests at once. Each
+    /// cancelled request moves this time into the future by `interval`.
     even_at: Instant,
 }
 
 impl Cancellations {
-    /// Creates the limit of a connection with at most `max_streams` open requests. The client may
-    /// cancel this number of requests per second, or 100 if it is smaller, and twice as many at
-    /// once.
+    /// Creates the limit of cancelled requests for a connection with at most `max_streams` open
+    /// requests. The client may cancel `max_streams` requests per second, and at least 100. At
+    /// once, it may cancel twice as many.
     pub(super) fn new(max_streams: u32) -> Self {
         Self { cancelled: Cancelled::default(), interval: PERIOD / max_streams.max(MIN_LIMIT), even_at: Instant::now() }
     }
@@ -56,7 +58,8 @@ impl Cancellations {
         self.cancelled.clone()
     }
 
-    /// Returns whether the client has cancelled too many requests.
+    /// Counts the requests that the client has cancelled since the previous call. Returns whether
+    /// the client has exceeded the limit.
     pub(super) fn are_too_many(&mut self) -> bool {
         let cancelled = self.cancelled.0.swap(0, Ordering::Relaxed);
         if cancelled == 0 {

@@ -133,9 +133,9 @@ impl Gathered {
         Box::new(Unsent { pieces })
     }
 
-    /// Calls `f` with each contiguous part of the gathered bytes, in order. Leaves out the first
-    /// `skip` bytes, which were written before. The second argument of `f` is the large frame that
-    /// contains the part, or `None` if `copied` contains it.
+    /// Calls `f` with each contiguous part of the gathered bytes, in order. Skips the first `skip`
+    /// bytes, which are already written. The second argument of `f` is the large frame that
+    /// contains the part, or `None` if the part is in `copied`, the buffer of small frames.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());
@@ -160,7 +160,8 @@ impl Drop for Gathered {
     }
 }
 
-/// Writes the size of a chunk in hexadecimal digits, in upper case as hyper does, and a CRLF.
+/// Appends the line with the size of a chunk: hexadecimal digits in upper case, as in hyper, and a
+/// CRLF.
 fn push_chunk_size(buffer: &mut Vec<u8>, size: usize) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digits = (usize::BITS - size.leading_zeros()).div_ceil(4);

@@ -1,4 +1,5 @@
-//! Closing of a connection by the server, in such a way that the client receives the last bytes.
+//! Closes a connection from the server's side, in such a way that the client receives the last
+//! bytes.
 
 use std::{
     io,
@@ -36,13 +37,14 @@ pub(super) enum Closing {
     Reads {
         left: usize,
         deadline: Pin<Box<Sleep>>,
-        /// The latest possible `deadline`. Each read of bytes moves `deadline`, but never beyond
-        /// this time.
+        /// The upper bound of `deadline`, the time when the server stops waiting for the client to
+        /// close the connection. Each read of bytes moves `deadline`, but never beyond this bound.
         latest: Instant,
     },
 }
 
 impl Closing {
+    /// Shuts down the sending direction, and then reads and discards the bytes of the client.
     /// Returns ready when the connection can be dropped: the client has closed it, it has failed,
     /// or a limit of time or bytes is reached.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(

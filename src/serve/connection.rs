@@ -57,8 +57,8 @@ pin_project! {
 struct Idle {
     /// The bytes of the next request that this server has read from the connection so far.
     received: Vec<u8>,
-    /// Set if the connection has already served a request. That was an HTTP/1 request, so the next
-    /// request is HTTP/1, too.
+    /// Set if the connection has already served a request. Only an HTTP/1 connection waits for a
+    /// request again, so its next request is HTTP/1, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The timeout for the head of the connection's first request. `None` if the connection has
@@ -81,7 +81,7 @@ enum Protocol {
 }
 
 impl Idle {
-    /// Creates the state of a connection that has sent no request yet.
+    /// Creates the state of a new connection, whose client has sent no request yet.
     fn new(server: &Server) -> Box<Self> {
         let header_deadline = server.header_deadline();
         Box::new(Self { header_deadline, ..Self::waiting(server, &[], false) })
@@ -98,8 +98,8 @@ impl Idle {
         Self { received: received.to_vec(), is_http1, shutdown, header_deadline: None }
     }
 
-    /// Reads until the first bytes show whether the request is HTTP/1 or HTTP/2. Also returns ready
-    /// when the server has to close the connection or the client disconnects.
+    /// Reads until the first bytes of a connection show whether the request is HTTP/1 or HTTP/2.
+    /// Also returns ready when the server has to close the connection or the client disconnects.
     fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Begun> {
         loop {
             if let Some(protocol) = self.protocol() {

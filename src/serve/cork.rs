@@ -46,7 +46,8 @@ struct Turn {
     /// Set while hyper has read a part of a frame or of a header block from the client, and not its
     /// end.
     is_within_frame: AtomicBool,
-    /// Set while bytes wait for a socket that accepts no more.
+    /// Set while bytes wait to be written because the client reads too slowly, so the socket is
+    /// full.
     is_blocked: AtomicBool,
     /// Set if bytes were read or written since the last call of `Cork::take_moved`, which clears
     /// the flag. In a graceful shutdown, the flag shows whether the connection is silent.
@@ -54,10 +55,10 @@ struct Turn {
     /// Set if bytes were written since the last call of `Cork::take_written`, which clears the
     /// flag.
     has_written: AtomicBool,
-    /// Set if the socket has to insert a [`PING_ACK`] before the next frame of the client, so that
-    /// hyper reads it like an answer of the client.
+    /// Set if hyper has to read a [`PING_ACK`] (the answer to a PING) before the next frame of the
+    /// client. This wrapper of the socket inserts it, because the client has not answered.
     answers_ping: AtomicBool,
-    /// Set when hyper has written its last byte and begins to close the connection.
+    /// Set when hyper has written its last byte to the HTTP/2 connection and begins to close it.
     is_closing: AtomicBool,
 }
 
@@ -94,18 +95,19 @@ impl Cork {
         self.0.is_within_frame.load(Ordering::Relaxed)
     }
 
-    /// Returns whether bytes wait for a socket that accepts no more, because the client does not
+    /// Returns whether bytes wait to be written because the socket is full: the client does not
     /// read.
     pub(super) fn is_blocked(&self) -> bool {
         self.0.is_blocked.load(Ordering::Relaxed)
     }
 
     /// Returns whether bytes were read from or written to the socket since the previous call.
+    /// Resets this flag.
     pub(super) fn take_moved(&self) -> bool {
         self.0.has_moved.swap(false, Ordering::Relaxed)
     }
 
-    /// Returns whether bytes were written to the socket since the previous call.
+    /// Returns whether bytes were written to the socket since the previous call. Resets this flag.
     pub(super) fn take_written(&self) -> bool {
         self.0.has_written.swap(false, Ordering::Relaxed)
     }
@@ -115,8 +117,8 @@ impl Cork {
         self.0.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Records from the result of a write whether the socket accepts more bytes, and whether bytes
-    /// were written.
+    /// Notes the result of a write to the socket: whether the socket accepts more bytes, and
+    /// whether bytes were written.
     fn record_write(&self, written: &Poll<io::Result<usize>>) {
         self.0.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
@@ -125,13 +127,13 @@ impl Cork {
         }
     }
 
-    /// Records from the result of a flush whether the socket accepts more bytes.
+    /// Notes the result of a flush of the socket: whether the socket accepts more bytes.
     fn record_flush(&self, flushed: &Poll<io::Result<()>>) {
         self.0.is_blocked.store(flushed.is_pending(), Ordering::Relaxed);
     }
 
-    /// Records that bytes of the client were read, and whether they end within a frame. `frames` is
-    /// the position after these bytes.
+    /// Notes that bytes of the client were read, and whether they end within a frame. `frames` is
+    /// the position in the client's HTTP/2 frames after these bytes.
     fn record_read(&self, frames: &Frames) {
         self.0.is_within_frame.store(frames.is_within_frame(), Ordering::Relaxed);
         self.0.has_moved.store(true, Ordering::Relaxed);

@@ -51,17 +51,17 @@ struct Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The body has neither ended nor failed, so it may have more frames.
+    /// The body of the event stream has neither ended nor failed, so it may have more frames.
     Open,
-    /// The body has ended without an error. The connection then closes, or waits for the next
-    /// request.
+    /// The body of the event stream has ended without an error. When its last bytes are written,
+    /// the connection closes, or waits for the next request.
     Complete,
-    /// The body has failed. The last chunk of a chunked body is not sent, so that the client
-    /// notices the failure.
+    /// The body of the event stream has failed. The last chunk of a chunked body is not sent, so
+    /// that the client notices the failure.
     Failed,
 }
 
-/// The input of a connection during an event stream: what the client sends meanwhile.
+/// The input of a connection during an event stream: the bytes that the client sends meanwhile.
 #[derive(Debug)]
 struct Input {
     /// The bytes of the next request, which arrived while the stream was running.
@@ -84,7 +84,7 @@ pub(super) enum Ended {
     Disconnected,
 }
 
-/// The error of a connection that the client has closed or that is broken.
+/// The error of a connection that is broken, or that the client has closed.
 struct Disconnected;
 
 impl From<io::Error> for Disconnected {
@@ -143,9 +143,9 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
         }
     }
 
-    /// Writes the frames of the body. While bytes wait for a slow client, the body is not polled.
-    /// Returns ready when the body has ended or failed and all its bytes are written. Returns an
-    /// error if the client has disconnected.
+    /// Polls the body of the event stream and writes its frames to the connection. While bytes wait
+    /// for a slow client, the body is not polled. Returns ready when the body has ended or failed
+    /// and all its bytes are written. Returns an error if the client has disconnected.
     fn poll_body<I: AsyncWrite + Unpin>(
         self: Pin<&mut Self>,
         io: &mut I,
@@ -235,9 +235,9 @@ impl Output {
 }
 
 impl Input {
-    /// Reads what the client sends, and keeps bytes of the next request. Returns an error if the
-    /// client has disconnected. After eight reads, wakes the task and returns, so that other tasks
-    /// run before the next read.
+    /// Reads the bytes that the client sends during the event stream, and keeps bytes of the next
+    /// request. Returns an error if the client has disconnected. After eight reads, wakes the task
+    /// and returns, so that other tasks run before the next read.
     ///
     /// A client that closes only the write half of its connection counts as disconnected, as in
     /// hyper.
@@ -258,9 +258,10 @@ impl Input {
         Ok(())
     }
 
-    /// Keeps bytes of the next request, up to 16 KiB. Over this limit, all of them are discarded,
-    /// and the connection closes after the stream. If the connection closes anyway, keeps nothing.
-    /// The server continues to read, because only a read shows that the client has disconnected.
+    /// Keeps bytes of the next request, up to 16 KiB, until the event stream ends. Over this limit,
+    /// all of these bytes are discarded, and the connection closes after the stream. If the
+    /// connection closes anyway, keeps nothing. The server continues to read, because only a read
+    /// shows that the client has disconnected.
     fn keep(&mut self, bytes: &[u8]) {
         if bytes.is_empty() || !self.keep_alive {
             return;

@@ -1,27 +1,29 @@
 //! The boundaries between the frames of an HTTP/2 client. Only at a boundary can the server insert
 //! a frame that hyper reads as if the client had sent it.
 
-/// The length of the connection preface, which the client sends before its first frame (RFC 9113,
-/// §3.4).
+/// The length in bytes of the connection preface, which an HTTP/2 client sends before its first
+/// frame (RFC 9113, §3.4).
 const PREFACE_LENGTH: u32 = 24;
-/// The length of the header of a frame (RFC 9113, §4.1).
+/// The length of the header of an HTTP/2 frame, in bytes (RFC 9113, §4.1).
 const HEADER_LENGTH: u8 = 9;
 
-/// The types of the frames of a header block: HEADERS and CONTINUATION (RFC 9113, §6.2 and §6.10).
+/// The types of the HTTP/2 frames of a header block: HEADERS and CONTINUATION (RFC 9113, §6.2 and
+/// §6.10).
 const BLOCK_TYPES: [u8; 2] = [1, 9];
-/// END_HEADERS, the flag of the last frame of a header block (RFC 9113, §6.2).
+/// END_HEADERS, the flag of the last HTTP/2 frame of a header block (RFC 9113, §6.2).
 const END_HEADERS: u8 = 0x4;
 
 /// A position in the bytes of an HTTP/2 client: within the preface, within a frame, between the
 /// frames of a header block, or between two other frames.
 #[derive(Debug)]
 pub(super) struct Frames {
-    /// The number of bytes that are missing of the preface or of the payload of a frame.
+    /// The number of bytes of the connection preface, or of the current frame's payload, that hyper
+    /// has not read yet.
     missing: u32,
-    /// The number of bytes of the next frame's header that were read.
+    /// The number of bytes of the next frame's header that were already read, up to 9.
     header: u8,
-    /// The length of the next frame's payload. It is complete after three bytes of the frame's
-    /// header.
+    /// The length of the next frame's payload, as far as it was read. It is complete after three
+    /// bytes of the frame's header.
     length: u32,
     /// The type of the next frame, once four bytes of the frame's header were read. Not used
     /// before.

@@ -23,7 +23,7 @@ use std::{
 pub(super) struct Offer<B> {
     pub(super) body: B,
     pub(super) framing: Framing,
-    /// Set if the connection stays open for another request after the stream.
+    /// Set if the connection stays open for another request after the event stream.
     pub(super) keep_alive: bool,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Offer<B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Chunked,
-    /// The end of the connection is the end of the body, because the request or the response has
+    /// The body ends when the server closes the connection, because the request or the response has
     /// the version HTTP/1.0.
     UntilClose,
 }
@@ -50,14 +50,15 @@ pub(super) struct Handover<B> {
     is_upgraded: AtomicBool,
 }
 
-/// hyper has not encoded the head of an event stream whose body this server will write. Either
-/// there is no such stream, or hyper has not yet polled the placeholder, the pending body that
-/// hyper gets instead.
+/// The first stage of a hand-over: hyper has not encoded the head of an event stream whose body
+/// this server will write. Either there is no such stream, or hyper has not yet polled the
+/// placeholder, the pending body that hyper gets instead.
 const IDLE: u8 = 0;
-/// hyper has written the head of the event stream into its buffer, which is not flushed yet.
+/// The second stage of a hand-over: hyper has written the head of the event stream into its buffer,
+/// which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;
-/// hyper has flushed the head of the event stream. So this server can take the connection from
-/// hyper, and write the body of the stream itself.
+/// The last stage of a hand-over: hyper has flushed the head of the event stream. So this server
+/// can take the connection from hyper, and write the body of the stream itself.
 const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {

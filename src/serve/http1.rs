@@ -35,8 +35,8 @@ pub(super) struct Http1<I, S: App, A: Address> {
     header_deadline: Option<HeaderDeadline>,
 }
 
-/// The result of serving an HTTP/1 connection with hyper. The connection is closed, or this server
-/// has to close it, or this server continues it with an event stream.
+/// The result when hyper stops serving an HTTP/1 connection. The connection is already closed, or
+/// this server has to close it, or this server continues it with an event stream.
 pub(super) enum Next<I, S: App, A> {
     Closed,
     Closing(I, Closing),

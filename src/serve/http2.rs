@@ -32,12 +32,12 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// The settings of HTTP/2 connections.
+/// The settings of the HTTP/2 connections of a server: limits, and keep-alive pings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Config {
     /// The maximum size of the headers of a request, in bytes. `None` is hyper's default.
     pub(super) max_header_list_size: Option<u32>,
-    /// The maximum number of open streams of a connection.
+    /// The maximum number of streams that a client can have open at the same time on a connection.
     pub(super) max_concurrent_streams: u32,
     pub(super) keep_alive: Option<KeepAlive>,
 }
@@ -48,7 +48,7 @@ impl Default for Config {
     }
 }
 
-/// The times of keep-alive pings.
+/// The interval of the keep-alive pings that the server sends, and the timeout for their answers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeepAlive {
     interval: Duration,
@@ -56,9 +56,11 @@ pub(super) struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// With zero, pings would follow each other without a pause.
+    /// The minimum interval of keep-alive pings. With an interval of zero, pings would follow each
+    /// other without a pause.
     const MIN_INTERVAL: Duration = Duration::from_millis(1);
-    /// A year. hyper adds the times to an `Instant`, which panics if the sum is too large.
+    /// The maximum interval and timeout of keep-alive pings: a year. hyper adds these times to an
+    /// `Instant`, which panics if the sum is too large.
     const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
     pub(super) fn new(interval: Duration, timeout: Duration) -> Self {
@@ -114,7 +116,7 @@ where
     Box::pin(Http2 { connection, streams, last_ping: LastPing::default(), stall })
 }
 
-/// An HTTP/2 connection and its streams, in one task.
+/// An HTTP/2 connection and its streams, which one task polls.
 ///
 /// If each stream had a task of its own, it would wake the task of the connection, which would then
 /// write the frames of this stream alone. In one task, all ready streams are polled first, and then
@@ -123,7 +125,8 @@ struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
     last_ping: LastPing,
-    /// `None` if the server sends no keep-alive pings.
+    /// The time limit for a client that does not read. `None` if the server sends no keep-alive
+    /// pings.
     stall: Option<Stall>,
 }
 
@@ -141,23 +144,27 @@ struct Connected<I, S: App, A: Address> {
     cancellations: Cancellations,
 }
 
-/// The number of bytes of a stream that h2 buffers while the client does not read. The last frame
-/// may exceed it. With hyper's default of 400 KiB, a client with 200 streams could take 80 MB.
+/// The maximum number of bytes that h2 buffers for one stream while the client does not read. The
+/// last buffered frame may exceed this limit. With hyper's default of 400 KiB, a client with 200
+/// streams could take 80 MB.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 
-/// The number of bytes that hyper may read in one poll while requests arrive. A small number saves
-/// memory: h2 uses 248 bytes for each request that it has read and not accepted.
+/// The number of bytes that hyper may read from an HTTP/2 connection in one poll while requests
+/// arrive. A small number saves memory: h2 uses 248 bytes for each request that it has read and
+/// hyper has not accepted yet.
 const MIN_READ: usize = 512;
-/// The maximum number of bytes that hyper may read in one poll. The limit grows up to this maximum
-/// while the client sends request bodies and no new request.
+/// The maximum number of bytes that hyper may read from an HTTP/2 connection in one poll. The
+/// number of allowed bytes begins at 512, and doubles up to this maximum while the client sends
+/// request bodies and no new request.
 const MAX_READ: usize = 256 * 1024;
 
 /// The maximum number of times that the task of an HTTP/2 connection polls the connection and its
 /// streams before other tasks run.
 const ROUNDS: usize = 4;
 
-/// The time without a byte in either direction after which the server stops waiting for the client
-/// to acknowledge the PING of a graceful shutdown. Applies only while no stream is open.
+/// The time limit of a silence in a graceful shutdown. If no stream is open and no byte has moved
+/// in either direction for this time, the server no longer waits until the client acknowledges h2's
+/// PING.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -228,8 +235,9 @@ where
     S: App,
     A: Address,
 {
-    /// Polls hyper without reading, so that hyper takes the frames of the streams. If hyper also
-    /// accepted requests here, their number would grow faster than the number of polled streams.
+    /// Polls hyper without letting it read from the client. In this poll, hyper takes the frames
+    /// that the polled streams have produced. If hyper also accepted requests here, their number
+    /// would grow faster than the number of polled streams.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.cork.begin_turn(0);
         Pin::new(&mut self.connection).poll(cx).map(|_| ())
@@ -258,12 +266,13 @@ where
 
 /// The time limit for a client that does not read, if the server sends keep-alive pings.
 ///
-/// If a client does not answer a ping, hyper ends the streams of the connection, and sends a GOAWAY
-/// without a time limit. A client that does not read would keep its connection. So the server drops
-/// the connection if the socket accepts no byte for the time until a ping and its timeout.
+/// If a client does not answer a ping, hyper ends the streams of the connection, and tries to send
+/// a GOAWAY without a time limit. So a client that does not read would keep its connection. The
+/// server therefore drops a connection whose socket accepts no byte for the interval plus the
+/// timeout of the pings.
 struct Stall {
     limit: Duration,
-    /// `None` while no bytes wait for the socket.
+    /// The timer of this limit. `None` while no bytes wait for the socket.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -272,7 +281,8 @@ impl Stall {
         Self { limit: interval + timeout, timer: None }
     }
 
-    /// Returns ready if the connection has to be dropped.
+    /// Returns ready if the connection has to be dropped, because the client has read no byte for
+    /// the interval plus the timeout of the keep-alive pings.
     fn poll(&mut self, cork: &Cork, cx: &mut Context<'_>) -> Poll<()> {
         let has_written = cork.take_written();
         if !cork.is_blocked() {
@@ -352,7 +362,7 @@ impl LastPing {
     }
 }
 
-/// hyper's service for an HTTP/2 connection.
+/// The application as hyper's service for an HTTP/2 connection.
 ///
 /// Each call runs in a task of its own. A connection from a proxy carries the requests of many
 /// clients, and their handlers have to run on all cores.
@@ -393,7 +403,9 @@ struct Http2Call<B> {
     cancelled: Option<Cancelled>,
 }
 
-/// The response of a service to an HTTP/2 request, and the server, which is dropped after it.
+/// The output of the task that calls the application for an HTTP/2 request: the response, and the
+/// shared state of the server. A shutdown waits until the state is dropped, so it is dropped after
+/// the response.
 type CallOutput<B> = (Result<Response<Http2Body<B>>, BoxError>, Arc<Server>);
 
 impl<B> Future for Http2Call<B> {

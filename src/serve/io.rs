@@ -1,4 +1,4 @@
-//! The wrappers of a connection through which hyper reads and writes.
+//! The wrappers around the socket of a connection, through which hyper reads and writes.
 
 use super::{closing::Closing, handover::Handover};
 use bytes::{Buf, Bytes};
@@ -69,8 +69,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
 }
 
 /// A connection that reports each complete flush of hyper to its [`Handover`], the state of handing
-/// an event stream from hyper to this server. If hyper has written the head of an event stream,
-/// this server then takes the connection from hyper.
+/// an event stream from hyper to this server. After the flush of an event stream's head, this
+/// server can take the connection from hyper.
 #[derive(Debug)]
 pub(super) struct Watched<I, B> {
     pub(super) io: Rewound<I>,

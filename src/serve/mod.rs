@@ -137,7 +137,8 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-/// The default of [`Serve::header_timeout`].
+/// The default of [`Serve::header_timeout`], the time limit for the first request of a connection:
+/// 30 seconds.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves an axum `Router`, or any other tower service, on a listener.
@@ -417,8 +418,8 @@ where
     }
 }
 
-/// Waits for the next connection, and removes the `tasks` of closed connections meanwhile. Returns
-/// `None` if `signal`, which begins the shutdown, completes first.
+/// Waits for the next connection. Meanwhile, removes the tasks of closed connections from the list
+/// in `tasks`. Returns `None` if the shutdown signal completes first.
 async fn accept<L: Listener>(
     listener: &mut L,
     mut signal: Option<&mut Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -437,8 +438,9 @@ async fn accept<L: Listener>(
     .await
 }
 
-/// Sets the options of a TCP socket, and logs a failure. Without `client_timeout`, sets only
-/// `TCP_NODELAY`. Connections of other types are not changed.
+/// Sets `TCP_NODELAY` and the options of `client_timeout` on a TCP socket, and logs a failure.
+/// Without `client_timeout`, sets only `TCP_NODELAY`. Connections of other types, such as Unix
+/// sockets, are not changed.
 fn prepare<I: 'static>(io: &mut I, client_timeout: Option<ClientTimeout>) {
     if let Some(tcp) = (io as &mut dyn Any).downcast_mut::<TcpStream>() {
         // The connection works without the options. On some systems, they also fail if the client

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-/// The maximum capacity in bytes of a buffer that a thread keeps for reuse.
+/// The maximum capacity in bytes of a write buffer that a thread keeps for reuse.
 const MAX_KEPT: usize = 512 * 1024;
 
 thread_local! {

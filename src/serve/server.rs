@@ -7,13 +7,14 @@ use std::{pin::Pin, time::Duration};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The state that all connections of a server share.
+/// The state that all connections of a server share: the settings, and the signal of the shutdown.
 pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
     pub(super) http2: http2::Config,
-    /// The time from the accept of a connection until the head of its first request is complete.
+    /// The maximum time from the accept of a connection until the head of its first request is
+    /// complete. `None` for no limit.
     header_timeout: Option<Duration>,
     /// A guard that cancels a token when the last connection or HTTP/2 handler drops this shared
     /// state. At a shutdown, the server waits for this token.
@@ -39,7 +40,8 @@ impl Server {
     }
 }
 
-/// The time when a connection without a complete head of a request is closed.
+/// A timer that expires when the server closes a connection whose client has not sent the complete
+/// head of its first request.
 pub(super) type HeaderDeadline = Pin<Box<Sleep>>;
 
 /// The connection to a client, the address of the client, and the service for its requests.

@@ -22,7 +22,7 @@ use std::{
 };
 use tower_service::Service;
 
-/// An alias for the bounds that a tower service needs so that this server can serve it.
+/// A short name for the trait bounds of a tower service that this server can serve.
 pub(super) trait App:
     Service<Request<RequestBody>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send + 'static>
     + Clone
@@ -41,13 +41,13 @@ where
     type Body = B;
 }
 
-/// An alias for the bounds that the type of a client's address needs.
+/// A short name for the trait bounds of the type of a client's address.
 pub(super) trait Address: Clone + Send + Sync + 'static {}
 
 impl<A: Clone + Send + Sync + 'static> Address for A {}
 
-/// Returns the request for the application. It contains the address of the client as `ConnectInfo`.
-/// `body` converts the body of the request into axum's type.
+/// Converts hyper's request into the request for the application. Adds the address of the client as
+/// the extension `ConnectInfo`. `body` converts the body of the request into axum's type.
 pub(super) fn with_connect_info<B, A: Address>(
     request: Request<B>,
     address: &A,
@@ -79,8 +79,8 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Ser
     }
 }
 
-/// The properties of a request that decide whether this server can take the connection from hyper,
-/// to write the response body itself.
+/// The properties of an HTTP/1 request that decide whether this server can take the connection from
+/// hyper, to write the response body itself.
 #[derive(Debug)]
 struct Facts {
     version: Version,
@@ -184,8 +184,7 @@ impl Body for TrackedBody {
 }
 
 pin_project! {
-    /// The call of a service: waits until the service is ready, calls it, and waits for the
-    /// response.
+    /// A future that waits until a service is ready, calls the service, and waits for the response.
     #[project = CallProjection]
     pub(super) enum Call<S: App> {
         Waiting { service: S, request: Option<Request<RequestBody>> },

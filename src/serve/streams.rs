@@ -1,8 +1,8 @@
 //! The streams of an HTTP/2 connection, which run in the task of the connection.
 //!
-//! The streams are a set of futures with a queue of the futures that are ready. The connection
-//! itself also has a waker that uses this queue. If a future is woken while the task runs, the same
-//! poll of the task usually polls the future again, without a detour through tokio's scheduler.
+//! The streams are a set of futures with a queue of the futures that are ready. The waker of the
+//! connection itself uses this queue, too. If a future is woken while the task runs, the same poll
+//! of the task usually polls the future again, without a detour through tokio's scheduler.
 
 use crate::callback::contain_panic;
 use std::{
@@ -24,7 +24,7 @@ type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// waits for the connection.
 const SLICE: usize = 4;
 
-/// The index that stands for the connection itself in the queue of ready streams.
+/// The index that stands for the HTTP/2 connection itself among the indices of its ready streams.
 const CONNECTION: u32 = u32::MAX;
 
 /// The streams of one HTTP/2 connection, which run in the task of the connection.
@@ -151,8 +151,8 @@ impl Streams {
         !self.queue.lock().spawned.is_empty()
     }
 
-    /// Returns whether the connection has no streams. The end of a stream here does not mean that
-    /// all its bytes are sent: h2 may still wait until the client accepts more.
+    /// Returns whether all streams of the HTTP/2 connection have ended. Their last bytes may not be
+    /// sent yet: h2 may still wait until the client accepts more.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.len() == self.free.len() && !self.has_begun()
     }

@@ -9,8 +9,8 @@ use std::{
 use tokio::{task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 
-/// Spawns the tasks of the connections. If the graceful shutdown has a time limit, also keeps a
-/// list of the running tasks, to abort them.
+/// Spawns one task for each connection. If the graceful shutdown has a time limit, also keeps a
+/// list of the running tasks, so that it can abort them at this limit.
 pub(super) struct Tasks(Option<Arc<List>>);
 
 type List = Mutex<JoinSet<()>>;
@@ -20,8 +20,9 @@ fn lock(list: &List) -> MutexGuard<'_, JoinSet<()>> {
 }
 
 impl Tasks {
-    /// Creates the tasks of a server. `shutdown` is cancelled when the graceful shutdown begins,
-    /// and `all_closed` when all connections are closed.
+    /// Creates the spawner for the tasks of a server's connections. `timeout` is the time limit of
+    /// the graceful shutdown. `shutdown` is cancelled when the graceful shutdown begins, and
+    /// `all_closed` when all connections are closed.
     pub(super) fn new(timeout: Option<Duration>, shutdown: &CancellationToken, all_closed: &CancellationToken) -> Self {
         Self(timeout.map(|timeout| {
             let list = Arc::default();
@@ -40,7 +41,8 @@ impl Tasks {
         }
     }
 
-    /// Removes the tasks that have ended from the list, which frees their memory.
+    /// Removes the tasks of closed connections from the list of running tasks, which frees their
+    /// memory.
     pub(super) fn poll_ended(&self, cx: &mut Context<'_>) {
         let Some(list) = &self.0 else { return };
         let mut list = lock(list);
@@ -48,8 +50,9 @@ impl Tasks {
     }
 }
 
-/// Waits for the shutdown, and aborts the connections that are still open after `timeout`. Aborting
-/// a task drops the connection, and thereby its responses and the handlers of its requests.
+/// Waits until the graceful shutdown begins, and aborts the connections that are still open after
+/// `timeout`. Aborting a task drops the connection, and thereby its responses and the handlers of
+/// its requests.
 async fn limit(timeout: Duration, shutdown: CancellationToken, all_closed: CancellationToken, list: Arc<List>) {
     shutdown.cancelled().await;
     if time::timeout(timeout, all_closed.cancelled()).await.is_err() {
@@ -65,7 +68,8 @@ mod tests {
     use super::*;
     use std::future::{poll_fn, ready};
 
-    /// Waits for the task of the server, as the accept loop does, until the list is empty.
+    /// Checks that the tasks of closed connections leave the list of running tasks: polls the list,
+    /// as the accept loop does, until it is empty.
     #[tokio::test]
     async fn ended_connections_leave_list() {
         let tasks = Tasks::new(Some(Duration::from_secs(3600)), &CancellationToken::new(), &CancellationToken::new());
