@@ -15,15 +15,16 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// the future completes, the stream sends the event that the future returns, if any, and ends.
 pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 
-/// A condition that ends a response stream early: a shutdown, a maximum lifetime, or the `end_when`
-/// future of the handler.
+/// A condition that ends a response stream early, with its timer or future: a shutdown, a maximum
+/// lifetime, or the `end_when` future of the handler.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// The shutdown of a layer has begun. The stream continues for the flush time of the layer, or
-    /// for the drain timeout if the stream ends by itself. The `Lifetime` is this time. The
-    /// `Settings` are those of the layer.
+    /// The shutdown of a layer has begun. The stream still continues for the time in the
+    /// `Lifetime`: the flush time of the layer, or the drain timeout if the stream ends by itself.
+    /// The `Settings` are those of the layer.
     Drain(Lifetime, Arc<Settings>),
-    /// The shutdown of a layer ends the stream now. The `Settings` are those of the layer.
+    /// The shutdown of a layer ends the stream now: the flush time or the drain timeout is over, or
+    /// the shutdown began before the stream. The `Settings` are those of the layer.
     ShutDown(Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The handler's `end_when` future, whose completion ends the stream. The mutex is never
@@ -33,17 +34,19 @@ pub(super) enum EndSignal {
 
 /// The reason why a stream ends early.
 pub(super) enum End {
-    /// A layer is shut down, and the flush time or the drain timeout is over. The stream first
-    /// sends the items that are ready.
+    /// A layer is shut down, and its flush time or drain timeout is over. Or the hub of the stream
+    /// is shut down. The stream first sends the items that are ready.
     Shutdown,
-    /// The lifetime of the stream is over.
+    /// The stream has reached its maximum lifetime.
     MaxLifetime,
-    /// The handler or a registry ends the stream with this event, or with empty bytes.
+    /// The application ends the stream, through the handler's `end_when` or a stream registry. The
+    /// stream sends these bytes, an event, before its end. They are empty if there is no such
+    /// event.
     Requested(Bytes),
 }
 
-/// A time span after which a stream ends, and the timer that measures it. The timer is created at
-/// the first poll, because creating a timer outside of a tokio runtime panics.
+/// A time after which a stream ends, and its timer. The timer is created at the first poll, because
+/// creating a timer outside of a tokio runtime panics.
 pub(super) struct Lifetime {
     time: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -125,8 +128,8 @@ impl Registrations {
 }
 
 impl EndSignal {
-    /// Creates the signal of a layer with a shutdown. If the shutdown has begun, the stream has no
-    /// flush time.
+    /// Creates the condition by which the shutdown of a layer ends a stream. If the shutdown has
+    /// already begun, the stream has no flush time.
     pub(super) fn of_shutdown(shutdown: &CancellationToken, settings: &Arc<Settings>, is_finite: bool) -> Self {
         let settings = Arc::clone(settings);
         if shutdown.is_cancelled() && !(is_finite && settings.drain_timeout.is_some()) {
@@ -137,9 +140,9 @@ impl EndSignal {
         Self::Shutdown(Box::pin(shutdown.child_token().cancelled_owned()), settings)
     }
 
-    /// Returns ready when the stream has to end. A shutdown ends the stream after the layer's flush
-    /// time. If the handler or a layer has declared that the stream ends by itself (`is_finite`),
-    /// the drain timeout takes the place of the flush time.
+    /// Returns ready when this condition ends the stream. A shutdown ends the stream after the
+    /// layer's flush time. If the handler or a layer has declared that the stream ends by itself
+    /// (`is_finite`), the drain timeout takes the place of the flush time.
     pub(super) fn poll(&mut self, is_finite: bool, cx: &mut Context<'_>) -> Poll<End> {
         match self {
             Self::Shutdown(shutdown, settings) => {
@@ -167,7 +170,8 @@ impl EndSignal {
         }
     }
 
-    /// Returns the settings of the layer if its shutdown has begun, even if no poll has noticed it.
+    /// Returns the settings of the layer if its shutdown has begun, even if no poll of the stream
+    /// has noticed the shutdown yet.
     pub(super) fn shut_down_by(&self) -> Option<&Settings> {
         match self {
             Self::Shutdown(_, settings) => {
@@ -178,7 +182,8 @@ impl EndSignal {
         }
     }
 
-    /// Returns `true` if the shutdown of a layer ends the stream now.
+    /// Returns `true` if this condition is the shutdown of a layer, and the stream gets no more
+    /// time.
     pub(super) fn is_shut_down(&self) -> bool {
         matches!(self, Self::ShutDown(_))
     }

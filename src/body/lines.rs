@@ -68,7 +68,8 @@ struct LineStart {
 }
 
 impl LineStart {
-    /// Adds the next bytes of the current line. Only the first five bytes of a line are stored.
+    /// Adds the next bytes of the current line to the stored beginning of the line. Only the first
+    /// five bytes of a line are stored.
     #[inline]
     fn push(&mut self, part: &[u8]) {
         let part = &part[..part.len().min(self.bytes.len() - self.length)];
@@ -177,9 +178,9 @@ pub(super) enum ByteOrderMark {
     /// stream.
     #[default]
     Undecided,
-    /// The next bytes are the start of the upstream stream, which can begin with a byte order mark.
-    /// The layer has already sent bytes, so it removes the mark. The number counts the bytes of a
-    /// possible mark that have arrived and are held back until the mark is complete.
+    /// The start of the upstream stream has not arrived completely. It can begin with a byte order
+    /// mark. The layer has already sent bytes, so it removes the mark. The number counts the bytes
+    /// of a possible mark that have arrived and are held back until the mark is complete.
     Expected(usize),
     /// The beginning of the stream has passed. From now on, the bytes of a byte order mark are
     /// forwarded like any other bytes.
@@ -199,10 +200,10 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Returns `chunk` without the byte order mark. If no mark has to be removed, returns `chunk`
-    /// unchanged. If the chunk is only a part of the mark, the part is held back, and the result is
-    /// empty. If the stream does not begin with a mark, the held-back bytes are returned in front
-    /// of the chunk.
+    /// Removes the byte order mark from `chunk`, the next chunk of the stream. If no mark has to be
+    /// removed, returns `chunk` unchanged. If the chunk is only a part of the mark, the part is
+    /// held back, and the result is empty. If the stream does not begin with a mark, the held-back
+    /// bytes are returned in front of the chunk.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);

@@ -18,13 +18,14 @@ use std::{
 use tokio::time::Instant;
 
 /// A layer that a response has passed through. Contains the settings of the layer, the permits of
-/// its stream limits, and the registrations through which its stream registries can close the
-/// stream.
+/// its stream limits, and the registrations of the stream in its stream registries, which can close
+/// the stream.
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
-    /// The callback of `on_close_with`, which contains a value of the request.
+    /// The callback that the layer's `on_close_with` has created for this request. It contains a
+    /// value that was read from the request, and runs when the stream ends.
     pub(super) on_close: Option<LayerOnClose>,
     pub(super) request: trace::Request,
     /// The time when the response passed this layer. `None` if the layer has no `on_close`
@@ -54,15 +55,16 @@ impl AppliedLayer {
         }
     }
 
-    /// Returns `true` if both layers have the same `on_close_with`. Clones of a layer share it.
+    /// Returns `true` if both layers have the same `on_close_with` setting. Clones of a layer share
+    /// this setting.
     fn shares_on_close_with(&self, other: &Self) -> bool {
         let both = self.settings.on_close_with.as_ref().zip(other.settings.on_close_with.as_ref());
         both.is_some_and(|(own, other)| Arc::ptr_eq(own, other))
     }
 
-    /// Returns whether streams of this layer need a
+    /// Returns whether the streams that pass this layer need a
     /// [`StreamObserver`](super::observer::StreamObserver), which records a stream and can end it.
-    /// They do if the layer limits streams, can end streams, or has an `on_close` callback.
+    /// This is so if the layer limits streams, can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
@@ -80,7 +82,7 @@ pub(crate) struct LinkState {
     /// The tracing span that was current when the response was created.
     parent: trace::Parent,
     layers: AppliedLayers,
-    /// Set by the first poll of the body.
+    /// Set by the first poll of the body. After that, layers can attach no more settings.
     is_closed: bool,
 }
 
@@ -225,7 +227,8 @@ impl LayerHandle {
 mod tests {
     use super::*;
 
-    /// A middleware can move the body into a task, which polls the body while the layer runs.
+    /// Checks that a layer cannot attach its settings to a body that was polled meanwhile. A
+    /// middleware can move the body into a task, which polls the body while the layer runs.
     #[test]
     fn layer_is_returned_if_the_body_was_polled_meanwhile() {
         let layer = || AppliedLayer::new(&Arc::default(), Vec::new(), Vec::new(), None, Default::default());
@@ -238,8 +241,9 @@ mod tests {
         assert!(handle.attach(layer()).is_some(), "the state is dropped");
     }
 
-    /// A callback contains values of the application. Dropping them may wait for a thread that uses
-    /// the body.
+    /// Checks that an `on_close_with` callback, when another replaces it, is dropped after the
+    /// state of the link is unlocked. The callback contains values of the application, and dropping
+    /// these values may wait for a thread that uses the body.
     #[test]
     fn replaced_callback_is_dropped_without_lock() {
         struct Value(LayerHandle, Arc<Mutex<Vec<bool>>>);

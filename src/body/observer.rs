@@ -41,7 +41,7 @@ pub(crate) type OnClose = (Instant, Callback);
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 /// The settings that a handler has made for the end of its stream: conditions that end the stream,
-/// and the `on_close` callback.
+/// such as a maximum lifetime, and the `on_close` callback.
 #[derive(Default)]
 pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
@@ -153,8 +153,8 @@ impl Observation {
         self.link.settings()
     }
 
-    /// Returns whether no layer has attached settings to the body, and no layer can attach any
-    /// more. So no layer can end or observe the stream.
+    /// Returns `true` if no layer has attached settings to the body, and no layer can still do so.
+    /// Then no layer can end or observe the stream.
     pub(super) fn is_without_layers(&self) -> bool {
         self.link.is_closed_without_layers()
     }
@@ -196,8 +196,9 @@ impl Observation {
         final_bytes
     }
 
-    /// Returns whether the shutdown of a layer has begun, and the stream is not finite. An end of
-    /// the stream then counts as an end by the shutdown.
+    /// Returns whether the shutdown of a layer has begun, and the handler or a layer has not
+    /// declared that the stream ends by itself (is finite). In this case, an end of the stream
+    /// counts as an end by the shutdown.
     pub(super) fn is_shutting_down(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_shutting_down())
     }
@@ -422,8 +423,8 @@ impl StreamObserver {
         self.counts.events_sent(events);
     }
 
-    /// Records that the stream is being polled, and enters its tracing span until the returned
-    /// value is dropped.
+    /// Begins a poll: notes that the stream is being polled, and enters its tracing span until the
+    /// returned value is dropped.
     #[inline]
     fn enter(&mut self) -> trace::Entered {
         if self.progress == Progress::Waiting {
@@ -432,7 +433,7 @@ impl StreamObserver {
         self.span.enter()
     }
 
-    /// Records the result of a poll: the number of bytes in its frame, and the end of the stream if
+    /// Ends a poll: records the number of bytes in its frame, and the end of the stream if
     /// `is_over` is set.
     #[inline]
     fn leave<E>(&mut self, polled: &Poll<NextFrame<E>>, is_over: bool) {

@@ -31,7 +31,7 @@ use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 
-/// The settings that a handler has made for its stream.
+/// The settings that a handler has made for its response stream, such as the heartbeat.
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
@@ -82,10 +82,11 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
     rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
 }
 
-/// A chunk or an error of the stream that the body keeps until it has returned the current frame.
+/// A chunk of bytes or an error of the stream that the body keeps for later, because it has to
+/// return another frame first.
 enum Held {
-    /// The first bytes of the next frame: a chunk that did not fit into the current frame, or,
-    /// before the first frame, the bytes that the response has to begin with.
+    /// The first bytes of the next frame: a chunk that did not fit into the previous frame. Before
+    /// the first frame, these are the bytes that the response has to begin with.
     Chunk(Bytes),
     /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
     /// which the transport can flush these frames.
@@ -384,7 +385,8 @@ where
     }
 }
 
-/// The frame that the current poll of the body builds, and the number of events in this frame.
+/// The frame of bytes that the current poll of the body builds, and the number of events in this
+/// frame.
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,
@@ -395,7 +397,7 @@ struct FrameBuilder {
 }
 
 impl FrameBuilder {
-    /// Inserts the field lines `lines` after the first `position` bytes of the body frame.
+    /// Inserts the field lines `lines` into the body frame, after its first `position` bytes.
     #[cold]
     fn insert(&mut self, position: usize, lines: &Bytes) {
         self.is_visible |= is_visible(lines);
@@ -406,8 +408,9 @@ impl FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
-    /// Takes the chunk that the body has kept because it did not fit into the previous frame, or
-    /// begins the response. Returns empty bytes without such a chunk.
+    /// Takes the chunk of bytes that the body has kept for the beginning of the current frame: a
+    /// chunk that did not fit into the previous frame, or the first bytes of the response. Returns
+    /// empty bytes if the body has kept no chunk.
     #[inline]
     fn take_chunk(&mut self) -> Bytes {
         match self.held.take_if(|held| matches!(**held, Held::Chunk(_))).map(|held| *held) {
@@ -501,9 +504,9 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Ends the stream if a layer or the handler requests this now. At a shutdown, the stream
-    /// continues while it has items that are ready. Streams that begin after the shutdown end
-    /// unpolled.
+    /// Ends the stream if a condition of a layer or of the handler requires it now, such as a
+    /// maximum lifetime. At a shutdown, the stream continues while it has items that are ready. A
+    /// stream that begins after the shutdown ends without a poll.
     fn apply_end(&mut self, is_first: bool, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.observation.is_on() || self.stream.is_none() {
             return;
@@ -523,7 +526,9 @@ where
         self.add_final_bytes(cursor, end, frame);
     }
 
-    /// Adds `last`, a last event or cursor, and the final bytes of an early end to the frame.
+    /// Adds the final bytes of a stream that ends early to the frame: first `last` (a last event,
+    /// or the newest id of a hub subscription), and then a reconnect delay and a shutdown event, if
+    /// they are set.
     fn add_final_bytes(&mut self, last: EncodedEvents, end: End, frame: &mut FrameBuilder) {
         let mut final_bytes = self.observation.end(end, self.retry());
         if *self.has_id_to_keep {
@@ -535,9 +540,9 @@ where
         self.add(frame, chunk, events);
     }
 
-    /// Adds items of the stream to the frame after the flush time of a layer's shutdown, or after
-    /// the shutdown of a hub, like [`fill`](Self::fill). Ends the stream when no further item is
-    /// ready, or when no poll is left.
+    /// Adds the last ready items of the stream to the frame, like [`fill`](Self::fill). Called
+    /// after the flush time of a layer's shutdown, or after the shutdown of a hub. Ends the stream
+    /// when no further item is ready, or after 256 polls.
     #[cold]
     fn fill_with_last_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
@@ -573,11 +578,11 @@ where
         Poll::Pending
     }
 
-    /// Returns the newest cursor of a hub subscription, the id that the client sends when it
-    /// reconnects, for the last frame of a stream that ends early. With an older id, the client may
-    /// get a gap on another node: the log may have evicted the id's position. The method polls the
-    /// stream for the cursor, and discards any other item, because the response ends. Returns no
-    /// bytes without a newer cursor.
+    /// Returns the newest cursor of a hub subscription: the id that the client sends when it
+    /// reconnects. It becomes a part of the last frame of a stream that ends early. With an older
+    /// id, the client may get a gap on another node: the log may have evicted the id's position.
+    /// The method polls the stream for the cursor, and discards any other item, because the
+    /// response ends. Returns no bytes if there is no newer cursor.
     #[cold]
     fn last_cursor(&mut self, cx: &mut Context<'_>) -> EncodedEvents {
         let none = EncodedEvents::default();
@@ -597,11 +602,11 @@ where
         }
     }
 
-    /// Polls the stream again for the newest cursor of its hub subscription. Called when a
-    /// heartbeat is due and the stream was pending, because a due heartbeat also delivers the
-    /// cursor. The caller must pass an empty frame. Returns whether the stream is now ready or
-    /// pending, and whether the frame contains only a cursor. (The stream may have returned an
-    /// event instead.)
+    /// Polls the stream again for the newest cursor of its hub subscription: the id that the client
+    /// sends when it reconnects. Called when a heartbeat is due and the stream was pending, because
+    /// the cursor is sent together with a due heartbeat, or in its place. The caller must pass an
+    /// empty frame. Returns whether the stream is now ready or pending, and whether the frame
+    /// contains only a cursor. (The stream may have returned an event instead.)
     #[cold]
     fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
         let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
@@ -613,16 +618,17 @@ where
         (Poll::Ready(()), is_cursor)
     }
 
-    /// Returns `true` if the stream contains exactly one subscription to a hub.
+    /// Returns `true` if the stream contains exactly one subscription to a hub, so that the body
+    /// can send the newest id (cursor) of this subscription.
     fn has_cursor(&self) -> bool {
         *self.was_pending && self.reached.is_one()
     }
 
     /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Also records which
-    /// hub subscriptions inside the stream are polled, because a cursor can be sent only if there
-    /// is a single subscription. When the stream is first pending, it has usually polled all of its
-    /// subscriptions. If these are none or several, the method stops recording, and no cursor is
-    /// ever sent.
+    /// hub subscriptions inside the stream are polled, because the body sends a cursor (the newest
+    /// id) only for a single subscription. When the stream is first pending, it has usually polled
+    /// all of its subscriptions. If there is no subscription then, or there are several, the method
+    /// stops recording, and no cursor is ever sent.
     #[inline]
     fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         if *self.was_pending && !self.reached.is_one() {
@@ -652,9 +658,9 @@ where
         (filled, preamble.bytes)
     }
 
-    /// Adds ready items of the stream to the frame. Returns `Pending` if the stream is pending.
-    /// Returns ready if the frame is full, if the stream has ended, or if the stream was ready for
-    /// 64 items in a row.
+    /// Adds ready items of the stream to the frame of the current poll. Returns `Pending` if the
+    /// stream is pending. Returns ready if the frame is full, if the stream has ended, or if the
+    /// stream was ready for 64 items in a row.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         while *self.items_in_turn < MAX_ITEMS_PER_TURN {

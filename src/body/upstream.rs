@@ -1,4 +1,5 @@
-//! The body of a response that passed through an `SseLayer`.
+//! The body of a response that passed through an `SseLayer`. The layer can add heartbeats to the
+//! body, and can end it.
 
 use super::{
     LayerLink,
@@ -93,8 +94,8 @@ impl<B: Body> ResponseBody<B> {
     }
 }
 
-/// Wraps the default body of the inner service. Some tower-http middleware creates its responses
-/// with a default body.
+/// Wraps the default body of the inner service, which passes unchanged. Some tower-http middleware
+/// creates its responses with a default body.
 impl<B: Body + Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::untouched(B::default())
@@ -144,8 +145,8 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
-    /// The bytes that are sent instead of the inner body, because a stream limit has rejected the
-    /// request. The token shows outer layers that the body still exists.
+    /// The bytes that are sent instead of the inner body, for example because a stream limit has
+    /// rejected the request. The token shows outer layers that the body still exists.
     Replaced {
         bytes: Bytes,
         _token: Arc<()>,
@@ -185,8 +186,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// An event stream of an inner service during one poll: the state of the stream, and the inner body
-/// that produces the bytes of the stream. A layer forwards these bytes.
+/// An event stream of an inner service during one poll. Contains the inner body, whose bytes the
+/// layer forwards, and the state that the layer keeps for the stream.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -261,8 +262,9 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Returns ready when a layer ends the stream, with the bytes to send before the end. A shutdown
-/// ends an upstream stream after its current event, without waiting for further events.
+/// Returns ready when a layer ends the stream of an inner service. The result is the bytes to send
+/// before the end. A shutdown ends such a stream after its current event, without waiting for
+/// further events.
 fn poll_final_bytes(observation: &mut Observation, cx: &mut Context<'_>) -> Poll<FinalBytes> {
     observation.poll_end(cx).map(|end| observation.end(end, None))
 }
@@ -280,7 +282,8 @@ struct PassthroughStream<E> {
     /// attaches its settings here, and does not wrap the body again. Then contains the observer,
     /// which counts events and bytes, and can end the stream.
     observation: Observation,
-    /// Measures the time since the last byte, for heartbeats that are comments.
+    /// The timer for heartbeats that are comments. It measures the time since the last byte of the
+    /// stream.
     idle_timer: IdleTimer,
     /// The state of heartbeats that are events. `None` if heartbeats are comments.
     event_heartbeat: Option<Box<EventHeartbeat>>,
@@ -311,17 +314,19 @@ struct EventHeartbeat {
 
 /// The phase of an event stream that a layer forwards from an inner service.
 enum Phase<E> {
-    /// Neither the inner body nor a layer has ended the stream. Its data is forwarded, with
-    /// heartbeats between the lines. In the middle of an event, each heartbeat is a comment.
+    /// The stream is running: neither the inner body nor a layer has ended it. Its data is
+    /// forwarded, with heartbeats between the lines. In the middle of an event, each heartbeat is a
+    /// comment.
     Open,
-    /// A layer ends the stream. The rest of the current event is forwarded before the end.
+    /// A layer ends the stream. The rest of the current event is forwarded before the end, for at
+    /// most 250 milliseconds.
     Draining(Draining),
     /// The inner body has returned trailers, an error or its end, which is kept as `outcome`.
     /// Before `outcome` is returned, the bytes of an incomplete byte order mark that were held back
     /// are sent. An error is also delayed by `delay`, so that the transport can flush the frames
     /// before it.
     Held { outcome: NextFrame<E>, delay: FlushDelay },
-    /// The trailers of the inner body were returned. Only its end can follow.
+    /// The trailers of the inner body were returned. Only the end of the inner body can follow.
     Trailers,
     /// The response has ended. The inner body is not polled again.
     Ended,
@@ -499,9 +504,9 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Handles a result of the inner body (`outcome`) that cannot simply be forwarded, and returns
-    /// the next frame. Such a result is data that may begin with a byte order mark, data of a
-    /// stream that a layer ends, trailers, an error, or the end of the body. If the data is only a
-    /// part of a byte order mark, this method polls `body` again.
+    /// the next frame. Examples are data that may begin with a byte order mark, data of a stream
+    /// that a layer ends, trailers, an error, and the end of the body. If the data is only a part
+    /// of a byte order mark, this method polls `body` again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -590,8 +595,8 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Records data that is forwarded to the client: updates the position within a line, the number
-    /// of events, and the heartbeat timers.
+    /// Updates the state of the stream for `data`, which is forwarded to the client: the position
+    /// within a line, the number of events, and the heartbeat timers.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

@@ -8,8 +8,8 @@ use std::{
     task::{Wake, Waker},
 };
 
-/// A waker that wakes another waker, and records that it was woken. It shows that a stream has
-/// woken its task while it was polled: the stream is pending only to let other tasks run.
+/// A waker that wakes another waker, and notes that it was called. If a stream wakes its own task
+/// while it is polled, the stream is pending only to let other tasks run.
 pub(super) struct WakeFlag {
     waker: Waker,
     is_woken: AtomicBool,

@@ -95,7 +95,7 @@ where
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`follow_as`](Self::follow_as). A second registry of this process that
+    /// Returns the errors of [`follow_as`](Self::follow_as). A second registry in this process that
     /// calls `follow` for the same hub gets the error
     /// [`RegistryNameInUse`](ErrorKind::RegistryNameInUse).
     ///
@@ -393,9 +393,9 @@ struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes to the other nodes which streams this node has closed. Ends when all handles of
-    /// the stream registry are dropped and its queue is empty. After a shutdown of the hub, this
-    /// method ends when it tries to publish the next announcement.
+    /// Publishes the announcements of closed streams from the queue. Ends when all handles of the
+    /// stream registry are dropped and the queue is empty. After a shutdown of the hub, this method
+    /// ends when it tries to publish the next announcement.
     async fn run(mut self) {
         let mut next_attempt = None;
         let mut is_failure_logged = false;
@@ -434,9 +434,9 @@ impl Publisher {
     }
 }
 
-/// Publishes signs of life of this node until the hub is shut down. They are events in the topic
-/// where nodes announce closed streams. As long as the node reads events of this topic, it is not
-/// cut off from the log.
+/// Publishes a sign of life of this node after every `interval`, until the hub is shut down. A sign
+/// of life is an event in the topic where nodes announce closed streams. As long as the node reads
+/// events of this topic, it is not cut off from the log.
 async fn beat(topic: Topic, sign: Event, interval: Duration) {
     loop {
         let next = Instant::now().checked_add(interval);
@@ -473,20 +473,19 @@ struct Inbox<K> {
     /// name, because they are about other streams.
     name: Box<str>,
     registry: Weak<Shared<K>>,
-    /// The time after which this node closes all streams of this registry if it has read no event
-    /// in the topic where the nodes announce closed streams.
-    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) sets this time. `None` for no
-    /// limit.
+    /// The time limit that [`fail_closed_after`](StreamRegistry::fail_closed_after) sets. If this
+    /// node reads no event in the topic of the announcements for this time, it closes all streams
+    /// of this registry. `None` for no limit.
     silence: Option<Duration>,
     state: Mutex<ReadState>,
 }
 
-/// The record of when this node last read an event in the topic where the nodes of a hub announce
-/// closed streams. Also whether the node counts as cut off from the log of the hub.
+/// The state by which a node detects that it is cut off from the log of a hub: the time when it
+/// last read an event in the topic where nodes announce closed streams.
 struct ReadState {
-    /// The start of the current silence: the time when this node last read an event in the topic
-    /// where nodes announce closed streams, or was last found to be cut off. [`Inbox::silence`]
-    /// limits the silence.
+    /// The start of the current silence, which [`Inbox::silence`] limits. At this time, the node
+    /// last read an event in the topic where nodes announce closed streams, or was last found to be
+    /// cut off.
     silent_since: Instant,
     /// Set while this node is cut off from the log of this hub: it has read no announcement or
     /// sign of life for the time in [`Inbox::silence`].
@@ -495,14 +494,14 @@ struct ReadState {
 
 impl<K> Inbox<K> {
     /// Notes that this node is not cut off from the log of the hub. Called when the node has read
-    /// an event in the topic where nodes announce closed streams. Also called when the registry is
-    /// disconnected from the hub, and so no longer depends on this log.
+    /// an event in the topic where nodes announce closed streams. Also called when the registry
+    /// stops following the hub, and so no longer depends on its log.
     fn note_read(&self, registry: &Shared<K>) {
         lock(&self.state).set_cut_off(registry, false);
     }
 
-    /// Closes all streams of the registry, and notes that this node is cut off from the log of the
-    /// hub, if the [deadline](Self::deadline) has passed.
+    /// If the [deadline](Self::deadline) has passed, notes that this node is cut off from the log
+    /// of the hub, and closes all streams of the registry. Before the deadline, does nothing.
     fn check_silence(&self) {
         let Some(registry) = self.registry.upgrade() else { return };
         let mut state = lock(&self.state);
@@ -513,8 +512,8 @@ impl<K> Inbox<K> {
         }
     }
 
-    /// Returns the time when this node counts as cut off, unless it reads an announcement or a sign
-    /// of life before.
+    /// Returns the time from which this node counts as cut off from the log, if it reads no
+    /// announcement and no sign of life before. Returns `None` if there is no time limit.
     fn deadline(&self) -> Option<Instant> {
         lock(&self.state).deadline(self.silence)
     }
@@ -525,8 +524,8 @@ impl ReadState {
         self.silent_since.checked_add(silence?)
     }
 
-    /// Sets whether this node counts as cut off from the log of this hub. The time in
-    /// [`Inbox::silence`] begins again.
+    /// Sets whether this node counts as cut off from the log of this hub, and starts the time limit
+    /// of [`Inbox::silence`] again.
     fn set_cut_off<K>(&mut self, registry: &Shared<K>, is_cut_off: bool) {
         self.silent_since = Instant::now();
         let hubs = &registry.following.cut_off_hubs;
@@ -631,9 +630,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// Notes that this node no longer counts as cut off from the log of this hub. If the node still
-/// counted as cut off after a shutdown of this hub, a registry that also follows other hubs would
-/// close each new stream.
+/// When the watching task ends, notes that this node no longer counts as cut off from the log of
+/// this hub. Otherwise, if the node was cut off before a shutdown of this hub, a registry that also
+/// follows other hubs would close each new stream.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

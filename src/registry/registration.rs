@@ -115,9 +115,9 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Resets slot `slot` (0 to 31) of a removed stream, so that a new stream can use the slot.
-    /// Returns the waker of the removed stream. The caller unlocks the stream registry, and then
-    /// drops the waker.
+    /// Resets the state of a removed stream in slot `slot` (0 to 31), so that a new stream can use
+    /// the slot. Returns the waker of the removed stream. The caller unlocks the stream registry,
+    /// and then drops the waker.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);

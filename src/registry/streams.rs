@@ -24,8 +24,9 @@ use std::{
 /// the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The indices in `blocks` of the blocks that have fewer than 32 streams. Includes the indices
-    /// of the entries that are `None`, which stand for empty blocks.
+    /// The indices in `blocks` of the blocks that have room for another stream, because they have
+    /// fewer than 32. Includes the indices of the entries that are `None`, which stand for empty
+    /// blocks.
     with_room: BTreeSet<usize>,
     /// A hash table with one entry for each key that has streams that are not closed: the first
     /// stream in the linked list of the streams with this key.
@@ -47,7 +48,7 @@ struct Slots<K> {
     /// The time when each stream was registered, in ticks of 10 milliseconds since the registry was
     /// created.
     began: Box<[u32; BLOCK]>,
-    /// The number of entries of `streams` that are `Some`.
+    /// The number of streams in this block, which are the entries of `streams` that are `Some`.
     used: usize,
     /// One bit for each stream, which is set when its request has got a response. A stream with
     /// this bit is open until it is closed.
@@ -103,7 +104,7 @@ impl<K> Default for Streams<K> {
 }
 
 impl<K> Streams<K> {
-    /// Returns the number of open streams.
+    /// Returns the number of open streams in this registry.
     pub(super) fn len(&self) -> usize {
         self.open
     }
@@ -170,8 +171,8 @@ impl<K> Streams<K> {
         Some(registration)
     }
 
-    /// Notes that the request of a registered stream has got its response. The stream is open from
-    /// now on, unless it was closed before.
+    /// Notes that the request of a registered stream has got its response. From now on, the stream
+    /// counts as open, unless it was closed before.
     pub(super) fn open(&mut self, index: Index) {
         let Some(slots) = self.blocks.get_mut(index.block()).and_then(Option::as_mut) else { return };
         if !slots.is_open(index.slot()) {
@@ -214,8 +215,9 @@ impl<K> Streams<K> {
         all.flat_map(|slots| slots.unclosed().filter_map(|slot| slots.block.close(slot))).collect()
     }
 
-    /// Returns the event that was passed to `close_with`. The closed stream sends it as its last
-    /// event. Returns empty bytes if the stream was closed without an event.
+    /// Returns the event that the closed stream sends as its last event: the event that the
+    /// application passed to `close_with`. Returns empty bytes if the stream was closed without an
+    /// event.
     pub(super) fn closing_event(&self, index: Index) -> Bytes {
         self.closing_events.get(&index).cloned().unwrap_or_default()
     }
@@ -289,15 +291,16 @@ impl<K> Streams<K> {
         }
     }
 
-    /// Makes room for another key in the table `first`, which contains the first stream of each
-    /// key.
+    /// Makes room for another key in the hash table `first`, which contains the first stream of
+    /// each key.
     fn reserve_key(&mut self, hash_of: impl Fn(&K) -> u64) {
         if self.first.len() == self.first.capacity() {
             self.rebuild_table(hash_of);
         }
     }
 
-    /// Replaces the table `first` by a table with room for half as many further keys.
+    /// Replaces the hash table `first` (the first stream of each key) by a table of a suitable
+    /// size: with room for half as many further keys as it has now.
     ///
     /// `HashTable::reserve` and `HashTable::shrink_to` would lose entries if hashing a key panics.
     /// This method builds another table instead, so a panic changes nothing.

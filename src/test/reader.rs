@@ -27,25 +27,26 @@ pub struct EventReader {
     deadline: Duration,
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
-    /// The number of events that were returned to the test or ignored so far. It is also the index
-    /// of the next event in the list of all events that `interpreter` has parsed.
+    /// The number of events that this reader has returned to the test or ignored so far. It is also
+    /// the index of the next event in the list of all events that `interpreter` has parsed.
     read: usize,
-    /// The state of the client before each event that `interpreter` has parsed, with the indices of
-    /// these events. It is kept because `interpreter` also parses events that the test has not read
-    /// yet.
+    /// The state of the simulated client (such as its last event id) before each event that
+    /// `interpreter` has parsed, in the order of these events. It is kept because `interpreter`
+    /// also parses events that the test has not read yet.
     before: Vec<State>,
-    /// The state of the client at the last blank line that was received, or at the beginning of the
-    /// stream.
+    /// The state of the simulated client (such as its last event id) at the last blank line that
+    /// was received, or at the beginning of the stream.
     at_blank_line: State,
     end: Option<End>,
 }
 
-/// The state of a client at the beginning of a block of lines, which may be an event.
+/// The state of a simulated client at the beginning of a block of lines, which may be an event: its
+/// last event id, its reconnect delay, and the number of comments.
 #[derive(Clone, Debug, Default)]
 struct State {
     last_event_id: String,
     reconnection_time: Option<String>,
-    /// The number of comments so far.
+    /// The number of comments that the client has received so far.
     comments: usize,
 }
 
@@ -59,11 +60,11 @@ impl State {
     }
 }
 
-/// The result of a response body that was read to its end: complete, or failed with an error.
+/// The way in which a response body has ended: complete, or failed with an error.
 #[derive(Clone, Debug)]
 enum End {
     Clean,
-    /// The body has failed with an error. Contains the text of the error.
+    /// The response body has failed with an error. Contains the text of the error.
     Failed(String),
 }
 
@@ -406,9 +407,10 @@ impl EventReader {
         self.before_next().map_or(latest, |state| &state.last_event_id)
     }
 
-    /// Returns the state of the client before the first event that was received, but neither
-    /// returned nor ignored. Returns `None` if there is no such event. In this case,
-    /// `self.interpreter.source` contains the current state.
+    /// Returns the state of the simulated client (such as its last event id) before the next event:
+    /// the first event that was received, and that the reader has neither returned nor ignored.
+    /// Returns `None` if there is no such event. In this case, `self.interpreter.source` contains
+    /// the current state.
     fn before_next(&self) -> Option<&State> {
         let messages = self.interpreter.source.messages.iter();
         let mut unread = messages.zip(&self.before).skip(self.read);
@@ -482,7 +484,7 @@ impl fmt::Debug for EventReader {
     }
 }
 
-/// A response body whose type is erased. Errors are converted to text.
+/// A response body of any type, as a trait object for the reader. Errors are converted to text.
 trait EventBody: Send {
     /// Polls the next data of the body. Returns `None` at the end of the body, and the text of the
     /// error if the body fails. Trailers are skipped.

@@ -2,7 +2,7 @@ use super::whatwg;
 use crate::Event;
 use serde_core::de::DeserializeOwned;
 
-/// An event as a client dispatches it to the page.
+/// An event that a test has received, with the fields that a client passes to a web page.
 ///
 /// It can be compared with an [`Event`]:
 ///

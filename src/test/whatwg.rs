@@ -12,7 +12,7 @@
 pub struct EventSource {
     /// The events that were dispatched, in order.
     pub messages: Vec<Message>,
-    /// The id that the client would send as `Last-Event-ID` if it reconnected.
+    /// The last event id: the id that the client would send as `Last-Event-ID` if it reconnected.
     pub last_event_id: String,
     /// The reconnection time in milliseconds, as the digits in the last valid `retry` field of the
     /// stream. `None` if the stream has no such field.
@@ -50,8 +50,8 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     interpreter.source
 }
 
-/// An interpreter of an event stream that arrives in parts. [`feed`](Self::feed) takes each part,
-/// and `source` is the result.
+/// An interpreter of an event stream that arrives in parts. [`feed`](Self::feed) interprets each
+/// part, and `source` contains the result so far.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
     /// The result of interpreting all parts that [`feed`](Self::feed) has received.
