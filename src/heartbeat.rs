@@ -47,12 +47,12 @@ use std::{sync::Arc, time::Duration};
 #[must_use]
 pub struct Heartbeat {
     interval: Duration,
-    /// The bytes of the heartbeat, or `None` for the empty comment. All streams of a handler share
-    /// the bytes through the `Arc`.
+    /// The bytes of the heartbeat, or `None` for the default, the empty comment. All streams of a
+    /// handler share the bytes through the `Arc`.
     content: Option<Arc<Content>>,
 }
 
-/// The bytes of a heartbeat.
+/// The bytes of a heartbeat: a comment, and an event if heartbeats are events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
     comment: Bytes,

@@ -269,7 +269,8 @@ impl<S> SseStream<TryJsonEvents<S>> {
     }
 }
 
-/// Selects how a value becomes an event: with data only, or with a name and data.
+/// Selects how a serializable value becomes an event: with its JSON as data only, or also with a
+/// name.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// An event with data only, as [`Event::json`] creates it from a value.

@@ -107,8 +107,8 @@ impl LastEventId {
         self.id().map(EventId::as_str)
     }
 
-    /// Converts this value into the id of the client's last event, or `None` if the client has sent
-    /// no id.
+    /// Converts this value into the [`EventId`] of the client's last event, or `None` if the client
+    /// has sent no id.
     #[must_use]
     pub fn into_id(self) -> Option<EventId> {
         self.0

@@ -278,5 +278,6 @@ pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
-/// A boxed error of any type. It is the same type as `BoxError` in tower and axum.
+/// A boxed error of any type that is `Send` and `Sync`. It is the same type as `BoxError` in tower
+/// and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

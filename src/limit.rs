@@ -99,8 +99,8 @@ pub(crate) enum LimitReached {
 }
 
 impl Keys {
-    /// Reads the keys of a request, one for each of `limits` that counts per key, in the same
-    /// order.
+    /// Reads the keys of a request, such as the client's address: one key for each of `limits` that
+    /// counts streams per key, in the same order.
     pub(crate) fn of(parts: &Parts, limits: &[Limit]) -> Self {
         let mut keys = limits.iter().filter_map(Limit::keyed).map(|slots| (slots.key)(parts));
         Self { first: keys.next().unwrap_or_default(), others: keys.collect() }
@@ -158,7 +158,7 @@ impl Limit {
         Self::Per(Arc::new(KeyedSlots { max, key, in_use: Mutex::default() }))
     }
 
-    /// Returns the part of a limit that counts streams per key: the number of streams of each key,
+    /// Returns the state of a limit that counts streams per key: the number of streams of each key,
     /// and the function that reads the key of a request. Returns `None` for a limit of all streams
     /// together.
     pub(crate) fn keyed(&self) -> Option<&KeyedSlots> {
@@ -200,8 +200,7 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// The permission for one stream to be open under a limit. Dropping the permit allows another
-/// stream to begin.
+/// A permit for one open stream under a limit. Dropping the permit allows another stream to begin.
 pub(crate) enum Permit {
     All(Arc<Slots>),
     Per(Arc<KeyedSlots>, u64),

@@ -33,8 +33,9 @@ mod on {
     #[cfg(feature = "hub")]
     const READS_REJECTED: &str = "tower_sse_hub_reads_rejected_total";
 
-    /// Describes all metrics to the recorder of the application, once per process. Called before
-    /// the first metric is recorded, because a recorder is usually installed by then.
+    /// Registers the descriptions of all metrics with the recorder of the application, once per
+    /// process. Called before the first metric is recorded, because a recorder is usually installed
+    /// by then.
     fn describe() {
         static DESCRIBED: Once = Once::new();
         DESCRIBED.call_once(|| {
@@ -104,7 +105,7 @@ mod on {
     }
 
     impl Stream {
-        /// Returns the metrics of a body that does not count as a stream. They record nothing.
+        /// Returns metrics that record nothing, for a body that does not count as a stream.
         pub(crate) fn none() -> Self {
             Self(None)
         }

@@ -43,10 +43,11 @@ pub(crate) struct Preamble {
     /// `204 No Content`.
     pub(crate) is_over: bool,
     /// Set if a hub subscription inside the stream has made this preamble, even if `bytes` is
-    /// empty. The first poll of the stream then need not ask for a preamble again.
+    /// empty. The response then does not need to ask for a preamble again in the first poll of the
+    /// stream.
     pub(crate) has_subscription: bool,
-    /// Set if the client may have an id of an earlier stream. Before the first id of this stream,
-    /// an event without an id would make the client forget it (HTML standard, §9.2.6).
+    /// Set if the client may have an id of an earlier stream. An event without an id, before the
+    /// first id of this stream, would make the client forget its id (HTML standard, §9.2.6).
     pub(crate) is_returning: bool,
 }
 
@@ -78,8 +79,8 @@ enum Call {
 /// The purpose of a call of `poll_next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The response polls for the next items of its stream. This is also the purpose of polls by
-    /// other code, such as a task of the application.
+    /// The response polls for the next items of its stream. A subscription assumes this purpose,
+    /// too, if other code polls it, such as a task of the application.
     Items,
     /// The response polls for the next items of a stream that contains exactly one subscription. If
     /// the hub is shut down, the subscription yields its newest cursor (the id where the client
@@ -90,8 +91,9 @@ pub(crate) enum Purpose {
     /// yields its newest cursor: the id where the client resumes.
     Heartbeat,
     /// The flush time of a shutdown is over, and the response polls for the last items of its
-    /// stream. A subscription does not linger. After a shutdown of the hub, it is pending, so that
-    /// the response can ask for its newest cursor.
+    /// stream. A subscription then does not linger (pause after a write to gather further events).
+    /// After a shutdown of the hub, a subscription is pending instead of ended, so that the
+    /// response can still ask for its newest cursor: the id where the client resumes.
     LastItems,
     /// The response ends its stream early, such as at a shutdown of the server, and polls for the
     /// newest cursor: the id where the client resumes. A subscription yields only its cursor, and
@@ -115,9 +117,9 @@ enum Count {
     Several,
 }
 
-/// The number of a response. A hub subscription stores the number of the response that has polled
-/// it last, so that the response counts it once. An adapter may move the subscription in memory, so
-/// its address does not identify it.
+/// A number that identifies a response. A hub subscription stores the number of the response that
+/// has polled it last, so that this response counts the subscription only once. The address of the
+/// subscription could not identify it, because an adapter may move it in memory.
 ///
 /// The number of a response is greater than 0. It repeats after 255 responses, to save memory in
 /// the subscriptions. This matters only if a subscription moves from one response to another.
@@ -125,7 +127,7 @@ enum Count {
 pub(crate) struct ResponseNumber(u8);
 
 impl Reached {
-    /// Returns the state of a new response, which has polled no subscription.
+    /// Creates the count of a new response, which has polled no subscription yet.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed) % u32::from(u8::MAX) + 1;
@@ -138,12 +140,14 @@ impl Reached {
         self.count == Count::One
     }
 
-    /// Marks that the subscriptions inside the stream have no common cursor.
+    /// Sets the count to several subscriptions, so that the response asks for no cursor (the id
+    /// where the client resumes).
     pub(crate) fn set_several(&mut self) {
         self.count = Count::Several;
     }
 
-    /// Counts a subscription, unless `polled_by` shows that this response has counted it before.
+    /// Counts a hub subscription that the response has polled. Has no effect if `polled_by`, which
+    /// belongs to the subscription, shows that this response has counted it before.
     #[cfg(feature = "hub")]
     fn add(&mut self, polled_by: &mut ResponseNumber) {
         if *polled_by != self.response {
@@ -209,7 +213,8 @@ impl Preamble {
         self.is_returning && self.bytes.is_empty()
     }
 
-    /// Returns the common preamble of several streams.
+    /// Returns the preamble (the first bytes, or the status 204) of a response whose stream
+    /// contains several subscriptions, from the preambles of these subscriptions.
     fn of_all(offers: &[Self]) -> Self {
         let Some(first) = offers.first() else { return Self::default() };
         let is_common = offers.iter().all(|offer| offer.bytes == first.bytes);
@@ -241,9 +246,9 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, which polls the stream of a response for the given purpose, such as a heartbeat.
-/// The subscriptions inside the stream get this purpose from `purpose_of_poll`. Adds the polled hub
-/// subscriptions and hub listeners to `reached`.
+/// Calls `poll`, a closure that polls the stream of a response. During this call, the subscriptions
+/// inside the stream can read the purpose of the poll, such as a heartbeat, with `purpose_of_poll`.
+/// Adds the polled hub subscriptions and hub listeners to `reached`.
 pub(crate) fn poll_for<T>(purpose: Purpose, reached: &mut Reached, poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::Polls { purpose, reached: *reached });
     let polled = poll();
@@ -278,10 +283,10 @@ pub(crate) fn purpose_of_poll(polled_by: &mut ResponseNumber) -> Purpose {
 mod tests {
     use super::*;
 
-    /// After a response has polled a second subscription in its stream, [`purpose_of_poll`] returns
-    /// `Items` instead of `ItemsOfOne`. At a shutdown of the hub, the subscriptions then yield no
-    /// cursor: the cursor of the second subscription could be after an undelivered event of the
-    /// first one.
+    /// Checks that [`purpose_of_poll`] returns `Items` instead of `ItemsOfOne` after a response has
+    /// polled a second subscription in its stream. At a shutdown of the hub, the subscriptions then
+    /// yield no cursor: the cursor of the second subscription could be after an undelivered event
+    /// of the first one.
     #[test]
     fn second_subscription_of_a_poll_is_not_the_only_one() {
         let mut reached = Reached::new();

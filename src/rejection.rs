@@ -16,12 +16,12 @@ use http::{
 use http_body::Body;
 use std::sync::{Arc, Weak};
 
-/// The reason of a rejection.
+/// The reason why a response rejects a request for an event stream.
 #[derive(Clone, Copy)]
 pub(crate) enum Reason {
     /// A limit of open streams is reached.
     Limit(LimitReached),
-    /// A handler has returned a [`TemporaryError`].
+    /// A handler has returned a temporary error of a hub ([`TemporaryError`]).
     TemporaryError,
 }
 
@@ -45,14 +45,14 @@ impl Reason {
 }
 
 /// A response extension that marks the 503 of a temporary error of a hub, and contains the message
-/// of the error. A layer rejects a request like that of an `EventSource` instead, which would not
-/// reconnect after the 503.
+/// of the error. If the request is like that of an `EventSource`, a layer replaces the 503, because
+/// an `EventSource` would not reconnect after it.
 #[derive(Clone)]
 pub(crate) struct TemporaryError(pub(crate) String);
 
 impl TemporaryError {
-    /// Returns the mark of a response to a temporary error. Returns `None` for every other
-    /// response, and if a middleware has changed the status.
+    /// Returns this extension of a response that reports a temporary error. Returns `None` for
+    /// every other response, and if a middleware has changed the status.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<&Self> {
         let mark = response.extensions().get();
         mark.filter(|_| response.status() == StatusCode::SERVICE_UNAVAILABLE)
@@ -68,8 +68,8 @@ pub(crate) struct Rejected {
     reason: Reason,
     settings: Settings,
     head: Head,
-    /// Dangling after the body of the rejection was dropped. A middleware may replace the body, and
-    /// keep the extensions of the response.
+    /// A reference that shows whether the body of the rejection still exists. A middleware may
+    /// replace the body, and keep the extensions of the response.
     body: Weak<()>,
 }
 
@@ -81,8 +81,8 @@ fn head(status: StatusCode, headers: &HeaderMap) -> Head {
 }
 
 impl Rejected {
-    /// Returns the mark of a rejection, or `None` for every other response. If a middleware has
-    /// replaced the body and also changed the head, the response is no rejection.
+    /// Returns this extension of a rejection, or `None` for every other response. If a middleware
+    /// has replaced the body and also changed the head, the response is no rejection any more.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Self> {
         let rejected = response.extensions().get::<Self>()?;
         (rejected.has_body() || rejected.has_head_of(response)).then(|| rejected.clone())
@@ -135,8 +135,8 @@ pub(crate) fn reject<B: Body>(
     Response::from_parts(parts, ResponseBody::replaced(body, bytes, token))
 }
 
-/// Replaces an error response or an earlier rejection with a rejection, like [`reject`]. Also
-/// removes the other headers that such a response sets.
+/// Replaces an error response or an earlier rejection with a rejection, like [`reject`]. First
+/// removes the headers that only the replaced response needs, such as `Retry-After`.
 pub(crate) fn reject_instead<B: Body>(
     mut response: Response<B>,
     reason: Reason,

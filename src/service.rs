@@ -106,14 +106,15 @@ where
     }
 }
 
-/// The values that a layer has read from the head of a request, before the inner service has taken
-/// the request.
+/// The values that a layer reads from the head of a request before it passes the request to the
+/// inner service.
 #[derive(Default)]
 struct ReadHead {
     /// The keys of the request for the limits per key, such as the address of its client.
     keys: Keys,
     registrations: Vec<Registration>,
-    /// The callback of `on_close_with`, which contains the value of the request.
+    /// The callback that `on_close_with` has created for this request. It contains the value that
+    /// was read from the request.
     on_close: Option<LayerOnClose>,
 }
 
@@ -139,7 +140,8 @@ impl fmt::Debug for ReadHead {
 }
 
 pin_project! {
-    /// The response future of an [`SseService`].
+    /// The response future of an [`SseService`]. When the inner service has responded, it applies
+    /// the layer to the response.
     #[derive(Debug)]
     #[must_use = "a future does nothing until it is polled"]
     pub struct ResponseFuture<F> {
@@ -184,8 +186,9 @@ where
     }
 }
 
-/// Rejects a request like that of an `EventSource` whose handler has returned a temporary error of
-/// a hub, unless the layer answers such requests with a status.
+/// Handles a temporary error of a hub that a handler has returned to a request like that of an
+/// `EventSource`. Replaces the response with a stream that makes the client reconnect later. If the
+/// layer is set to respond with a status, the response stays.
 #[inline(never)]
 fn handle_error<B: Body>(
     mut response: Response<B>,

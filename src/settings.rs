@@ -1,5 +1,5 @@
-//! The settings of a layer, and their defaults. Also makes the last bytes of a stream that a layer
-//! or the handler ends: the shutdown event and the reconnect delay.
+//! The settings of a layer, and their defaults. Also the last bytes of a stream that a layer or the
+//! handler ends: a reconnect delay and a last event.
 
 use crate::{
     Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random,
@@ -19,8 +19,9 @@ pub(crate) struct Settings {
     pub(crate) shutdown_event: Option<Bytes>,
     pub(crate) jitter: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
-    /// Limits per key come first. So a request over the limit of its key does not hold, even for a
-    /// moment, the last permit of the limit of all streams, which another client may need.
+    /// The limits of open streams. The limits per key come before the limits of all streams. A
+    /// request over the limit of its key thus never takes, even for a moment, the last permit of
+    /// all streams, which another client may need.
     pub(crate) limits: Vec<Limit>,
     pub(crate) when_full: Option<Overload>,
     pub(crate) flush_time: Option<Duration>,
@@ -31,11 +32,12 @@ pub(crate) struct Settings {
     pub(crate) on_close_with: Option<OnCloseWith>,
 }
 
-/// A callback of a layer that gets the summary of each stream.
+/// A callback of a layer that gets the summary of a stream when the stream ends.
 pub(crate) type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// A function that reads a value from the head of a request. It returns the callback for the stream
-/// of this request, which passes the value to the application.
+/// The `on_close_with` setting of a layer: a function that reads a value from the head of a
+/// request. It returns a callback for the end of the stream of this request, which passes the value
+/// to the application.
 pub(crate) type OnCloseWith = Arc<dyn Fn(&Parts) -> LayerOnClose + Send + Sync>;
 
 /// A function that registers the stream of a request in a
@@ -66,9 +68,9 @@ impl Settings {
         self.limits.sort_by_key(|limit| limit.keyed().is_none());
     }
 
-    /// Sets unset values to the values of `outer`, the settings of an outer layer. Settings that
-    /// each layer applies by itself, such as limits, are not copied. Returns `true` if a value was
-    /// copied.
+    /// Copies the values that this layer leaves unset from `outer`, the settings of an outer layer.
+    /// Settings that each layer applies by itself, such as limits, are not copied. Returns `true`
+    /// if a value was copied.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         fn fill<T: Clone>(own: &mut Option<T>, outer: &Option<T>) -> bool {
             let is_filled = own.is_none() && outer.is_some();
@@ -172,9 +174,10 @@ pub(crate) struct FinalBytes {
 }
 
 impl FinalBytes {
-    /// Removes `event` if it is the shutdown event. Keeps the events of `SseStream::end_when` and
-    /// of a `StreamRegistry`. If `retry` is not empty, `event` is the shutdown event: a stream that
-    /// ends for another reason has no reconnect delay here.
+    /// Removes the last event if it is the shutdown event. Keeps the events of
+    /// `SseStream::end_when` and of a `StreamRegistry`. The last event is the shutdown event if
+    /// `retry` is not empty, because a stream that ends for another reason has no reconnect delay
+    /// here.
     pub(crate) fn remove_shutdown_event(&mut self) {
         if !self.retry.is_empty() {
             self.event = Bytes::new();

@@ -185,7 +185,8 @@ impl ClientTimeout {
     /// a fast connection busy, and small enough for thousands of stalled connections.
     #[cfg(any(target_os = "android", target_os = "linux"))]
     const UNSENT: u32 = 128 * 1024;
-    /// The maximum of `TCP_KEEPIDLE` on Linux, in seconds.
+    /// The maximum of `TCP_KEEPIDLE` (the silence before the first keep-alive probe) on Linux, in
+    /// seconds.
     const LONGEST_KEEP_ALIVE: u64 = 32_767;
 
     /// Creates a timeout. A connection ends when its client has not read, or has been unreachable,
@@ -238,9 +239,9 @@ impl ClientTimeout {
         keep_alive
     }
 
-    /// Returns when the kernel sends probes to detect a vanished client. `random` is at least 0 and
-    /// below 1. With a timeout of 30 seconds, the first probe is sent after 15 to 23 seconds of
-    /// silence, and the next ones each second.
+    /// Returns the times at which the kernel sends keep-alive probes to detect a vanished client.
+    /// `random` is at least 0 and below 1. With a timeout of 30 seconds, the first probe is sent
+    /// after 15 to 23 seconds of silence, and the next ones each second.
     ///
     /// If all connections sent their probes at the same moment, Linux would drop most of them (see
     /// "Socket options"), also when they are repeated. The kernel would close the connections of
@@ -267,15 +268,16 @@ impl ClientTimeout {
 /// The keep-alive probes of one connection. Times are in seconds, as in the options of sockets.
 #[derive(Clone, Copy, Debug)]
 struct Probes {
-    /// The silence before the first probe.
+    /// The silence of the connection before the first keep-alive probe, in seconds.
     idle: u64,
-    /// The time between two probes, and after the last one.
+    /// The time between two keep-alive probes, and after the last one until the connection is
+    /// closed, in seconds.
     interval: u64,
     count: u64,
 }
 
 impl Default for ClientTimeout {
-    /// Returns a timeout of 30 seconds.
+    /// Returns the default timeout of 30 seconds for clients that do not read or have vanished.
     fn default() -> Self {
         Self { after: Duration::from_secs(30) }
     }
@@ -285,11 +287,11 @@ impl Default for ClientTimeout {
 mod tests {
     use super::*;
 
-    /// The largest values that Linux accepts.
+    /// The largest values of the keep-alive options that Linux accepts.
     const MAX_SECONDS: u64 = 32_767;
     const MAX_PROBES: u64 = 127;
 
-    /// The largest random number.
+    /// The largest random number that the calculation of the probes gets: just below 1.
     const ALMOST_ONE: f64 = 1.0 - f64::EPSILON / 2.0;
 
     fn probes(seconds: u64, random: f64) -> Probes {

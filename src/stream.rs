@@ -88,8 +88,8 @@ use tokio_stream::Stream;
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
-    /// The settings that the handler has made for this stream. They are boxed because most handlers
-    /// make none.
+    /// The settings that the handler has made for this stream, such as a heartbeat. They are boxed
+    /// because most handlers set nothing.
     options: Option<Box<Options>>,
     preamble: Preamble,
 }

@@ -37,7 +37,8 @@ mod on {
 
     const TARGET: &str = "tower_sse";
 
-    /// The current span at the creation of a response: usually the span of its request.
+    /// The span that was current at the creation of a response, usually the span of its request. It
+    /// becomes the parent of the stream's span.
     #[derive(Default)]
     pub(crate) struct Parent(Option<tracing::Span>);
 
@@ -130,9 +131,9 @@ mod on {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
-    /// Logs that a stream registry cannot announce to the other nodes that it has closed the
-    /// streams of a key, because the key does not serialize to JSON. The other nodes do not close
-    /// their streams of this key.
+    /// Logs an error of a stream registry: it has closed the streams of a key, but cannot announce
+    /// this to the other nodes, because the key does not serialize to JSON. The other nodes do not
+    /// close their streams of this key.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
@@ -146,7 +147,8 @@ mod on {
         warn!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced yet");
     }
 
-    /// Logs that a registry has announced all keys whose announcement had failed.
+    /// Logs that a stream registry has now announced all closed keys whose announcement had failed,
+    /// so that the other nodes close their streams of these keys.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn announcements_recovered() {
         info!(target: TARGET, "closes announced");

@@ -32,9 +32,9 @@ const ROOM_FOR_DATA: usize = 256;
 /// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// First the free space for fields that are added in front of the other fields. The bytes of
-    /// the event, as they are sent, follow from the index `start`. If the buffer is empty, the
-    /// event has no field, and is sent as a single LF.
+    /// The reserved space for fields that are set later, followed by the event. The bytes of the
+    /// event, as they are sent, begin at the index `start`. If the buffer is empty, the event has
+    /// no field, and is sent as a single LF.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -123,7 +123,8 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Enlarges the reserved space in front of the event to at least `length` bytes.
+    /// Enlarges the reserved space in front of the event, where further fields are written, to at
+    /// least `length` bytes.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {
@@ -167,8 +168,8 @@ pub(crate) fn retry_line(delay: Duration) -> Bytes {
     Bytes::from(line)
 }
 
-/// Returns the text as comment lines, without a blank line. So the comment may be sent in the
-/// middle of an event.
+/// Returns the text as comment lines, without a blank line after them. So the comment may be sent
+/// in the middle of an event: a blank line would end the event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);
@@ -184,8 +185,8 @@ pub(crate) fn is_visible(events: &[u8]) -> bool {
     events.starts_with(b"data:") || memmem::find(events, b"\ndata:").is_some()
 }
 
-/// A text that is written with one field line for each line of the text. CRLF, CR and LF each end a
-/// line.
+/// A text that becomes several lines of one field, such as `data`: one field line for each line of
+/// the text. CRLF, CR and LF each end a line.
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],
     text: &'a [u8],

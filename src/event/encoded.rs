@@ -35,7 +35,7 @@ impl EncodedEvents {
         Self { bytes, count }
     }
 
-    /// Returns the number of events in this value.
+    /// Returns the number of encoded events in this value.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -47,7 +47,7 @@ impl EncodedEvents {
         self.bytes.is_empty()
     }
 
-    /// Returns the wire bytes of these events.
+    /// Returns the wire bytes of these events, as they are sent to clients.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes

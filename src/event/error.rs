@@ -38,7 +38,8 @@ pub struct FieldError {
     kind: FieldErrorKind,
     what: &'static str,
     position: usize,
-    /// The first characters of the invalid text, for the error message.
+    /// The first 65 characters of the invalid name or id, for the error message, which shows 64 of
+    /// them.
     text: Box<str>,
 }
 

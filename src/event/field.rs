@@ -4,7 +4,8 @@
 use super::{FieldError, FieldErrorKind};
 use std::{borrow::Borrow, fmt, hash, str::FromStr, sync::Arc};
 
-/// A text without CR, LF and NUL. A text of up to 22 bytes, such as a numeric id, is stored inline.
+/// The text of an event name or id, without CR, LF and NUL. A text of up to 22 bytes, such as a
+/// numeric id, is stored inline.
 #[derive(Clone)]
 enum Text {
     Static(&'static str),
@@ -53,9 +54,9 @@ impl Text {
     }
 }
 
-/// Returns the byte index of the first CR, LF or NUL in `text`, and the kind of error. Returns
-/// `None` if the text is valid. The search is a loop instead of `memchr`, so that it also works in
-/// a `const`.
+/// Returns the byte index of the first CR, LF or NUL in `text`, an event name or id, and the kind
+/// of error. Returns `None` if the text is valid. The search is a loop instead of `memchr`, so that
+/// it also works in a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -293,7 +294,7 @@ macro_rules! into_field {
             }
         }
 
-        /// Converts a string literal.
+        /// Converts a string literal into an event name or id.
         ///
         /// # Panics
         ///
@@ -470,7 +471,7 @@ impl EventId {
         Self(Text::checked(&format!("{}…", &text[..end])))
     }
 
-    /// Creates an id from printable ASCII bytes without spaces. The caller must pass no other
+    /// Creates an event id from printable ASCII bytes without spaces. The caller must pass no other
     /// bytes.
     pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
         debug_assert!(bytes.iter().all(u8::is_ascii_graphic));

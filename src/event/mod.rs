@@ -139,7 +139,8 @@ impl Event {
         Self::default().id(id)
     }
 
-    /// Creates an event with this data. `data` must be the bytes of a `str`.
+    /// Creates an event with this data, like [`new`](Self::new). `data` must be the bytes of a
+    /// `str`.
     pub(crate) fn from_utf8_bytes(data: &[u8]) -> Self {
         Self { wire: Wire::new(DATA, data), fields: HAS_DATA }
     }
@@ -245,12 +246,14 @@ impl Event {
 }
 
 /// Methods for a hub, which encodes an event in two steps. Before the hub appends the event to its
-/// log, it encodes everything except the id. It adds the id when the log has assigned the id.
+/// log, it encodes everything except the id. When the log has assigned an id to the event, the hub
+/// adds the id.
 #[cfg(feature = "hub")]
 impl Event {
-    /// Returns the name of this event if a setter has set it. Unlike [`name`](Self::name), this
-    /// method does not search the wire bytes. So an event that was parsed from wire bytes has the
-    /// result `None` until [`with_fields`](Self::with_fields) has detected its fields.
+    /// Returns the name of this event if it was set with [`event`](Self::event). Unlike
+    /// [`name`](Self::name), this method does not search the wire bytes. So an event that was
+    /// parsed from wire bytes has the result `None` until [`with_fields`](Self::with_fields) has
+    /// detected its fields.
     pub(crate) fn name_if_set(&self) -> Option<&str> {
         if self.fields & HAS_NAME == 0 { None } else { self.name() }
     }
@@ -281,9 +284,9 @@ impl Event {
         self
     }
 
-    /// Returns the wire bytes of this event, the same bytes that [`encode`](Self::encode) returns.
-    /// Call [`complete`](Self::complete) first: it adds an empty `data` line to an event that has a
-    /// name and no data.
+    /// Returns the wire bytes of this event without consuming it. They are the bytes that
+    /// [`encode`](Self::encode) returns. Call [`complete`](Self::complete) first: it adds an empty
+    /// `data` line to an event that has a name and no data.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }

@@ -29,13 +29,14 @@ pub(crate) fn write(value: &(impl Serialize + ?Sized), json: &mut Vec<u8>) -> Re
     value.serialize(VariantSerializer { json: &mut serde_json::Serializer::new(json) })
 }
 
-/// The reason why a value cannot be written as the event of a variant.
+/// The reason why a value cannot be converted into an event with the name of an enum variant.
 #[derive(Debug)]
 pub(crate) enum TaggedError {
     /// The content of the enum variant, which becomes the data of the event, cannot be serialized
     /// to JSON.
     Json(serde_json::Error),
-    /// The value is not a variant of an enum, or the enum is untagged.
+    /// The value is not a variant of an enum, or its enum is untagged. So there is no name for the
+    /// event.
     NotTagged,
     /// The name of the variant is not valid as the name of an event.
     Name(FieldError),
@@ -240,11 +241,12 @@ struct TaggedFields<'a, 'b> {
 /// tag with the name of the variant, and then its content. The progress determines whether the next
 /// field of the struct, or entry of the map, has to be the tag or a part of the content.
 enum State<'a, 'b> {
-    /// The next field or entry has to be the tag, which contains the name of the variant.
+    /// The first field or entry is still missing. It has to be the tag, which contains the name of
+    /// the variant.
     Tag(&'a mut Json<'b>),
     /// The enum is adjacently tagged. The next field is the content, if the variant has a content.
     Content(EventName, &'a mut Json<'b>),
-    /// The content of an adjacently tagged variant was written. No field may follow.
+    /// The content of an adjacently tagged variant was written. No further field may follow.
     Complete(EventName),
     /// The enum is internally tagged, and the tag was read. All further fields are the content of
     /// the variant.
@@ -255,9 +257,10 @@ enum State<'a, 'b> {
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the value of the next struct field or map entry. The first value has to be the tag
-    /// of the variant, and the further values are its content. `key` is the name of the field. It
-    /// is `None` for a map entry, whose key `serialize_key` has already handled.
+    /// Serializes the value of the next struct field or map entry of an enum variant. The first
+    /// value has to be the tag of the variant, and the further values are its content. `key` is the
+    /// name of the field. It is `None` for a map entry, whose key `serialize_key` has already
+    /// handled.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {

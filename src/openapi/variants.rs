@@ -141,7 +141,7 @@ fn without_tag(item: &Value, tag: &str) -> Value {
     }
 }
 
-/// Removes the property `key` from the schema of an object.
+/// Removes the property `key` from the JSON Schema of an object.
 fn remove(object: &mut Value, key: &str) {
     let is_empty = |value: &Value| match value {
         Value::Array(items) => items.is_empty(),
@@ -158,7 +158,8 @@ fn remove(object: &mut Value, key: &str) {
     object.retain(|name, value| !(matches!(&**name, "properties" | "required") && is_empty(value)));
 }
 
-/// Returns `true` if a schema specifies nothing but the type of the value.
+/// Returns `true` if a JSON Schema specifies nothing but the type of the value, so that it
+/// describes no content of a variant.
 fn is_empty(schema: &Value) -> bool {
     schema.as_object().is_some_and(|schema| schema.keys().all(|key| key == "type"))
 }
