@@ -3,8 +3,8 @@
 use crate::trace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs `call`, which calls a callback or a waker of the application, and catches a panic.
-/// `callback` is the name of that callback in the log message about the panic.
+/// Runs `call`, a closure that calls a callback or a waker of the application. Catches and logs a
+/// panic. `callback` is the name of the callback in the log.
 ///
 /// In a `drop` during unwinding, a second panic would abort the process. Elsewhere, a panic would
 /// end the task that runs the callback, such as the task that reads the log of a hub.

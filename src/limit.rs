@@ -11,8 +11,8 @@ use std::{
     },
 };
 
-/// The response to a request over a stream limit: see
-/// [`SseLayer::when_full`](crate::SseLayer::when_full).
+/// Selects the response to a request over a limit of open streams, such as a reconnect delay or a
+/// status: see [`SseLayer::when_full`](crate::SseLayer::when_full).
 ///
 /// # Examples
 ///
@@ -92,7 +92,7 @@ type Key = Option<u64>;
 /// The limit that a request has reached: on all open streams, or on those of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
-    /// The limit of all open streams is reached.
+    /// The limit of the number of all open streams is reached.
     Total,
     /// The limit of open streams of one key, such as an address or a user, is reached.
     Key,

@@ -66,7 +66,7 @@ enum Call {
     /// that is sent before them. Each subscription that the poll reaches adds a preamble to the
     /// vector.
     Begins(Vec<Preamble>, Reached),
-    /// The response calls `poll_next` of its stream.
+    /// The response calls `poll_next` of its stream, for a purpose such as a heartbeat.
     Polls {
         #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a subscription asks for the purpose"))]
         purpose: Purpose,
@@ -76,7 +76,7 @@ enum Call {
     },
 }
 
-/// The purpose of a call of `poll_next`.
+/// The reason why a response polls its stream, such as a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// The response polls for the next items of its stream. A subscription assumes this purpose,
@@ -228,9 +228,9 @@ impl Preamble {
 
     /// Offers the preamble of a subscription (the first bytes of a response, or the status 204) to
     /// the response around the subscription. A subscription calls this function in its `size_hint`
-    /// and in its first `poll_next`. If a response on this thread is making such a call to get the
-    /// preamble of its stream, this function calls the closure `preamble`, stores the result for
-    /// the response, and returns `true`. Otherwise this function only returns `false`.
+    /// and in its first `poll_next`. If a response on this thread currently wants the preamble of
+    /// its stream, this function calls the closure `preamble`, stores the result for the response,
+    /// and returns `true`. Otherwise it returns `false`, and does not call the closure.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_) | Call::Begins(..)));

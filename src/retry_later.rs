@@ -1,4 +1,4 @@
-//! [`RetryLater`], a response after which clients reconnect.
+//! [`RetryLater`], a response that makes clients reconnect later.
 
 use crate::{
     Overload,

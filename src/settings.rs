@@ -10,7 +10,8 @@ use http::request::Parts;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// The settings of an [`SseLayer`](crate::SseLayer).
+/// The settings of an [`SseLayer`](crate::SseLayer), such as its heartbeat and its limits. Most of
+/// them are `None` if the layer has not set them.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) heartbeat: HeartbeatSetting,

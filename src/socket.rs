@@ -178,8 +178,8 @@ pub struct ClientTimeout {
 
 impl ClientTimeout {
     const SHORTEST: Duration = Duration::from_secs(1);
-    /// The longest timeout. `TCP_USER_TIMEOUT` is a C `int` of milliseconds, and Linux accepts only
-    /// values that are not negative.
+    /// The longest timeout for stalled and vanished clients, about 24 days. `TCP_USER_TIMEOUT` is a
+    /// C `int` of milliseconds, and Linux accepts no negative values.
     const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
     /// The maximum number of unsent bytes in the kernel per connection. It is large enough to keep
     /// a fast connection busy, and small enough for thousands of stalled connections.
@@ -239,9 +239,9 @@ impl ClientTimeout {
         keep_alive
     }
 
-    /// Returns the times at which the kernel sends keep-alive probes to detect a vanished client.
-    /// `random` is at least 0 and below 1. With a timeout of 30 seconds, the first probe is sent
-    /// after 15 to 23 seconds of silence, and the next ones each second.
+    /// Returns the times of the keep-alive probes that the kernel sends to detect a vanished
+    /// client. `random` is at least 0 and below 1. With a timeout of 30 seconds, the first probe is
+    /// sent after 15 to 23 seconds of silence, and the next ones each second.
     ///
     /// If all connections sent their probes at the same moment, Linux would drop most of them (see
     /// "Socket options"), also when they are repeated. The kernel would close the connections of

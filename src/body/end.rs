@@ -32,7 +32,7 @@ pub(super) enum EndSignal {
     When(Mutex<EndFuture>),
 }
 
-/// The reason why a stream ends early.
+/// The reason why a stream ends early, with the last event if the application ends the stream.
 pub(super) enum End {
     /// A layer is shut down, and its flush time or drain timeout is over. Or the hub of the stream
     /// is shut down. The stream first sends the items that are ready.
@@ -128,7 +128,7 @@ impl Registrations {
 }
 
 impl EndSignal {
-    /// Creates the condition by which the shutdown of a layer ends a stream. If the shutdown has
+    /// Creates the condition for the shutdown of a layer, which ends a stream. If the shutdown has
     /// already begun, the stream has no flush time.
     pub(super) fn of_shutdown(shutdown: &CancellationToken, settings: &Arc<Settings>, is_finite: bool) -> Self {
         let settings = Arc::clone(settings);

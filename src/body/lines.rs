@@ -88,7 +88,8 @@ impl LineStart {
     }
 }
 
-/// The result of reading one chunk of an event stream: the events that end in the chunk, and where.
+/// The result of reading one chunk of an event stream: the number of events that end in the chunk,
+/// and the offsets where a layer can cut the chunk between events.
 #[derive(Default)]
 pub(super) struct ChunkEvents {
     /// The number of events that end in this chunk, each with a blank line.
@@ -104,8 +105,8 @@ pub(super) struct ChunkEvents {
 }
 
 impl EventTracker {
-    /// Stops expecting a byte order mark at the beginning of the stream. Called when a layer has
-    /// sent other bytes before the stream.
+    /// Notes that the stream cannot begin with a byte order mark any more, because a layer has sent
+    /// other bytes before the stream.
     pub(super) fn skip_mark(&mut self) {
         self.mark = ByteOrderMark::BYTES.len();
     }

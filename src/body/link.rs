@@ -47,7 +47,7 @@ impl AppliedLayer {
         Self { settings: Arc::clone(settings), permits, registrations, on_close, request, at }
     }
 
-    /// Sets each unset setting of this layer to the value of `outer`, the next outer layer.
+    /// Copies the settings that this layer leaves unset from `outer`, the next outer layer.
     fn inherit(&mut self, outer: &Self) {
         let mut settings = Settings::clone(&self.settings);
         if settings.inherit(&outer.settings) {
@@ -76,7 +76,8 @@ impl AppliedLayer {
 /// the response has passed through no layer.
 type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
 
-/// The state that a body shares with the layers around it until the first poll of the body.
+/// The state that a body shares with the layers around it until the first poll of the body: the
+/// settings that layers have attached so far, and a tracing span.
 #[derive(Default)]
 pub(crate) struct LinkState {
     /// The tracing span that was current when the response was created.
@@ -144,8 +145,8 @@ impl LayerLink {
         Some((parent, layers))
     }
 
-    /// Returns the merged settings of all layers. `None` before the first poll of the body, and for
-    /// a stream without layers.
+    /// Returns the settings of all layers around the body, merged into one value. `None` before the
+    /// first poll of the body, and for a stream without layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(settings) => settings.as_deref(),

@@ -85,8 +85,8 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
 /// A chunk of bytes or an error of the stream that the body keeps for later, because it has to
 /// return another frame first.
 enum Held {
-    /// The first bytes of the next frame: a chunk that did not fit into the previous frame. Before
-    /// the first frame, these are the bytes that the response has to begin with.
+    /// A chunk of bytes for the beginning of the next frame. It did not fit into the previous
+    /// frame, or it is the beginning of the response.
     Chunk(Bytes),
     /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
     /// which the transport can flush these frames.
@@ -196,9 +196,9 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Sets the bytes that the body sends before the first item of the stream to those of
-    /// `preamble`. For example, these bytes contain an id that the client sends back if it
-    /// reconnects before the first item.
+    /// Makes the body begin with the bytes of `preamble`, before the first item of the stream. For
+    /// example, these bytes contain an id that the client sends back if it reconnects before the
+    /// first item.
     pub(crate) fn beginning_with(mut self, preamble: Preamble) -> Self {
         self.has_preamble = preamble.has_subscription;
         self.has_id_to_keep = preamble.has_id_to_keep();
@@ -442,7 +442,8 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Returns the reconnect delay that the handler has set.
+    /// Returns the reconnect delay that the handler has set for its stream, or `None` if it has set
+    /// no delay.
     fn retry(&self) -> Option<Duration> {
         self.options.as_ref()?.rare.as_ref()?.retry
     }
@@ -518,8 +519,8 @@ where
         }
     }
 
-    /// Drops the stream, and adds the final bytes, such as a reconnect delay and a last event, to
-    /// the frame.
+    /// Ends the response early: drops the stream, and adds the final bytes, such as a reconnect
+    /// delay and a last event, to the frame.
     fn end(&mut self, end: End, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let cursor = self.last_cursor(cx);
         self.stream.set(None);

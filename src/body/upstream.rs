@@ -302,8 +302,8 @@ struct PassthroughStream<E> {
 /// The state of heartbeats that are sent as events instead of comments.
 #[derive(Default)]
 struct EventHeartbeat {
-    /// Measures the time since the last event with data or the last heartbeat event. A client
-    /// dispatches only events with data.
+    /// The timer for heartbeats that are events. It measures the time since the last event with
+    /// data, or the last heartbeat. A client dispatches only events with data.
     timer: IdleTimer,
     /// Set if the last chunk of the stream has not completed an event with data, for example
     /// because it contained only comments. The next poll then checks whether a heartbeat is due
@@ -332,7 +332,7 @@ enum Phase<E> {
     Ended,
 }
 
-/// The state of a stream that a layer ends, and that is completing its current event.
+/// The state of a stream that a layer ends, while the stream completes its current event.
 struct Draining {
     final_bytes: FinalBytes,
     /// The timer that limits the wait for the rest of the current event. When the timer expires,

@@ -14,8 +14,8 @@ enum Text {
 }
 
 impl Text {
-    /// The maximum length of an inline text in bytes. With this length, a [`Text`] has the size of
-    /// three words on 64-bit systems.
+    /// The maximum length in bytes of a text that is stored inline, without an allocation. With
+    /// this length, a [`Text`] has the size of three words on 64-bit systems.
     const INLINE: usize = 22;
 
     fn new(text: &str, what: &'static str, bad: Option<(usize, FieldErrorKind)>) -> Result<Self, FieldError> {
@@ -197,7 +197,7 @@ impl EventName {
 pub struct EventId(Text);
 
 impl EventId {
-    /// Creates an id from a text that is known only at run time.
+    /// Creates an event id from a text that is known only at run time.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl EventId {
         Text::new(text, Self::WHAT, find_bad_in_id(text.as_bytes())).map(Self)
     }
 
-    /// Creates an id from a literal. In a `const`, the literal is checked at compile time.
+    /// Creates an event id from a literal. In a `const`, the literal is checked at compile time.
     ///
     /// # Panics
     ///

@@ -218,8 +218,8 @@ impl Event {
         self.with_what_a_name_needs().wire.into_bytes()
     }
 
-    /// Removes the id, so that the event does not change the id that the client sends when it
-    /// reconnects.
+    /// Removes the id of this event. The event then does not change the id that the client sends
+    /// when it reconnects.
     pub(crate) fn without_id(mut self) -> Self {
         if self.fields & HAS_ID != 0 {
             self.wire = self.wire.remove(ID);

@@ -13,7 +13,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// A variant of an enum. The stream sends it as an event with the same name.
+/// A variant of an enum, which a stream sends as an event. The event has the name of the variant.
 #[derive(Debug, PartialEq)]
 pub(super) struct Variant {
     pub(super) name: String,

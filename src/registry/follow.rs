@@ -201,9 +201,9 @@ where
     }
 
     /// Sets the time after which a node closes all of its streams if it has read no announcement of
-    /// closed streams and no sign of life from the log of the hub. The node is then cut off. New
-    /// streams are closed, too, until the node reads one of these events again. By default, the
-    /// streams of a node that is cut off stay open.
+    /// closed streams and no sign of life from the log of the hub. The node then counts as cut off.
+    /// New streams are closed, too, until the node reads an announcement or a sign of life again.
+    /// By default, the streams of a node that is cut off stay open.
     ///
     /// Each node publishes a sign of life three times in this time, in the topic
     /// `tower-sse/closed-streams`. If another program finishes this topic, the nodes count as cut
@@ -480,8 +480,8 @@ struct Inbox<K> {
     state: Mutex<ReadState>,
 }
 
-/// The state by which a node detects that it is cut off from the log of a hub: the time when it
-/// last read an event in the topic where nodes announce closed streams.
+/// The state that shows whether a node is cut off from the log of a hub. It contains the time when
+/// the node last read an event in the topic where nodes announce closed streams.
 struct ReadState {
     /// The start of the current silence, which [`Inbox::silence`] limits. At this time, the node
     /// last read an event in the topic where nodes announce closed streams, or was last found to be
@@ -512,7 +512,7 @@ impl<K> Inbox<K> {
         }
     }
 
-    /// Returns the time from which this node counts as cut off from the log, if it reads no
+    /// Returns the time when this node begins to count as cut off from the log, if it reads no
     /// announcement and no sign of life before. Returns `None` if there is no time limit.
     fn deadline(&self) -> Option<Instant> {
         lock(&self.state).deadline(self.silence)
@@ -630,9 +630,9 @@ impl<K> Follower<K> {
     }
 }
 
-/// When the watching task ends, notes that this node no longer counts as cut off from the log of
-/// this hub. Otherwise, if the node was cut off before a shutdown of this hub, a registry that also
-/// follows other hubs would close each new stream.
+/// When the task that watches the topic of the announcements ends, notes that this node no longer
+/// counts as cut off from the log of this hub. Otherwise, if the node was cut off before a shutdown
+/// of this hub, a registry that also follows other hubs would close each new stream.
 impl<K> Drop for Follower<K> {
     fn drop(&mut self) {
         if let Some(registry) = self.inbox.registry.upgrade() {

@@ -26,8 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The unit in which the time of a stream's registration is stored: 10 milliseconds. The stored
-/// time has 32 bits, so the age of a stream is right for up to 497 days.
+/// The unit of the stored time of a stream's registration: 10 milliseconds. The stored time has 32
+/// bits, so the age of a stream is right for up to 497 days.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The event streams of a server by key: a user, a session, a tenant.

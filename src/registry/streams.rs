@@ -31,8 +31,8 @@ pub(super) struct Streams<K> {
     /// A hash table with one entry for each key that has streams that are not closed: the first
     /// stream in the linked list of the streams with this key.
     first: HashTable<Index>,
-    /// The event that each closed stream sends before its end. A stream without such an event has
-    /// no entry.
+    /// The events that closed streams send before their end, by the indices of the streams. A
+    /// stream without such an event has no entry.
     closing_events: BTreeMap<Index, Bytes>,
     /// The number of open streams in this registry. Requests without a response do not count.
     /// Closed streams do not count either, although they stay registered until their registrations

@@ -11,17 +11,17 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// The limit of a write to the socket, in bytes. A write that has reached the limit gets no more
+/// The number of gathered bytes that makes a write to the socket full. A full write gets no more
 /// frames. Frames are never split, so a write can be larger.
 const MAX_WRITE: usize = 256 * 1024;
-/// The number of gathered frames that makes a write full, even if they have few bytes. Gathering
-/// many small frames also takes time.
+/// The number of gathered frames that makes a write to the socket full, even if they have few
+/// bytes. Gathering many small frames also takes time.
 const MAX_FRAMES: usize = 256;
 /// The minimum size, in bytes, of a body frame that is written as a separate buffer of a vectored
 /// write. Smaller frames are copied into one buffer, which costs less than several buffers. Without
 /// vectored writes, all frames are copied.
 const SHARED_FRAME: usize = 4 * 1024;
-/// The maximum number of buffers in one vectored write.
+/// The maximum number of buffers in one vectored write (`writev`) to the socket.
 const MAX_SLICES: usize = 64;
 /// The end of a chunked body without trailers (RFC 9112, §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -60,8 +60,8 @@ impl Gathered {
         self.length >= MAX_WRITE || self.frames >= MAX_FRAMES
     }
 
-    /// Adds a frame to this write. An empty frame adds no bytes, because in a chunked body a chunk
-    /// of size 0 would end the body.
+    /// Adds a frame of the body to this write to the socket. An empty frame adds no bytes, because
+    /// in a chunked body a chunk of size 0 would end the body.
     pub(super) fn push(&mut self, frame: Bytes) {
         if frame.is_empty() {
             self.frames += 1;

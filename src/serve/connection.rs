@@ -35,9 +35,9 @@ pin_project! {
 }
 
 pin_project! {
-    /// The states of a connection. Most connections are event streams most of the time, so only the
-    /// event stream is stored inline. The data of the other states is on the heap, and is freed at
-    /// the end of the state.
+    /// The states of a connection. Most connections carry an event stream most of the time, so only
+    /// the event stream is stored inline. The data of the other states is on the heap, and is freed
+    /// at the end of the state.
     #[project = StateProjection]
     #[project_replace = StateReplaced]
     enum State<I, S: App, A: Address> {
@@ -69,7 +69,8 @@ struct Idle {
 /// The reason why an idle connection stops waiting for a request.
 enum Begun {
     Request(Protocol),
-    /// The server shuts down, or the client has sent no request in time.
+    /// The server has to close the connection, because the server shuts down, or the client has
+    /// sent no request in time.
     MustClose,
     Disconnected,
 }

@@ -46,7 +46,7 @@ pub(super) struct Handover<B> {
     offer: Mutex<Option<Offer<B>>>,
     /// Set once hyper has received the complete head of a request on this connection.
     has_request: AtomicBool,
-    /// Set if the response has switched the connection to another protocol.
+    /// Set if the response has switched the connection to another protocol, such as WebSocket.
     is_upgraded: AtomicBool,
 }
 
@@ -126,7 +126,7 @@ pin_project! {
     /// if this server, and not hyper, writes the body of an event stream.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
-        /// The body of the application, which hyper writes.
+        /// The response body of the application, which hyper writes to the connection.
         Whole { #[pin] body: B },
         /// A placeholder for the body of an event stream. It is always pending. hyper polls it
         /// until this server takes the connection from hyper.

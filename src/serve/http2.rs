@@ -125,13 +125,13 @@ struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
     last_ping: LastPing,
-    /// The time limit for a client that does not read. `None` if the server sends no keep-alive
-    /// pings.
+    /// The timer that drops the connection of a client that does not read. `None` if the server
+    /// sends no keep-alive pings.
     stall: Option<Stall>,
 }
 
-/// The part of an HTTP/2 connection that hyper runs. The futures of its streams run outside of
-/// hyper.
+/// The part of an HTTP/2 connection that hyper drives. It does not include the futures of the
+/// streams, which this server polls itself.
 struct Connected<I, S: App, A: Address> {
     connection: Connection<TokioIo<Corked<I>>, Http2Service<S, A>, Spawner>,
     /// A future that completes when the server shuts down. `None` after it has completed.

@@ -293,7 +293,8 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
-    /// Sets no limit for the time until the first request of a connection, like `axum::serve`.
+    /// Removes the time limit for the first request of a connection, which is 30 seconds by
+    /// default. `axum::serve` has no such limit either.
     pub fn without_header_timeout(mut self) -> Self {
         self.header_timeout = None;
         self

@@ -33,8 +33,8 @@ impl Server {
         Self { shutdown, http1: http1::Builder::new(), http2, header_timeout, _open: open }
     }
 
-    /// Returns the deadline of a connection that is accepted now: a future that completes after the
-    /// header timeout. Returns `None` if the server has no header timeout.
+    /// Starts the timer of a newly accepted connection: a future that completes after the header
+    /// timeout. Returns `None` if the server has no header timeout.
     pub(super) fn header_deadline(&self) -> Option<HeaderDeadline> {
         self.header_timeout.map(|time| Box::pin(sleep(time)))
     }

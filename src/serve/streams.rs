@@ -30,7 +30,8 @@ const CONNECTION: u32 = u32::MAX;
 /// The streams of one HTTP/2 connection, which run in the task of the connection.
 pub(super) struct Streams {
     slots: Vec<Option<Slot>>,
-    /// The indices of the entries of `slots` that contain no stream.
+    /// The free slots for new streams: the indices of the entries of `slots` that contain no
+    /// stream.
     free: Vec<u32>,
     queue: Arc<Queue>,
     connection: Arc<Woken>,

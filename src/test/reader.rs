@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-/// The way in which a response body has ended: complete, or failed with an error.
+/// The end of a response body: complete, or failed with an error.
 #[derive(Clone, Debug)]
 enum End {
     Clean,
