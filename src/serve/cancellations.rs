@@ -48,8 +48,8 @@ pub(super) struct Cancellations {
 
 impl Cancellations {
     /// Creates the limit of cancelled requests for a connection with at most `max_streams` open
-    /// requests. The client may cancel `max_streams` requests per second, and at least 100. At
-    /// once, it may cancel twice as many.
+    /// requests. The client may cancel `max_streams` requests per second, or 100 if that is more.
+    /// At once, it may cancel twice as many.
     pub(super) fn new(max_streams: u32) -> Self {
         Self { cancelled: Cancelled::default(), interval: PERIOD / max_streams.max(MIN_LIMIT), even_at: Instant::now() }
     }
