@@ -31,26 +31,27 @@ use tokio::{
     time::timeout,
 };
 
-/// The client name of the connection to Redis that all requests of this process share, except
-/// requests that wait for new entries.
+/// The client name (`CLIENT SETNAME`) of the connection to Redis that all requests of this process
+/// share, except requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range that contains the region of each Redis server. The region is the sequence number that
-/// this crate gives to the first entry of each millisecond on a server. (An entry id is a time in
-/// milliseconds and a sequence number.) The region is a hash of the server's `run_id`, so two
-/// masters of a split brain hardly ever issue the same id.
+/// The range of the regions of all Redis servers. The region of a server is the sequence number
+/// that this crate gives to the first entry of each millisecond on this server. (An entry id is a
+/// time in milliseconds and a sequence number.) The region is a hash of the server's `run_id`, so
+/// two masters of a split brain hardly ever issue the same id.
 ///
 /// The first entry of a new stream is an exception: its sequence number is smaller than all regions
 /// (`BEGINNINGS` in `log.lua`). Above the region of each server, at least 65,535 sequence numbers
 /// remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
-/// The maximum time for a connection attempt to a sentinel, and for its response. If a sentinel
-/// takes longer, the next sentinel is asked.
+/// The maximum time for a connection attempt to a sentinel, and for the response of the sentinel.
+/// After this time, the backend tries the next sentinel.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A Redis server: its address, or the name of a master whose address the sentinels know, and the
-/// settings for connections to it. Clones share the knowledge of sentinels and redirects.
+/// settings for connections to it. All clones share the index of the last successful sentinel and
+/// the address of the last redirect.
 #[derive(Clone)]
 pub(super) struct Server {
     address: Address,
@@ -60,8 +61,8 @@ pub(super) struct Server {
     /// The sentinels that know the address of the master. If there are sentinels, `address`
     /// contains the name of the master instead of an address.
     pub(super) sentinels: Vec<Server>,
-    /// The index of the sentinel that has last led to a connection. The next connection attempt
-    /// asks this sentinel first.
+    /// The index of the sentinel whose address of the master last led to a connection. The next
+    /// connection attempt begins with this sentinel.
     sentinel: Arc<AtomicUsize>,
     /// The address of the cluster node that has the Redis stream, as a server has reported it in a
     /// `MOVED` error. `None` before the first such error.
@@ -274,7 +275,7 @@ impl fmt::Display for Address {
 }
 
 impl Server {
-    /// Sets the sentinels, which are asked for the address of the master. The host in the address
+    /// Sets the sentinels, the servers that know the address of the master. The host in the address
     /// of this server becomes the name of the master. Returns an error if `sentinels` is empty, or
     /// if the address of this server is the path of a socket.
     pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {

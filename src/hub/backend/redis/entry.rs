@@ -9,9 +9,9 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event in an entry of the Redis stream. The name
-/// is `e` for an event, `s` for an event that replaces the previous one, `f` for the end of a
-/// topic, and `r` for its removal.
+/// Returns the name of the field that contains the event in an entry of the Redis stream. The kind
+/// of the record determines the name: `e` for an event, `s` for an event that replaces the previous
+/// one, `f` for the end of a topic, and `r` for its removal.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -34,18 +34,19 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. A hub writes this position into the entry, unless it is
-    /// directly before the entry's own position. In this case, the decoder computes it. `None` if
-    /// other software than a hub has added this entry without a position. Also `None` if this entry
-    /// was deleted during the read, because Redis then returns no contents of it.
+    /// The position of the preceding entry. A hub writes it into the entry, or leaves it out if the
+    /// two positions are consecutive. The decoder then computes it. `None` if other software than a
+    /// hub has added this entry without a position. Also `None` if this entry was deleted during
+    /// the read, because Redis then returns no contents of it.
     pub(super) previous: Option<Position>,
-    /// The position through which this entry reports lost entries, or `None` if it reports no loss.
-    /// A reader reports a gap if this entry is the next that it reads, and if it has read the log
-    /// only up to a smaller position.
+    /// The position that a reader must have reached to report no gap at this entry. `None` if this
+    /// entry reports no loss of entries. A reader reports a gap if it has read the log only up to a
+    /// smaller position, and this entry is the next that it reads.
     ///
     /// In an entry with a record, this is the newest lost position that the hub knew when it added
-    /// the entry. A mark is an entry that only reports a loss, and reports it to every reader. So
-    /// in a mark, this is the position directly before the mark, where no entry is.
+    /// the entry. In a mark, an entry that only reports a loss, this is the position directly
+    /// before the mark. There is no entry at this position, so every reader reports a gap at a
+    /// mark.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry that this entry reports. `None` if this entry reports
     /// no loss. This position equals `lost_for_readers_before`, except in a mark, an entry that
@@ -166,13 +167,14 @@ pub(super) struct DecodedBatch {
     /// lost the newest entries of the log. The first entry of the batch shows this: the position of
     /// its predecessor is smaller than the position of this last entry.
     pub(super) has_gone_back: bool,
-    /// The position of the newest lost entry that the entries of the batch report. An entry can
-    /// contain this position, because a hub writes it into an entry after a failover has lost
-    /// entries. `None` if no entry of the batch reports a loss.
+    /// The position of the newest lost entry that the entries of the batch report. After a failover
+    /// has lost entries, a hub writes this position into an entry that it adds. `None` if no entry
+    /// of the batch reports a loss.
     pub(super) newest_lost: Option<Position>,
     /// The positions of all entries of the batch, as ranges of consecutive positions: each pair is
-    /// the first and the last position of a range. `Losses` uses them to detect lost entries: an
-    /// acknowledged entry is lost if the batch has passed its position, and no range contains it.
+    /// the first and the last position of a range. The detection of lost entries uses them: an
+    /// entry that this process has added is lost if the batch has passed its position, and no range
+    /// contains it.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
     /// The size in bytes of the largest entry in this batch.
@@ -184,10 +186,9 @@ pub(super) struct DecodedBatch {
 /// the name as a shared string, or `None` if the records of the topic are not wanted.
 ///
 /// Each entry of a hub shows the position of its predecessor. A batch can report missing entries
-/// only before its first entry. So the batch ends before a later entry if entries between this
-/// entry and the preceding entry of the batch are missing or reported as lost. The next read begins
-/// with the later entry, and reports the missing entries. Entries of other software add no record
-/// to the batch.
+/// only before its first entry. So the batch ends where entries are missing or are reported as
+/// lost. The next read begins with the entry after them, and reports them. Entries of other
+/// software add no record to the batch.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -248,9 +249,10 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns `true` if the predecessor of the entry `next` is before `after`, the last position that
-/// its reader has read, and `after` is not directly before `next`. A failover has then lost the
-/// newest entries of the log, including the entry at `after`.
+/// Returns `true` if a failover has lost the newest entries of the log, including the entry at
+/// `after`, the last position that the reader has read. The entry `next`, which the reader gets
+/// now, shows this: its predecessor is before `after`. Returns `false` if `after` is directly
+/// before `next`, because no entry can be missing between them.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }

@@ -18,10 +18,10 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 /// bits of a position. Only other software chooses such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// One day in milliseconds. An entry id is considered a mistake of other software if its time is
-/// more than a day ahead of the clock of the Redis server. After the stream is deleted, the new log
-/// continues after the greatest id that is known. If this id is a mistake, the new log ignores it,
-/// and begins at the current time. The Lua scripts use the same limit.
+/// The maximum time by which an entry id can be ahead of the clock of the Redis server: one day, in
+/// milliseconds. A later id is considered a mistake of other software. After the stream is deleted,
+/// the new log continues after the greatest known id. If this id is a mistake, the new log ignores
+/// it, and begins at the current time. The Lua scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of a Redis entry id, or `None` if the text is not an entry id. All ids

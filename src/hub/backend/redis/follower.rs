@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-/// The maximum length of a search for a mark, in units of about 1 MiB. A mark is an entry of the
-/// log that reports a loss of entries. Before a process adds a mark, the server searches the log
-/// for an entry of another process that already reports this loss.
+/// The maximum length of a search for a mark, in units of about 1 MiB of entries. A mark is an
+/// entry of the log that reports a loss of entries. Before a process adds a mark, the server
+/// searches the log for an entry of another process that already reports this loss.
 const MARK_SEARCH_PAGES: usize = 8;
 
 /// The maximum time that one `XREAD` waits for a new entry. After this time, the follower, the task
@@ -123,7 +123,7 @@ impl RedisBackend {
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
-    /// Adds a mark to the log, an entry that reports a loss of entries, if this process knows of a
+    /// Adds a mark (an entry that reports a loss of entries) to the log, if this process knows of a
     /// loss that the log does not report yet. `after` is the last position that this process has
     /// read. Ignores an error, because the caller calls this method again before its next read of
     /// the log.

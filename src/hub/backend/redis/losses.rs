@@ -1,4 +1,4 @@
-//! Detection of lost entries of a Redis stream: positions that this process has published or read,
+//! Detection of lost entries of a Redis stream: entries that this process has published or read,
 //! and that the stream does not have any more.
 
 use super::{super::Position, entry::DecodedBatch, entry_id};
@@ -7,9 +7,9 @@ use std::{
     mem,
 };
 
-/// The maximum number of acknowledged entries whose positions this process remembers. The process
-/// has added these entries, the server has acknowledged them, and the process has not read them
-/// from the log yet. Beyond the maximum, the process forgets the smallest positions, and cannot
+/// The maximum number of acknowledged entries whose positions this process remembers until it reads
+/// the entries from the log. An entry is acknowledged if this process has added it, and the server
+/// has confirmed this. Beyond the maximum, the process forgets the smallest positions, and cannot
 /// detect a loss of their entries.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
@@ -20,11 +20,11 @@ const MAX_ACKNOWLEDGED: usize = 1 << 16;
 /// acknowledgement for at most 2 seconds by default, so the range of its entry is still remembered.
 const MAX_RUNS: usize = 4096;
 
-/// The number of failed attempts to report a loss of entries. Before a process adds a mark, an
-/// entry that reports the loss, it searches the log for a mark of another process that reports the
-/// same loss. If there are too many entries to search, the attempt fails, and the process tries
-/// again later. After this number of failed attempts, it adds the mark in spite of an incomplete
-/// search.
+/// The number of failed attempts to report a loss of entries after which a process does not wait
+/// for a complete search. Before a process adds a mark, an entry that reports the loss, it searches
+/// the log for a mark of another process that reports the same loss. If there are too many entries
+/// to search, the attempt fails, and the process tries again later. After this number of failed
+/// attempts, it adds the mark in spite of an incomplete search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Detects lost entries: compares the positions that this process has published or read with the
@@ -72,8 +72,7 @@ impl Losses {
     }
 
     /// Forgets all detected losses of entries, because another log has replaced the log. Also
-    /// forgets the entries after `newest`, the end of the new log, that the server has acknowledged
-    /// to this process.
+    /// forgets the acknowledged entries of this process after `newest`, the end of the new log.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
         self.forget_lost();
@@ -170,10 +169,10 @@ impl Losses {
     }
 
     /// Returns the position of the newest lost entry, if its loss has to be reported, and counts an
-    /// attempt to report it. The caller then adds a mark, an entry that reports the loss, unless it
-    /// finds a mark of another process in the log. If the log has too many entries for this search,
-    /// the caller adds the mark only if the `bool` is `true`: after four attempts
-    /// ([`MAX_ATTEMPTS`]).
+    /// attempt to report it. The caller then searches the log for a mark (an entry that reports the
+    /// loss) of another process. If there is no such mark, the caller adds a mark. If the log has
+    /// too many entries for this search, the caller adds the mark only if the `bool` is `true`:
+    /// after four attempts ([`MAX_ATTEMPTS`]).
     ///
     /// Returns `None` if no loss has to be reported, or if a mark was added and this process has
     /// not read up to it yet. If this process has read past the mark's position without finding the
@@ -191,9 +190,9 @@ impl Losses {
     /// Stores the result of a check for lost entries, and returns the result of the previous check.
     ///
     /// A result is the end of the log, if the log ends before the last position that this process
-    /// has read: the log has then lost its newest entries. Otherwise it is `None`. If the end moves
-    /// between two checks, other processes append at positions that this process has already
-    /// passed.
+    /// has read: the log has then lost its newest entries. Otherwise it is `None`. If the end is
+    /// later than at the previous check, other processes append at positions that this process has
+    /// already passed. This process would miss their entries.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -325,10 +324,10 @@ mod tests {
         assert_eq!(losses.attempt(), Some((at(2), false)));
     }
 
-    /// If two checks find that the log ends before the last read position, and the end is later the
-    /// second time, other processes append before that position. After a read between the checks,
-    /// this conclusion would be wrong: the log had grown past that position, and has lost entries
-    /// again.
+    /// A check that finds the end of the log before the last read position stores this end. If the
+    /// next check finds a later end before that position, other processes append there. A read
+    /// between the checks would make this conclusion wrong: the log had grown past that position,
+    /// and has lost entries again. So a read forgets the stored end.
     #[test]
     fn end_of_the_log_before_a_read_is_forgotten() {
         let mut losses = losses();

@@ -1,4 +1,5 @@
-//! A log in a stream of Redis, or of another server that speaks the protocol of Redis.
+//! A backend that stores the log of a hub, the ordered list of the events of all topics, in a
+//! stream of Redis, or of another server that speaks the protocol of Redis.
 
 mod commands;
 mod connection;
@@ -32,7 +33,7 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// A log, the ordered list of the events of all topics, in one
+/// A backend that stores the log of a hub, the ordered list of the events of all topics, in one
 /// [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of
 /// Valkey.
 ///
@@ -48,12 +49,12 @@ use tokio::sync::Mutex;
 ///   of its events, with no other event between them, or none. If the connection is lost before the
 ///   response, `publish` returns an error, and the events may be in the log. The backend does not
 ///   send them again.
-/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
-///   searches the entries after the given position for entries of the topic, which takes about 1.6
-///   microseconds for each entry. It appends nothing if the search finds an entry, if there are
-///   2,000 entries or more to search, if one of these is missing, or if the stream was deleted. But
-///   an entry that a failover has lost counts as missing only in the processes that had read or
-///   published it.
+/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged), which appends records
+///   only if their topic has no newer record, is one script, too. It searches the entries after the
+///   given position for entries of the topic, which takes about 1.6 microseconds for each entry. It
+///   appends nothing if the search finds an entry, if there are 2,000 entries or more to search, if
+///   one of these is missing, or if the stream was deleted. But an entry that a failover has lost
+///   counts as missing only in the processes that had read or published it.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.
@@ -169,21 +170,21 @@ pub struct RedisBackend {
     /// many entries one request asks for.
     entry_size: AtomicUsize,
     /// The greatest position that this process has ever seen in the log. The scripts that add
-    /// entries get it as a lower bound for new ids, because the server may have lost the entry with
-    /// this position in a failover.
+    /// entries give greater ids to the new entries. The server cannot ensure this alone, because it
+    /// may have lost the entry with this position in a failover.
     high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
 }
 
-/// The approximate number of bytes that one read of the Redis stream returns: 64 KiB for a read of
-/// old entries, and 1 MiB for new entries.
+/// The approximate number of bytes that one read of the Redis stream requests: 64 KiB for a read of
+/// old entries, and 1 MiB for a read of new entries.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
-/// The size in bytes that the backend assumes for each entry before its first read. The first read
-/// of new entries therefore asks for only 64 entries (1 MiB), so that even a log of large entries
-/// can be read over a slow connection.
+/// The size in bytes that the backend assumes for each entry before its first read: 16 KiB. The
+/// first read of new entries therefore requests only 64 entries (1 MiB), so that even a log of
+/// large entries can be read over a slow connection.
 const INITIAL_ENTRY_SIZE: usize = 16 << 10;
 
 impl RedisBackend {
@@ -221,10 +222,10 @@ impl RedisBackend {
         })
     }
 
-    /// Sets the URLs of the sentinels, which are asked for the address of the master before each
-    /// connection. The host of the URL in [`new`](Self::new) is then the name of the master. The
-    /// user, password, database and TLS setting of that URL apply to the master. The URL of a
-    /// sentinel contains the settings for that sentinel.
+    /// Sets the URLs of the Redis sentinels. Before each connection, the backend requests the
+    /// address of the master from a sentinel. The host of the URL in [`new`](Self::new) is then the
+    /// name of the master. The user, password, database and TLS setting of that URL apply to the
+    /// master. The URL of a sentinel contains the settings for that sentinel.
     ///
     /// # Errors
     ///
@@ -263,8 +264,7 @@ impl RedisBackend {
     }
 
     /// Sets the PEM files of the client's certificate chain and of its private key. Servers with
-    /// `tls-auth-clients yes` (the default) ask for them. The files are read for each
-    /// connection.
+    /// `tls-auth-clients yes` (the default) require them. The files are read for each connection.
     ///
     /// The setting applies to servers and [sentinels](Self::sentinels) whose URL begins with
     /// `rediss://`.
@@ -353,8 +353,9 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many entries of the Redis stream have about `bytes` bytes together: at least 1,
-    /// at most [`MAX_ENTRIES`]. A read passes this number to the server as `COUNT`.
+    /// Returns the number of entries that a read of about `bytes` bytes requests (`COUNT` in
+    /// Redis): at least 1, at most [`MAX_ENTRIES`]. Computes it with the estimated size of the
+    /// largest entries.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
@@ -367,9 +368,9 @@ impl RedisBackend {
             self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
-    /// Makes the next reads ask for fewer entries, after a read that got no complete response
-    /// within the timeout. The connection may be slow, and the entries may be larger than the
-    /// estimate.
+    /// Multiplies the estimated size of entries by 8, up to 1 MiB, so that the next reads request
+    /// fewer entries. Called after a read got no complete response within the timeout: the
+    /// connection may be slow, and the entries may be larger than the estimate.
     fn note_slow_read(&self) {
         let larger = |known: usize| Some(known.saturating_mul(8).min(PAGE_BYTES[1]));
         let _always = self.entry_size.fetch_update(Relaxed, Relaxed, larger);
@@ -394,8 +395,8 @@ impl RedisBackend {
 
     /// Returns the eviction watermark for a reader: the reader may have missed entries up to this
     /// position, because they were evicted or lost. `after` is the last position that the reader
-    /// has read, and `batch` contains the entries that it gets next. If the result is `None`, or at
-    /// most `after`, the reader has missed no entry.
+    /// has read, and `batch` contains the entries that the reader gets next. If the result is
+    /// `None`, or at most `after`, the reader has missed no entry.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -427,8 +428,8 @@ impl RedisBackend {
 
     /// Runs a script that appends records, and returns the id of the last new entry. With `since`,
     /// the script first checks that the topic of the records has no record after this position. If
-    /// there is such a record, or if the script cannot exclude it, the script appends nothing, and
-    /// the returned id is empty.
+    /// the topic has or may have such a record, the script appends nothing, and the returned id is
+    /// empty.
     async fn run_append(
         &self,
         script: &Script,
@@ -453,8 +454,9 @@ impl RedisBackend {
         id
     }
 
-    /// Returns the result of an append. `id` is the id of the last entry that the append has added.
-    /// Records the position of this entry, so that a later loss of the entry is detected.
+    /// Converts the response to an append, which is the id of the last entry that the append has
+    /// added. Also remembers the position of this entry, so that this process can detect a later
+    /// loss of the entry.
     fn appended(&self, id: &[u8]) -> Result<Appended, BoxError> {
         let position = entry_id::expect_position(id)?;
         self.raise_high_watermark(position);
