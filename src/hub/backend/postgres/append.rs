@@ -28,10 +28,10 @@ impl Log {
         self.enqueue(records, None).await?.ok_or_else(|| self.has_no_position().into())
     }
 
-    /// Appends records of one topic if the topic has no record after the position `since`. Returns
-    /// `None`, and appends nothing, if it has. Also returns `None` if the log has another epoch
-    /// than `epoch` (a number that identifies one lifetime of the log), if records after `since`
-    /// were evicted, or if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
+    /// Appends records of one topic if the topic has no record after the position `since`.
+    /// Otherwise returns `None`, and appends nothing. Also returns `None` if the log has another
+    /// epoch than `epoch` (a number that identifies one lifetime of the log), if records after
+    /// `since` were evicted, or if more than 5,000 records follow `since` ([`MAX_EXAMINED`]).
     ///
     /// Shares a transaction with the other appends that wait at the same time, like
     /// [`append`](Self::append). The condition also covers the records of the earlier appends in
@@ -65,7 +65,8 @@ impl Log {
         }
     }
 
-    /// Adds an append to the queue, and waits for its result.
+    /// Adds an append to the queue, starts the task that performs the appends if it does not run,
+    /// and waits for the result.
     async fn enqueue(
         self: &Arc<Self>,
         records: Vec<Record>,
@@ -109,13 +110,15 @@ impl Log {
                     }
                 }
                 Err(error) if error.breaks_connection() => {
-                    // An append that waits for an unreachable server does not wait again.
+                    // The server may be unreachable. So appends that have waited for it fail now,
+                    // and do not wait for another attempt.
                     let others = groups.drain(..).rev().flatten().chain(self.appends.take_all());
                     for append in group.into_iter().chain(others) {
                         let _dropped = append.result.send(Err(error.clone()));
                     }
                 }
-                // Otherwise, a server that refuses all appends slowly would delay the later ones.
+                // Without the time limit, a server that slowly refuses all appends would delay the
+                // later appends.
                 Err(error)
                     if group.len() > 1 && error.can_concern_one_append() && began.elapsed() < self.settings.timeout =>
                 {
@@ -185,14 +188,16 @@ impl Log {
         Ok(results)
     }
 
-    /// Returns the error for an unconditional append if the server's response contains no position.
+    /// Returns the error for an append without a condition if the server's response contains no
+    /// position.
     fn has_no_position(&self) -> RequestError {
         RequestError::broken(format!("{}: the response to an append has no position", self.what()))
     }
 }
 
-/// A call of the SQL function `append`. Consecutive appends without a condition, which do not
-/// require an unchanged topic, share a call.
+/// A call of the SQL function `append`, which stores records. Consecutive appends share a call if
+/// they have no condition. An append with a condition (its topic must have no newer record) has a
+/// call of its own.
 struct Call {
     /// The records that this call of the SQL function `append` stores: those with the indexes
     /// `first..last` among all records of the transaction, which are counted from 0.
@@ -223,7 +228,8 @@ impl Call {
     }
 }
 
-/// Converts a number of records for SQL.
+/// Converts an index of a record to an SQL integer, for the array of the records of a transaction.
+/// An index above the range of these integers becomes the greatest integer.
 fn to_index(records: usize) -> i32 {
     i32::try_from(records).unwrap_or(i32::MAX)
 }

@@ -50,7 +50,7 @@ impl Server {
         if !is_tls {
             config.ssl_mode(SslMode::Disable);
         }
-        // A replica does not accept records, and its end of the log may be an older one.
+        // A replica does not accept records, and may lack the newest records of the log.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5));
         Ok(Self {
@@ -95,7 +95,7 @@ impl Server {
                 }
             };
             for address in addresses {
-                // The first address shares its time limit with the name.
+                // The first address shares its time limit with the resolution of the name.
                 let left = time.saturating_sub(begin.elapsed());
                 match timeout(left, self.connect_to(&address, name, schema)).await {
                     Ok(Ok(connection)) => return connection,
@@ -174,8 +174,9 @@ impl Connection {
         self.notifications.has_ended() || self.client.is_closed()
     }
 
-    /// Sends a query as an unnamed statement, which needs no state of the Postgres session. Returns
-    /// an error if there is no response within `time`.
+    /// Sends a query as an unnamed statement, which needs no state of the Postgres session. So it
+    /// also works in a connection pool in transaction mode. Returns an error if there is no
+    /// response within `time`.
     pub(super) async fn query(
         &self,
         what: &str,

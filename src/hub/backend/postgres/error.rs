@@ -4,8 +4,8 @@ use super::schema;
 use std::{error::Error, fmt, sync::Arc};
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
-/// A failed request to Postgres, or a failed connection attempt. It can be cloned, because all
-/// appends that share a failed transaction return the same error.
+/// The error of a request to Postgres, or of a connection attempt. The error can be cloned, because
+/// all appends that share a failed transaction return the same error.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     text: Arc<str>,
@@ -66,8 +66,9 @@ impl RequestError {
     }
 }
 
-/// Returns `true` if the error ends the session. The transaction may have been committed: a pool,
-/// such as PgCat, sends such an error if it loses the server during a commit.
+/// Returns `true` if this error of Postgres ends the session (severity `FATAL` or `PANIC`). The
+/// transaction may have been committed: a pool, such as PgCat, sends such an error if it loses the
+/// server during a commit.
 fn is_fatal(error: &DbError) -> bool {
     match error.parsed_severity() {
         Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
@@ -113,8 +114,8 @@ mod tests {
         Config::new().user("user").connect_raw(client, NoTls).await.err().expect("the server responds with an error")
     }
 
-    /// After these errors, the transaction of an append may have been committed. Another attempt
-    /// could store its records twice.
+    /// After a fatal error, the transaction of an append may have been committed. Another attempt
+    /// could store its records twice, so the backend makes none.
     #[tokio::test]
     async fn fatal_error_breaks_the_connection() {
         for (severity, code, is_broken) in [

@@ -30,13 +30,15 @@ const FOLLOW: &str = "tower-sse-follow";
 /// this interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The maximum time limit of a read of the log by the follower, the task that reads new records. A
-/// page can have 17 MiB, which needs 5 Mbit/s within this limit.
+/// The greatest time limit of a read of the log by the follower, the task that reads new records.
+/// (A longer timeout in the settings replaces it.) A page can have 17 MiB, which needs 5 Mbit/s
+/// within this limit.
 const MAX_READ_TIME: Duration = Duration::from_secs(30);
 
-/// The number of reads of the follower since its last successful read. Each of them has failed, or
-/// was dropped before its response arrived. A connection may be too slow for a large record within
-/// the timeout, so the time limit of the next read is twice as long.
+/// The number of reads of the log by the follower since its last successful read. The follower is
+/// the task that reads new records. Each of these reads has failed, or was dropped before its
+/// response arrived. A connection may be too slow for a large record within the timeout, so each of
+/// them doubles the time limit of the next read.
 #[derive(Default)]
 pub(super) struct FailedReads(AtomicU32);
 
@@ -55,13 +57,13 @@ pub(super) struct Follower {
     state: Option<State>,
 }
 
-/// The follower's knowledge of the log.
+/// How far the follower, the task that reads new records, has read the log, and when.
 struct State {
     /// The epoch, the number that identifies one lifetime of the log.
     epoch: u64,
-    /// The end of the part of the log that the follower has returned to the hub.
+    /// The position up to which the follower has returned the log to the hub.
     through: Position,
-    /// The time of the last read of the log.
+    /// The time of the last query for the log. Records from notifications do not change it.
     read_at: Instant,
 }
 
@@ -112,7 +114,9 @@ impl Log {
 }
 
 impl Follower {
-    /// Returns the records of the next notification, if they directly follow the position `after`.
+    /// Takes the next Postgres notification, and returns its records after the position `after` as
+    /// a page. Returns `None` if there is no such notification, or if the follower has to query the
+    /// log first.
     fn take(&mut self, log: &Arc<Log>, after: Position) -> Option<Page> {
         if !self.is_current(log, after) {
             return None;
@@ -127,14 +131,16 @@ impl Follower {
         Some(page)
     }
 
-    /// Returns `true` if the log may have records after the position `after` that no notification
-    /// contains.
+    /// Returns `true` if the follower, the task that reads new records, has to query the log: the
+    /// log may have records after the position `after` that no Postgres notification contains.
     fn must_read(&self, log: &Log, after: Position) -> bool {
         !self.is_current(log, after) || self.connection.notifications.must_read()
     }
 
-    /// Returns `true` if the follower has all records up to the position `after`, has read the log
-    /// less than a second ago, and this process knows of no later epoch.
+    /// Returns `true` if the follower, the task that reads new records, can continue with Postgres
+    /// notifications instead of a query. The follower is then at the position `after`, and its last
+    /// query was less than a second ago. Also, this process knows of no later epoch (lifetime of
+    /// the log).
     fn is_current(&self, log: &Log, after: Position) -> bool {
         self.state.as_ref().is_some_and(|state| {
             state.through == after
@@ -143,7 +149,8 @@ impl Follower {
         })
     }
 
-    /// Reads the log after the position `after`. Returns `None` if there are no new records.
+    /// Queries the log after the position `after`. Returns `None` if there are no new records.
+    /// Forgets the waiting Postgres notifications, because the log has their records.
     async fn read(&mut self, log: &Arc<Log>, after: Position) -> Result<Option<Page>, BoxError> {
         self.state = None;
         self.connection.notifications.clear();

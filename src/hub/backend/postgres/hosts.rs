@@ -1,6 +1,6 @@
-//! The hosts of a Postgres URL, and the addresses of each host. This crate tries them in order
-//! itself. `tokio-postgres` can do this, too, but has no time limit for a host that accepts a
-//! connection and never answers.
+//! The hosts of a Postgres URL, and the addresses of each host. This crate itself tries them one
+//! after the other. `tokio-postgres` can do this, too, but has no time limit for a host that
+//! accepts a connection and never answers.
 
 use crate::{BoxError, random};
 use std::{io, net::SocketAddr};
@@ -44,7 +44,7 @@ pub(super) fn split(config: &Config) -> Result<Vec<Config>, BoxError> {
         .collect())
 }
 
-/// Returns a copy of the settings of a Postgres URL without hosts, addresses and ports.
+/// Returns a copy of the settings of a Postgres URL without its hosts, addresses and ports.
 fn without_hosts(config: &Config) -> Config {
     let mut copy = Config::new();
     config.get_user().map(|user| copy.user(user));

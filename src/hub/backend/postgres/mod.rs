@@ -1,4 +1,5 @@
-//! A log, the ordered list of the events of all topics, in tables of Postgres.
+//! A backend that stores the log of a hub, the ordered list of the events of all topics, in tables
+//! of Postgres.
 
 mod append;
 mod commands;
@@ -32,8 +33,8 @@ use std::{
 };
 use tokio::{runtime::Handle, sync::Mutex};
 
-/// A log, the ordered list of the events of all topics, in a schema of a
-/// [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
+/// A backend that stores the log of a hub, the ordered list of the events of all topics, in a
+/// schema of a [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
 ///
 #[doc = include_str!("guarantees.md")]
 pub struct PostgresBackend {
@@ -55,7 +56,8 @@ struct Settings {
     timeout: Duration,
 }
 
-/// The state of a Postgres backend, which its tasks share.
+/// The state of a Postgres backend, which it shares with its tasks: they perform appends and
+/// evictions.
 struct Log {
     settings: Settings,
     sql: Statements,
@@ -66,19 +68,20 @@ struct Log {
     failed_reads: FailedReads,
     appends: Arc<Appends>,
     eviction: Eviction,
-    /// Counts and logs failed evictions. No publisher or client gets their errors, and the log grows
-    /// until an eviction succeeds.
+    /// Counts and logs failed evictions, the deletions of old records. The log line is necessary,
+    /// because no publisher or client gets the errors, and the log grows until an eviction
+    /// succeeds.
     eviction_outage: Outage,
     known: SyncMutex<Option<Known>>,
-    /// The tokio runtime of the last request for the bounds, which is that of the hub. The tasks
-    /// that callers share run there. The runtime of a publisher may not run any more.
+    /// The tokio runtime of the hub, in which `bounds` was last called. Tasks that work for several
+    /// callers run there, because the runtime of one publisher may end earlier.
     runtime: SyncMutex<Option<Handle>>,
 }
 
-/// Calls the SQL function `append` for each range of the records, in the order of the ranges. The
-/// function is volatile, so each call sees the records of the earlier calls. `LATERAL` ensures the
-/// order: each call refers to its range, so the server can only run the calls in a nested loop over
-/// the ranges.
+/// The SQL query that appends records. It calls the SQL function `append` for each range of the
+/// records, in the order of the ranges. The function is volatile, so each call sees the records of
+/// the earlier calls. `LATERAL` ensures the order: each call refers to its range, so the server can
+/// only run the calls in a nested loop over the ranges.
 ///
 /// `unnest` needs no schema name: with several arguments, it is special syntax, which never means a
 /// function of another schema.
@@ -140,7 +143,7 @@ impl PostgresBackend {
     ///
     /// # Errors
     ///
-    /// The same as for [`new`](Self::new).
+    /// If the URL is invalid, or requires TLS and the feature `postgres-tls` is not enabled.
     pub fn follower_url(mut self, url: impl AsRef<str>) -> Result<Self, BoxError> {
         self.settings.follower = Some(Server::parse(url.as_ref())?);
         #[cfg(feature = "postgres-tls")]
@@ -243,8 +246,8 @@ impl PostgresBackend {
     /// seconds, or after each quarter of `age` if this is shorter.
     ///
     /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age (at
-    /// most a day), if it is limited. Conversely, this backend takes over the age of the hub if it
-    /// has none. If both are set, each keeps its own.
+    /// most a day), if it is limited. Conversely, a backend without this setting takes over the age
+    /// of the hub. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age.set(age);
@@ -295,8 +298,8 @@ impl Log {
         }
     }
 
-    /// Spawns a task that callers share, in the runtime of the hub. Without a hub, the task runs in
-    /// the runtime of the caller.
+    /// Spawns a task that works for several callers, in the runtime of the hub. Without a hub, the
+    /// task runs in the runtime of the caller.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match runtime {
@@ -396,7 +399,7 @@ mod tests {
     use super::*;
     use std::time::SystemTime;
 
-    /// A process can decode a response with an older epoch, an earlier lifetime of the log, after a
+    /// A response with an older epoch (an earlier lifetime of the log) can be decoded after a
     /// response with a later epoch. The record in the older response must not replace the newest
     /// record that the process knows.
     #[test]

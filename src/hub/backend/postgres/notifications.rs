@@ -1,4 +1,4 @@
-//! Postgres notifications, which contain the newest records of the log.
+//! Postgres notifications (`NOTIFY`), which contain the newest records of the log.
 
 use super::page::{self, Known};
 use crate::hub::backend::{Page, Position, Record};
@@ -44,15 +44,17 @@ impl Queue {
     }
 }
 
-/// The content of a notification: new records of the log. No other records are between them.
+/// The content of a Postgres notification: consecutive new records of the log. The log has no other
+/// records between them.
 pub(super) struct Notification {
     evicted_through: Position,
-    /// The position of the record before the first of these records.
+    /// The position of the record before the first record of this notification.
     previous: Position,
     records: Vec<(Position, Record)>,
-    /// The number of records, including records that this crate cannot decode.
+    /// The number of records in the notification, including records that this crate cannot decode.
     pub(super) count: usize,
-    /// The newest of these records, and the epoch of the log.
+    /// The newest record in the notification, and the epoch of the log, which identifies one
+    /// lifetime of the log.
     pub(super) newest: Known,
 }
 
@@ -61,8 +63,9 @@ impl Notifications {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a notification with this payload. A payload without records says that the log has new
-    /// records, which have to be read.
+    /// Adds a Postgres notification with this payload. If the payload contains no records, or too
+    /// many notifications wait, the follower (the task that reads new records) has to read the log
+    /// instead.
     pub(super) fn push(&self, payload: &str) {
         let mut queue = self.lock();
         match Notification::parse(payload) {
@@ -76,7 +79,8 @@ impl Notifications {
         self.notify.notify_one();
     }
 
-    /// Notes that the connection has ended.
+    /// Notes that the Postgres connection has ended, and wakes the follower, the task that reads
+    /// new records. The follower then needs another connection.
     pub(super) fn end(&self) {
         self.has_ended.store(true, Relaxed);
         self.lock().require_read();
@@ -87,28 +91,31 @@ impl Notifications {
         self.has_ended.load(Relaxed)
     }
 
-    /// Waits for a notification, or for the end of the connection. Returns immediately if either
-    /// has happened since the previous call.
+    /// Waits for a Postgres notification, or for the end of the connection. Returns immediately if
+    /// either has happened since the previous call.
     pub(super) async fn next(&self) {
         self.notify.notified().await;
     }
 
-    /// Returns `true` if the log may have new records that these notifications do not contain.
+    /// Returns `true` if the log may have new records that the waiting Postgres notifications do
+    /// not contain. The follower, the task that reads new records, then has to read the log.
     pub(super) fn must_read(&self) -> bool {
         self.lock().must_read
     }
 
-    /// Forgets all notifications. The caller then reads the log, which has their records.
+    /// Forgets all waiting Postgres notifications. The caller then reads the log, which has their
+    /// records.
     pub(super) fn clear(&self) {
         *self.lock() = Queue::default();
     }
 
-    /// Takes the first notification of records after the position `after`. The caller has read the
-    /// log with this epoch up to this position. Forgets the notifications of earlier records.
+    /// Takes the first waiting Postgres notification of records after the position `after`. The
+    /// caller has read the log with this epoch up to this position. Forgets the notifications of
+    /// earlier records.
     ///
-    /// Returns `None` if there is no such notification. Also returns `None` if it is of another
-    /// epoch, or if other records are between `after` and its records. In these cases, the caller
-    /// [must read](Self::must_read) the log.
+    /// Returns `None` if there is no such notification. Also returns `None` if the next
+    /// notification is of another epoch, or if other records are between `after` and its records.
+    /// In these cases, the caller [must read](Self::must_read) the log.
     pub(super) fn take(&self, after: Position, epoch: u64) -> Option<Notification> {
         let mut queue = self.lock();
         while let Some(mut first) = queue.notifications.pop_front() {
@@ -178,8 +185,8 @@ mod tests {
 
     const EPOCH: u64 = 7;
 
-    /// Returns the payload for a record at each of these positions. Its topic is `t`, and its event
-    /// is the position.
+    /// Returns the payload of a Postgres notification that contains a record at each of these
+    /// positions. The topic of each record is `t`, and its event is its position.
     fn payload(previous: u64, positions: &[u64]) -> String {
         let mut payload = format!("{EPOCH} 0 {previous}");
         for position in positions {
@@ -189,8 +196,8 @@ mod tests {
         payload
     }
 
-    /// Takes the next notification after the position `after`, and returns the positions of its
-    /// records and its end.
+    /// Takes the next Postgres notification of records after the position `after`. Returns the
+    /// positions of its records, and the position up to which a reader has read the log with it.
     fn take(notifications: &Notifications, after: u64) -> Option<(Vec<u64>, u64)> {
         let page = notifications.take(Position::new(after), EPOCH)?.into_page();
         Some((page.records.iter().map(|(position, _)| position.get()).collect(), page.through.get()))

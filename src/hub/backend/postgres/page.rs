@@ -56,13 +56,14 @@ impl KnownParameters {
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// `true` if the log is on the Postgres server that has issued its epoch, and has the newest
-    /// record that this process knows. The record may be missing only if it was evicted, or if it
-    /// is from an earlier epoch.
+    /// `true` if the log is still the log that this process knows: it is on the Postgres server
+    /// that has issued its epoch, and has the newest record that this process knows. This record
+    /// may be missing if it was evicted, or if it is from an earlier epoch.
     pub(super) is_current: bool,
     /// The number of records that the read has returned, including records that this crate cannot
-    /// decode, because a program other than a hub has inserted them. All of them count towards the
-    /// number of new records after which the node starts an eviction.
+    /// decode, because a program other than a hub has inserted them. Such records count, too, when
+    /// the node decides whether there are enough new records for an eviction, the deletion of old
+    /// ones.
     pub(super) count: usize,
 }
 
@@ -110,8 +111,8 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the rows that this query has returned. If the log is still the log that this process
-    /// knows, remembers the newest of these records as the newest known record.
+    /// Decodes the rows that this query has returned. If no other log has replaced the log, also
+    /// remembers the newest of these records as the newest record that this process knows.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;
@@ -184,7 +185,8 @@ pub(super) fn from_sql(position: i64) -> Position {
     Position::new(u64::try_from(position).unwrap_or(0))
 }
 
-/// Returns the character that stands for a kind of record in SQL.
+/// Returns the letter for a kind of record in SQL, such as `e` for an event. The type `"char"` of
+/// Postgres is an `i8`.
 pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
     let byte = match kind {
         RecordKind::Event => b'e',
@@ -201,7 +203,8 @@ pub(super) fn record(byte: i8, topic: &[u8], event: Vec<u8>) -> Option<Record> {
     Some(Record { topic: name(topic)?, kind: kind(byte)?, event: event.into() })
 }
 
-/// Returns the name of a topic, or `None` if it is not UTF-8, so from another program.
+/// Returns the name of a topic, or `None` if the bytes are not UTF-8. Only another program inserts
+/// records with such topics.
 fn name(topic: &[u8]) -> Option<Arc<str>> {
     str::from_utf8(topic).ok().map(Arc::from)
 }

@@ -19,8 +19,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// The maximum number of records in a transaction that several appends share. An append with more
 /// records has a transaction of its own.
 const MAX_RECORDS: usize = 1000;
-/// The maximum number of appends with a [`Condition`] in a transaction. Each of them takes about
-/// 0.1 ms.
+/// The maximum number of conditional appends in a transaction. Such an append has a [`Condition`]:
+/// it stores its records only if their topic has no newer record. Each of them takes about 0.1 ms.
 const MAX_CONDITIONAL: usize = 100;
 
 /// The maximum number of records that a conditional append examines. The condition is that the log
@@ -28,8 +28,8 @@ const MAX_CONDITIONAL: usize = 100;
 /// position. Examining 5,000 takes about 3 ms. If more records follow the position, the append
 /// appends nothing.
 pub(super) const MAX_EXAMINED: i64 = 5000;
-/// The maximum for the estimated number of records that the conditional appends of a transaction
-/// examine together. Examining 50,000 takes about 30 ms.
+/// The maximum number of records that the conditional appends of one transaction examine together.
+/// The number is an estimate. Examining 50,000 takes about 30 ms.
 const MAX_EXAMINED_TOGETHER: i64 = 50_000;
 
 /// The topics of the hub itself: one for signs of life and other messages between nodes, and one
@@ -44,8 +44,9 @@ pub(super) struct Appends(Mutex<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    /// The appends to topics of the hub itself, which come first. Signs of life are among them: if
-    /// they waited behind a backlog, other nodes would declare this node dead.
+    /// The appends to topics of the hub itself, which are performed before the `others`. Signs of
+    /// life of this node are among them: if they waited behind a backlog, other nodes would declare
+    /// this node dead.
     ///
     /// The queue may change the order of two waiting appends to different topics. Where this order
     /// matters, the hub waits for the result of the first append before it starts the second.
@@ -67,10 +68,11 @@ impl Queue {
 /// An append that waits for the next transaction, and the channel for its result.
 pub(super) struct Waiting {
     pub(super) records: Vec<Record>,
-    /// `None` if the append has no condition.
+    /// The state of the log that this append requires. `None` if the append has no condition.
     pub(super) condition: Option<Condition>,
-    /// The result is `None` if the append has appended nothing, because the log does not meet the
-    /// `condition` of this append. For example, the log already has a newer record of the topic.
+    /// The sender of the result. The result is `None` if the append has appended nothing, because
+    /// the log does not meet the `condition` of this append. For example, the log already has a
+    /// newer record of the topic.
     pub(super) result: oneshot::Sender<Result<Option<Appended>, RequestError>>,
 }
 

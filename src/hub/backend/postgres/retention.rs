@@ -11,13 +11,14 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of old records that one batch, a transaction of an eviction, deletes. This
-/// takes about 10 ms. If this node has appended or read more records than this since its previous
-/// batch, the next batch deletes up to that greater number of records.
+/// The maximum number of old records that one batch deletes. A batch is one transaction of an
+/// eviction, the deletion of old records. Deleting this number takes about 10 ms. If this node has
+/// appended or read more records than this since its previous batch, the next batch deletes up to
+/// that greater number of records.
 const MAX_DELETED: u64 = 1000;
-/// The size of deleted records, in bytes, that ends a batch. If this node has appended or read more
-/// bytes than this since its previous batch, the next batch stops only at that larger number of
-/// bytes.
+/// The size of deleted records, in bytes, that ends a batch, a transaction that deletes old
+/// records. If this node has appended or read more bytes than this since its previous batch, the
+/// next batch stops only at that larger number of bytes.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// The number of new records after which a node starts an eviction, the deletion of the oldest
@@ -32,7 +33,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 /// The state of the task on this node that deletes the oldest records.
 #[derive(Default)]
 pub(super) struct Eviction {
-    /// The number of records that this node has appended or read since the last eviction.
+    /// The number of records that this node has appended or read since this number last started an
+    /// eviction. Evictions by age do not reset it.
     new: AtomicU64,
     /// The number of records that this node has appended or read since its last batch, a
     /// transaction that deletes old records. The next batch can delete this number of records, or
@@ -45,8 +47,9 @@ pub(super) struct Eviction {
 }
 
 impl Log {
-    /// Adds `records` to the number of new records. If there are enough of them for an eviction,
-    /// returns `true` and sets the number to 0.
+    /// Adds `records` to the count of records that this node has appended or read. If the count is
+    /// enough for an eviction (the deletion of old records), returns `true` and sets the count to
+    /// 0. Enough are 1,000 records, or a quarter of the maximum number in the log if that is less.
     fn counts_enough(&self, records: usize) -> bool {
         let enough = (self.settings.max_records / 4).clamp(1, MAX_NEW);
         let is_enough = self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough;
@@ -56,8 +59,8 @@ impl Log {
         is_enough
     }
 
-    /// Counts records that this node has appended or read. If there are enough of them, starts an
-    /// eviction.
+    /// Counts records that this node has appended or read, and the bytes of their events. If there
+    /// are enough of them, starts an eviction, the deletion of old records.
     ///
     /// Appends do not wait until the eviction has ended. But appends and evictions use the same
     /// connection, whose requests run one after the other. So an append waits for at most one batch
@@ -72,9 +75,9 @@ impl Log {
         }
     }
 
-    /// Starts an eviction if enough time has passed since the last eviction began: a quarter of the
-    /// maximum age, but at most ten seconds. The follower, the task that reads the log, calls this
-    /// function at least once a second.
+    /// Starts an eviction, the deletion of old records, if enough time has passed since the last
+    /// eviction began: a quarter of the maximum age, but at most ten seconds. The follower, the
+    /// task that reads the log, calls this function at least once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
         let interval = (self.settings.max_age.get() / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,12 +115,12 @@ impl Log {
         }
     }
 
-    /// Deletes the oldest records in one transaction. Returns whether more may have to be deleted,
-    /// or `None` if another node is deleting records.
+    /// Deletes the oldest records in one transaction. Returns `true` if there may be more records
+    /// to delete, and `None` if another node is deleting records.
     async fn evict_batch(&self) -> Result<Option<bool>, BoxError> {
         let connection = self.shared_connection().await?;
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
-        // An interval of SQL ends at 178,000,000 years.
+        // The maximum interval of SQL is 178,000,000 years.
         let max_age = self.settings.max_age.get().as_secs_f64().min(1e10);
         let limit = |least: u64, new: &AtomicU64| i64::try_from(least.max(new.swap(0, Relaxed))).unwrap_or(i64::MAX);
         let max_deleted = limit(MAX_DELETED, &self.eviction.since_batch);
@@ -133,7 +136,8 @@ impl Log {
     }
 }
 
-/// Clears the flag of a running eviction when the task of the eviction ends or is dropped.
+/// A guard in the task of an eviction, the deletion of old records. It clears the flag `is_running`
+/// when the task ends or is dropped, so that the next eviction can start.
 struct Running(Arc<Log>);
 
 impl Drop for Running {

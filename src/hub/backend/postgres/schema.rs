@@ -6,9 +6,9 @@ use tokio_postgres::{Client, error::SqlState, types::Type};
 /// The version of the tables and functions in Postgres that this crate creates and uses.
 const VERSION: i32 = 4;
 
-/// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
-/// Each node must be able to read the event within the timeout of a request. A node that cannot
-/// read the event can read no later event, either.
+/// The maximum size of an event that a client of the database publishes in SQL, in bytes: topic,
+/// name and data together. Each node must be able to read the event within the timeout of a
+/// request. A node that cannot read the event can read no later event, either.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record,
@@ -21,12 +21,12 @@ pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 /// many records together takes less time than notifying of each.
 const MAX_NOTIFIED: usize = 16;
 
-/// The greatest position that a record can have, so that positions do not overflow. After a record
-/// at this position, which only a program other than a hub can insert, nothing can be appended any
-/// more.
+/// The greatest position that a record can have. The limit prevents an overflow of positions. After
+/// a record at this position, which only a program other than a hub can insert, nothing can be
+/// appended any more.
 const MAX_POSITION: u64 = 1 << 62;
 
-/// The name of the schema that contains a log. Other names in SQL are derived from it.
+/// The name of the Postgres schema that contains a log. Other names in SQL are derived from it.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
     name: String,
@@ -36,7 +36,8 @@ impl Schema {
     /// The maximum length of an identifier in Postgres, in bytes.
     const MAX_LENGTH: usize = 63;
 
-    /// Checks the name of a schema. The name is part of SQL texts, so only simple names are
+    /// Checks the name of a Postgres schema: returns an error if the name is not 1 to 63 ASCII
+    /// letters, digits, `_` and `-`. The name is part of SQL texts, so no other characters are
     /// allowed.
     pub(super) fn new(name: String) -> Result<Self, BoxError> {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
@@ -59,7 +60,8 @@ impl Schema {
     pub(super) fn sql(&self, text: &str) -> String {
         let hash = fnv(&self.name);
         text.replace("{schema}", &format!("\"{}\"", self.name))
-            // The key is positive, and smaller than the greatest one. The next key is used, too.
+            // The key of the advisory lock is positive, and smaller than the greatest key, because
+            // the key after it is used, too.
             .replace("{lock}", &(hash >> 2).to_string())
             .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
             .replace("{evicting}", &format!("tower_sse.evicting_{hash:x}"))

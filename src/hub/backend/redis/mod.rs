@@ -306,8 +306,8 @@ impl RedisBackend {
     /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
     ///
     /// A hub whose own [`max_age`](crate::hub::Builder::max_age) is not set takes over this age (at
-    /// most a day), if it is limited. Conversely, this backend takes over the age of the hub if it
-    /// has none. If both are set, each keeps its own.
+    /// most a day), if it is limited. Conversely, a backend without this setting takes over the age
+    /// of the hub. If both are set, each keeps its own.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age.set(age);
