@@ -57,11 +57,12 @@ pub(super) struct Follower {
     state: Option<State>,
 }
 
-/// How far the follower, the task that reads new records, has read the log, and when.
+/// The progress of the follower, the task that reads new records: how far it has read the log, and
+/// when.
 struct State {
     /// The epoch, the number that identifies one lifetime of the log.
     epoch: u64,
-    /// The position up to which the follower has returned the log to the hub.
+    /// The position of the end of the part of the log that the follower has returned to the hub.
     through: Position,
     /// The time of the last query for the log. Records from notifications do not change it.
     read_at: Instant,

@@ -73,8 +73,8 @@ struct Log {
     /// succeeds.
     eviction_outage: Outage,
     known: SyncMutex<Option<Known>>,
-    /// The tokio runtime of the hub, in which `bounds` was last called. Tasks that work for several
-    /// callers run there, because the runtime of one publisher may end earlier.
+    /// The tokio runtime of the hub: the runtime of the last call of `bounds`. Tasks that work for
+    /// several callers run there, because the runtime of one publisher may end earlier.
     runtime: SyncMutex<Option<Handle>>,
 }
 

@@ -197,7 +197,7 @@ mod tests {
     }
 
     /// Takes the next Postgres notification of records after the position `after`. Returns the
-    /// positions of its records, and the position up to which a reader has read the log with it.
+    /// positions of its records, and the end of the page that it becomes.
     fn take(notifications: &Notifications, after: u64) -> Option<(Vec<u64>, u64)> {
         let page = notifications.take(Position::new(after), EPOCH)?.into_page();
         Some((page.records.iter().map(|(position, _)| position.get()).collect(), page.through.get()))

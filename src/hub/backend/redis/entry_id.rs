@@ -18,7 +18,7 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 /// bits of a position. Only other software chooses such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// The maximum time by which an entry id can be ahead of the clock of the Redis server: one day, in
+/// The maximum lead of the time in an entry id over the clock of the Redis server: one day, in
 /// milliseconds. A later id is considered a mistake of other software. After the stream is deleted,
 /// the new log continues after the greatest known id. If this id is a mistake, the new log ignores
 /// it, and begins at the current time. The Lua scripts use the same limit.
