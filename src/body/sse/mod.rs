@@ -1,86 +1,36 @@
 //! The body of an [`SseStream`](crate::SseStream).
 
+mod ending;
+mod items;
+mod options;
+
 use super::{
     LayerLink,
-    end::End,
     flush_delay::FlushDelay,
     frame::FrameBuffer,
     idle_timer::IdleTimer,
     observer::{HandlerEnd, NextFrame, Observation, ObservedBody, poll_observed},
-    wake_flag::WakeFlag,
 };
 use crate::{
-    BoxError, CloseReason, EncodedEvents, Event, Heartbeat, SseItem,
+    BoxError, Heartbeat, SseItem,
     event::{is_visible, retry_line},
-    heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
-    preamble::{Preamble, Purpose, Reached, poll_for},
-    trace,
+    heartbeat::EMPTY_COMMENT,
+    preamble::{Preamble, Reached},
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use items::MAX_ITEMS_PER_TURN;
+use options::{heartbeat, take_end};
 use pin_project_lite::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
-type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
-
-/// The settings that a handler has made for its response stream, such as the heartbeat.
-#[derive(Default)]
-pub(crate) struct Options {
-    pub(crate) heartbeat: HeartbeatSetting,
-    /// The handler's settings for its stream, except the heartbeat. Many handlers set only the
-    /// heartbeat, so the other settings are allocated separately, when the handler first sets one
-    /// of them.
-    rare: Option<Box<RareOptions>>,
-}
-
-#[derive(Default)]
-pub(crate) struct RareOptions {
-    pub(crate) retry: Option<Duration>,
-    pub(crate) end_with: Option<Event>,
-    /// The `on_error` closure of the handler. The mutex is never locked: it makes the body `Sync`
-    /// although the closure is not.
-    pub(crate) on_error: Mutex<Option<OnError>>,
-    /// The handler's settings for the end of the stream. The mutex is never locked: it makes the
-    /// body `Sync` although these settings are not.
-    pub(crate) end: Mutex<HandlerEnd>,
-}
-
-impl Options {
-    /// Returns the settings that few handlers change, which are all except the heartbeat. Creates
-    /// these settings with their defaults if they do not exist yet.
-    pub(crate) fn rare(&mut self) -> &mut RareOptions {
-        self.rare.get_or_insert_default()
-    }
-}
-
-impl RareOptions {
-    /// Returns the handler's settings for the end of its stream, such as `on_close` and `end_when`.
-    pub(crate) fn end(&mut self) -> &mut HandlerEnd {
-        self.end.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
-    mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-/// Returns the settings of the handler except the heartbeat, or `None` if the handler has made no
-/// such setting.
-fn rare(options: &mut Option<Box<Options>>) -> Option<&mut RareOptions> {
-    options.as_mut()?.rare.as_deref_mut()
-}
-
-fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
-    rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
-}
+pub(crate) use options::Options;
 
 /// A chunk of bytes or an error of the stream that the body keeps for later, because it has to
 /// return another frame first.
@@ -92,19 +42,6 @@ enum Held {
     /// which the transport can flush these frames.
     Failure { error: BoxError, delay: FlushDelay },
 }
-
-/// The maximum number of items that the body takes in a row from a stream that is always ready.
-/// Then the body returns `Pending` once, so that other tasks of the thread can run.
-///
-/// Without this limit, hyper polls a body that is always ready until the socket is full or tokio's
-/// cooperative budget of the task is spent. That can be more than 100 frames of 1,000 small events
-/// each.
-const MAX_ITEMS_PER_TURN: u32 = 64;
-
-/// The maximum number of polls that take the last items of a stream, after the flush time of a
-/// layer's shutdown, or after the shutdown of a hub. One poll takes up to 64 items for a frame of
-/// 16 KiB, or one larger item. So a stream that is always ready ends, too.
-const MAX_LAST_POLLS: u16 = 256;
 
 pin_project! {
     #[project = Projection]
@@ -498,277 +435,6 @@ impl<S> Projection<'_, S> {
             }
         }
     }
-}
-
-impl<S> Projection<'_, S>
-where
-    S: Stream,
-    S::Item: SseItem,
-{
-    /// Ends the stream if a condition of a layer or of the handler requires it now, such as a
-    /// maximum lifetime. At a shutdown, the stream continues while it has items that are ready. A
-    /// stream that begins after the shutdown ends without a poll.
-    fn apply_end(&mut self, is_first: bool, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if !self.observation.is_on() || self.stream.is_none() {
-            return;
-        }
-        match self.observation.poll_end(cx) {
-            Poll::Pending => {}
-            Poll::Ready(End::Shutdown) if !is_first => _ = self.last_polls.get_or_insert(MAX_LAST_POLLS),
-            Poll::Ready(end) => self.end(end, frame, cx),
-        }
-    }
-
-    /// Ends the response early: drops the stream, and adds the final bytes, such as a reconnect
-    /// delay and a last event, to the frame.
-    fn end(&mut self, end: End, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        let cursor = self.last_cursor(cx);
-        self.stream.set(None);
-        self.add_final_bytes(cursor, end, frame);
-    }
-
-    /// Adds the final bytes of a stream that ends early to the frame: first `last` (a last event,
-    /// or the newest id of a hub subscription), and then a reconnect delay and a shutdown event, if
-    /// they are set.
-    fn add_final_bytes(&mut self, last: EncodedEvents, end: End, frame: &mut FrameBuilder) {
-        let mut final_bytes = self.observation.end(end, self.retry());
-        if *self.has_id_to_keep {
-            final_bytes.remove_shutdown_event();
-        }
-        let events = last.count() as u64 + u64::from(!final_bytes.event.is_empty());
-        let (last, bytes) = (last.into_bytes(), final_bytes.into_bytes());
-        let chunk = if last.is_empty() { bytes } else { [last, bytes].concat().into() };
-        self.add(frame, chunk, events);
-    }
-
-    /// Adds the last ready items of the stream to the frame, like [`fill`](Self::fill). Called
-    /// after the flush time of a layer's shutdown, or after the shutdown of a hub. Ends the stream
-    /// when no further item is ready, or after 256 polls.
-    #[cold]
-    fn fill_with_last_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
-        if *self.items_in_turn >= MAX_ITEMS_PER_TURN {
-            return Poll::Ready(());
-        }
-        let polls = self.last_polls.unwrap_or_default();
-        if polls > 0 {
-            *self.last_polls = Some(polls - 1);
-            let flag = WakeFlag::new(cx.waker());
-            let waker = Waker::from(Arc::clone(&flag));
-            let mut reached = *self.reached;
-            let fill = || self.fill(frame, &mut Context::from_waker(&waker));
-            let filled = poll_for(Purpose::LastItems, &mut reached, fill);
-            // The same rule as in `fill_for_items`.
-            if !*self.was_pending || self.reached.is_one() {
-                *self.reached = reached;
-            }
-            if filled.is_ready() {
-                return filled;
-            }
-            // A stream may have further items if it has woken its task, or has spent the budget
-            // that tokio gives to a task.
-            if flag.is_woken() || !has_budget_remaining() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            *self.was_pending = true;
-        } else {
-            // The newest cursor could be after an item that the stream has not yielded.
-            self.reached.set_several();
-        }
-        self.end(End::Shutdown, frame, cx);
-        Poll::Pending
-    }
-
-    /// Returns the newest cursor of a hub subscription: the id that the client sends when it
-    /// reconnects. It becomes a part of the last frame of a stream that ends early. With an older
-    /// id, the client may get a gap on another node: the log may have evicted the id's position.
-    /// The method polls the stream for the cursor, and discards any other item, because the
-    /// response ends. Returns no bytes if there is no newer cursor.
-    #[cold]
-    fn last_cursor(&mut self, cx: &mut Context<'_>) -> EncodedEvents {
-        let none = EncodedEvents::default();
-        if !self.has_cursor() {
-            return none;
-        }
-        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return none };
-        let polled = poll_for(Purpose::End, self.reached, || stream.poll_next(cx));
-        let Poll::Ready(Some(item)) = polled else { return none };
-        match item.into_events() {
-            // An item without bytes is from another stream, and has no id.
-            Ok(cursor) if cursor.count() == 0 && !cursor.as_bytes().is_empty() => {
-                *self.has_id_to_keep = false;
-                cursor
-            }
-            _ => none,
-        }
-    }
-
-    /// Polls the stream again for the newest cursor of its hub subscription: the id that the client
-    /// sends when it reconnects. Called when a heartbeat is due and the stream was pending, because
-    /// the cursor is sent together with a due heartbeat, or in its place. The caller must pass an
-    /// empty frame. Returns whether the stream is now ready or pending, and whether the frame
-    /// contains only a cursor. (The stream may have returned an event instead.)
-    #[cold]
-    fn ask_for_cursor(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, bool) {
-        let Some(stream) = self.stream.as_mut().as_pin_mut() else { return (Poll::Ready(()), false) };
-        let polled = poll_for(Purpose::Heartbeat, self.reached, || stream.poll_next(cx));
-        let Poll::Ready(item) = polled else { return (Poll::Pending, false) };
-        self.take(item, frame);
-        // A cursor counts as zero events. The stream may also have yielded an event meanwhile.
-        let is_cursor = !frame.buffer.is_empty() && frame.events == 0 && self.stream.is_some();
-        (Poll::Ready(()), is_cursor)
-    }
-
-    /// Returns `true` if the stream contains exactly one subscription to a hub, so that the body
-    /// can send the newest id (cursor) of this subscription.
-    fn has_cursor(&self) -> bool {
-        *self.was_pending && self.reached.is_one()
-    }
-
-    /// Adds ready items of the stream to the frame, like [`fill`](Self::fill). Also records which
-    /// hub subscriptions inside the stream are polled, because the body sends a cursor (the newest
-    /// id) only for a single subscription. When the stream is first pending, it has usually polled
-    /// all of its subscriptions. If there is no subscription then, or there are several, the method
-    /// stops recording, and no cursor is ever sent.
-    #[inline]
-    fn fill_for_items(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
-        if *self.was_pending && !self.reached.is_one() {
-            return self.fill(frame, cx);
-        }
-        let mut reached = *self.reached;
-        let purpose = if self.has_cursor() { Purpose::ItemsOfOne } else { Purpose::Items };
-        let filled = poll_for(purpose, &mut reached, || self.fill(frame, cx));
-        *self.reached = reached;
-        filled
-    }
-
-    /// Polls the stream for the first time, and adds its ready items to the frame, like
-    /// [`fill`](Self::fill). Also returns the bytes that the hub subscriptions in the stream offer
-    /// for the beginning of the response, such as an event with an id. The caller inserts these
-    /// bytes before the items.
-    fn fill_first(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> (Poll<()>, Bytes) {
-        // An item of this poll clears the field.
-        *self.has_id_to_keep = true;
-        let mut reached = *self.reached;
-        let (filled, preamble) = Preamble::of_first_poll(&mut reached, || self.fill(frame, cx));
-        *self.reached = reached;
-        if preamble.is_over {
-            trace::end_hidden();
-        }
-        *self.has_id_to_keep &= preamble.has_id_to_keep();
-        (filled, preamble.bytes)
-    }
-
-    /// Adds ready items of the stream to the frame of the current poll. Returns `Pending` if the
-    /// stream is pending. Returns ready if the frame is full, if the stream has ended, or if the
-    /// stream was ready for 64 items in a row.
-    #[inline]
-    fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
-        while *self.items_in_turn < MAX_ITEMS_PER_TURN {
-            if frame.buffer.is_full() || self.held.is_some() {
-                break;
-            }
-            let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
-            *self.items_in_turn += 1;
-            let item = ready!(stream.poll_next(cx));
-            self.take(item, frame);
-        }
-        Poll::Ready(())
-    }
-
-    /// Adds an item of the stream to the frame, or at the end of the stream (`None`), the final
-    /// event that the handler has set.
-    #[inline]
-    fn take(&mut self, item: Option<S::Item>, frame: &mut FrameBuilder) {
-        match item.map(SseItem::into_events) {
-            Some(Ok(events)) => {
-                let count = events.count() as u64;
-                *self.has_id_to_keep &= events.is_empty();
-                self.add(frame, events.into_bytes(), count);
-            }
-            Some(Err(error)) => self.fail(frame, error),
-            // The application may end its stream because of the same shutdown.
-            None if self.observation.is_shutting_down() || *self.is_hub_shut_down => {
-                self.stream.set(None);
-                self.add_final_bytes(EncodedEvents::default(), End::Shutdown, frame);
-            }
-            None => {
-                self.stream.set(None);
-                self.observation.set_reason(CloseReason::Finished);
-                if let Some(last) = rare(self.options).and_then(|options| options.end_with.take()) {
-                    self.add(frame, last.encode(), 1);
-                }
-            }
-        }
-    }
-
-    /// Ends the response because the stream has returned `error`.
-    ///
-    /// If the log of a hub was replaced, the response ends with a reconnect delay and without an
-    /// error. If a hub was shut down, the response ends in the same way, but first sends the items
-    /// that are ready: the stream can merge several subscriptions.
-    ///
-    /// Any other error is passed to the `on_error` closure of the handler, which can return a last
-    /// event. Without such an event, the body fails with the error. During the shutdown of a layer,
-    /// the body does not fail: the stream may fail because of the same shutdown.
-    #[cold]
-    fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
-        let reason = reason_of(&error);
-        if reason == CloseReason::Shutdown {
-            *self.is_hub_shut_down = true;
-            self.last_polls.get_or_insert(MAX_LAST_POLLS);
-            return;
-        }
-        self.stream.set(None);
-        let is_shutting_down = self.observation.is_shutting_down();
-        let is_failure = reason != CloseReason::LogReplaced;
-        if !is_failure && !is_shutting_down {
-            // The client resumes after the delay.
-            self.observation.set_reason(reason);
-            let retry = self.observation.last_retry_line(self.retry());
-            return self.add(frame, retry, 0);
-        }
-        // A client that was too slow (`Lagged`) is not a failure, and is not logged.
-        if reason == CloseReason::Error {
-            trace::failed(Some(&error));
-        }
-        let on_error = rare(self.options).and_then(|options| take_unlocked(&mut options.on_error));
-        let on_error = on_error.filter(|_| is_failure);
-        let last = on_error.and_then(|on_error| on_error(&error));
-        if is_shutting_down {
-            return self.add_final_bytes(last.map(Into::into).unwrap_or_default(), End::Shutdown, frame);
-        }
-        self.observation.set_reason(reason);
-        match last {
-            Some(event) => self.add(frame, event.encode(), 1),
-            None => *self.held = Some(Box::new(Held::Failure { error, delay: FlushDelay::default() })),
-        }
-    }
-}
-
-/// Returns the close reason of a stream that ends with this error. The errors of a hub subscription
-/// have the reasons `Lagged`, `Shutdown` and `LogReplaced`. All other errors have the reason
-/// `Error`.
-fn reason_of(error: &BoxError) -> CloseReason {
-    #[cfg(feature = "hub")]
-    if let Some(error) = error.downcast_ref() {
-        return match error {
-            crate::hub::SubscriptionError::Lagged => CloseReason::Lagged,
-            crate::hub::SubscriptionError::Shutdown => CloseReason::Shutdown,
-            crate::hub::SubscriptionError::LogReplaced => CloseReason::LogReplaced,
-        };
-    }
-    let _any_other = error;
-    CloseReason::Error
-}
-
-/// Returns the heartbeat that the handler has set, or else that of the layer, or else the default.
-/// Returns `None` if heartbeats are disabled.
-fn heartbeat<'a>(options: &'a Option<Box<Options>>, observation: &'a Observation) -> Option<&'a Heartbeat> {
-    let own = options.as_ref().map(|options| &options.heartbeat);
-    let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));
-    let setting = own.or_else(|| Some(&observation.settings()?.heartbeat));
-    setting.unwrap_or(&HeartbeatSetting::Inherit).heartbeat()
 }
 
 impl<S> fmt::Debug for SseBody<S> {
