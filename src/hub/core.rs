@@ -35,45 +35,46 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The maximum number of items that a caller processes before it releases the lock of the registry.
-/// The items are events that a publisher adds, or topics that a new subscription joins. Processing
-/// 1,000 of them takes about 0.2 ms.
+/// The maximum number of events that a publisher adds, or of topics that a new subscription joins,
+/// before the lock of the registry (the table of all topics) is released. Processing 1,000 of them
+/// takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
 /// The maximum time that [`Core::remove`] waits until the local node has read the record of the
 /// removal in the log of the backend.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit for the append of the last record of the local node, after a
-/// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes, so
-/// that the members (names that are present in topics) that have joined through the local node
-/// leave soon. Without the record, they leave only after the lease of the local node: the time
-/// without a sign of life after which a node counts as dead.
+/// The time limit for appending the last record of the local node to the log, after a
+/// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes. So
+/// the members (names that are present in topics) that have joined through the local node leave
+/// soon. Without the record, they leave only after the lease of the local node: the time without a
+/// sign of life after which a node counts as dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
-/// The time that the hub keeps the retention limits that were set for a topic, while the topic has
-/// neither events nor subscribers. A publisher sets the limits, and then appends its event to the
-/// log of the backend. The limits must still be there when this event arrives. So this time is
-/// longer than the default timeout of a request to a backend.
+/// The time that the hub keeps a topic without events and subscribers after retention limits were
+/// set for it. A publisher sets the limits, and then appends its event to the log of the backend.
+/// The limits must still be there when the event arrives in this process. So this time is longer
+/// than the default timeout of a request to a backend.
 const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// Sends the requests of this hub to its backend. `None` for a hub in memory.
     pub(super) backend: Option<Arc<BackendClient>>,
-    /// The current epoch, a number that identifies one lifetime of the log. It changes only under
-    /// the lock of `registry`, when another log has replaced the log of the backend.
+    /// The current epoch, a number that identifies one lifetime of the log. The epoch changes when
+    /// another log has replaced the log of the backend, and only while `registry` is locked.
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
-    /// In a log whose ids contain times, the clients of Durable Streams in quiet topics move on in
-    /// steps. This is the position of the last record before the newest step.
+    /// The position of the last record before the newest step, in a log whose ids contain times. In
+    /// steps, clients of the Durable Streams protocol in topics without events move on to newer
+    /// positions.
     #[cfg(feature = "durable-streams")]
     pub(super) step_end: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
-    /// Wakes the janitor, the task that removes expired events, when it has to sleep less long: a
-    /// topic has got an event that expires before the janitor would wake.
+    /// Wakes the janitor, the task that removes expired events, before the end of its sleep: a
+    /// topic has got an event that expires earlier.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
     pub(super) stream_registries: Arc<StreamRegistries>,
@@ -119,19 +120,21 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Returns the number of times that this node has begun to follow a log of the backend. 0 in a
-    /// hub without a backend.
+    /// Returns the number of times that this node has begun to follow a log of the backend: once at
+    /// its start, and again for each log that replaced the previous log. 0 in a hub without a
+    /// backend.
     pub(super) fn resets(&self) -> u64 {
         self.backend.as_ref().map_or(0, |backend| backend.resets())
     }
 
     /// Returns the position that a subscription should send to its client as the new cursor, the
-    /// position to resume after. This is the greater one of the committed position (all events up
-    /// to it can be read) and `cursor`, the current cursor of the subscription. `topic` is any
-    /// topic of the subscription. Set `is_unsent` if the client may have an older id than `cursor`.
+    /// position after which the client resumes. The result is `cursor`, the current cursor of the
+    /// subscription, or the committed position if that is greater. (All events up to the committed
+    /// position can be read.) `topic` is any topic of the subscription. `is_unsent` is `true` if
+    /// the client may have an older id than `cursor`.
     ///
-    /// Returns `None` if the client already has this position, or if another log has replaced the
-    /// log.
+    /// Returns `None` if the client already has this position, or if the subscription belongs to a
+    /// log that was replaced.
     ///
     /// A hub in memory also returns `None` while a client can resume after `cursor` without a gap.
     /// Evictions in other topics cause no gap, because the hub stores an eviction watermark for
@@ -159,8 +162,8 @@ impl Core {
     }
 
     /// Switches this hub to another log, which is identified by the number `epoch`. The committed
-    /// position becomes `after`. Only events up to this position can be read, so no event can be
-    /// read yet: all retained events of the other log are later. The caller must hold the lock of
+    /// position becomes `after`: only events up to this position can be read. All retained events
+    /// of the other log are later, so no event can be read yet. The caller must hold the lock of
     /// the registry, the table of all topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
@@ -174,7 +177,8 @@ impl Core {
     }
 
     /// Publishes events to a topic, and returns the id of the last event. With `latest_only`, each
-    /// event replaces the previous events of the topic. The log sets the ids of the events.
+    /// event replaces the previous events of the topic. Each event gets its position in the log as
+    /// its id.
     pub(super) async fn publish(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -203,9 +207,9 @@ impl Core {
     }
 
     /// Appends events to the log in memory, in slices of 1,000 events. Between the slices, other
-    /// publishers can lock the log. Returns the id of the last event. Calls `is_allowed` under the
-    /// lock of the registry before each slice. If it returns `false`, returns an error and
-    /// publishes no further event.
+    /// publishers can lock the log. Returns the id of the last event. Calls `is_allowed` before
+    /// each slice, while the registry (the table of all topics) is locked. If `is_allowed` returns
+    /// `false`, publishes no further event and returns an error.
     pub(super) fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -293,8 +297,9 @@ impl Core {
     /// even without events and subscribers.
     ///
     /// `awaits_event` is `true` if the caller publishes. The topic is then kept for its event, even
-    /// if a subscriber comes and leaves before the event arrives. Calls `is_allowed` under the lock
-    /// of the registry. If it returns `false`, returns an error without an effect.
+    /// if a subscriber comes and leaves before the event arrives. Calls `is_allowed` while the
+    /// registry (the table of all topics) is locked. If `is_allowed` returns `false`, changes
+    /// nothing and returns an error.
     pub(super) fn set_retention(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -328,8 +333,8 @@ impl Core {
         Ok(())
     }
 
-    /// Finishes a topic: it accepts no more events. Has no effect on a finished topic, unless the
-    /// topic was removed since: it is then finished again.
+    /// Finishes a topic: it accepts no more events. A topic that is already finished is finished
+    /// again only if it was removed since. Otherwise this method has no effect on it.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name, || true) };
         match self.check_publish(name) {
@@ -355,8 +360,8 @@ impl Core {
     }
 
     /// Finishes a topic in a hub without a backend: its subscriptions end after its last event.
-    /// Calls `is_allowed` under the lock of the registry. If it returns `false`, returns an error
-    /// without an effect.
+    /// Calls `is_allowed` while the registry (the table of all topics) is locked. If `is_allowed`
+    /// returns `false`, changes nothing and returns an error.
     pub(super) fn finish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -425,7 +430,8 @@ impl Core {
     /// Removes all events of a topic from the log in memory. The topic also loses its own retention
     /// and the setting `latest_only`.
     ///
-    /// Wakes no reader of the topic: a reader that waits has already read all of these events.
+    /// Wakes no subscription to the topic: a subscription that waits has already read all of these
+    /// events.
     fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
@@ -441,8 +447,8 @@ impl Core {
     }
 
     /// Remembers that a topic was removed while it had members (names that are present in it), or
-    /// join and leave events that were not published yet. Leave events are then not published to
-    /// this topic, because they would create the topic again. Has no effect if the hub does not
+    /// unpublished events about joins and leaves. The hub then publishes no further leaves to this
+    /// topic, because such an event would create the topic again. Has no effect if the hub does not
     /// publish joins and leaves as events, or still has the topic because of its subscribers.
     pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
         if self.presence.has_events_to_come(name) {
@@ -466,9 +472,10 @@ impl Core {
         contents.is_removed = contents.finished.is_some();
     }
 
-    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
-    /// and the topic, and wakes up to 32 waiting readers. The task of the [wake queue](WakeQueue)
-    /// wakes the remaining readers.
+    /// Makes a change of a topic visible to its readers (each reads the topic for one
+    /// subscription). Then unlocks the topic and the registry, the table of all topics, and wakes
+    /// up to 32 waiting readers. The task of the [wake queue](WakeQueue) wakes the remaining
+    /// readers.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -548,18 +555,20 @@ impl Core {
         }
     }
 
-    /// Counts a subscription, except one of the crate itself. `topic` is its first topic.
+    /// Adds one to the number of open subscriptions. Subscriptions of the crate itself are not
+    /// counted. They are recognized by `topic`, the first topic of the subscription.
     pub(super) fn joined(&self, topic: &str) {
         self.subscriptions.fetch_add(usize::from(!is_of_crate(topic)), Ordering::Relaxed);
     }
 
-    /// Counts the end of a subscription whose first topic is `topic`.
+    /// Subtracts one from the number of open subscriptions, because a subscription has ended.
+    /// `topic` is its first topic.
     pub(super) fn left(&self, topic: &str) {
         self.subscriptions.fetch_sub(usize::from(!is_of_crate(topic)), Ordering::Relaxed);
     }
 
-    /// Counts and logs a gap of a subscription, except one of the crate itself. `topic` is its
-    /// first topic.
+    /// Counts and logs a gap, a range of missing events, of a subscription. `topic` is the first
+    /// topic of the subscription. Gaps in subscriptions of the crate itself are not counted.
     pub(super) fn count_gap(&self, topic: &str, reason: GapReason) {
         if !is_of_crate(topic) {
             metrics::gap(reason.as_str());
@@ -643,8 +652,9 @@ impl Core {
         }
     }
 
-    /// Runs the due removals of expired events, for at most 64 topics. Returns the time of the next
-    /// scheduled removal, or `None` if no removal is scheduled.
+    /// Removes expired events from the topics whose scheduled removal is due, for at most 64
+    /// topics. Returns the time of the next scheduled removal, or `None` if no removal is
+    /// scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(SWEEP);
@@ -656,8 +666,8 @@ impl Core {
         next
     }
 
-    /// Records that the runtime has no timers. From now on, publishers and subscribers remove
-    /// expired events, instead of the task named janitor.
+    /// Records that the runtime has no timers, so that the janitor, the task that removes expired
+    /// events, cannot run. From now on, publishers and subscribers remove these events.
     pub(super) fn disable_timers(&self) {
         self.registry.lock().is_without_timers = true;
     }

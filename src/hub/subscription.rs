@@ -30,14 +30,14 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// A cursor over the events of one or many topics, for one client.
+/// A stream of the events of one or more topics, for one client.
 ///
 /// A handler of axum can return a subscription, or
 /// [`SseStream::new(subscription)`](crate::SseStream::new), with the same result:
 ///
-/// - The response begins with the [`cursor`](Self::cursor), as an event that
-///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
-///   connection before the first event resumes at the same position.
+/// - The response begins with the [`cursor`](Self::cursor), the id of the client's position in the
+///   log, as an event that [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client
+///   that loses its connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
 /// - In a hub with a [backend](super#several-nodes), the client gets its newest cursor as a further
 ///   event of this type, at a heartbeat and at an early end of the response. The cursor moves
@@ -124,16 +124,17 @@ pub struct Subscription {
     /// The readers of this subscription. Each reader reads one topic, and each topic has one
     /// reader. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// Merges the events of a subscription to several topics in the order of the log. Also has the
-    /// timer of [`linger`](Self::linger), the pause after each write. A subscription to a single
-    /// topic has this state only if it lingers.
+    /// Merges the events of several topics in the order of the log. Also contains the timer of
+    /// [`linger`](Self::linger), the pause that a subscription can make after each write to its
+    /// client. `None` for a subscription to a single topic that makes no pauses.
     merge: Option<Box<Merge>>,
-    /// Every event of the subscription's topics up to this position was delivered to the client, or
-    /// reported as missing.
+    /// The position of this subscription in the log. Every event of its topics up to this position
+    /// was delivered to the client, or reported as missing.
     pub(super) cursor: Position,
-    /// The end of the log when the subscription was created. If events after the client's id are
-    /// missing, the client gets a gap event, or a snapshot of the application's state in place of
-    /// the gap event. After such a snapshot, the subscription continues after this position.
+    /// The position of the last event in the log when the subscription was created. If events after
+    /// the client's id are missing, the application can begin the subscription with a snapshot of
+    /// its state. The subscription then continues after this position, because the snapshot
+    /// replaces all earlier events.
     subscribed_at: Position,
     /// The item that the subscription yields before all events of its topics, such as a snapshot or
     /// a gap event.
@@ -142,28 +143,28 @@ pub struct Subscription {
     /// The replay in progress: it reads old events from the backend, because this process has
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The waker that the next change of the topic wakes, and the version of the topic (a counter
-    /// of its changes) when the subscription began to wait. Used only if `merge` is `None`, because
-    /// a [`Merge`] stores its own waker.
+    /// The state of a subscription to a single topic while it waits for the next change of the
+    /// topic: the registered waker, and the value of the topic's change counter when the wait
+    /// began. Used only if `merge` is `None`, because a [`Merge`] stores its own waker.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if the client gets the events that the hub itself sends: `hub-cursor`, whose id is the
     /// position of the client, and `gap`, which reports missing events.
     pub(super) has_control_events: bool,
-    /// Set if the subscription has passed its preamble (the first bytes of a response, or the
-    /// status 204) to a response, or was polled. A response calls `size_hint` of its stream to get
-    /// the preamble, and the subscription passes it during this call. Later polls of the
-    /// subscription pass no preamble.
+    /// `true` if the subscription was polled, or has passed its preamble to a response. The
+    /// preamble is the first bytes of a response, or the status 204. A response gets it when it
+    /// calls `size_hint` of its stream, or at the first poll. Later polls pass no preamble.
     has_preamble: AtomicBool,
-    /// The number of the response that has last polled the subscription, or the listener that
-    /// contains it.
+    /// The number of the HTTP response that last polled this subscription, directly or through the
+    /// listener that contains the subscription.
     pub(super) polled_by: ResponseNumber,
-    /// Set if the client may have an older id than the cursor. A page of old records from the
-    /// backend moves the cursor to the end of the page, but the client gets only the ids of its
-    /// events in the page. The next heartbeat then sends the cursor.
+    /// `true` if the last id of the client may be older than the cursor, the position of this
+    /// subscription. The reason is a page of old records that was read from the backend. It moves
+    /// the cursor to the end of the page, but the client gets only the ids of its own events in the
+    /// page. The next heartbeat then sends the cursor.
     pub(super) has_unsent_cursor: bool,
-    /// Set if the subscription has ended with an error. Such a subscription does not count as
+    /// `true` if the subscription has ended with an error, and not because all of its topics are
     /// finished.
     has_failed: bool,
     /// The members that [`Topic::join`](super::Topic::join) has added to this subscription, such as
@@ -173,8 +174,8 @@ pub struct Subscription {
 
 /// The item that a subscription yields before all events of its topics.
 pub(super) enum Beginning {
-    /// The gap event. It reports to the client that events before the first event of the
-    /// subscription are missing.
+    /// The event of type `gap`, which reports to the client that events before the first event of
+    /// the subscription are missing.
     Gap(EncodedEvents),
     /// A snapshot: events that describe the state of the application. The application has passed
     /// them to [`begin_with`](Subscription::begin_with).
@@ -188,11 +189,11 @@ pub(super) enum Beginning {
 /// of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The subscription began with live events: it delivers only events that were published after
+    /// The subscription begins with live events: it delivers only events that were published after
     /// it was created.
     Live,
-    /// The subscription began with retained events, or with a gap. This variant is also used as
-    /// long as the backend has not responded, so that it is unknown whether events are missing.
+    /// The subscription begins with retained events, or with a gap. A subscription also has this
+    /// origin while it waits for the backend, so that it is unknown whether events are missing.
     Replay,
     /// The subscription continues from the last id of its client, and no event is missing.
     Resumed,
@@ -231,11 +232,13 @@ impl Subscription {
         }
     }
 
-    /// Sets how the subscription begins for a client that has sent the id `requested`. Without such
-    /// an id (`None`), has no effect. If `reason` is set, events after this id are or may be
-    /// missing for this reason, and the subscription begins with a gap event. `resumed` is then the
-    /// position of the first event after the gap, if it is known. If `reason` is `None`, the client
-    /// continues after its id without a gap, and `resumed` is ignored.
+    /// Sets how the subscription begins for a client that has sent the id `requested`. Has no
+    /// effect if `requested` is `None`.
+    ///
+    /// If `reason` is `None`, the client continues after its id without a gap, and `resumed` is
+    /// ignored. Otherwise events after the id are or may be missing for this reason, and the
+    /// subscription begins with a gap event. `resumed` is then the position of the first event
+    /// after the gap, if it is known.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -252,9 +255,10 @@ impl Subscription {
         }
     }
 
-    /// Stores the gap for [`gap`](Self::gap): events after the id `requested` are missing. Counts
-    /// the gap in the metrics. `resumed` is the position of the first event after the gap, if it is
-    /// known. Returns the gap event for the client.
+    /// Records that events after the id `requested` are missing: stores this gap, which
+    /// [`gap`](Self::gap) returns to the application, and counts it in the metrics. Returns the gap
+    /// event for the client. `resumed` is the position of the first event after the gap, if it is
+    /// known.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -263,9 +267,10 @@ impl Subscription {
         event
     }
 
-    /// Returns the gap at the beginning of the subscription, or a later gap because the client was
-    /// too slow. The client gets each gap as an event of type `gap`. A [snapshot](Self::begin_with)
-    /// replaces the event of the gap at the beginning.
+    /// Returns the last gap of the subscription, a range of events that the client misses. The gap
+    /// is at the beginning, or follows later because the client was too slow. The client gets each
+    /// gap as an event of type `gap`. At the beginning, a [snapshot](Self::begin_with) replaces
+    /// this event.
     ///
     /// Returns `None` if no event is missing. During an outage of the backend, it can also be
     /// unknown whether events after the client's id are missing. In this case, `gap` returns
@@ -300,7 +305,8 @@ impl Subscription {
         self.gap.as_deref()
     }
 
-    /// Returns `true` if the client continues after its last id, and no event is missing.
+    /// Returns `true` if the subscription continues after the last id of its client, and no event
+    /// is missing.
     ///
     /// Returns `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
     /// these cases, the next events do not continue from the client's state. The handler can send a
@@ -623,16 +629,16 @@ impl Subscription {
         self
     }
 
-    /// Sets the pause of [`linger`](Self::linger), after each write, to the default in the settings
-    /// of the hub.
+    /// Makes the subscription pause after each write to its client, for the time in the settings of
+    /// the hub. See [`linger`](Self::linger).
     pub(super) fn with_default_linger(self) -> Self {
         let time = self.core.config.linger;
         self.linger(time)
     }
 
-    /// Returns `true` if the subscription must end with an error when its next event was evicted.
-    /// If `false`, a gap event reports the missing events instead. Does not apply to a gap at the
-    /// beginning of the subscription.
+    /// Returns `true` if the subscription ends with an error when its client was so slow that the
+    /// next event was evicted. Otherwise a gap event reports the missing events. Does not apply to
+    /// a gap at the beginning of the subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
@@ -650,9 +656,9 @@ impl Subscription {
         }
     }
 
-    /// Returns the preamble for the response. It contains the first bytes of the response, or
-    /// requests the status 204. `is_over` is `true` if the subscription is finished, which leads to
-    /// the status 204.
+    /// Returns the preamble for the HTTP response: its first bytes, and whether its status is 204.
+    /// The status is 204 if `is_over` is `true`, because all topics are finished and the client has
+    /// their events.
     fn preamble(&self, is_over: bool) -> Preamble {
         let is_returning = self.origin != Origin::Live;
         Preamble { bytes: self.first_bytes(), is_over, has_subscription: true, is_returning }
@@ -724,11 +730,11 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of `event` by the cursor, the id that a client sends when it resumes. Used
-    /// for the newest event of a `latest_only` topic (each event replaces the previous event). This
-    /// event is delivered early, at the place of an older event that it has replaced. Its own id
-    /// can be greater than the ids of undelivered events of other topics. A client that reconnects
-    /// with this greater id would miss these events.
+    /// Replaces the id of `event` by the cursor, the position of the subscription. Used for the
+    /// newest event of a `latest_only` topic (each event replaces the previous event). This event
+    /// is delivered early, at the place of an older event that it has replaced. Its own id can be
+    /// greater than the ids of undelivered events of other topics, so a client that reconnects with
+    /// this id would miss these events.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -740,10 +746,9 @@ impl Subscription {
         }
     }
 
-    /// Makes the readers, one for each topic, forget the positions of their next events, which are
-    /// the first events after the cursor of the subscription. Called when these positions may be
-    /// wrong: after the cursor has moved, or after a page of old events was read from the backend.
-    /// The next poll looks for the next events again.
+    /// Discards the cached position of the next event in each topic, so that the next poll looks
+    /// for the next events again. Called when the cached positions may be wrong: after the cursor
+    /// of the subscription was moved, or after a page of old events was read from the backend.
     pub(super) fn reset_readers(&mut self) {
         self.readers.iter_mut().for_each(Reader::reset);
         self.reset_merge();
@@ -768,9 +773,9 @@ impl Subscription {
         }
     }
 
-    /// Moves the cursor, the position after which the subscription continues, past evicted events.
-    /// The next event is then the oldest retained event. Records the gap, and returns the gap event
-    /// for the client.
+    /// Moves the cursor, the position after which the subscription continues, past evicted events,
+    /// because the client was too slow. The next event is then the oldest retained event. Records
+    /// the gap, and returns the gap event for the client.
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
@@ -792,7 +797,8 @@ impl Subscription {
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
-    /// Ends the subscription with this error before its topics are finished. Returns the error.
+    /// Ends the subscription with `error`: removes it from its topics, so that it yields no more
+    /// events. Returns `error`, for the caller to yield.
     pub(super) fn fail(&mut self, error: SubscriptionError) -> SubscriptionError {
         self.leave();
         self.has_failed = true;
@@ -909,8 +915,8 @@ impl Subscription {
         }
     }
 
-    /// Returns `events`, which were just read from one topic, as an item for the subscription's
-    /// stream, with the index of the topic's reader.
+    /// Returns `events` as an item of the subscription's stream, together with the index of their
+    /// topic. The events were just read from this topic.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }

@@ -7,10 +7,11 @@ use std::{fmt, sync::Arc};
 
 /// A handle to one topic of a [`Hub`](super::Hub).
 ///
-/// Handles are cheap to create, clone and drop. A handle alone does not create the topic, but
-/// publishing, subscribing and finishing do. A topic without subscribers is dropped when its last
-/// event has expired. If the topic is created again, a returning client that has missed events
-/// still gets a [gap](super::Gap), which reports that events are missing.
+/// A topic is a label of events in the hub's log. Handles are cheap to create, clone and drop. A
+/// handle alone does not create the topic, but publishing, subscribing and finishing do. A topic
+/// without subscribers is dropped when its last event has expired. If the topic is created again, a
+/// returning client that has missed events still gets a [gap](super::Gap), which reports that
+/// events are missing.
 ///
 /// # Examples
 ///
@@ -45,7 +46,8 @@ pub struct Topic {
     pub(super) name: Arc<str>,
     pub(super) latest_only: bool,
     pub(super) retention: Option<Retention>,
-    /// Set for the topics that the crate itself uses. Applications cannot use their names.
+    /// `true` if this handle is to a topic that the crate itself uses. The names of these topics
+    /// begin with `tower-sse/`, and applications cannot use them.
     is_of_crate: bool,
 }
 
@@ -60,7 +62,8 @@ impl Topic {
         if self.is_of_crate { Ok(()) } else { check_reserved(&self.name) }
     }
 
-    /// Permits a reserved name, because the crate itself uses this handle.
+    /// Allows this handle to use a topic whose name is reserved for the crate, because the crate
+    /// itself uses the handle.
     #[cfg(feature = "json")]
     pub(super) fn of_crate(self) -> Self {
         Self { is_of_crate: true, ..self }
@@ -92,7 +95,7 @@ impl Topic {
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a
     /// [snapshot](super::Subscription::begin_with) of the application's state, the snapshot must
-    /// include the data of this topic.
+    /// include the current data of this topic.
     ///
     /// # Slow clients
     ///
@@ -169,8 +172,8 @@ impl Topic {
 
     /// Sets the retention limits of the topic to the limits of this handle. Has no effect if this
     /// handle has no limits. `awaits_event` is `true` if the caller is about to publish an event.
-    /// The topic is then kept for this event for up to 60 seconds, even if a subscriber comes and
-    /// leaves.
+    /// The hub then keeps the topic with its limits until the event arrives, for up to 60 seconds,
+    /// even if a subscriber comes and leaves meanwhile.
     pub(super) fn apply_retention(&self, awaits_event: bool) -> Result<(), Error> {
         let set = |retention| self.core.set_retention(&self.name, retention, awaits_event, || true);
         self.retention.map_or(Ok(()), set)
@@ -234,16 +237,18 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Publishes an event in memory without an `await`, and returns its id.
+    /// Publishes an event without an `await`, and returns its id. Only for a hub in memory, without
+    /// a backend.
     ///
     /// Use it in place of [`publish`](Self::publish) in code that is not async, or while a
     /// [`std::sync::Mutex`] is locked. With such a lock, the application can change its state and
     /// publish the event about this change in one step. The call needs no runtime.
     ///
     /// In a tokio runtime, the call itself wakes up to 32 waiting subscribers, and a task wakes the
-    /// others. Outside of a runtime, the call wakes all of them. The caller's own locks are held
-    /// while the call wakes subscribers. An executor that polls tasks inside of `wake` would run
-    /// the subscribers under these locks. The executors of tokio do not do this.
+    /// others. Outside of a runtime, the call wakes all of them. If the caller holds locks of its
+    /// own, the call wakes subscribers under these locks. An executor that polls tasks inside of
+    /// `wake` would run the subscribers under these locks, too. The executors of tokio do not do
+    /// this.
     ///
     /// # Errors
     ///
@@ -438,12 +443,12 @@ impl Topic {
         Ok(Listener::new(self.subscribe_without_linger(start.into()).await?))
     }
 
-    /// Reads this topic up to now: returns a stream of the events from `start` on that the log
-    /// contains at the moment. The stream then ends. It can also contain events that are published
-    /// while it is read.
+    /// Reads the events that the topic contains now: returns a stream of these events, from `start`
+    /// on, that then ends. The stream can also contain events that are published while it is read.
     ///
-    /// [`Hub::read`](super::Hub::read) reads several topics, and describes the wait for a backend.
-    /// To continue with later events, [listen](Self::listen) after the [cursor](Listener::cursor).
+    /// [`Hub::read`](super::Hub::read) reads several topics. Its documentation describes how long
+    /// the call waits for a backend. To continue with later events, [listen](Self::listen) after
+    /// the [cursor](Listener::cursor).
     ///
     /// # Errors
     ///
@@ -479,14 +484,14 @@ impl Topic {
     /// and gets `204 No Content`, after which it does not reconnect again. Finishing a topic again
     /// has no effect, unless the topic was [removed](Self::remove) meanwhile.
     ///
-    /// The hub remembers for [`max_age`](super::Builder::max_age) that the topic is finished, and
-    /// longer while the topic has subscribers. During this time, publishing to the topic returns an
-    /// error.
+    /// The hub remembers that the topic is finished for the time
+    /// [`max_age`](super::Builder::max_age), and longer while the topic has subscribers. During
+    /// this time, publishing to the topic returns an error.
     ///
-    /// With a backend, the finish is a record in the log, and each other node learns of it when it
-    /// reads the record. Another node can publish an event before it has read the record. The topic
-    /// then continues on all nodes with that event. The same holds for a topic that is finished by
-    /// a [recording](Self::record).
+    /// With a backend, finishing a topic appends a record to the log. Another node knows that the
+    /// topic is finished when it has read this record. Until then, it can publish a further event.
+    /// The topic then continues on all nodes with that event. The same applies to a topic that is
+    /// finished by a [recording](Self::record).
     ///
     /// # Errors
     ///
@@ -546,11 +551,12 @@ impl Topic {
     ///
     /// # With a backend
     ///
-    /// The removal is a record in the log, so the same events precede the removal on all nodes.
-    /// Each node removes the topic when it reads the record. From then on, none of its clients
-    /// receives an earlier event of the topic. The call returns when the local node has read the
-    /// record, but after 10 seconds at the latest. When the call returns, another node may not have
-    /// read the record yet. If the backend is down, the local node may not have read it either.
+    /// Removing a topic appends a record to the log, so the same events precede the removal on all
+    /// nodes. Each node removes the topic when it reads the record. From then on, none of its
+    /// clients receives an earlier event of the topic. The call returns when the local node has
+    /// read the record, but after 10 seconds at the latest. When the call returns, another node may
+    /// not have read the record yet. If the backend is down, the local node may not have read it
+    /// either.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
     /// the deletion of the data, also delete them in the server of the backend. Each node remembers
@@ -710,19 +716,20 @@ impl Topic {
     /// [`exists`](Self::exists).
     ///
     /// If neither the local node nor the log has the topic, this method asks the other nodes. A
-    /// node that does not respond within one second counts as a node without the topic. The
-    /// question is one record in the log, and each node that has the topic writes one record. So
-    /// for a topic that does not exist, each call takes one second and writes a record. Do not call
-    /// this method for a name that any client can choose.
+    /// node that does not respond within one second counts as a node without the topic. The request
+    /// to the other nodes is one record in the log, and each node that has the topic responds with
+    /// one record. So for a topic that does not exist, each call takes one second and writes a
+    /// record. Do not call this method for a name that any client can choose.
     ///
     /// # Errors
     ///
     /// The errors of [`exists_in_log`](Self::exists_in_log). Also
-    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has no effect, except that the question may be in the log.
+    /// Dropping the future has no effect, except that the request to the other nodes may be in the
+    /// log.
     ///
     /// # Examples
     ///
@@ -741,17 +748,17 @@ impl Topic {
     /// hub.
     ///
     /// With a backend, this method asks the other nodes through the log, and takes one second. The
-    /// question is one record in the log, and each node that has the topic writes one record. The
-    /// subscriptions on a node that does not respond in this time are not counted. Neither are
-    /// readers in the Durable Streams protocol that wait on another node for the first event of a
-    /// topic. To show a number that is updated each time a client comes or leaves, count the
-    /// [members](Self::members) instead, which are the names that clients have [joined](Self::join)
-    /// with. Without a backend, this method returns the same number as
-    /// [`subscribers`](Self::subscribers).
+    /// request to the other nodes is one record in the log, and each node that has the topic
+    /// responds with one record. Subscriptions on a node that does not respond within this second
+    /// are not counted. Readers in the Durable Streams protocol that wait on another node for the
+    /// first event of a topic are not counted either. To show a number that is updated each time a
+    /// client comes or leaves, count the [members](Self::members) instead, which are the names that
+    /// clients have [joined](Self::join) with. Without a backend, this method returns the same
+    /// number as [`subscribers`](Self::subscribers).
     ///
     /// # Errors
     ///
-    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and is [shut
     ///   down](super::Hub::shutdown), also during the call.
     ///
