@@ -21,8 +21,8 @@ pub(super) struct CountWatch {
 struct State {
     count: usize,
     streams: usize,
-    /// The wakers of the streams that wait for a change of the number of subscribers, by the keys
-    /// of the streams.
+    /// The wakers of the streams that wait for a change of the number of subscribers. The key of
+    /// the map is the number that identifies the stream.
     wakers: BTreeMap<u64, Waker>,
     next_key: u64,
     is_ended: bool,
@@ -38,9 +38,9 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes a stream that watches the number of subscribers, by its key. Returns the waker of
-    /// the stream if the stream waits. The caller drops the waker after it has released its locks.
-    /// The second result is `true` if no other stream watches the number.
+    /// Removes a stream that watches the number of subscribers. `key` identifies the stream.
+    /// Returns the waker of the stream if the stream waits. The caller drops the waker after it has
+    /// released its locks. The second result is `true` if no other stream watches the number.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
@@ -65,10 +65,10 @@ impl CountWatch {
         Wakers(mem::take(&mut state.wakers).into_values().collect())
     }
 
-    /// Returns the number of subscribers of the topic if it differs from `seen`, the last number
-    /// that the stream has yielded. `seen` is `None` before the first number. If the number is the
-    /// same, registers `waker` under `key`, the stream's key from [`join`](Self::join), and returns
-    /// `Pending`. Returns `Ready(None)` after [`end`](Self::end).
+    /// Polls for a change of the number of subscribers of the topic. `seen` is the last number that
+    /// the stream has yielded, or `None` before the first. If the number differs from `seen`,
+    /// returns the number. Otherwise registers `waker` under `key`, which identifies the stream,
+    /// and returns `Pending`. Returns `Ready(None)` after [`end`](Self::end) was called.
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();

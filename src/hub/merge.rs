@@ -13,8 +13,8 @@ use super::{
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
 
 /// The maximum number of topics in which one poll of a subscription looks for events. After this
-/// number, the poll wakes its own task and returns `Pending`, so that other tasks can run. Looking
-/// for events in 256 topics takes about 50 µs.
+/// number, the poll returns `Pending` and wakes its own task again, so that other tasks can run.
+/// Looking for events in 256 topics takes about 50 µs.
 const SLICE: usize = 256;
 
 /// Merges the events of the topics of one subscription, in the order of the log. The delivery of an
@@ -42,16 +42,15 @@ pub(super) struct Merge {
     finished: usize,
     /// Set if the hub is shut down. The subscription ends when it has delivered all events.
     is_shut_down: bool,
-    /// The greatest position that was delivered in any single topic. It can be after the cursor:
-    /// the events of all topics were delivered only up to the cursor. One reason is that the
-    /// subscription began at a greater position in one topic than in others. Another is that a
-    /// `latest_only` topic has delivered its newest event in place of an older one. When no topic
-    /// has a further event, the cursor moves to this position, but not past the hub's last event
-    /// that is visible to subscribers.
+    /// The greatest position that was delivered in any single topic. It can be after the cursor of
+    /// the subscription, because the cursor counts the events of all topics. One possible reason is
+    /// that the subscription began at a greater position in one topic than in others. Another is
+    /// that a `latest_only` topic has delivered its newest event in place of an older event. When
+    /// no topic has a further event, the cursor moves to this position, but not past the hub's last
+    /// event that is visible to subscribers.
     delivered_through: Position,
-    /// The sequence number of the first addition to the hub's wake queue that this subscription has
-    /// not seen yet. When a topic with many waiting subscriptions changes, it is added to this
-    /// queue, and stays there until they are woken.
+    /// The number of the first addition to the hub's wake queue that this subscription has not seen
+    /// yet. A changed topic with many waiting subscriptions is in this queue until they are woken.
     looked_at: u64,
     /// The index of the reader whose events [`step`](Self::step) has returned last. A reader reads
     /// one topic, so the index also identifies the topic of these events.
@@ -191,10 +190,10 @@ impl Merge {
     }
 
     /// Returns `true` if the client has received every event of its topics up to the committed
-    /// position. This is the position of the hub's last event that is visible to subscribers, and
-    /// the caller has read it before this call. Returns `false` if a topic was finished since the
-    /// last call of [`step`](Self::step), even if no event of the topic is undelivered. The
-    /// subscription has not handled the end of the topic yet.
+    /// position, the position of the hub's last event that is visible to subscribers. The caller
+    /// must have read this position before this call. Returns `false` if a topic was finished since
+    /// the last call of [`step`](Self::step), because the subscription has not handled the end of
+    /// the topic yet.
     ///
     /// Looks only at the topics that have changed since the last call of [`step`](Self::step). So
     /// the cost does not depend on the number of topics. The exception is a shutdown of the hub,
@@ -225,12 +224,13 @@ impl Merge {
         self.ready.take(unchecked);
     }
 
-    /// Finds the topic whose next event has the smallest position, and returns events of this
-    /// topic: those up to `through` that precede the events of all other topics. If the topic is
-    /// `latest_only` and these events were replaced, returns the newest event of the topic instead.
+    /// Returns the next events of the subscription, all from the topic whose next event has the
+    /// smallest position. They end at `through`, and before the next event of any other topic. If
+    /// the topic is `latest_only` and these events were replaced, returns the newest event of the
+    /// topic instead.
     ///
-    /// Returns `None` if no next event is known, or if the found topic has no undelivered event any
-    /// more.
+    /// Returns `None` if the next event of no topic is known, or if that topic has no undelivered
+    /// event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((position, index)) = self.turns.pop()?;
         let through = self.next_position().map_or(through, |second| through.min(second.previous()));

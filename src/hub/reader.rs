@@ -1,4 +1,5 @@
-//! The readers of subscriptions. A subscription has one reader for each of its topics.
+//! The reader, which reads one topic for one subscription. A subscription has one reader for each
+//! of its topics.
 
 use super::{
     backend::Position,
@@ -9,15 +10,15 @@ use super::{
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
-/// The result of looking for the next events of a subscription. The cursor is the position up to
-/// which the client has all events.
+/// The result of looking for the next events of a subscription, after its cursor. The cursor is the
+/// position up to which the client has all events.
 pub(super) enum Step {
     /// The next events of the subscription after its cursor, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// The newest event of a `latest_only` topic (each event replaces the previous one). It is
-    /// delivered in place of an older event that it has replaced. The position in this variant is
-    /// the position of the older event. The cursor of the subscription moves only to this position,
-    /// so that no event of another topic is skipped.
+    /// The newest event of a `latest_only` topic (each event replaces the previous event). It is
+    /// delivered in place of an older event, and the position in this variant is that of the older
+    /// event. The cursor of the subscription moves only to this position, so that no event of
+    /// another topic is skipped.
     Replacement(EncodedEvents, Position),
     /// No further event exists yet, and the client has all events up to this position, which is
     /// after the cursor. The subscription sends this position to the client as its new cursor.
@@ -26,8 +27,8 @@ pub(super) enum Step {
     /// No event follows yet. The waker of the subscription is registered, and the next change of a
     /// topic wakes it.
     Wait,
-    /// Too many topics were looked at in one poll. The subscription wakes itself, to be polled
-    /// again for the remaining topics.
+    /// This poll has looked at 256 topics, and more topics remain. The subscription wakes its own
+    /// task, to be polled again for the remaining topics.
     Yield,
     Finished,
     /// The hub was shut down and the client has all events, or another log has replaced the log.
@@ -53,25 +54,25 @@ pub(super) struct Reader {
     /// In a `latest_only` topic, the event at this position may be replaced. The position then
     /// stays the same. Otherwise a topic with constant updates would never be delivered.
     pub(super) next: Option<Position>,
-    /// Set if the topic is finished and all of its events were delivered. Only a subscription to
+    /// `true` if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
     pub(super) is_finished: bool,
-    /// Set if the hub was already shut down when the topic was last read. Only a subscription to
+    /// `true` if the hub was already shut down when the topic was last read. Only a subscription to
     /// several topics uses this field.
     pub(super) is_shut_down: bool,
-    /// Set if the subscription is a lookup: a request that reads the topic or searches for it.
-    /// While other subscriptions are open, their topics [exist](Contents::exists) for other
-    /// requests. A lookup does not have this effect.
+    /// `true` if the subscription is a lookup: a request of the Durable Streams protocol that reads
+    /// the topic or searches for it. Other subscriptions make their topics
+    /// [exist](Contents::exists) for all requests, but a lookup does not.
     pub(super) is_lookup: bool,
-    /// The end of the topic, if a replay of old records from the backend has found the record that
-    /// finishes the topic. The value is boxed because few readers have it.
+    /// The end of the topic, if a replay (a series of reads of old records from the backend) has
+    /// found the record that finishes the topic. The value is boxed because few readers have it.
     pub(super) replayed_end: Option<Box<ReplayedEnd>>,
     pub(super) ticket: Option<Ticket>,
 }
 
 /// The end of a finished topic, as a replay has found it in the log of the backend. A replay is a
-/// series of reads of old records. The part of the log that it has read contains no record of the
-/// topic after the record that finishes the topic.
+/// series of reads of old records. It has found no later record of the topic in the part of the log
+/// that it has read.
 pub(super) struct ReplayedEnd {
     /// The position of the record that finishes the topic.
     pub(super) at: Position,
@@ -82,12 +83,11 @@ pub(super) struct ReplayedEnd {
 /// The state of a subscription to a single topic while it waits for the next change of the topic,
 /// such as an event or its end.
 pub(super) struct Wait {
-    /// A copy of the waker that the subscription has registered in the topic. The next change of
-    /// the topic wakes it. If a later poll has a different waker, the subscription registers the
-    /// waker of that poll instead.
+    /// A copy of the waker that the subscription has registered in the topic, to be woken by the
+    /// next change. By this copy, a later poll with another waker detects that it has to register
+    /// its own.
     waker: Waker,
-    /// The version of the topic when the subscription began to wait. Each change of the topic
-    /// changes the version.
+    /// The version of the topic, a counter of its changes, when the subscription began to wait.
     version: u64,
 }
 
@@ -134,8 +134,8 @@ impl Reader {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
-    /// Returns the event of a `latest_only` topic and its position, if the client does not have
-    /// this event, and if its position is not after `through`.
+    /// Returns the current event of a `latest_only` topic and its position. Returns `None` if the
+    /// client already has this event, if its position is after `through`, or for any other topic.
     pub(super) fn undelivered_state(&self, cursor: Position, through: Position) -> Option<(Position, EncodedEvents)> {
         let mut contents = self.topic.lock();
         if !contents.latest_only {
@@ -214,12 +214,13 @@ impl Reader {
         }
     }
 
-    /// Returns `true` if the client has received every event of this topic, and knows of every
-    /// event that was evicted. The caller may then send the client a cursor (a position to resume
-    /// from) after all records of the topic. Nevertheless returns `false` while the subscription
-    /// has not noticed that the topic is finished. With a cursor after the record that finishes the
-    /// topic, the client could resume on another node. That node might not find the record, and
-    /// would not end the subscription.
+    /// Returns `true` if the client has received every event of this topic, or a report that it was
+    /// evicted. The caller may then send the client a cursor (a position to resume from) after all
+    /// records of the topic.
+    ///
+    /// Returns `false` while the subscription has not noticed that the topic is finished. With a
+    /// cursor after the record that finishes the topic, the client could resume on another node.
+    /// That node might not find the record, and would not end the subscription.
     pub(super) fn is_caught_up(&self, cursor: Position) -> bool {
         let contents = self.topic.lock();
         contents.log.ends_at(self.resumes_after(cursor)) && (contents.finished.is_none() || self.is_finished)

@@ -1,15 +1,16 @@
-//! The ready list of a subscription to several topics: its topics that have changed and that it has
-//! to read.
+//! The ready list of a subscription to several topics: the topics that have changed, so that the
+//! subscription has to read them.
 
 use super::sync::{Mutex, lock};
 use std::{mem, task::Waker};
 
-/// The topics of a subscription that have changed and that it has to read, and the waker of the
-/// subscription. A topic is listed as the index of its reader. A reader reads one topic.
+/// The topics of a subscription that have changed, so that it has to read them, and the waker of
+/// the subscription. A topic is listed as the index of its reader. A reader reads one topic.
 ///
 /// When a topic changes, it is usually added to the list before any subscriber can read the change.
-/// If more than 32 readers wait for the topic, only the lists of the first 32 readers get it then.
-/// The other lists get it later. Until then, the topic is in the [wake queue](super::wake_queue).
+/// If more than 32 readers wait for the topic, only the lists of the first 32 readers get the topic
+/// at that time. The other lists get it later. Until then, the topic is in the hub's [wake
+/// queue](super::wake_queue), where subscriptions look as well.
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     state: Mutex<State>,
@@ -20,20 +21,20 @@ struct State {
     marked: Vec<u32>,
     /// The waker of the subscription, if the subscription waits.
     waker: Option<Waker>,
-    /// Set while the subscription pauses after a write to the client, to deliver the next events
+    /// `true` while the subscription pauses after a write to the client, to deliver the next events
     /// together. During the pause, published events do not wake the subscription, but the end of a
     /// topic does.
     is_paused: bool,
-    /// Set if a topic of the subscription was finished, or the hub was shut down, since the
+    /// `true` if a topic of the subscription was finished, or the hub was shut down, since the
     /// subscription last waited.
     has_end: bool,
 }
 
 impl ReadyList {
     /// Adds a changed topic of the subscription to this list. `reader` is the index of the reader
-    /// that reads the topic. If the subscription waits for events, returns its waker. The caller
-    /// wakes the waker after it has released all locks. Returns `None` during a pause that the
-    /// subscription makes after a write to the client, to deliver the next events together.
+    /// that reads the topic. If the subscription waits for events, returns its waker, which the
+    /// caller wakes after it has released all locks. Returns `None` while the subscription pauses
+    /// after a write to its client, to deliver the next events together.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);
@@ -60,9 +61,9 @@ impl ReadyList {
         }
     }
 
-    /// Stores the waker of the subscription and returns `true`, if no topic of the subscription is
-    /// in this list of changed topics. Otherwise stores nothing and returns `false`. The caller
-    /// then reads the changed topics.
+    /// Stores the waker of the subscription and returns `true`, so that the next change of a topic
+    /// wakes the subscription. If this list already has a changed topic, stores nothing and returns
+    /// `false`. The caller then reads the changed topics.
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         self.store(waker, false, |state| state.marked.is_empty())
     }

@@ -1,5 +1,5 @@
-//! The topics of a hub, and the tombstones: for each dropped topic, the position up to which its
-//! events may be missing.
+//! The registry of a hub: the table of its topics, and the tombstones of topics that were dropped.
+//! A tombstone stores that events of a dropped topic may be missing, up to a certain position.
 
 use super::{
     backend::Position,
@@ -37,13 +37,14 @@ pub(super) struct Registry {
     /// crate](is_of_crate).
     pub(super) published: u64,
     /// The retention limits from the settings of the hub, for topics that have no limits of their
-    /// own. Such topics share this one value in memory, but the limits apply to each of them
-    /// separately. `None` before the first topic.
+    /// own. All of these topics share this `Arc`, but the limits apply to each topic separately.
+    /// `None` before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The hashes of the names of topics that still had members when the application removed the
-    /// topics. When these members leave, no event is published, because such an event would create
-    /// the topic again. If a topic is created again, its hash is removed.
+    /// The hashes of the names of topics that still had members (names that are present in a topic)
+    /// when the application removed the topics. When these members leave, no event is published,
+    /// because the event would create the topic again. If a topic is created again, its hash is
+    /// removed.
     removed_with_members: HashSet<u64>,
     /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
     /// report, by the names of the topics. An entry can exist without a topic.
@@ -167,17 +168,17 @@ impl Registry {
         self.topics.values().cloned().collect()
     }
 
-    /// Notes that this process does not retain the event at `position`, because the hub already has
-    /// its maximum number of topics. If the topic is created later, its subscribers read the event
-    /// from the backend.
+    /// Notes that this process does not retain the event of `topic` at `position`, because the hub
+    /// already has its maximum number of topics. If the topic is created later, its subscribers
+    /// read the event from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
         let hash = self.topics.hasher().hash_one(topic);
         self.removed_with_members.remove(&hash);
         self.tombstones.note(hash, position, false);
     }
 
-    /// Returns the common eviction watermark of all topics that the hub creates in memory from now
-    /// on. Older events of such a topic, up to and including this position, may have been evicted.
+    /// Returns the smallest eviction watermark of the topics that the hub creates from now on:
+    /// older events of such a topic, up to and including this position, may be missing.
     pub(super) fn dropped_through(&self) -> Position {
         self.tombstones.others
     }
@@ -190,8 +191,8 @@ impl Registry {
         self.tombstones.note(topic, through, true);
     }
 
-    /// Returns an upper bound for the positions of the topic's records that the hub has read, if
-    /// the hub has dropped the topic since.
+    /// Returns an upper bound for the positions of the topic's records that the hub has read and
+    /// dropped from memory. Only for a topic that the hub has dropped.
     pub(super) fn topic_dropped_through(&self, name: &Arc<str>) -> Position {
         self.tombstones.evicted_through(self.topics.hasher().hash_one(name))
     }
@@ -223,8 +224,8 @@ impl Registry {
         self.removed_with_members.contains(&self.topics.hasher().hash_one(topic))
     }
 
-    /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
-    /// `due` is `None`, or if a removal is already scheduled for this time or an earlier one.
+    /// Schedules the removal of the topic's expired events for the time `due`. Has no effect if
+    /// `due` is `None`, or if a removal is already scheduled for this or an earlier time.
     pub(super) fn schedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
         let Some(due) = due.filter(|due| contents.due.is_none_or(|scheduled| scheduled > *due)) else { return };
         self.unschedule(topic, contents);
@@ -255,9 +256,9 @@ impl Registry {
         if is_finished { self.renew(&topic, config, now) } else { Ok(topic) }
     }
 
-    /// Returns the topic to use in place of a finished topic. If the finished topic [is
-    /// idle](Contents::is_idle), the hub need not remember its finish: returns a new, open topic.
-    /// Otherwise returns the same topic.
+    /// Returns the topic with the name of `finished`, a finished topic. If that topic [is
+    /// idle](Contents::is_idle), because the hub need not remember its finish any more, replaces it
+    /// with a new, open topic. Otherwise returns the same topic.
     pub(super) fn renew(
         &mut self,
         finished: &Arc<TopicState>,
@@ -269,9 +270,10 @@ impl Registry {
     }
 
     /// Removes the expired events of one topic now, and drops the topic if it [is
-    /// idle](Contents::is_idle). Called before the hub reports that a topic is finished, so that an
-    /// idle topic no longer counts as finished. The janitor, the task that usually drops idle
-    /// topics, does not run outside of a tokio runtime or without timers.
+    /// idle](Contents::is_idle), which means that it is not needed any more. Called before the hub
+    /// reports that a topic is finished, because an idle topic no longer counts as finished. The
+    /// janitor, the task that usually drops idle topics, does not run outside of a tokio runtime or
+    /// without timers.
     pub(super) fn refresh(&mut self, topic: &Arc<TopicState>, now: Instant) {
         self.unschedule(topic, &mut topic.lock());
         self.expire(topic, now);
@@ -323,8 +325,8 @@ impl Registry {
         self.forget_if_idle(topic, &mut contents, now);
     }
 
-    /// Drops the topic if it [is idle](Contents::is_idle). Returns `true` if the topic was dropped.
-    /// A dropped topic has no reader, because a topic with subscribers is not idle.
+    /// Drops the topic if it [is idle](Contents::is_idle): it has no subscribers and no events, and
+    /// need not be remembered. Returns `true` if the topic was dropped.
     pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, now: Instant) -> bool {
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if !is_current {
@@ -356,7 +358,7 @@ pub(super) fn is_of_crate(topic: &str) -> bool {
     topic == CLOSED_STREAMS
 }
 
-/// Returns an error if `name` belongs to the topics that the crate itself uses.
+/// Returns an error if `name` begins with `tower-sse/`. Only the crate itself uses such topics.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
     if name.starts_with(RESERVED) { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
@@ -365,15 +367,15 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
 /// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. At this
-/// limit, the greatest of them replaces all of them, and applies to every topic. For this reason,
-/// or if two names have the same hash, a gap may be reported although no event is missing.
+/// limit, the greatest watermark replaces all of them, and applies to every topic. So a gap may be
+/// reported although no event is missing. The same can happen if two names have the same hash.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Tombstone>,
-    /// An eviction watermark that applies to every topic: events up to this position may be
-    /// missing. At most 10,000 watermarks of single topics are kept. Before a further one is added,
-    /// this watermark becomes the greatest of them, and they are dropped. It also rises when the
-    /// backend evicts events that this node has not read.
+    /// The eviction watermark that applies to every topic: events up to this position may be
+    /// missing. At most 10,000 watermarks of single topics are kept. Before a further watermark is
+    /// added, the greatest of them becomes this common watermark, and they are dropped. The common
+    /// watermark also rises when the backend evicts events that this node has not read.
     others: Position,
 }
 
@@ -383,7 +385,7 @@ struct Tombstone {
     /// The eviction watermark that the topic had when the hub dropped the topic: events up to and
     /// including this position may be missing.
     evicted_through: Position,
-    /// Set if the topic was finished or removed, and no event has followed.
+    /// `true` if the topic was finished or removed, and no event of the topic has followed.
     is_ended: bool,
 }
 
@@ -435,7 +437,8 @@ mod tests {
         assert!(!registry.is_removed_with_members(&last), "the topic exists");
     }
 
-    /// A publisher has set the limits of the topic, and its event does not arrive.
+    /// A publisher has set the retention limits of a topic, but its event never arrives. After 60
+    /// seconds, a topic with nothing but a lookup must not exist for other lookups.
     #[test]
     fn awaited_topic_does_not_exist_for_lookups_forever() {
         let mut registry = Registry::default();

@@ -19,12 +19,12 @@ use tokio::time::Instant;
 
 pub(super) struct TopicState {
     pub(super) name: Arc<str>,
-    /// A counter that each change of the topic increments. With this counter, a subscription
-    /// detects a change without locking the topic.
+    /// The number of changes of this topic so far, such as events and its finish. By this counter,
+    /// a subscription detects a change without locking the topic.
     version: AtomicU64,
     /// The number of the topic's last addition to the [wake queue](super::wake_queue), the queue of
-    /// changed topics with many waiting readers. By these numbers, a subscription to several topics
-    /// finds the additions since it last looked.
+    /// changed topics with many waiting readers. A subscription to several topics uses these
+    /// numbers to find the topics that were added since it last looked.
     pub(super) queue_number: QueueNumber,
     contents: Mutex<Contents>,
 }
@@ -34,8 +34,8 @@ pub(super) struct TopicState {
 /// is not in the queue.
 ///
 /// The number is read and written only while the queue is locked, so relaxed accesses are enough.
-/// For the same reason, loom need not examine them, and the number is an atomic of `std` in loom
-/// tests, too.
+/// For the same reason, loom need not examine these accesses, so the number is an atomic of `std`
+/// even in loom tests.
 #[derive(Default)]
 pub(super) struct QueueNumber {
     /// The number of the topic's last addition to the wake queue, plus one. 0 means that the topic
@@ -80,25 +80,25 @@ pub(super) struct Contents {
     /// separately.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after each write to their client, so that the events of the
-    /// pause are delivered together. When the topic is finished or the hub is shut down, the topic
-    /// wakes these subscriptions, which ends their pauses. `None` without such a subscription,
-    /// which saves memory.
+    /// The subscriptions to this topic that pause after each write to their client, to deliver the
+    /// events of the pause together. When the topic is finished or the hub is shut down, the topic
+    /// wakes these subscriptions, which ends their pauses. `None` if there is no such subscription.
+    /// The box saves memory then.
     lingering: Option<Box<Lingering>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// The number of subscribers that are lookups: requests of the Durable Streams protocol that
-    /// read the topic or search for it. Lookups alone do not make the topic [exist](Self::exists),
-    /// so other requests do not find it.
+    /// read the topic or search for it. Other requests do not find a topic that has only lookups,
+    /// because it does not [exist](Self::exists) for them.
     pub(super) lookups: u32,
     /// Passes each new number of subscribers to the [`SubscriberCounts`](super::SubscriberCounts)
     /// streams of this topic. `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time when the topic lost its last subscriber. `None` if that has never happened.
-    /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
-    /// age of this event counts from this time.
+    /// The time when the last subscriber of the topic left. `None` if the topic has never lost its
+    /// last subscriber. The event of a `latest_only` topic does not expire while the topic has
+    /// subscribers. Afterwards, its age counts from this time.
     pub(super) left_at: Option<Instant>,
-    /// Set if each event of the topic replaces the previous event.
+    /// `true` if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
     /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
     /// if the hub has scheduled no time.
@@ -109,15 +109,16 @@ pub(super) struct Contents {
     /// the subscriber has arrived since, or if the topic was already
     /// [finished](super::Topic::finish).
     pub(super) awaited_until: Option<Instant>,
-    /// Set if a publisher has set the retention limits of this topic, and the event that it
-    /// publishes has not arrived yet. The topic is then kept until the time in
+    /// `true` if a publisher has set the retention limits of this topic, and its event has not
+    /// arrived yet. The topic is then kept until the time in
     /// [`awaited_until`](Self::awaited_until), even if a subscriber comes and leaves meanwhile.
     pub(super) awaits_event: bool,
-    /// Set when the subscriptions of the topic end although the topic is not finished.
+    /// The reason why the subscriptions of the topic end although the topic is not finished: a
+    /// shutdown of the hub, or a replaced log. Otherwise `None`.
     pub(super) early_end: Option<EarlyEnd>,
-    /// Set if the application has removed the topic after the topic was finished. The hub then
-    /// forgets that the topic is finished when its last subscriber leaves. A later event or finish
-    /// record in the log clears this field.
+    /// `true` if the topic was finished, and the application has then removed the topic. The hub
+    /// forgets that the topic is finished when its last subscriber leaves. A later event or a later
+    /// finish of the topic resets this field to `false`.
     pub(super) is_removed: bool,
 }
 
@@ -143,8 +144,9 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), queue_number: QueueNumber::default(), contents: Mutex::new(contents) }
     }
 
-    /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
-    /// immediately. The topic is not one of the hub's topics.
+    /// Creates a substitute topic for a new subscription to a hub that is already shut down. The
+    /// subscription ends immediately, because the topic has ended. The hub does not list this
+    /// topic.
     pub(super) fn shut_down(name: Arc<str>) -> Self {
         let topic = Self::new(name, Position::START, Arc::new(HubConfig::DEFAULT.retention));
         let mut contents = topic.lock();
@@ -161,14 +163,14 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Makes a change of the topic visible to its readers. Moves up to 32 of the waiting readers
-    /// into `change`. The caller wakes the readers in `change` after it has released all locks. If
-    /// further readers wait, sets [`Change::rest`], and the caller ensures that they are woken,
-    /// too.
+    /// Makes a change of the topic visible to its readers (each reads the topic for one
+    /// subscription). Moves up to 32 of the waiting readers into `change`, which the caller wakes
+    /// after it has released all locks. If more readers wait, sets [`Change::rest`]. The caller
+    /// must ensure that these readers are woken, too.
     ///
-    /// If the topic is finished or the hub is shut down, also ends the pauses of the subscriptions
-    /// that pause after each write to their client. Such a subscription is then woken like a
-    /// waiting reader.
+    /// Some subscriptions pause after each write to their client, to deliver later events together.
+    /// If the topic is finished or the hub is shut down, also ends these pauses. Such a
+    /// subscription is woken like a waiting reader.
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
@@ -179,10 +181,10 @@ impl TopicState {
         change.rest = contents.has_due().then_some(through);
     }
 
-    /// Wakes the readers of the topic that have to be woken because of a change: the readers whose
-    /// entry in the queue of waiting readers has a smaller number than `through`. The other readers
-    /// began to wait after this change. If the topic is finished or the hub is shut down, also ends
-    /// the pauses of the subscriptions that pause after each write to their client.
+    /// Wakes the readers that waited when the topic changed: their entries in the topic's queue of
+    /// waiting readers have smaller numbers than `through`. Readers with greater numbers began to
+    /// wait after this change. If the topic is finished or the hub is shut down, also ends the
+    /// pauses of the subscriptions that pause after each write to their client.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -196,9 +198,8 @@ impl TopicState {
         }
     }
 
-    /// Wakes up to 32 of the readers of the topic that have to be woken because the topic has
-    /// changed since they began to wait. Returns `true` if more readers of the topic have to be
-    /// woken.
+    /// Wakes up to 32 of the readers that still have to be woken because the topic has changed
+    /// since they began to wait. Returns `true` if more readers have to be woken.
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let mut batch = Batch::<BATCH>::new();
@@ -209,8 +210,8 @@ impl TopicState {
         has_more
     }
 
-    /// Unlocks the contents of a topic. If the topic has changed and some of its waiting readers
-    /// were not woken yet, wakes up to four of them. A reader reads the topic for one subscription.
+    /// Unlocks a topic. If the topic has changed and some of its waiting readers were not woken
+    /// yet, then wakes up to four of them. A reader reads the topic for one subscription.
     ///
     /// Each reader that reads or leaves the topic calls this function. So the waiting readers are
     /// woken even if the task of the [wake queue](super::wake_queue), which should wake them, does
@@ -231,19 +232,19 @@ impl TopicState {
 /// this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The maximum number of waiting readers of a topic that another reader of the topic wakes. (A
-/// reader reads one topic for one subscription.) The reader wakes them only if the topic has
-/// changed and they were not woken yet.
+/// The maximum number of waiting readers that another reader of the same topic wakes when it reads
+/// or leaves the topic. (A reader reads one topic for one subscription.) It wakes only readers that
+/// were not woken yet although the topic has changed.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiting readers to wake after a change of a topic. A `Change` is large, so it is never
-/// moved: functions fill it and wake its readers through a reference.
+/// The waiting readers that have to be woken after a change of a topic. A `Change` is large, so it
+/// is never moved: functions fill it and wake its readers through a reference.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// Set if more than the 32 readers in `first` have to be woken after the change of the topic.
-    /// The others have entries with smaller numbers than this value in the topic's queue of waiting
-    /// readers.
+    /// `Some` if more readers than the 32 in `first` have to be woken after the change. The entries
+    /// of these further readers in the topic's queue of waiting readers have smaller numbers than
+    /// this value.
     pub(super) rest: Option<u64>,
 }
 
@@ -259,16 +260,17 @@ impl Change {
 }
 
 impl Contents {
-    /// Adds `list`, the ready list of a subscription that pauses after each write to its client.
-    /// The end of the topic then ends the pause. If `list` was already added, returns the replaced
-    /// `Arc`, which the caller drops after it has unlocked the topic.
+    /// Registers a subscription that pauses after each write to its client, so that the end of the
+    /// topic ends a pause. `list` is the ready list of the subscription: the list of its changed
+    /// topics. If `list` was already registered, returns the replaced `Arc`, which the caller drops
+    /// after it has unlocked the topic.
     pub(super) fn add_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         self.lingering.get_or_insert_default().lists.insert(key(list), list.clone())
     }
 
-    /// Removes `list`, the ready list of a subscription that pauses after each write to its client.
-    /// If `list` was added before, returns the stored `Arc`, which the caller drops after it has
-    /// unlocked the topic.
+    /// Unregisters a subscription that pauses after each write to its client. `list` is the ready
+    /// list of the subscription: the list of its changed topics. If `list` was registered, returns
+    /// the stored `Arc`, which the caller drops after it has unlocked the topic.
     pub(super) fn remove_lingering(&mut self, list: &Arc<ReadyList>) -> Option<Arc<ReadyList>> {
         let removed = self.lingering.as_mut()?.lists.remove(&key(list));
         self.lingering.take_if(|lingering| lingering.lists.is_empty());
@@ -279,26 +281,25 @@ impl Contents {
         self.lingering.as_ref().is_some_and(|lingering| lingering.ends_from.is_some())
     }
 
-    /// Returns `true` if readers still have to be woken after a change of the topic. Also returns
-    /// `true` if the topic is finished or the hub is shut down, and [`take_due`](Self::take_due)
-    /// still has to end pauses of subscriptions.
+    /// Returns `true` if readers of the topic still have to be woken after a change. Also returns
+    /// `true` after the end of the topic, while [`take_due`](Self::take_due) still has to end
+    /// pauses that subscriptions make after a write.
     #[inline]
     fn has_due(&self) -> bool {
         self.waiters.has_due() || self.has_pauses_to_end()
     }
 
-    /// Removes from the queue of waiting readers up to `N` readers that have to be woken. If the
-    /// topic is finished or the hub is shut down, also ends the pauses of the subscriptions that
-    /// pause after each write to their client. Adds the wakers of the readers and of these
-    /// subscriptions to `batch`, which must be empty. Together, the batch has at most `N` wakers.
+    /// Fills `batch`, which must be empty, with up to `N` wakers to wake after a change of the
+    /// topic. They are the wakers of waiting readers, which leave the queue of waiting readers. If
+    /// the topic is finished or the hub is shut down, wakers of subscriptions follow that pause
+    /// after each write to their client, and their pauses end.
     fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         self.waiters.take_due(batch);
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
     }
 
-    /// Returns the start of the age of the topic's oldest event. The caller adds the maximum age to
-    /// this time, and gets the time when the event expires. Returns `None` if the topic has no
-    /// event.
+    /// Returns the time when the age of the topic's oldest event began to count. The event expires
+    /// when the maximum age has passed since this time. Returns `None` if the topic has no event.
     ///
     /// The event of a `latest_only` topic does not expire while the topic has subscribers, so the
     /// result is then `None`. Without subscribers, the age of this event begins when the last
@@ -312,12 +313,13 @@ impl Contents {
         }
     }
 
-    /// Returns `true` if the topic exists: it has events, is finished, or has subscribers other
-    /// than [`lookups`](Self::lookups). Also returns `true` if its limits were just set for an
-    /// event or a subscriber that follows.
+    /// Returns `true` if the topic exists for the application: it has events, is finished, or has
+    /// subscribers other than [`lookups`](Self::lookups). Also returns `true` if its retention
+    /// limits were just set, because an event or a subscriber usually follows.
     ///
-    /// A lookup subscribes to the topic, and so creates it in memory. For other lookups, this topic
-    /// must not exist.
+    /// A lookup is a request of the Durable Streams protocol that reads the topic or searches for
+    /// it. It subscribes to the topic, and so creates the topic in memory. Other lookups must not
+    /// find this topic.
     pub(super) fn exists(&self) -> bool {
         self.subscribers > self.lookups as usize
             || self.log.retained().events > 0
@@ -357,7 +359,7 @@ impl Contents {
 
     /// Returns the time when the topic's oldest event expires. If the topic has no event that
     /// expires, returns the time when the hub forgets that the topic is finished. Returns `None` if
-    /// neither will happen.
+    /// no event expires and the topic is not finished, or if the maximum age is unlimited.
     pub(super) fn expiry(&self) -> Option<Instant> {
         self.ages_since().or(self.finished).and_then(|since| self.retention.expiry(since))
     }
@@ -377,23 +379,22 @@ impl Contents {
     }
 }
 
-/// The ready lists of the subscriptions that pause after each write to their client. A ready list
-/// contains the changed topics of one subscription. A published event does not wake a subscription
-/// during its pause, but the end of the topic does, through the ready list.
+/// The subscriptions to one topic that pause after each write to their client. A published event
+/// does not wake a subscription during its pause, but the end of the topic does. It wakes the
+/// subscription through its ready list, the list of its changed topics.
 #[derive(Default)]
 struct Lingering {
     /// The ready list (the list of changed topics) of each subscription that pauses after a write.
     /// The key is the address of the list in memory, which identifies the list.
     lists: BTreeMap<usize, Arc<ReadyList>>,
-    /// Set while [`end_pauses`](Self::end_pauses) still has to end the pauses of some subscriptions
-    /// in `lists`. It ends the pauses in the order of the keys in `lists`. The value is the next
-    /// key.
+    /// The key in `lists` of the next subscription whose pause [`end_pauses`](Self::end_pauses) has
+    /// to end. It ends the pauses in the order of the keys. `None` if no pause has to be ended.
     ends_from: Option<usize>,
 }
 
 impl Lingering {
-    /// Records that the subscriptions that pause after each write to their client must end their
-    /// pauses, because the topic is finished or the hub is shut down.
+    /// Records that all subscriptions in `lists` must end their pauses after writes to their
+    /// clients, because the topic is finished or the hub is shut down.
     /// [`end_pauses`](Self::end_pauses) then ends the pauses in batches.
     fn end(&mut self) {
         self.ends_from = self.lists.first_key_value().map(|(key, _)| *key);
@@ -417,8 +418,9 @@ fn key(list: &Arc<ReadyList>) -> usize {
     Arc::as_ptr(list).addr()
 }
 
-/// Ends all subscriptions to the given topics for this reason, and wakes the subscriptions that
-/// wait. The caller must hold no lock.
+/// Ends all subscriptions to `topics` although the topics are not finished, and wakes the
+/// subscriptions that wait. `reason` is a shutdown of the hub, or a replaced log. The caller must
+/// hold no lock.
 pub(super) fn end_early(mut topics: Vec<Arc<TopicState>>, reason: EarlyEnd) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

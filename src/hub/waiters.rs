@@ -7,10 +7,11 @@ use std::{collections::VecDeque, mem, num::NonZeroU64, sync::Arc, task::Waker};
 
 /// The queue of the readers that wait for the next change of one topic. A reader reads the topic
 /// for one subscription. A change makes all readers in the queue due, which means that they have to
-/// be woken. They leave the queue in batches, so several threads can share the work.
+/// be woken. Due readers are taken out of the queue in batches, so several threads can share the
+/// work of waking them.
 ///
-/// Waking or dropping a waker runs code of the application, and must not happen while a lock is
-/// held. So methods return wakers, and the caller wakes or drops them after it has released its
+/// Waking or dropping a waker can run code of the application, and must not happen while a lock is
+/// held. So the methods return wakers, and the caller wakes or drops them after it has released its
 /// locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
@@ -21,12 +22,12 @@ pub(super) struct Waiters {
     /// entry keeps its number when earlier entries are removed, so its index in `queue` is its
     /// number minus `first`.
     first: u64,
-    /// All entries in the queue of waiting readers with a smaller number than this one have to be
-    /// woken, because the topic has changed since they were added.
+    /// The readers whose entries in `queue` have smaller numbers than this number have to be woken,
+    /// because the topic has changed since these entries were added.
     due: u64,
-    /// The numbers of the empty entries of `queue`: their readers have stopped waiting. A new
-    /// waiting reader can use such an entry. Entries with smaller numbers than `due` are not
-    /// listed, because a new reader must not be woken for an earlier change.
+    /// The numbers of the empty entries of `queue`, which a new waiting reader can use: their
+    /// readers have stopped waiting. Entries with smaller numbers than `due` are not listed,
+    /// because a new reader must not be woken for an earlier change.
     vacant: Vec<u64>,
 }
 
@@ -59,14 +60,14 @@ impl Ticket {
 }
 
 impl Waiters {
-    /// Adds a waiting reader to the queue, or replaces the waiting reader whose entry `ticket`
-    /// identifies. Stores the ticket of the new entry in `ticket`. Returns the replaced reader,
-    /// which the caller drops after it has released its locks.
+    /// Adds a waiting reader to the queue. If the reader already has an entry, which `ticket`
+    /// identifies, replaces that entry. Stores the ticket of the new entry in `ticket`. Returns the
+    /// replaced waker or ready list, which the caller drops after it has released its locks.
     ///
     /// The caller must hold the lock of the topic, and must have checked the topic under this lock.
-    /// So the caller knows all earlier changes, and need not be woken for them. If the replaced
-    /// reader was still due to be woken for an earlier change, its entry becomes empty and wakes no
-    /// reader. The new reader then gets another entry.
+    /// So the caller knows all earlier changes, and need not be woken for them. If the old entry
+    /// was still due to be woken for an earlier change, it becomes empty, and the reader gets a new
+    /// entry.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -94,8 +95,9 @@ impl Waiters {
         replaced
     }
 
-    /// Removes a waiting reader from the queue. `ticket` identifies its entry. Returns the removed
-    /// reader, which the caller drops after it has released its locks.
+    /// Removes a waiting reader from the queue. `ticket` identifies its entry. Returns the content
+    /// of the entry, which the caller drops after it has released its locks. Returns `None` if the
+    /// reader was not in the queue any more.
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
         let waiter = self.entry(ticket.as_ref())?.take();
@@ -103,18 +105,18 @@ impl Waiters {
         waiter
     }
 
-    /// Marks all waiting readers in the queue to be woken later, because the topic has changed.
-    /// Returns the number of the next new entry: the entries of the marked readers have smaller
-    /// numbers.
+    /// Marks all waiting readers in the queue as due to be woken, because the topic has changed.
+    /// Returns the number that the next new entry will have. The entries of all marked readers have
+    /// smaller numbers.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();
         self.due
     }
 
-    /// Returns `true` if the queue still has entries of readers that have to be woken for a certain
-    /// change of the topic. `number` is the number that [`make_due`](Self::make_due) has returned
-    /// for this change: the readers that waited at that time have entries with smaller numbers.
+    /// Returns `true` if readers that waited when the topic changed are still in the queue and have
+    /// to be woken. `number` is the number that [`make_due`](Self::make_due) has returned for this
+    /// change: the readers that waited at that time have entries with smaller numbers.
     pub(super) fn has_due_before(&self, number: u64) -> bool {
         self.first < self.due.min(number)
     }

@@ -17,9 +17,9 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of additions to this queue, which is the number of the next addition. Adding a
-    /// queued topic again counts, too. Subscriptions to several topics compare the numbers to find
-    /// new additions.
+    /// The number of additions to this queue so far. Adding a queued topic again counts, too.
+    /// Additions are numbered from 0, so this is the number of the next addition. Subscriptions to
+    /// several topics compare these numbers to find topics that were added since they last looked.
     added: AtomicU64,
 }
 
@@ -29,32 +29,32 @@ struct Queue {
     /// of a topic's last addition to this queue is stored in the topic itself, in
     /// [`TopicState::queue_number`].
     topics: VecDeque<Arc<TopicState>>,
-    /// The time of the last sign of progress of the task that wakes waiting readers: its start, or
-    /// the moment when it began to wake the readers of another topic in the queue. `None` if the
-    /// task is not running.
+    /// The time when the task that wakes waiting readers last made progress: when it was started,
+    /// or when it last began with a topic in the queue. `None` if the task is not running.
     active_at: Option<Instant>,
 }
 
 impl WakeQueue {
-    /// The maximum number of topics in the wake queue. A publisher that exceeds this number wakes
-    /// readers of the queued topics itself, until the queue is short enough.
+    /// The maximum number of topics in the queue of topics whose readers have to be woken. A
+    /// publisher that exceeds this number wakes readers of the queued topics itself, until the
+    /// queue is short enough.
     const MAX: usize = 1024;
 
-    /// The time after which the task that wakes readers counts as stopped if it has not begun with
-    /// the next topic in the queue, for example because its runtime is not driven. The next
-    /// publisher then starts another task.
+    /// The time without progress after which the task that wakes readers counts as stopped, for
+    /// example because its runtime is not driven. The task makes progress when it begins with a
+    /// topic in the queue. After this time, the next publisher starts another task.
     const STALLED: Duration = Duration::from_millis(10);
 
-    /// The number of batches of one topic that the task of the wake queue wakes before it yields. A
-    /// batch has up to 32 waiting readers, so the task yields after up to 512 readers.
+    /// The number of batches of readers that the task wakes for one topic before it yields to other
+    /// tasks. A batch has up to 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
     /// Adds a changed topic whose waiting readers have to be woken. Returns the number of this
     /// addition. A topic that is already in the queue only gets the new number.
     ///
-    /// The caller first calls this method, and then makes the log position of the change visible.
-    /// So a subscription to several topics that sees this position finds the changed topic in this
-    /// queue, until the topic is in the subscription's own list of changed topics.
+    /// The caller calls this method before it makes the log position of the change visible. So a
+    /// subscription to several topics that sees this position also finds the changed topic. The
+    /// topic is in this queue until it is in the subscription's own list of changed topics.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -68,8 +68,8 @@ impl WakeQueue {
 
     /// Calls `found` for each queued topic that was added, or added again, since the caller's
     /// previous call. The caller is a subscription to several topics that looks for changed topics.
-    /// `looked_at` is the number of the first addition that the caller has not seen. The caller
-    /// keeps it between its calls, and this method updates it.
+    /// It keeps the number `looked_at` between its calls, and this method updates this number: the
+    /// number of the first addition that the caller has not seen.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -82,15 +82,13 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that the readers that wait for a change of `topic` are woken. Starts the task
-    /// that wakes readers, unless the task is running. `number` is the number that
-    /// [`add`](Self::add) has returned for this change. Each topic has its own queue of waiting
-    /// readers: the readers that waited before the change have entries with smaller numbers than
-    /// `through`.
+    /// Ensures that the readers that wait for a change of `topic` are woken. Starts the task that
+    /// wakes readers if the task is not running. `number` is the number that [`add`](Self::add) has
+    /// returned for this change. Only readers that waited before the change have to be woken: their
+    /// entries in the topic's own queue of waiting readers have smaller numbers than `through`.
     ///
-    /// Outside of a tokio runtime, this method itself wakes these readers, but not the readers that
-    /// began to wait after the change. It then removes the topic from this queue, unless the topic
-    /// was added again.
+    /// Outside of a tokio runtime, this method itself wakes these readers. It then removes the
+    /// topic from this queue, unless the topic was added again.
     ///
     /// In a runtime, if more than 1,024 topics are queued, this method also wakes readers of queued
     /// topics, until the queue is short enough. The caller must hold no lock.
@@ -117,9 +115,9 @@ impl WakeQueue {
         }
     }
 
-    /// Wakes up to 512 readers that wait for the first topic in the queue. If more readers wait for
-    /// it, moves the topic to the end of the queue. Returns `false` if the queue is empty
-    /// afterwards.
+    /// Wakes up to 512 waiting readers of the first topic in the queue. Then removes this topic, or
+    /// moves it to the end of the queue if more of its readers have to be woken. Returns `false` if
+    /// the queue is empty afterwards.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(topic) = queue.topics.front().cloned() else {
@@ -143,9 +141,10 @@ impl WakeQueue {
 }
 
 impl Queue {
-    /// Removes a topic from the wake queue, unless it was added again: the number of its last
-    /// addition then differs from `number`. Returns `true` if the topic is not in the queue any
-    /// more, also if another thread has removed it.
+    /// Removes a topic from the queue of topics whose readers have to be woken. Leaves the topic in
+    /// the queue if it was added again, so that the number of its last addition differs from
+    /// `number`. Returns `true` if the topic is not in the queue any more, also if another thread
+    /// has removed it.
     fn remove(&mut self, topic: &TopicState, number: Option<u64>) -> bool {
         if topic.queue_number.get() == number {
             topic.queue_number.set(None);
@@ -168,8 +167,8 @@ impl Queue {
     }
 }
 
-/// A guard of the task that wakes the readers of the topics in the wake queue. If the task is
-/// dropped because its runtime shuts down, dropping this guard wakes all remaining readers.
+/// A guard inside the task that wakes the readers of the topics in the wake queue. If the runtime
+/// shuts down and drops the task, dropping this guard wakes all remaining readers.
 struct Running {
     queue: Arc<WakeQueue>,
     has_ended: bool,
@@ -206,7 +205,7 @@ impl Runtime {
     }
 }
 
-/// Starts a thread in place of a tokio task, for tests with loom.
+/// A substitute for the tokio runtime in tests with loom: starts a thread in place of a task.
 #[cfg(tower_sse_loom)]
 struct Runtime;
 
