@@ -19,8 +19,9 @@ use super::{
 use crate::Event;
 use std::{fmt, sync::Arc, time::Duration};
 
-/// The longest age that a hub takes over from its backend. The hub keeps topics and their events in
-/// memory for this time. Users can set a longer age for both.
+/// The longest maximum age of events that a hub takes over from its backend: one day. The hub keeps
+/// topics and their events in memory for their maximum age, so a longer age has to be set
+/// explicitly.
 const MAX_INHERITED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The settings of a [`Hub`]: retention, limits, and the backend.
@@ -43,7 +44,8 @@ const MAX_INHERITED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 #[must_use]
 pub struct Builder {
     config: HubConfig,
-    /// The maximum age of events, if it was set. It replaces the age in `config`.
+    /// The maximum age of retained events, if the user has set it. It then replaces the age in
+    /// `config`.
     max_age: Option<Duration>,
 }
 
@@ -81,20 +83,23 @@ impl Builder {
     /// receives an expired event that was not removed yet. Expired events are removed within
     /// `max_age / 16` after their expiry.
     ///
-    /// With a backend, set the age either here or on the backend. A backend of this crate whose age
-    /// is not set takes over the age of the hub, and then deletes older records from the log. A hub
-    /// whose age is not set takes over the age of its backend, but at most a day, because the hub
-    /// keeps topics and their events in memory for this time. It does not take over an age that is
-    /// not limited. If both are set, each keeps its own: the backend then decides how long the log
-    /// retains events, and the hub decides how long it retains them in memory.
+    /// With a backend, set the age either on the hub or on the backend:
     ///
-    /// When the age of the hub has passed since the last event or the finish of a topic without
-    /// subscribers, the hub does not know any more that the topic [exists](super::Topic::exists) or
-    /// is finished, even if the log still has its events. A client of a finished topic that returns
-    /// without an id, or with an id after the finish, then waits instead of getting 204. So set the
-    /// longest time after which clients may return. To save memory, set a smaller
-    /// [`max_events`](Self::max_events) or [`max_bytes`](Self::max_bytes) instead: the backend
-    /// provides older events.
+    /// - If only the age of the hub is set, a backend of this crate takes over this age, and
+    ///   deletes older records from the log.
+    /// - If only the age of the backend is set, the hub takes over this age, but at most a day,
+    ///   because the hub keeps topics and their events in memory for this time. The hub does not
+    ///   take over an unlimited age.
+    /// - If both ages are set, the backend's age decides how long the log retains events, and the
+    ///   hub's age decides how long the hub retains them in memory.
+    ///
+    /// A hub forgets a topic without subscribers when the hub's age has passed since the topic's
+    /// last event or its finish. Then the hub does not know any more that the topic
+    /// [exists](super::Topic::exists) or is finished, even if the log still has its events. A
+    /// client of a finished topic that returns without an id, or with an id after the finish, then
+    /// waits instead of getting 204. So set the longest time after which clients may return. To
+    /// save memory, set a smaller [`max_events`](Self::max_events) or
+    /// [`max_bytes`](Self::max_bytes) instead: the backend provides older events.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(if age.is_zero() { Duration::MAX } else { age });
         self
@@ -117,8 +122,9 @@ impl Builder {
         self
     }
 
-    /// Sets what happens to a client that is so slow that its next event was evicted before it
-    /// received the event. Default: [`LagPolicy::Gap`], which reports the gap to the client.
+    /// Sets what happens to a client that is so slow that its next event was evicted before the
+    /// client received it. Default: [`LagPolicy::Gap`], which reports the missing events to the
+    /// client.
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.config.lag_policy = policy;
         self
@@ -145,24 +151,25 @@ impl Builder {
     }
 
     /// Sets the lease of the local node: the time without a sign of life after which the other
-    /// nodes declare the local node dead, so that its [members](super::Topic::join) leave. Default:
-    /// 10 seconds. At least 100 milliseconds, at most one hour. If the lease is shorter than about
-    /// ten response times of the backend, the other nodes can declare the local node dead while it
-    /// runs.
+    /// nodes declare the local node dead. Its [members](super::Topic::join), names that are present
+    /// in topics, then leave. Default: 10 seconds. At least 100 milliseconds, at most one hour. If
+    /// the lease is shorter than about ten response times of the backend, the other nodes can
+    /// declare the local node dead while it runs.
     ///
-    /// If this process dies, its members leave after the lease, the [time for a
-    /// reconnect](Self::presence_grace) on the other nodes, and at most one more second. After a
-    /// [shutdown](Hub::shutdown) of the hub, the other nodes do not wait for the lease, only for a
-    /// reconnect and at most one more second. While the local node has members, it appends a sign
-    /// of life to the log three times per lease. A hub in memory does not use the lease.
+    /// If this process dies, its members leave after the sum of three times: the lease, the [grace
+    /// time for a reconnect](Self::presence_grace) on the other nodes, and at most one more second.
+    /// After a [shutdown](Hub::shutdown) of the hub, the other nodes do not wait for the lease,
+    /// only for a reconnect and at most one more second. While the local node has members, it
+    /// appends a sign of life to the log three times per lease. A hub in memory does not use the
+    /// lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
         self.config.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
     }
 
-    /// Publishes the joins and leaves of the [members](super::Topic::join) of each topic as events
-    /// of that topic. `event` gets the name of the topic and the change, and returns the event, or
-    /// `None` for no event. Default: no events.
+    /// Publishes the joins and leaves of the [members](super::Topic::join) of each topic, names
+    /// that are present in it, as events of that topic. `event` gets the name of the topic and the
+    /// change, and returns the event to publish, or `None`. Default: no events.
     ///
     /// Each event is published once, in the order of the changes, which is the same on all nodes.
     /// The nodes compare the bytes of events, to detect that another node has already published the
@@ -192,11 +199,12 @@ impl Builder {
     /// event of a join or a leave creates such a topic, which then exists until these events
     /// expire. So a client that returns to the topic gets the events of the leaves that it has
     /// missed. The exception is a topic that the application has [removed](super::Topic::remove)
-    /// while it had members and no subscribers. A leave does not create such a topic again. A
+    /// while it had members and no subscribers. A leave does not create such a topic again, but a
     /// published event, a join or a subscription does. The hub remembers up to 10,000 such topics.
     ///
-    /// An event whose name is reserved for the hub is not published. With a backend, neither is an
-    /// event of more than 256 KiB. If the function panics, the change has no event.
+    /// An event with a name that is reserved for the hub (`gap` or `hub-cursor`) is not published.
+    /// With a backend, an event of more than 256 KiB is not published either. If the function
+    /// panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, it is called by the thread that joins, leaves or reads
@@ -369,8 +377,8 @@ impl Builder {
         Connector { settings: self, backend: backend.map(|backend| Box::new(backend) as _) }
     }
 
-    /// Returns the settings of the hub. `inherited` is the maximum age of the backend, which
-    /// applies if the hub has no maximum age of its own.
+    /// Returns the settings of the hub. `inherited` is the maximum age of events in the backend. It
+    /// applies, limited to one day, if the builder has set no maximum age.
     fn into_config(self, inherited: Option<Duration>) -> HubConfig {
         let Self { mut config, max_age } = self;
         // Without a limit, topics would never expire, so their number in memory would only grow.
@@ -417,7 +425,8 @@ impl Connector {
         Self { settings: self.settings.max_topics(topics), ..self }
     }
 
-    /// Sets what happens to a client that is too slow, like [`Builder::lag_policy`].
+    /// Sets what happens to a client that is so slow that its next event was evicted, like
+    /// [`Builder::lag_policy`].
     pub fn lag_policy(self, policy: LagPolicy) -> Self {
         Self { settings: self.settings.lag_policy(policy), ..self }
     }
@@ -428,8 +437,8 @@ impl Connector {
         Self { settings: self.settings.linger(time), ..self }
     }
 
-    /// Sets how long a member stays in its topic after its last subscription was dropped, like
-    /// [`Builder::presence_grace`].
+    /// Sets how long a member, a name that is present in a topic, stays in the topic after its last
+    /// subscription was dropped, like [`Builder::presence_grace`].
     pub fn presence_grace(self, time: Duration) -> Self {
         Self { settings: self.settings.presence_grace(time), ..self }
     }
@@ -440,7 +449,8 @@ impl Connector {
         Self { settings: self.settings.presence_lease(time), ..self }
     }
 
-    /// Publishes the joins and leaves of members as events, like [`Builder::presence_events`].
+    /// Publishes the joins and leaves of members, names that are present in topics, as events of
+    /// these topics, like [`Builder::presence_events`].
     pub fn presence_events(self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
         Self { settings: self.settings.presence_events(event), ..self }
     }

@@ -1,4 +1,5 @@
-//! Delivery of records from the log of a backend into the topics of this process.
+//! Delivery of records: adds what this node reads from the log of a backend to the topics of this
+//! process.
 
 #[cfg(feature = "durable-streams")]
 use super::durable_streams;
@@ -95,9 +96,9 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds consecutive records of the backend's log, all of one topic, to this topic in the memory
-    /// of this process. If the topic is new, and the hub already has `max_topics` topics, the
-    /// records are skipped. Later subscribers read them from the backend.
+    /// Adds consecutive records of the backend's log, all of the same topic, to this topic in the
+    /// memory of this process. If the topic is new, and the hub already has `max_topics` topics,
+    /// skips the records. Later subscribers read them from the backend.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
@@ -160,9 +161,9 @@ impl Core {
     }
 
     /// Records that a topic was removed. From now on, reads of old records from the backend leave
-    /// out the events of the topic before the removal. `at` is the position of the removal record.
-    /// `evicted_through` becomes the eviction watermark of the topic: a client that has not
-    /// received all events of the topic up to this position gets a gap.
+    /// out the topic's events before the removal. `at` is the position of the record that removes
+    /// the topic. A client that has not received all events of the topic up to `evicted_through`
+    /// gets a gap.
     fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
         if let Some(backend) = &self.backend {
             backend.note_removal(topic, Removal { at, evicted_through });
@@ -173,10 +174,10 @@ impl Core {
     /// evicted them.
     ///
     /// Handles one topic after the other, and unlocks the registry, the table of all topics, in
-    /// between. So a client can reconnect before its topic reports the evicted events. If the hub
-    /// then sent a cursor (a position to resume from) after these events, the client would miss
-    /// them without a gap. The last position of the registry limits new cursors, so this position
-    /// is raised to `through` only after the last topic.
+    /// between. So a client can subscribe before its topic reports the evicted events. If the
+    /// client then got a cursor (a position to resume from) after these events, it would miss them
+    /// without a gap. `registry.last` limits new cursors, so this position is raised to `through`
+    /// only after the last topic.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
         let topics = registry.truncate_through(through);
@@ -191,8 +192,8 @@ impl Core {
     }
 
     /// Marks a topic as finished, because a read of old records from the backend has found the
-    /// record that finishes the topic. `end` is the position of this record. The read has covered
-    /// the log up to the position `through`, and has found no later record of the topic.
+    /// record that finishes the topic, at the position `end`. The read has covered the log up to
+    /// the position `through`, and has found no later record of the topic.
     ///
     /// Has no effect if this process has not read the log up to `end`, knows of an event of the
     /// topic after `through`, or knows that the topic was removed after `end`.

@@ -12,8 +12,8 @@ use super::{
 };
 use std::{fmt, sync::Arc, time::Duration};
 
-/// A log of events with topics, subscriptions and replay. The [module documentation](super)
-/// describes how clients resume.
+/// A publish/subscribe hub: one ordered log of events, which belong to topics, with replay for
+/// clients that reconnect. The [module documentation](super) describes how clients resume.
 ///
 /// Clones are handles to the same hub.
 #[derive(Clone)]
@@ -31,11 +31,11 @@ impl Hub {
         &self.core
     }
 
-    /// Reserves a name for a stream registry, a table of open streams that can be closed. When the
-    /// registry closes streams, the registries with the same name on the other nodes of this hub
-    /// close their streams, too. `announcements` is the part of the registry that the hub calls
-    /// when another node has reported closed streams in the log. Dropping the result releases the
-    /// name.
+    /// Reserves a name for a stream registry, a table of open streams that can be closed by keys
+    /// such as users. When the registry closes streams, the registries with the same name on the
+    /// other nodes of this hub close their streams of the same keys. For this purpose, the hub
+    /// calls `announcements`, a part of the registry, when another node has reported closed streams
+    /// in the log. Dropping the result releases the name.
     #[cfg(feature = "json")]
     pub(crate) fn reserve_registry_name(
         &self,
@@ -108,7 +108,7 @@ impl Hub {
         self.core.backend.is_some()
     }
 
-    /// Returns a handle to a topic that the crate itself uses.
+    /// Returns a handle to a topic that the crate itself uses, whose name begins with `tower-sse/`.
     #[cfg(feature = "json")]
     pub(crate) fn topic_of_crate(&self, name: &str) -> Topic {
         self.topic(name).of_crate()
@@ -128,13 +128,13 @@ impl Hub {
     /// # A start per topic
     ///
     /// A pair of a topic and a [`Start`] gives the topic a start of its own, for clients without an
-    /// id. If the argument `start` is a [`Start::After`], all topics begin after its id, and their
-    /// own starts are ignored. Otherwise, a topic without a start of its own begins at `start`. If
-    /// a topic is listed several times, the first of its own starts applies.
+    /// id. If the argument `start` is a [`Start::After`] an id, all topics begin after this id, and
+    /// their own starts are ignored. Otherwise, a topic without a start of its own begins at
+    /// `start`. If a topic is listed several times, the first of its own starts applies.
     ///
-    /// One cursor, the last id of the client, covers all topics. A client can lose its connection
-    /// before its cursor has reached the latest of the starts. After it reconnects, it also
-    /// receives the events between its cursor and the starts of the topics.
+    /// One cursor, the last id of the client, covers all topics. If a client loses its connection
+    /// before its cursor has reached the start of a topic, it resumes after the cursor in all
+    /// topics. So it then also receives the topic's events between the cursor and that start.
     ///
     /// The id of each [`Start::After`] is checked for its topic. If a later event of this topic is
     /// missing, the client gets one [gap](super::Gap) for all topics together. During an outage of
@@ -232,9 +232,9 @@ impl Hub {
         Ok(Listener::new(self.core.subscribe(checked(topics)?, start.into()).await?))
     }
 
-    /// Reads topics up to now: returns a stream of the events from `start` on that the log contains
-    /// at the moment. The stream then ends. [`Listener`] describes gaps and the order of the
-    /// events. The stream can also contain events that are published while it is read.
+    /// Reads the events of topics that the log contains now: returns a stream of these events, from
+    /// `start` on, that then ends. The stream can also contain events that are published while it
+    /// is read. [`Listener`] describes gaps and the order of the events.
     ///
     /// Use it to restore a state after a restart, or to show the retained events of a topic without
     /// an open stream. To continue with later events, [listen](Self::listen) after the
@@ -298,8 +298,9 @@ impl Hub {
     /// delays the end of its response until it has read the remaining events, so set a time limit
     /// for the shutdown, such as `Serve::shutdown_timeout`.
     ///
-    /// The shutdown of a layer also ends streams that come from no hub, and can send a shutdown
-    /// event. The two can be combined: cancel the token of the layer first.
+    /// The [shutdown of a layer](crate::SseLayer::shutdown) also ends streams that come from no
+    /// hub, and can send a shutdown event. To use both shutdowns, cancel the token of the layer
+    /// first.
     ///
     /// If this process has [recordings](Topic::record), await
     /// [`drain_recordings`](Self::drain_recordings) first, and wait until the open streams have
@@ -307,9 +308,10 @@ impl Hub {
     /// are [interrupted](super::Outcome::Interrupted), and their topics may stay unfinished.
     ///
     /// Without recordings, this method can be the first step of a graceful shutdown, as in the
-    /// example. A layer then sends no shutdown event. To send it, cancel the token of
-    /// [`SseLayer::shutdown`](crate::SseLayer::shutdown) first. If publishers still run, call this
-    /// method after the streams have ended. Until then, they send the last published events.
+    /// example. A layer then sends no shutdown event. To send this event, cancel the token of
+    /// [`SseLayer::shutdown`](crate::SseLayer::shutdown) first. If publishers still run then, call
+    /// this method only after the streams have ended. Until then, the streams send the last
+    /// published events.
     ///
     /// # Examples
     ///
@@ -338,10 +340,11 @@ impl Hub {
     /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the
     /// hub and the process are [shut down](Self::shutdown).
     ///
-    /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted).
-    /// Each interrupted recording publishes its [`will`](super::Recorder::will), the last event for
-    /// this case, and finishes its topic. Returns the number of interrupted recordings. To wait
-    /// without interrupting, pass [`Duration::MAX`], and put a timeout around the call.
+    /// A recording publishes the items of a stream to a topic. Recordings that have not ended after
+    /// `time` are [interrupted](super::Outcome::Interrupted). Each interrupted recording publishes
+    /// its [`will`](super::Recorder::will), the last event for this case, and finishes its topic.
+    /// Returns the number of interrupted recordings. To wait without interrupting, pass
+    /// [`Duration::MAX`], and put a timeout around the call.
     ///
     /// If the backend is down, this method waits until the backend is back, so put a timeout around
     /// the call. After the timeout and the end of this process, another node publishes the wills.
@@ -380,10 +383,12 @@ impl Hub {
     }
 }
 
-/// The topics of a subscription, and where each begins.
+/// The topics of a subscription. Each entry has the name of a topic, and its own start position if
+/// it has one.
 type Topics = Vec<(Arc<str>, Option<Start>)>;
 
-/// Collects the topics of a subscription. Returns an error if the name of one is reserved.
+/// Collects the topics of a subscription. Returns an error if a topic has a reserved name, which
+/// begins with `tower-sse/`.
 fn checked<T: IntoTopicStart>(topics: impl IntoIterator<Item = T>) -> Result<Topics, Error> {
     let checked = |topic: T| {
         let (name, start) = topic.into_topic_start();

@@ -30,7 +30,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// `Pending` once and wakes its task, so that other tasks can run.
 const MAX_EVENTS_PER_TURN: u32 = 64;
 
-/// An event that a [`Listener`] yields, decoded and with its topic and its id.
+/// A published event that a [`Listener`] yields: decoded, with its topic and its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Published {
@@ -38,9 +38,9 @@ pub struct Published {
     pub topic: Arc<str>,
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
     /// following event, with one exception. A listener to several topics can yield the newest event
-    /// of a [`latest_only`](super::Topic::latest_only) topic in place of an older event that it has
-    /// replaced. The newest event then has the id of the older event, so that listening after that
-    /// id misses no event of another topic. The newest event is then yielded once more.
+    /// of a [`latest_only`](super::Topic::latest_only) topic in place of an older event. The newest
+    /// event then has the id of the older event. So listening after that id misses no event of
+    /// another topic, but yields the newest event once more.
     pub id: EventId,
     /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
@@ -135,22 +135,24 @@ pub struct Listener {
     /// The topics of the events in `pending`, in order, each with the number of its consecutive
     /// events.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the last yielded event, if later events of the same read are still in `pending`.
-    /// The [`cursor`](Self::cursor) of the listener is then this id. `None` if `pending` is empty.
+    /// The id of the last yielded event, while later events of the same read are still in
+    /// `pending`. The [`cursor`](Self::cursor) of the listener is then this id. `None` if `pending`
+    /// is empty.
     last: Option<EventId>,
     /// The cursor of the subscription immediately before the error that has ended the listener.
-    /// [`cursor`](Self::cursor) then returns this position, so that a new listener begins there and
-    /// reports the missing events. `None` without an error.
+    /// After the error, [`cursor`](Self::cursor) returns this position, so that a new listener
+    /// begins there and reports the missing events. `None` without an error.
     failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,
     end: End,
 }
 
-/// The end of a listener in its log.
+/// The position in the log where a listener ends, if it ends before its topics are finished.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The listener waits for later events.
+    /// The listener waits for later events. It ends only when its topics are finished, or with an
+    /// error.
     Never,
     /// The listener ends when its cursor has reached this position, or when it would wait for
     /// events. The local node has read the log up to this position.
@@ -188,8 +190,9 @@ impl Listener {
         Ok(self)
     }
 
-    /// Ends the listener if it has reached its [`End`]. Returns `true` if it has ended. Set
-    /// `is_waiting` if the subscription has no further event at the moment.
+    /// Ends the listener if it has reached its [`End`], the position in the log where it has to
+    /// end. Returns `true` if it has ended. `is_waiting` is `true` if the subscription has no
+    /// further event at the moment.
     fn has_ended(&mut self, is_waiting: bool) -> bool {
         let End::At(end) = self.end else { return self.end == End::Reached };
         let is_past = self.subscription.cursor >= end && !self.subscription.has_beginning();
@@ -203,17 +206,17 @@ impl Listener {
     /// [`Hub::listen`](super::Hub::listen) are missing. The listener then yields the retained
     /// events.
     ///
-    /// Returns `None` if no event is missing, or while that is unknown because the backend is down.
-    /// If it then turns out that events are missing, the stream ends with
+    /// Returns `None` if no event is missing, or if that is unknown because the backend is down. If
+    /// events turn out to be missing after the outage, the stream ends with
     /// [`SubscriptionError::Lagged`].
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.subscription.gap()
     }
 
-    /// Returns the id of the listener's cursor. The listener has yielded every event of its topics
-    /// up to this id. Listening after this id continues with the next event. If that event is no
-    /// longer retained, the new listener has a gap.
+    /// Returns the cursor of the listener, an id. The listener has yielded every event of its
+    /// topics up to this id. Listening after this id continues with the next event. If that event
+    /// is no longer retained, the new listener has a gap.
     ///
     /// Before the first event, the cursor is the position where the listener begins. The cursor can
     /// be newer than the last [`Published::id`], for example if only other topics have later

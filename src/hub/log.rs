@@ -1,9 +1,11 @@
-//! The log of one topic: its newest events as wire bytes. Any number of cursors read it.
+//! The log of one topic: its retained events as wire bytes. Any number of subscriptions read the
+//! log, each from its own position.
 //!
-//! Events are contiguous in segments of up to 16 KiB, so the next events of a cursor are one slice
-//! of memory. An event of 4 KiB or more has a segment of its own. A full segment is sealed: its
-//! slices are shared without a copy. The last segment is open and still grows. A slice of the open
-//! segment is copied once, and the copy is cached for other readers at the same position.
+//! A log consists of segments: blocks of memory of up to 16 KiB, in which consecutive events are
+//! contiguous. So the next events of a reader are one slice of memory. An event of 4 KiB or more
+//! has a segment of its own. A full segment is sealed: readers share its slices without a copy. The
+//! last segment is open and still grows. A slice of the open segment is copied once, and the copy
+//! is cached for other readers at the same position.
 
 use super::{backend::Position, segment::Segment};
 use crate::{EncodedEvents, Event};
@@ -24,9 +26,10 @@ const SEGMENT: usize = 16 * 1024;
 /// its bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The constant part of the limit for unused bytes in the open segment, the block of memory that
-/// takes new events. The other part is the size of the retained events. Evicted events leave unused
-/// bytes at the beginning of the segment. Above the limit, the retained events are moved there.
+/// The number of unused bytes, in addition to the size of the retained events, that the open
+/// segment may have. The open segment is the block of memory that takes new events. Evicted events
+/// leave unused bytes at its beginning. Above this limit, the retained events are moved to the
+/// beginning.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
@@ -76,7 +79,8 @@ impl Sub for Amount {
     }
 }
 
-/// The result of reading a topic after a cursor, the last position that the reader has read.
+/// The result of reading the log of a topic after a cursor, the last position that the reader has
+/// read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// The next events after the cursor, and the position of the last of these events.
@@ -102,8 +106,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Any reader whose cursor is at `after` or later, but before `first`, can use the cached
-    /// events: its next event is the first of them, at the position `first`.
+    /// A reader can use the cached events if its cursor is at this position or later, but before
+    /// `first`. Its next event is then the first cached event, which is at the position `first`.
     after: Position,
     first: Position,
     last: Position,
@@ -111,8 +115,8 @@ struct CachedRead {
 }
 
 impl Log {
-    /// Creates an empty log of a topic. Events up to and including `evicted_through` may have been
-    /// evicted.
+    /// Creates an empty log for a topic whose events up to and including `evicted_through` may have
+    /// been evicted.
     pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),
@@ -151,8 +155,8 @@ impl Log {
         self.last
     }
 
-    /// Returns `true` if no event of the topic is after the position `after`, whether retained or
-    /// evicted.
+    /// Returns `true` if the topic has no event after the position `after`. Evicted events count as
+    /// well.
     pub(super) fn ends_at(&self, after: Position) -> bool {
         self.last.max(self.evicted_through) <= after
     }
@@ -163,8 +167,8 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
-    /// Adds an event at this position, which must be greater than all earlier positions. Evicts
-    /// nothing: `limits` only determines the size of the memory blocks for events.
+    /// Adds an event at `position`, which must be greater than the positions of all earlier events.
+    /// Evicts nothing: `limits` only determines the size of the memory blocks for events.
     pub(super) fn push(&mut self, position: Position, event: Event, limits: &Limits, now: Instant) {
         let size = event.as_bytes().len();
         let segment = limits.segment();
@@ -273,12 +277,11 @@ impl Log {
         }
     }
 
-    /// Returns the next events after the position `after` and up to `through`. The result is one
-    /// block of memory, so it may contain only some of these events.
+    /// Returns the next events of the topic after the position `after` and up to `through`. The
+    /// result is one slice of memory, so it may contain only the first of these events.
     ///
-    /// If events after `after` were evicted, returns [`Read::Evicted`]. The reader has already
-    /// reported a gap up to `gap_reported_through`, so evicted events up to this position do not
-    /// count.
+    /// Returns [`Read::Evicted`] if events after `after` were evicted. Evicted events up to
+    /// `gap_reported_through` do not count, because the client already knows that they are missing.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {

@@ -43,11 +43,11 @@ pub(super) struct Merge {
     /// Set if the hub is shut down. The subscription ends when it has delivered all events.
     is_shut_down: bool,
     /// The greatest position that was delivered in any single topic. It can be after the cursor of
-    /// the subscription, because the cursor counts the events of all topics. One possible reason is
-    /// that the subscription began at a greater position in one topic than in others. Another is
-    /// that a `latest_only` topic has delivered its newest event in place of an older event. When
-    /// no topic has a further event, the cursor moves to this position, but not past the hub's last
-    /// event that is visible to subscribers.
+    /// the subscription: the events of all topics were delivered only up to the cursor. One
+    /// possible reason is that the subscription began at a greater position in one topic than in
+    /// others. Another is that a `latest_only` topic has delivered its newest event in place of an
+    /// older event. When no topic has a further event, the cursor moves to this position, but not
+    /// past the hub's last event that is visible to subscribers.
     delivered_through: Position,
     /// The number of the first addition to the hub's wake queue that this subscription has not seen
     /// yet. A changed topic with many waiting subscriptions is in this queue until they are woken.
@@ -229,8 +229,8 @@ impl Merge {
     /// the topic is `latest_only` and these events were replaced, returns the newest event of the
     /// topic instead.
     ///
-    /// Returns `None` if the next event of no topic is known, or if that topic has no undelivered
-    /// event any more.
+    /// Returns `None` if no topic has a known next event, or if the topic with the smallest
+    /// position has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((position, index)) = self.turns.pop()?;
         let through = self.next_position().map_or(through, |second| through.min(second.previous()));

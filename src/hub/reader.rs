@@ -1,5 +1,5 @@
-//! The reader, which reads one topic for one subscription. A subscription has one reader for each
-//! of its topics.
+//! The reader of one topic for one subscription. A subscription has one reader for each of its
+//! topics.
 
 use super::{
     backend::Position,
@@ -83,9 +83,9 @@ pub(super) struct ReplayedEnd {
 /// The state of a subscription to a single topic while it waits for the next change of the topic,
 /// such as an event or its end.
 pub(super) struct Wait {
-    /// A copy of the waker that the subscription has registered in the topic, to be woken by the
-    /// next change. By this copy, a later poll with another waker detects that it has to register
-    /// its own.
+    /// A copy of the waker that the subscription has registered in the topic, and that the next
+    /// change wakes. A later poll compares its own waker with this copy, and registers its own
+    /// waker if they differ.
     waker: Waker,
     /// The version of the topic, a counter of its changes, when the subscription began to wait.
     version: u64,

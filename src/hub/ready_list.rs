@@ -1,11 +1,11 @@
-//! The ready list of a subscription to several topics: the topics that have changed, so that the
-//! subscription has to read them.
+//! The ready list of a subscription to several topics: the changed topics that the subscription has
+//! to read.
 
 use super::sync::{Mutex, lock};
 use std::{mem, task::Waker};
 
-/// The topics of a subscription that have changed, so that it has to read them, and the waker of
-/// the subscription. A topic is listed as the index of its reader. A reader reads one topic.
+/// The changed topics that a subscription has to read, and the waker of the subscription. A topic
+/// is listed as the index of its reader. A reader reads one topic.
 ///
 /// When a topic changes, it is usually added to the list before any subscriber can read the change.
 /// If more than 32 readers wait for the topic, only the lists of the first 32 readers get the topic

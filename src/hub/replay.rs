@@ -37,31 +37,31 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// has not delivered yet.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set while it is not known whether the position of the client's last id is after the end of
-    /// the log. The first successful read from the backend shows this.
+    /// `true` while it is unknown whether the position of the client's last id is after the end of
+    /// the log. The first successful read from the backend shows the end.
     is_unsure: bool,
     state: State,
 }
 
-/// A possible gap, which is a range of missing events. The gap is reported to the client only if it
-/// turns out that events are missing.
+/// A range of events that may be missing. It is reported to the client as a gap only if a read from
+/// the backend shows that events are missing.
 struct PendingGap {
     requested: EventId,
-    /// The position up to which the client has its events of this subscription. If a later event
-    /// was evicted, there is a gap.
+    /// The client has all events of this subscription up to this position. If a later event was
+    /// evicted, there is a gap.
     after: Position,
     reason: GapReason,
-    /// Set if it is known that events are missing. The gap event is sent when the first event after
-    /// the gap is known, because the gap event contains the id of that event.
+    /// `true` if it is known that events are missing. The gap event is then sent as soon as the
+    /// first event after the gap is known, because the gap event contains the id of that event.
     is_confirmed: bool,
-    /// Set if the client continues from its last id. If no events are missing, the subscription
-    /// reports to the application that it has resumed.
+    /// `true` if the client has sent its last id, to continue after it. If no events are missing,
+    /// the subscription reports to the application that it has resumed.
     is_resume: bool,
 }
 
 enum State {
-    /// The replay is not waiting for the backend. The next poll of the replay begins to read events
-    /// from the backend.
+    /// The replay, which reads old events from the backend, is not waiting for a response. The next
+    /// poll of the replay begins a read.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
@@ -71,8 +71,8 @@ enum State {
     Yields(Undelivered, Arc<EncodedPage>),
 }
 
-/// The undelivered events of one page of the log. Before them come the states that this node still
-/// retains, although the backend may have evicted them. A state is the newest event of a
+/// The undelivered events of one page, a part of the backend's log. States that this node still
+/// retains come first, because the backend may have evicted them. A state is the newest event of a
 /// `latest_only` topic.
 #[derive(Clone)]
 struct Undelivered {
@@ -85,7 +85,7 @@ struct Undelivered {
     last: Option<Position>,
 }
 
-/// The newest event of a `latest_only` topic, its position, and the name of the topic.
+/// The newest event of a `latest_only` topic, with its position and the name of the topic.
 type RetainedState = (Position, Arc<str>, EncodedEvents);
 
 impl Undelivered {
@@ -118,15 +118,16 @@ impl Future for PageRequest {
 
 impl Subscription {
     /// Starts to read events from the backend: the events after the cursor, the position after
-    /// which the subscription delivers events. `requested` is the id that the client sent, and the
+    /// which the subscription delivers events. `requested` is the id that the client sent, with the
     /// position of this id (the start of the log for an invalid id). The cursor is before this
-    /// position if another topic of the subscription starts earlier. `reason` says why events after
-    /// this id are missing, if this is already known: a gap is then reported in any case. If
-    /// `reason` is `None`, a gap is reported only if the read finds that events after this id are
-    /// missing.
+    /// position if another topic of the subscription starts earlier.
+    ///
+    /// `reason` is `Some` if it is already known why events after this id are missing. A gap is
+    /// then reported in any case. If `reason` is `None`, a gap is reported only if the read shows
+    /// that events after this id are missing.
     ///
     /// `is_resume` is `true` if the client continues from its last id. `is_unsure` is `true` if it
-    /// is not known whether the cursor is after the end of the log.
+    /// is unknown whether the cursor is after the end of the log.
     pub(super) fn start_replay(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -144,8 +145,9 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap, is_unsure, state: State::Idle }));
     }
 
-    /// Starts reading from the backend, because this process has evicted events before the
-    /// subscription read them. A gap is reported only if the backend has evicted events, too.
+    /// Starts to read old events from the backend, because this process has evicted events before
+    /// the subscription read them. A gap is reported only if the backend has evicted such events,
+    /// too.
     pub(super) fn replay_after_lag(&mut self) {
         let gap = PendingGap {
             requested: self.cursor(),
@@ -157,8 +159,8 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
-    /// Returns `true` while a gap is pending, because the backend has not returned the next events
-    /// yet. A pending gap is reported to the client only if events are missing.
+    /// Returns `true` while a gap is pending: events may be missing, and the client gets a report
+    /// only if a read from the backend shows that they are.
     pub(super) fn is_undecided(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
@@ -176,20 +178,21 @@ impl Subscription {
         is_passed.then_some(pending_gap.after)
     }
 
-    /// Returns the position after which a client that reconnects now misses no event without a gap:
-    /// the cursor, or an earlier position if the cursor is already after unreported missing events.
+    /// Returns the position after which a client should resume if it reconnects now. Usually this
+    /// is the cursor. If the cursor is already after missing events that were not reported yet, it
+    /// is an earlier position, so that the client still gets the gap.
     pub(super) fn resume_position(&self) -> Position {
         self.unreported_gap_after().map_or(self.cursor, |after| after.min(self.cursor))
     }
 
-    /// Returns `true` while it is not known whether the position after which the subscription
-    /// continues is after the end of the log, because the backend has not responded yet.
+    /// Returns `true` while the backend has not responded yet, so that it is unknown whether the
+    /// cursor, the position of the subscription, is after the end of the log.
     pub(super) fn is_unsure(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
 
     /// Waits for the first events from the backend, so that a gap is known before the client gets
-    /// its response. After two seconds, continues without these events, and the replay delivers
+    /// its response. After two seconds, returns without these events, and the subscription delivers
     /// them later. After a shutdown of the hub, returns immediately. Returns an error if too many
     /// other reads run or wait.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
@@ -224,10 +227,10 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next events from the backend, or a gap event, which reports missing events.
-    /// Returns `Ready(None)` once this process retains all events that the subscription has not
-    /// delivered yet. Returns an error after a shutdown of the hub, or if the subscription has to
-    /// end at a gap.
+    /// Polls for the next events from the backend, or for a gap event, which reports missing
+    /// events. Returns `Ready(None)` once this process itself retains all events that the
+    /// subscription has not delivered yet. Returns an error after a shutdown of the hub, or if the
+    /// subscription has to end at a gap.
     pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
@@ -337,8 +340,7 @@ impl Subscription {
     }
 
     /// Returns `true` if an application has removed a topic of this subscription, and the client
-    /// has not received all events that were removed with the topic. Returns `false` if a gap has
-    /// already reported these events as missing.
+    /// has neither received all removed events nor a gap that reports them as missing.
     fn has_missed_removed(&self, page: &EncodedPage) -> bool {
         let after =
             self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);
@@ -349,18 +351,18 @@ impl Subscription {
         })
     }
 
-    /// Returns `true` if this node has learned from the log that a topic of the subscription was
-    /// removed, and has learned this after it read `page` from the backend. The page is a part of
-    /// the log, and may then contain removed events.
+    /// Returns `true` if a topic of the subscription was removed, and this node has read the record
+    /// of the removal only after it read `page`, a part of the backend's log. The page may then
+    /// contain removed events.
     fn is_removed_since(&self, page: &EncodedPage) -> bool {
         let topics = self.readers.iter().map(|reader| &*reader.topic.name);
         self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))
     }
 
-    /// Stores the events of `page`, the next part of the log, for the next poll of the replay. If
-    /// the read has failed, `page` is `None`, and the replay pauses before the next read. Returns a
-    /// gap event if events are missing. If the first event after the gap is not known yet, a later
-    /// call returns the gap event.
+    /// Processes the result of a read from the backend: stores the events of `page`, the next part
+    /// of the log, for the next poll. If the read has failed, `page` is `None`, and the
+    /// subscription pauses before the next read. Returns a gap event if events are missing. If the
+    /// first event after the gap is not known yet, a later call returns the gap event.
     fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
         // A page with another epoch is ignored. The follower detects the replaced log and ends this
         // subscription.
@@ -454,14 +456,14 @@ impl Subscription {
 }
 
 impl Core {
-    /// Waits until the follower, the task that reads the log, has read it up to the position
-    /// `through`. Also returns if another log has replaced the log that `epoch` identifies. Returns
-    /// immediately if no stream registry, a table that closes streams on all nodes, follows the
-    /// hub.
+    /// Waits until the follower, the task that reads the log, has read the log up to the position
+    /// `through`, and has closed the streams that other nodes have announced there as closed. Also
+    /// returns if another log has replaced the log that `epoch` identifies. Returns immediately if
+    /// no stream registry (a table of open streams) follows the hub.
     ///
-    /// A page that was read for a replay may be ahead of the follower. The page may then contain
-    /// events that were published after another node has closed the stream of this client, before
-    /// this node knows of that close.
+    /// A page of old events that was read for one subscription may be ahead of the follower.
+    /// Suppose that another node has closed the stream of this client, and the follower has not
+    /// read that yet. The page may then contain events that were published after the close.
     async fn close_streams_through(&self, epoch: Epoch, through: Position) {
         let has_read = || self.committed() >= through || self.epoch() != epoch;
         if !self.stream_registries.is_empty() {
@@ -474,7 +476,9 @@ fn pause(core: &Core) -> Pin<Box<Sleep>> {
     Box::pin(in_runtime(core, || sleep(RETRY_PAUSE.mul_f64(1.0 + random::fraction()))))
 }
 
-/// Calls `create`, which creates a timer. The caller may be outside of a tokio runtime.
+/// Calls `create`, which creates a timer, inside the tokio runtime of the hub's backend. So the
+/// caller may be outside of a runtime. A hub without a backend has no such runtime, and only calls
+/// `create`.
 fn in_runtime<T>(core: &Core, create: impl FnOnce() -> T) -> T {
     match &core.backend {
         Some(backend) => backend.in_runtime(create),

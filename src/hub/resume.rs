@@ -2,14 +2,14 @@
 
 use super::backend::Position;
 
-/// The point in the log where a new subscription begins, or where a subscription resumes after
-/// events that were evicted: from the memory of this process, or from the log of the backend.
+/// The point in the log where a new subscription begins, or where a subscription resumes after a
+/// gap. (The events of the gap were evicted from the memory of this process or from the backend.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position after which the subscription continues. It is smaller than `first`, the
-    /// position of the next event. In a subscription to a single topic, all events that a gap
-    /// reports as missing are at this position or before it. So a client that reconnects with this
-    /// position as its id gets no second gap for them.
+    /// position of the next event. In a subscription to a single topic, it is not before any event
+    /// that a gap reports as missing. So a client that reconnects with this position as its id gets
+    /// no second gap for these events.
     pub(super) cursor: Position,
     /// The position of the first event that the resumed subscription delivers. `None` if no event
     /// follows yet.
@@ -17,8 +17,8 @@ pub(super) struct ResumePoint {
 }
 
 impl ResumePoint {
-    /// The neutral element of [`and`](Self::and): another resume point stays the same when it is
-    /// combined with this value.
+    /// The neutral element of [`and`](Self::and): combining it with another resume point returns
+    /// that resume point. It is the initial value for a fold over topics.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
     /// Returns the resume point for one topic: immediately before `first`, the position of the

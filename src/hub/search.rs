@@ -1,5 +1,5 @@
-//! The search for a topic that the local node does not know: the topic exists if the log of the
-//! backend has records of it.
+//! The search of the backend's log for a topic that the local node does not know. The topic exists
+//! if the log has records of it.
 
 use super::{
     backend::Position,
@@ -20,11 +20,12 @@ use tokio::{
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The maximum number of searches for topics that read the log at the same time. Clients can choose
-/// the name of the topic, and their searches must not delay the replays of others.
+/// the names of topics, and their searches must not delay other clients, which read old events from
+/// the log.
 pub(super) const MAX_SEARCHES: usize = 2;
 
-/// The pause before the next read if the server, for example a replica that lags, does not have the
-/// rest of the log yet.
+/// The pause of a search before its next read, if the server does not have the rest of the log yet.
+/// Such a server can be a replica that lags.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The task of a search. Dropping this value ends the search.
@@ -36,11 +37,11 @@ impl Drop for Search {
     }
 }
 
-/// The part of the log that the local node has read, as far as it concerns one topic.
+/// The knowledge of the local node about one topic, from the part of the log that it has read.
 struct Known {
     epoch: u64,
     is_known: bool,
-    /// Every record of the topic that the local node has read is at or before this position.
+    /// An upper bound for the positions of the topic's records that the local node has read.
     last_of_topic: Position,
     /// The local node has read the log up to this position.
     read_through: Position,
@@ -64,9 +65,10 @@ impl Core {
     /// record of the topic after its last removal. In a hub without a backend, only the local node
     /// counts.
     ///
-    /// Asks the backend for the end of the log if the local node does not know the topic. Reads
-    /// only the parts of the log that can have a record of it: up to the last record that the local
-    /// node has dropped, and after the last record that the local node has read.
+    /// If the local node does not know the topic, requests the end of the log from the backend, and
+    /// reads the log. It reads only the two parts that can have a record of the topic: up to the
+    /// topic's last record that the local node has read and dropped, and after the last record of
+    /// any topic that the local node has read.
     ///
     /// Returns an error if the backend does not respond, or if the search takes more than ten
     /// seconds.

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
 
-/// A buffer with the wire bytes of consecutive events of one topic. Evicted events leave their
-/// bytes at the beginning of the buffer until the buffer is compacted or dropped.
+/// A buffer with the wire bytes of consecutive events of one topic. The bytes of evicted events
+/// stay at the beginning of the buffer until the buffer is compacted or dropped.
 #[derive(Debug)]
 pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
-    /// The number of events that were evicted (removed by retention) at the beginning of this
-    /// segment.
+    /// The number of evicted events at the beginning of this segment. Their entries and bytes are
+    /// still there.
     pub(super) dead: usize,
     /// The time when the first event was added to this segment. `None` for an empty segment.
     pub(super) born: Option<Instant>,
@@ -35,15 +35,15 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if an event that is published at time `now` can be added to this segment. The
-    /// first event of the segment must be at most 49 days older, because times within a segment are
-    /// stored as `u32` milliseconds.
+    /// Returns `true` if the times in this segment can represent an event that is published at time
+    /// `now`. The first event of the segment must be at most 49 days older, because times within a
+    /// segment are stored as `u32` milliseconds.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Adds the position and the time of an event. The bytes of the event are already in the buffer
-    /// of this segment, and end at the offset `end`.
+    /// Adds the position and the time of an event to this segment. The bytes of the event are
+    /// already in the buffer, and end at the offset `end`.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();

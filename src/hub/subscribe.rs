@@ -27,17 +27,17 @@ struct Topics {
     /// The start position of the subscription in each topic, in the order of `names`. A single
     /// entry applies to all topics.
     starts: Vec<Start>,
-    /// Set if the subscription is a lookup: a request of the Durable Streams protocol that reads a
-    /// topic or searches for it. Unlike other subscriptions, a lookup does not make its topics
-    /// [exist](super::topic_state::Contents::exists), so other requests do not find them.
+    /// `true` if the subscription is a lookup: a request of the Durable Streams protocol that reads
+    /// a topic or searches for it. Other requests do not find a topic that only a lookup has
+    /// created, because the topic does not [exist](super::topic_state::Contents::exists) for them.
     is_lookup: bool,
 }
 
 impl Topics {
-    /// Combines the topics of a new subscription with its [`Start`]s. Each entry of `topics` has a
-    /// name and, optionally, a `Start` of its own. The argument `start` applies to the topics
-    /// without a `Start` of their own. If the argument is [`Start::After`], the client resumes
-    /// after this id in all topics, and the topics' own `Start`s are ignored.
+    /// Computes the [`Start`] of a new subscription in each of its topics. An entry of `topics` has
+    /// a name and, optionally, a `Start` of its own. The argument `start` applies to the other
+    /// topics. But if this argument is [`Start::After`] an id, the client resumes after the id in
+    /// all topics, and the topics' own `Start`s are ignored.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -63,7 +63,8 @@ impl Topics {
         Self { names, starts, is_lookup: false }
     }
 
-    /// Returns the ids after which the subscription resumes. Each topic can have its own id.
+    /// Returns the ids in the [`Start`]s of the subscription, after which it resumes. Different
+    /// topics can have different ids.
     fn ids(&self) -> impl Iterator<Item = &EventId> {
         self.starts.iter().filter_map(|start| match start {
             Start::After(id) => Some(id),
@@ -71,18 +72,17 @@ impl Topics {
         })
     }
 
-    /// Returns `true` if the log that `epoch` identifies may have issued at least one of the
-    /// [ids](Self::ids) after which the subscription resumes. A malformed id may be from any log.
+    /// Returns `true` if at least one of the [ids](Self::ids) after which the subscription resumes
+    /// may be from the log that `epoch` identifies. A malformed id counts as an id from any log.
     fn have_id_of(&self, epoch: Epoch) -> bool {
         self.ids().any(|id| !matches!(epoch.position(id), Err(GapReason::OtherEpoch)))
     }
 
-    /// Returns the start position with the newest id: the id with the greatest position in the log
-    /// that `epoch` identifies. If no [`Start::After`] has an id of this log, returns any start
-    /// position.
+    /// Returns the [`Start`] with the newest id: the id with the greatest position in the log that
+    /// `epoch` identifies. If no `Start` has an id of this log, returns any `Start`.
     ///
     /// If this node has not read the log up to the newest id, the id may be after the end of the
-    /// log. The caller then asks the backend for the end.
+    /// log. So the caller then requests the end of the log from the backend.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -92,8 +92,9 @@ impl Topics {
     }
 }
 
-/// The beginning of a subscription in the log: a position, after which it delivers events. It holds
-/// for all topics of the subscription, or for a topic with a start of its own.
+/// The position in the log where a subscription begins to deliver events, and what is known about
+/// the id of its client. There is one value for all topics of the subscription, or one for each
+/// topic if the topics have different starts.
 struct Beginning {
     /// The position in the log after which the events of the subscription, or of one of its topics,
     /// are delivered.
@@ -102,19 +103,19 @@ struct Beginning {
     /// [`Start::Earliest`] and [`Start::Latest`].
     requested: Option<EventId>,
     /// The reason why the id in [`Start::After`] is not valid, for example because it belongs to
-    /// another log. The subscription then begins with a gap. `None` without an id, and if the id is
-    /// valid, even if events after it were evicted.
+    /// another log. The subscription then begins with a gap. `None` if the id is valid, even if
+    /// events after it were evicted. Also `None` without an id.
     reason: Option<GapReason>,
-    /// Set if `base`, the position where the subscription begins, may be after the end of the log.
-    /// The end is not known, because the backend has not responded to the request for it, or
+    /// `true` if `base`, the position where the subscription begins, may be after the end of the
+    /// log. This end is unknown if the backend has not responded to the request for it, or if
     /// another log has replaced the log.
     is_unsure: bool,
 }
 
 impl Beginning {
     /// Computes the position where a subscription with the [`Start`] in `start` begins. `last` is
-    /// the end of the log, as far as this node knows it. `is_unsure` is set if the backend has not
-    /// confirmed this end, so the log may continue after `last`.
+    /// the end of the log, as far as this node knows it. `is_unsure` is `true` if the log may
+    /// continue after `last`, because the backend has not confirmed this end.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {
@@ -141,12 +142,12 @@ struct Joined {
     /// an id ([`Start::After`]).
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
-    /// The wakers of the streams that watch the number of subscribers of a topic. The subscription
-    /// that is being created changes these numbers. The caller wakes the streams after it has
-    /// released the locks of the hub and of the topics.
+    /// The wakers of the streams that report numbers of subscribers to the application. The new
+    /// subscription changes these numbers. The caller wakes the streams after it has released the
+    /// locks of the hub and of the topics.
     count_wakers: Wakers,
-    /// Set if the topics of the subscription have different [`Start`]s. Then each topic has its own
-    /// position after which events are delivered.
+    /// `true` if the topics of the subscription have different [`Start`]s. Then each topic has its
+    /// own position after which events are delivered.
     has_own_starts: bool,
     is_lookup: bool,
 }
@@ -161,8 +162,9 @@ impl Core {
     }
 
     /// Subscribes to a topic for a lookup: a request of the Durable Streams protocol that reads the
-    /// topic or searches for it. Unlike other subscriptions, a lookup does not make the topic
-    /// [exist](super::topic_state::Contents::exists), so other requests do not find it.
+    /// topic or searches for it. A lookup creates the topic in memory. But other requests do not
+    /// find the topic because of the lookup: it does not
+    /// [exist](super::topic_state::Contents::exists) for them.
     #[cfg(feature = "durable-streams")]
     pub(super) async fn look_up(self: &Arc<Self>, topic: Arc<str>, start: Start) -> Result<Subscription, Error> {
         self.subscribe_to(Topics { is_lookup: true, ..Topics::new(vec![(topic, None)], start) }).await
@@ -315,10 +317,10 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a new subscription to the topics `names`, as one of their subscribers, and adds a
-    /// reader for each of these topics to `joined`. Then moves the resume point in `joined` back,
-    /// if necessary: it must not be after an undelivered event of these topics, or after the last
-    /// event that this node has read.
+    /// Adds a new subscription to the topics `names`: it becomes one of their subscribers, and gets
+    /// a reader for each topic in `joined`. Then moves the resume point in `joined` back, if
+    /// necessary. The resume point must not be after an undelivered event of these topics, or after
+    /// the last event that this node has read.
     ///
     /// The caller passes the topics of the subscription in several parts, and releases the lock of
     /// the registry (the table of all topics) between the parts. `beginnings` has the position
@@ -326,9 +328,8 @@ impl Core {
     /// all names.
     ///
     /// `last` is the end of the log, as far as this node knows it. Events up to the position
-    /// `evicted_by_backend` cannot be read from the backend any more. Without a backend, this holds
-    /// for each event that this process has evicted, so the caller passes the greatest possible
-    /// position.
+    /// `evicted_by_backend` cannot be read from the backend any more. Without a backend, no event
+    /// can be read from a backend, so the caller passes the greatest possible position.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,
@@ -387,9 +388,9 @@ impl Core {
         joined.count_wakers.wake();
     }
 
-    /// Returns an error if the hub would have more than `max_topics` topics with the new topics
-    /// among `names`. Called before the first of these topics is created, so a subscription with
-    /// too many topics creates no topic.
+    /// Returns an error if the hub would exceed `max_topics` with the topics in `names` that do not
+    /// exist yet. Called before the first of these topics is created, so a subscription with too
+    /// many topics creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for (index, names) in names.chunks(SLICE).enumerate() {

@@ -211,7 +211,7 @@ impl TopicState {
     }
 
     /// Unlocks a topic. If the topic has changed and some of its waiting readers were not woken
-    /// yet, then wakes up to four of them. A reader reads the topic for one subscription.
+    /// yet, also wakes up to four of them. A reader reads the topic for one subscription.
     ///
     /// Each reader that reads or leaves the topic calls this function. So the waiting readers are
     /// woken even if the task of the [wake queue](super::wake_queue), which should wake them, does
@@ -291,8 +291,8 @@ impl Contents {
 
     /// Fills `batch`, which must be empty, with up to `N` wakers to wake after a change of the
     /// topic. They are the wakers of waiting readers, which leave the queue of waiting readers. If
-    /// the topic is finished or the hub is shut down, wakers of subscriptions follow that pause
-    /// after each write to their client, and their pauses end.
+    /// the topic is finished or the hub is shut down, also ends the pauses of subscriptions that
+    /// pause after each write to their client, and adds their wakers.
     fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         self.waiters.take_due(batch);
         self.lingering.as_mut().into_iter().for_each(|lingering| lingering.end_pauses(batch));
