@@ -9,14 +9,16 @@ pub(super) struct HubConfig {
     pub(super) retention: Limits,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
-    /// The treatment of subscribers that are so slow that their next events were evicted before
-    /// they received them. A subscription can override it.
+    /// Decides what happens to subscribers that are so slow that their next events were evicted
+    /// before they received them: they get a gap event, or are disconnected. A subscription can
+    /// override it.
     pub(super) lag_policy: LagPolicy,
     /// The time that a subscription pauses after it has written events to its client. Events that
     /// arrive during the pause are written together. Zero means no pause. A subscription can
     /// override it.
     pub(super) linger: Duration,
-    /// The time that a member of a topic stays present after its last subscription was dropped.
+    /// The time that a member of a topic (a name that is present in it, such as a user) stays
+    /// present after its last subscription was dropped.
     pub(super) presence_grace: Duration,
     /// The time without a sign of life after which the other nodes declare the local node dead. The
     /// members that have joined topics through the local node (names that are present in these

@@ -3,9 +3,9 @@
 //! There are two kinds of locks: the lock of the registry, the table of all topics, and the lock of
 //! each topic. Publishing, subscribing and finishing lock the registry first and then one topic.
 //! Reading locks only the topic. An event gets its position and enters its topic while both locks
-//! are held. So positions increase in each topic. An event is in its topic before the
-//! [committed](Core::committed) position, up to which events can be read, becomes the position of
-//! the event. No waker is woken, cloned or dropped while a lock is held.
+//! are held. So positions increase in each topic. Events can be read up to the
+//! [committed](Core::committed) position, which is raised only after the event is in its topic. No
+//! waker is woken, cloned or dropped while a lock is held.
 
 use super::{
     backend::{Appended, IdFormat, Position, RecordKind},
@@ -139,9 +139,9 @@ impl Core {
     /// A hub in memory also returns `None` while a client can resume after `cursor` without a gap.
     /// Evictions in other topics cause no gap, because the hub stores an eviction watermark for
     /// each topic: the events of the topic after this position are retained. The hub remembers the
-    /// watermarks of up to 10,000 dropped topics. If more topics were dropped, a topic that is
-    /// created later begins with one common watermark. A client whose `cursor` is before it would
-    /// get a gap although it has missed no event, so it needs a new position.
+    /// watermarks of up to 10,000 dropped topics. If more topics were dropped, each new topic
+    /// begins with one common watermark. A client whose `cursor` is before this watermark would get
+    /// a gap although it has missed no event, so it needs a new position.
     pub(super) fn newer_position(
         &self,
         topic: &Arc<TopicState>,

@@ -4,15 +4,15 @@ use std::fmt;
 
 /// An error of a hub.
 ///
-/// As a response of an axum handler, the error has its [`status`](Self::status), and its message as
-/// the body. Most messages contain the name of the topic. If clients must not see it, convert the
-/// error into a response of your own.
+/// If an axum handler returns the error, the response has the error's [`status`](Self::status), and
+/// its message as the body. Most messages contain the name of the topic. If clients must not see
+/// this name, convert the error into a response of your own.
 ///
-/// An `EventSource` does not reconnect after a status such as 503. So if an error
-/// [is temporary](Self::is_temporary), an [`SseLayer`](crate::SseLayer) around the handler replaces
-/// the response with a [`RetryLater`](crate::RetryLater) for a request like that of an `EventSource`:
-/// see [`when_full`](crate::SseLayer::when_full). Without a layer, the handler has to return the
-/// `RetryLater` itself.
+/// An `EventSource` does not reconnect after a status such as 503. So if an error [is
+/// temporary](Self::is_temporary), an [`SseLayer`](crate::SseLayer) around the handler replaces the
+/// response with a [`RetryLater`](crate::RetryLater) if the request is like that of an
+/// `EventSource`: see [`when_full`](crate::SseLayer::when_full). Without a layer, the handler has
+/// to return the `RetryLater` itself.
 ///
 /// # Examples
 ///
@@ -77,17 +77,18 @@ pub enum ErrorKind {
     /// The name of a [member](super::Topic::join), which is present in a topic, has more than 256
     /// bytes. 400 Bad Request.
     MemberTooLong,
-    /// The name of a topic with [members](super::Topic::join), the names that are present in it,
-    /// has more than 1,024 bytes. Or the name of the topic of a
-    /// [recording](super::Recording::announced) has more than 16 KiB. 400 Bad Request.
+    /// The name of the topic is too long. A topic with [members](super::Topic::join), names that
+    /// are present in it, can have a name of up to 1,024 bytes. The topic of a
+    /// [recording](super::Recording::announced), which publishes a stream, can have a name of up to
+    /// 16 KiB. 400 Bad Request.
     TopicTooLong,
     /// The name of a [stream registry](crate::StreamRegistry), a table of open streams, has more
     /// than 256 bytes. 500 Internal Server Error.
     RegistryNameTooLong,
     /// A [stream registry](crate::StreamRegistry), a table of open streams, cannot follow the hub
-    /// under a name that a registry of this process already uses for this hub. That can be the same
-    /// registry. A registry that follows a hub closes streams on all nodes of the hub. 500 Internal
-    /// Server Error.
+    /// under this name, because a registry of this process already uses the name for this hub. That
+    /// can be the same registry. (A registry that follows a hub closes streams on all nodes of the
+    /// hub.) 500 Internal Server Error.
     RegistryNameInUse,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
@@ -101,20 +102,20 @@ pub enum ErrorKind {
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
-    /// After this error of `publish`, the events may be in the log nevertheless, but not twice. The
-    /// backend may have stored them before its acknowledgement was lost. Subscribers then receive
-    /// the events. If the application publishes them again, subscribers may receive them twice.
-    /// Where that matters, put a unique key into the data of the event, so that clients can detect
-    /// a duplicate. The [`source`](std::error::Error::source) of the error is the error of the
-    /// backend.
+    /// After this error of `publish`, the events may nevertheless be in the log, but at most once.
+    /// The backend may have stored them before its acknowledgement was lost. Subscribers then
+    /// receive the events. If the application publishes them again, subscribers may receive them
+    /// twice. Where that matters, put a unique key into the data of the event, so that clients can
+    /// detect a duplicate. The [`source`](std::error::Error::source) of the error is the error of
+    /// the backend.
     Backend,
     /// The URL of the backend's server is not valid. [`connect`](super::Connector::connect) returns
     /// this error at once, and trying again does not help. 500 Internal Server Error.
     ///
     /// The [`source`](std::error::Error::source) of the error describes the invalid part.
     InvalidUrl,
-    /// The value of an event does not serialize to JSON, or the value for `Event::tagged` is not a
-    /// variant of a tagged enum. 500 Internal Server Error.
+    /// A value for the data of an event does not serialize to JSON, or a value for `Event::tagged`
+    /// is not a variant of a tagged enum. 500 Internal Server Error.
     ///
     /// The hub itself does not return this error. Converting a `JsonError` creates it, for handlers
     /// that use `?` with one error type. The [`source`](std::error::Error::source) of the error is
@@ -201,8 +202,8 @@ impl Error {
         Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
     }
 
-    /// Returns the cause of this error, such as the error of a backend. Without a cause, returns
-    /// this error.
+    /// Returns the cause of this error, such as the error of a backend. If the error has no cause,
+    /// returns the error itself.
     pub(super) fn into_source(mut self) -> BoxError {
         self.source.take().unwrap_or_else(|| self.into())
     }
@@ -399,8 +400,8 @@ impl std::error::Error for Error {
 #[non_exhaustive]
 pub enum SubscriptionError {
     /// The subscriber was so slow that its next events were evicted before it received them. A
-    /// subscription ends with this error in two cases: under
-    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and if it must send no [control
+    /// subscription then ends with this error if its policy is
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), or if it is [without control
     /// events](super::Subscription::without_control_events), such as `gap`. A
     /// [`Listener`](super::Listener) always ends with this error.
     Lagged,
@@ -409,8 +410,8 @@ pub enum SubscriptionError {
     /// that still reads old events from a backend: it ends at once.
     Shutdown,
     /// Another log has replaced the log of the backend, for example because the server was restored
-    /// from a backup. A new subscription reads the other log. If it begins after an id of the old
-    /// log, it has a [gap](super::Gap).
+    /// from a backup. A new subscription reads the other log. If it begins after an id of the
+    /// replaced log, it has a [gap](super::Gap).
     LogReplaced,
 }
 

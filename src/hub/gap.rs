@@ -105,7 +105,7 @@ impl fmt::Display for GapReason {
     }
 }
 
-/// The treatment of a subscriber that is so slow that its next events were evicted before it
+/// Decides what happens to a subscriber that is so slow that its next events were evicted before it
 /// received them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

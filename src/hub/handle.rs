@@ -288,7 +288,7 @@ impl Hub {
     /// [`SseLayer`](crate::SseLayer::shutdown) that is shut down. The [last
     /// event](crate::SseStream::end_with) of the stream is not sent. A response that merges several
     /// streams ends when the first of its subscriptions has ended. Before its end, it sends the
-    /// items of the other streams that are ready. Clients reconnect with the last id that they received.
+    /// ready items of the other streams. Clients reconnect with the last id that they received.
     ///
     /// A client that reaches this process again gets a short response with status 200, and
     /// reconnects later. (Any other status would stop an `EventSource` for good.) Calling this

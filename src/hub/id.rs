@@ -9,11 +9,11 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// An epoch, which identifies one lifetime of a log. It also contains the format of the ids of the
-/// events in the log. A log in memory has another epoch after a restart.
+/// An epoch identifies one lifetime of a log. A log in memory has another epoch after a restart.
+/// This type also contains the format of the event ids in the log.
 ///
-/// An epoch has 40 bits, which an id contains as eight letters or digits. They are random for a log
-/// in memory, and otherwise come from the backend.
+/// An epoch has 40 bits, and most formats of ids contain them as eight letters or digits. The bits
+/// are random for a log in memory, and otherwise come from the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
@@ -75,8 +75,7 @@ impl Epoch {
 
     /// Parses an event id, and returns its position in the log. Returns an error if the text is not
     /// an id, contains the epoch of another log (the part that identifies the log), or contains a
-    /// number that is too large. The error is the reason for the gap that is reported to the
-    /// client.
+    /// number that is too large. The error is the reason in the gap event that the client gets.
     pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {

@@ -23,8 +23,8 @@ pub(super) enum Topics {
     Runs(Runs),
 }
 
-/// The topics of a sequence of events. Each entry has a topic and the number of consecutive events
-/// of this topic.
+/// The topics of a sequence of events, in the order of the events. Each entry has a topic and the
+/// number of consecutive events of this topic.
 pub(super) type Runs = Arc<[(Arc<str>, usize)]>;
 
 impl Item {

@@ -12,8 +12,9 @@ use tokio::{
     time::timeout_at,
 };
 
-/// Starts the janitor, the task that removes expired events, on the current runtime. Returns `None`
-/// outside of a runtime. Publishers and subscribers then remove expired events in small steps.
+/// Starts the janitor, the task that removes expired events, on the current tokio runtime. Returns
+/// `None` outside of a runtime. Publishers and subscribers then remove expired events instead, in
+/// small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(expire(Arc::downgrade(core), core.earlier_expiry.clone())).abort_handle())

@@ -1,5 +1,5 @@
-//! The linger of a subscription: a pause after it has written events to its client. Events that
-//! arrive during the pause are written together.
+//! The pause that a subscription makes after it has written events to its client, called linger.
+//! Events that arrive during the pause are written together.
 
 use super::ready_list::ReadyList;
 use std::{
@@ -20,8 +20,8 @@ pub(super) struct Linger {
 
 #[derive(Debug)]
 enum Phase {
-    /// The subscription has delivered no event since its last pause, the time after a write in
-    /// which events are collected. So it delivers the next event immediately.
+    /// The subscription has delivered no event since its last pause after a write. So it delivers
+    /// the next event immediately.
     Silent,
     /// The subscription has delivered events since its last pause. As soon as it has no further
     /// event to deliver, it pauses again, to deliver the events of the pause together.
@@ -40,8 +40,9 @@ impl Linger {
         self.phase = Phase::Delivers;
     }
 
-    /// Returns `true` if the subscription has delivered an event since it last paused to collect
-    /// events. It then pauses again as soon as it has no further event to deliver.
+    /// Returns `true` if the subscription has delivered an event since its last pause. It then
+    /// pauses again as soon as it has no further event to deliver, to collect the events of the
+    /// pause.
     pub(super) fn is_next(&self) -> bool {
         matches!(self.phase, Phase::Delivers)
     }
@@ -59,9 +60,10 @@ impl Linger {
         self.phase = Phase::Silent;
     }
 
-    /// Returns `Ready` if no pause of the subscription is running, or when the pause is over. A
-    /// pause ends early when a topic is finished or the hub is shut down. `ready`, the list of the
-    /// subscription's topics that have changed, reports these two cases.
+    /// Waits for the end of the subscription's pause after a write. Returns `Ready` when the pause
+    /// is over, or if no pause is running. A pause ends early when a topic is finished or the hub
+    /// is shut down. `ready`, the list of the subscription's changed topics, reports these two
+    /// cases.
     pub(super) fn poll(&mut self, ready: &ReadyList, cx: &mut Context<'_>) -> Poll<()> {
         if let (Phase::Pauses, Some(timer)) = (&self.phase, &mut self.timer) {
             if timer.as_mut().poll(cx).is_pending() && ready.pause(cx.waker()) {

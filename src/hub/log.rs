@@ -1,11 +1,11 @@
 //! The log of one topic: its retained events as wire bytes. Any number of subscriptions read the
 //! log, each from its own position.
 //!
-//! A log consists of segments: blocks of memory of up to 16 KiB, in which consecutive events are
-//! contiguous. So the next events of a reader are one slice of memory. An event of 4 KiB or more
-//! has a segment of its own. A full segment is sealed: readers share its slices without a copy. The
-//! last segment is open and still grows. A slice of the open segment is copied once, and the copy
-//! is cached for other readers at the same position.
+//! A log consists of segments: blocks of memory of up to 16 KiB, each with consecutive events. So
+//! the next events of a reader are one slice of memory. An event of 4 KiB or more has a segment of
+//! its own. A full segment is sealed: readers share its slices without a copy. The last segment is
+//! open and still grows. A slice of the open segment is copied once, and the copy is cached for
+//! other readers at the same position.
 
 use super::{backend::Position, segment::Segment};
 use crate::{EncodedEvents, Event};

@@ -20,10 +20,10 @@
 //!
 //! # One log
 //!
-//! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
-//! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. If a
-//! client has an id, it has received every earlier event of its topics, or a report of a gap. The
-//! [guarantees](#guarantees) list the exceptions.
+//! A hub is one ordered log of events. A topic is a label of events, and ids increase across all
+//! topics. So one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one
+//! connection. A client that has received an id has received every earlier event of its topics, or
+//! a report of a gap. The [guarantees](#guarantees) list the exceptions.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
 //! topics retain the events, and subscribers at the same position share the same memory. The only
@@ -51,8 +51,8 @@
 //! | any other id, for a finished topic | the same as for an unfinished topic; the stream ends after the last event |
 //! | any valid id, for a topic that was created again after all of its events had expired | the events after the id, after a gap (`evicted`) if events after the id have expired |
 //!
-//! The hub remembers up to 10,000 expired topics. Beyond this number, the hub may report the gap of
-//! the last row although no event is missing.
+//! For the last row, the hub remembers up to 10,000 expired topics. Beyond this number, the hub may
+//! report the gap of that row although no event is missing.
 //!
 //! The stream of each client begins with the client's cursor, as an event of type `hub-cursor` with
 //! empty data. So the client has an id before the first event. (An id without an event is not
@@ -83,9 +83,9 @@
 //!
 //! # Consumers in Rust
 //!
-//! [`Hub::listen`] yields decoded events with their topics, for workers, WebSocket bridges and
-//! filters per client. [`Hub::read`] yields the events until now, and ends. [`Topic::listen`] and
-//! [`Topic::read`] do so for one topic.
+//! [`Hub::listen`] returns a stream of decoded events with their topics, for workers, WebSocket
+//! bridges and filters per client. The stream of [`Hub::read`] ends after the events that the log
+//! contains now. [`Topic::listen`] and [`Topic::read`] do the same for one topic.
 //!
 //! # What a hub does not have
 //!

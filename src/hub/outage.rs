@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// outage.
 ///
 /// An outage begins with the first failure of the operation. It ends with the first success of a
-/// request that was sent after the last failure. A success of a request that was sent earlier does
-/// not end the outage. So overlapping requests log one outage only once.
+/// request that was sent after the last failure. A request that was sent earlier does not end the
+/// outage when it succeeds. So one outage is logged only once, even if requests overlap.
 #[derive(Debug)]
 pub(super) struct Outage {
     operation: &'static str,
@@ -33,8 +33,9 @@ impl Outage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Awaits `request`, a request to the backend, and returns its result. A failure is counted and
-    /// can begin an outage of the backend. A success can end an outage.
+    /// Awaits `request`, a request to the backend, and returns its result. A failure is counted,
+    /// and begins an outage if there is none. A success ends the outage if `request` was sent after
+    /// the last failure.
     pub(super) async fn watch<T>(&self, request: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let failures = self.state().failures;
         let outcome = request.await;
@@ -61,8 +62,8 @@ impl Outage {
     }
 
     /// Notes a success of the operation that this tracker watches. The success ends the outage, if
-    /// there is one, and logs its end. Call this only if the request was sent after the last
-    /// failure: a success of an earlier request does not end an outage.
+    /// there is an outage, and the end is logged. Call this only if the request was sent after the
+    /// last failure, because a success of an earlier request must not end an outage.
     pub(super) fn succeeded(&self) {
         let failures = self.state().failures;
         self.succeeded_after(failures);

@@ -38,8 +38,8 @@ pub(super) enum Step {
 /// Reads one topic for one subscription. A subscription has one reader for each of its topics.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// The position up to which the eviction of events of this topic was already reported to the
-    /// client. A gap up to this position is not reported again.
+    /// The client already knows that events of this topic up to this position may have been
+    /// evicted. A gap up to this position is not reported again.
     pub(super) gap_reported_through: Position,
     /// The reader delivers no event of its topic up to this position, even if the event is after
     /// the cursor of the subscription. There are two possible reasons:
@@ -106,8 +106,8 @@ impl Reader {
         }
     }
 
-    /// Forgets which event of the topic is the next one to deliver, so that the next poll of the
-    /// subscription looks for it in the topic.
+    /// Forgets the position of the topic's next event to deliver, so that the next poll of the
+    /// subscription looks for this event in the topic.
     pub(super) fn reset(&mut self) {
         self.next = None;
     }
@@ -115,9 +115,9 @@ impl Reader {
     /// Prepares the reader of one topic to continue after a gap: sets `next`, the position of the
     /// next event to deliver.
     ///
-    /// `state` is the position of the retained event of a `latest_only` topic. With this position,
-    /// a known `next` stays the same, even if its event was replaced, so that the topic keeps its
-    /// place in the order of delivery. If `next` was not known, it becomes `state`.
+    /// `state` is the position of the retained event of a `latest_only` topic. Then `next` stays
+    /// the same if it is known, even if its event was replaced, so that the topic keeps its place
+    /// in the order of delivery. If `next` is not known, it becomes `state`.
     ///
     /// The caller passes `None` for other topics, and for a `latest_only` topic without an event
     /// after the gap. Then `next` becomes `None`, and the next poll looks for the next event of the

@@ -88,8 +88,8 @@ impl Registry {
     }
 
     /// Returns `true` if the topic is in memory and [exists](Contents::exists) for the application,
-    /// for example because it has events or subscribers. A request that only looks up a topic
-    /// creates the topic in memory, but does not count as a subscriber.
+    /// for example because it has events or subscribers. A request of the Durable Streams protocol
+    /// that only looks up a topic creates the topic in memory, but does not count as a subscriber.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.topics.get(name).is_some_and(|topic| topic.lock().exists())
     }
@@ -105,8 +105,8 @@ impl Registry {
     }
 
     /// Returns the number of topics in `names` that do not exist yet, plus `others`, the number of
-    /// new topics that the caller has counted before. Returns an error if the hub would have more
-    /// than `max_topics` topics with all of these new topics.
+    /// new topics that the caller has counted before. Returns an error if the hub would then have
+    /// more than `max_topics` topics.
     pub(super) fn count_new_topics(
         &mut self,
         names: &[Arc<str>],

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 /// The limits for the events that one [`Topic`](super::Topic::retention) retains.
 ///
-/// A limit that is not set here has the value of the hub. A limit that is set may be smaller or
-/// greater than that of the hub.
+/// A limit that is not set here has the value from the settings of the hub. A limit that is set
+/// here may be smaller or greater than the limit of the hub.
 ///
 /// # Examples
 ///
@@ -40,7 +40,7 @@ impl Retention {
 
     /// Sets the maximum total size of the events that the topic retains, in bytes on the wire. When
     /// the limit is exceeded, the oldest events are evicted. The newest event is always retained
-    /// until it expires, even if it is larger. Default:
+    /// until it expires, even if it alone is larger than the limit. Default:
     /// [`Builder::max_bytes`](super::Builder::max_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = Some(bytes);
@@ -55,8 +55,8 @@ impl Retention {
         self
     }
 
-    /// Returns the limits of a topic with this retention. A limit that is not set is taken from
-    /// `hub`.
+    /// Returns the limits of a topic with this retention. Limits that are not set here are taken
+    /// from `hub`.
     pub(super) fn limits(self, hub: &Limits) -> Limits {
         Limits {
             max_events: self.max_events.unwrap_or(hub.max_events),

@@ -39,8 +39,8 @@ pub enum Start {
 }
 
 impl Start {
-    /// Returns [`Latest`](Self::Latest) in place of [`After`](Self::After) with an empty id, and
-    /// any other start unchanged.
+    /// Returns [`Latest`](Self::Latest) if this start position is [`After`](Self::After) an empty
+    /// id. Otherwise returns the start position unchanged.
     pub(super) fn or_latest_if_empty(self) -> Self {
         match self {
             Self::After(id) if id.as_bytes().is_empty() => Self::Latest,
@@ -55,16 +55,16 @@ impl From<EventId> for Start {
     }
 }
 
-/// Converts the last id of a client to [`Start::After`] this id. If the client sent no id, returns
-/// [`Start::Latest`].
+/// Converts the `Last-Event-ID` of a client to a start position: [`Start::After`] this id, or
+/// [`Start::Latest`] if the client sent no id.
 impl From<LastEventId> for Start {
     fn from(last: LastEventId) -> Self {
         last.or(Self::Latest)
     }
 }
 
-/// Converts the last id of a client to [`Start::After`] this id. If there is no id, returns
-/// [`Start::Latest`].
+/// Converts the optional `Last-Event-ID` of a client to a start position: [`Start::After`] this id,
+/// or [`Start::Latest`] if there is no id.
 impl From<Option<LastEventId>> for Start {
     fn from(last: Option<LastEventId>) -> Self {
         last.unwrap_or_default().into()

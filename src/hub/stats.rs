@@ -2,8 +2,9 @@
 /// and totals since the hub was created.
 ///
 /// The numbers are about the topics of the application. They leave out the topic
-/// `tower-sse/closed-streams`. A [`StreamRegistry`](crate::StreamRegistry) that follows the hub has
-/// a subscription to this topic, and announces there which streams it has closed.
+/// `tower-sse/closed-streams`, which the crate itself uses. A
+/// [`StreamRegistry`](crate::StreamRegistry) that follows the hub subscribes to this topic, and
+/// announces there which streams it has closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

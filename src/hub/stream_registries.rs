@@ -1,6 +1,6 @@
 //! The stream registries that follow a hub. A stream registry is a table of open streams, by keys
-//! such as users. If the registry follows a hub, closing the streams of a key closes them on all
-//! nodes of the hub.
+//! such as users. If a registry follows a hub, closing the streams of a key closes the streams of
+//! this key on all nodes of the hub.
 
 use super::backend::{Page, Position, RecordKind};
 #[cfg(feature = "json")]
@@ -11,17 +11,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-/// The topic for closed streams. Each node of a hub announces there which streams it has closed, by
-/// their keys (such as users). The other nodes then close their streams of the same keys.
+/// The topic where each node of a hub announces which streams it has closed, by their keys (such as
+/// users). The other nodes then close their streams of the same keys.
 pub(crate) const CLOSED_STREAMS: &str = "tower-sse/closed-streams";
 
-/// The maximum length of the name of a stream registry, in bytes. When a registry closes streams,
-/// it announces this to the other nodes of the hub, and each announcement contains the name.
+/// The maximum length, in bytes, of the name of a stream registry (a table of open streams). When a
+/// registry closes streams, it announces this to the other nodes of the hub. The length is limited
+/// because each announcement contains the name.
 #[cfg(feature = "json")]
 const MAX_NAME_BYTES: usize = 256;
 
-/// The part of a stream registry, a table of open streams, that gets the announcements in the log
-/// of a hub. Each announcement names streams that all nodes have to close.
+/// The part of a stream registry, a table of open streams, that the hub calls for announcements in
+/// its log. Each announcement names streams that all nodes have to close.
 ///
 /// The hub calls the methods without holding a lock, in the order of the hub's log, and before any
 /// subscription can read an event that follows the announcement. So each method must close the
@@ -33,9 +34,9 @@ pub(crate) trait Announcements: Send + Sync {
     /// close nothing.
     fn read(&self, announcement: &Event);
 
-    /// Closes all streams of the registry, because this node does not know for certain which
-    /// streams other nodes have closed. It has missed records that announce closed streams: the log
-    /// has evicted them too early, or another log has replaced the log.
+    /// Closes all streams of the registry, because this node may have missed announcements of
+    /// streams that other nodes have closed: the log has evicted records before this node has read
+    /// them, or another log has replaced the log.
     fn missed(&self);
 }
 
@@ -46,9 +47,9 @@ pub(crate) trait Announcements: Send + Sync {
 pub(super) struct StreamRegistries(Mutex<BTreeMap<Box<str>, Weak<dyn Announcements>>>);
 
 impl StreamRegistries {
-    /// Reserves a name for a stream registry, a table of open streams by keys such as users. The
-    /// registry follows the hub, to close the streams of a key on all nodes. From now on,
-    /// `announcements` receives the announcements of closed streams.
+    /// Reserves a name for a stream registry, a table of open streams by keys such as users. From
+    /// now on, the registry follows the hub: when another node announces that it has closed the
+    /// streams of a key, the hub calls `announcements`, which closes the streams of this key here.
     ///
     /// Returns an error if the name has more than 256 bytes, or if a registry of this process
     /// already uses this name to follow the hub.
@@ -99,19 +100,20 @@ impl StreamRegistries {
         }
     }
 
-    /// Closes all streams of the stream registries. The reason is that this node has missed records
-    /// that announce which streams other nodes have closed.
+    /// Closes all streams of the stream registries that follow the hub, because this node may have
+    /// missed announcements of streams that other nodes have closed.
     pub(super) fn note_missed(&self) {
         for registry in self.following() {
             registry.missed();
         }
     }
 
-    /// Returns the stream registries that follow the hub. When another node announces that it has
-    /// closed the streams of a key, the caller passes the announcement to each of them.
+    /// Returns the stream registries that follow the hub. The caller passes each announcement of
+    /// closed streams to all of them.
     ///
-    /// The caller does this without the lock of the map of names: if a registry is dropped
-    /// meanwhile, the drop takes this lock to remove the name.
+    /// The result is a copy of the list, so that the map of names is not locked while the
+    /// registries are called. If a registry is dropped meanwhile, the drop locks this map to remove
+    /// the name.
     fn following(&self) -> Vec<Arc<dyn Announcements>> {
         self.by_name().values().filter_map(Weak::upgrade).collect()
     }
@@ -121,9 +123,9 @@ impl StreamRegistries {
     }
 }
 
-/// The name of a stream registry, a table of open streams, that follows a hub: it closes the
-/// streams of a key on all nodes. Until this value is dropped, no other registry of this process
-/// can follow the hub with the same name.
+/// The reserved name of a stream registry (a table of open streams) that follows a hub, to close
+/// streams on all nodes. Until this value is dropped, no other registry of this process can follow
+/// the hub with the same name.
 #[cfg(feature = "json")]
 pub(crate) struct RegistryName {
     registries: Arc<StreamRegistries>,

@@ -149,8 +149,8 @@ pub struct Subscription {
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Set if the client gets the events that the hub itself sends: `hub-cursor`, whose id is the
-    /// position of the client, and `gap`, which reports missing events.
+    /// `true` if the client gets the events that the hub itself sends: `hub-cursor`, whose id is
+    /// the position of the client, and `gap`, which reports missing events.
     pub(super) has_control_events: bool,
     /// `true` if the subscription was polled, or has passed its preamble to a response. The
     /// preamble is the first bytes of a response, or the status 204. A response gets it when it
@@ -167,8 +167,9 @@ pub struct Subscription {
     /// `true` if the subscription has ended with an error, and not because all of its topics are
     /// finished.
     has_failed: bool,
-    /// The members that [`Topic::join`](super::Topic::join) has added to this subscription, such as
-    /// the user of the client. A member is present while a subscription for this member exists.
+    /// The members that [`Topic::join`](super::Topic::join) has added to this subscription. A
+    /// member is a name that is present in a topic while a subscription for this member exists,
+    /// such as the user of the client.
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
@@ -643,11 +644,11 @@ impl Subscription {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
 
-    /// Returns the bytes that a response sends first: the event `hub-cursor`. Its id is the cursor,
-    /// the position where a client that reconnects resumes. Returns no bytes if the client gets no
-    /// `hub-cursor` events, or if the subscription has an item to yield before its events, such as
-    /// a snapshot or a gap event. Also returns no bytes if the cursor may be after the end of the
-    /// log, because the backend has not responded yet.
+    /// Returns the bytes that a response sends first: an event of type `hub-cursor`. Its id is the
+    /// cursor, the position where a client resumes when it reconnects. Returns no bytes if the
+    /// client gets no `hub-cursor` events, or if the subscription has an item to yield before its
+    /// events, such as a snapshot or a gap event. Also returns no bytes if the cursor may be after
+    /// the end of the log, because the backend has not responded yet.
     fn first_bytes(&self) -> Bytes {
         if self.beginning.is_none() && self.has_control_events && !self.is_unsure() {
             self.cursor_event().encode()

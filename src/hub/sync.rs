@@ -26,20 +26,20 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The mutex of a state that many threads change, each for a short time.
 ///
-/// A thread that finds the mutex locked first waits without parking, and tries again every 10 µs.
-/// During each pause, the thread that has the mutex can lock it many more times, without waking
-/// another thread and without moving the memory of the state to another core.
+/// A thread that finds the mutex locked first spins instead of parking, and tries again every 10
+/// µs. During each of these pauses, the thread that has the mutex can unlock and lock it many
+/// times. This wakes no other thread, and moves no memory to another core.
 ///
 /// A thread that does much work in parts releases the mutex between two parts, and calls
-/// [`give_way`](Self::give_way), so that a waiting thread gets it. A mutex of `std` alone does not
-/// ensure this. Unlocking wakes a waiting thread, but a thread that immediately locks the mutex
-/// again is nearly always faster.
+/// [`give_way`](Self::give_way), so that a waiting thread gets the mutex. A mutex of `std` alone
+/// does not ensure this. Unlocking wakes a waiting thread, but a thread that immediately locks the
+/// mutex again is nearly always faster.
 #[derive(Default)]
 pub(super) struct TurnMutex<T> {
     mutex: Mutex<T>,
     /// The number of threads that wait for the lock. The next field, `turns`, counts how often a
-    /// waiting thread got the lock. Both are atomics of `std` in loom tests, too, because no other
-    /// memory access depends on their order.
+    /// waiting thread got the lock. Both fields are atomics of `std` even in loom tests, because no
+    /// other memory access depends on their order.
     waiting: StdAtomicUsize,
     turns: StdAtomicUsize,
 }

@@ -45,7 +45,7 @@ pub(super) enum Waiter {
 }
 
 /// Identifies the entry of one waiting reader in the queue of a topic. Stores the number of the
-/// entry plus one, so that an `Option<Ticket>` takes no more memory.
+/// entry plus one, which is never 0, so that an `Option<Ticket>` takes no more memory.
 #[derive(Debug)]
 pub(super) struct Ticket(NonZeroU64);
 
