@@ -170,8 +170,9 @@ impl Core {
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Makes all events that were added to topics so far readable: the committed position, up to
-    /// which subscriptions read, becomes `registry.last`, the position of the newest event.
+    /// Raises the committed position, the limit for reads of subscriptions, to `registry.last`, the
+    /// position of the newest event. So all events that were added to topics before become
+    /// readable.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.last.get(), Ordering::Release);
     }

@@ -40,7 +40,8 @@ pub(super) struct Merge {
     /// The number of topics of the subscription that are finished and whose events were all
     /// delivered to the client.
     finished: usize,
-    /// Set if the hub is shut down. The subscription ends when it has delivered all events.
+    /// `true` if the hub is shut down. The subscription then ends as soon as it has delivered all
+    /// events.
     is_shut_down: bool,
     /// The greatest position that was delivered in any single topic. It can be after the cursor of
     /// the subscription: the events of all topics were delivered only up to the cursor. One
@@ -254,7 +255,7 @@ impl Merge {
 
     /// Stores the result after a reader has looked for the next event of its topic. If there is an
     /// event, adds the reader to `turns`, the heap of the readers that know the position of their
-    /// next event. If the topic has ended, counts it in `finished`, the number of ended topics.
+    /// next event. If the topic is finished and has no further event, counts it in `finished`.
     /// `was_finished` is `true` if the topic was already counted there.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));

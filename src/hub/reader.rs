@@ -20,8 +20,9 @@ pub(super) enum Step {
     /// event. The cursor of the subscription moves only to this position, so that no event of
     /// another topic is skipped.
     Replacement(EncodedEvents, Position),
-    /// No further event exists yet, and the client has all events up to this position, which is
-    /// after the cursor. The subscription sends this position to the client as its new cursor.
+    /// The topics have no further event yet, and the client has all of their events up to this
+    /// position, which is after the cursor. The subscription sends this position to the client as
+    /// its new cursor.
     CaughtUp(Position),
     Evicted,
     /// No event follows yet. The waker of the subscription is registered, and the next change of a

@@ -57,10 +57,10 @@ pub(super) struct Registry {
     /// The time until which the janitor, the task that removes expired events, sleeps.
     pub(super) next_sweep: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the hub has a backend, which may retain events that this process has evicted.
+    /// `true` if the hub has a backend, which may retain events that this process has evicted.
     has_backend: bool,
-    /// Set if the runtime has no timers, so that the janitor cannot run. Publishers and subscribers
-    /// then remove expired events instead.
+    /// `true` if the runtime has no timers, so that the janitor cannot run. Publishers and
+    /// subscribers then remove expired events instead.
     pub(super) is_without_timers: bool,
 }
 
@@ -191,8 +191,8 @@ impl Registry {
         self.tombstones.note(topic, through, true);
     }
 
-    /// Returns an upper bound for the positions of the topic's records that the hub has read and
-    /// dropped from memory. Only for a topic that the hub has dropped.
+    /// Returns an upper bound for the positions of the records of a dropped topic that this process
+    /// has read. A dropped topic is no longer in memory.
     pub(super) fn topic_dropped_through(&self, name: &Arc<str>) -> Position {
         self.tombstones.evicted_through(self.topics.hasher().hash_one(name))
     }

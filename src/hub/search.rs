@@ -43,7 +43,7 @@ struct Known {
     is_known: bool,
     /// An upper bound for the positions of the topic's records that the local node has read.
     last_of_topic: Position,
-    /// The local node has read the log up to this position.
+    /// The position of the end of the part of the log that the local node has read.
     read_through: Position,
 }
 

@@ -35,9 +35,9 @@ struct Topics {
 
 impl Topics {
     /// Computes the [`Start`] of a new subscription in each of its topics. An entry of `topics` has
-    /// a name and, optionally, a `Start` of its own. The argument `start` applies to the other
-    /// topics. But if this argument is [`Start::After`] an id, the client resumes after the id in
-    /// all topics, and the topics' own `Start`s are ignored.
+    /// a name and, optionally, a `Start` of its own. The argument `start` applies to topics without
+    /// a `Start` of their own. But if this argument is [`Start::After`] an id, the client resumes
+    /// after the id in all topics, and the topics' own `Start`s are ignored.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {

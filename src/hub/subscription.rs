@@ -683,7 +683,8 @@ impl Subscription {
     /// already has this cursor.
     ///
     /// While the topics of a client are quiet, the log continues with events of other topics. Once
-    /// the log has evicted such an event, a client that resumes from an earlier cursor gets a gap.
+    /// the log has evicted such an event, a client that resumes from an earlier cursor gets a gap,
+    /// although it has missed nothing.
     ///
     /// Also returns `None` if the client gets no `hub-cursor` events, or if a snapshot, a gap event
     /// or other events have to be delivered first.
@@ -702,8 +703,8 @@ impl Subscription {
         Some(self.encoded_cursor())
     }
 
-    /// Returns `true` if a snapshot, a gap event or events from the backend have to be delivered
-    /// before the events that the local node retains.
+    /// Returns `true` if a snapshot, a gap event or events from the backend still have to be
+    /// delivered, before the events that the local node retains.
     pub(super) fn has_beginning(&self) -> bool {
         self.beginning.is_some() || self.replay.is_some()
     }
