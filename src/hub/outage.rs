@@ -69,7 +69,7 @@ impl Outage {
         self.succeeded_after(failures);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "postgres"))]
     pub(super) fn is_logged(&self) -> bool {
         self.state().is_logged
     }
