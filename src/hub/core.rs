@@ -8,41 +8,30 @@
 //! waker is woken, cloned or dropped while a lock is held.
 
 use super::{
-    backend::{Appended, IdFormat, Position, RecordKind},
+    backend::{IdFormat, Position},
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
-    error::Error,
     gap::GapReason,
     id::Epoch,
     janitor,
     node::BackendClient,
     presence::Presences,
     recording::nodes::Recordings,
-    registry::{Registry, SWEEP, check_reserved, is_of_crate},
-    retention::Retention,
+    registry::{Registry, SWEEP, is_of_crate},
     search::MAX_SEARCHES,
     stats::Stats,
     stream_registries::{CLOSED_STREAMS, StreamRegistries},
-    sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
-    topic_state::{self, Change, Contents, EarlyEnd, TopicState},
+    sync::{AtomicU64, AtomicUsize, Ordering, TurnMutex},
+    topic_state::{self, EarlyEnd, TopicState},
     waiters::Ticket,
     wake_queue::WakeQueue,
 };
-use crate::{Event, EventId, metrics, trace};
+use crate::{metrics, trace};
 use std::{mem, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, Semaphore},
     time::{Instant, timeout},
 };
-
-/// The maximum number of events that a publisher adds, or of topics that a new subscription joins,
-/// before the lock of the registry (the table of all topics) is released. Processing 1,000 of them
-/// takes about 0.2 ms.
-pub(super) const SLICE: usize = 1_000;
-
-/// The maximum time that [`Core::remove`] waits until the local node has read the record of the
-/// removal in the log of the backend.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time limit for appending the last record of the local node to the log, after a
 /// [shutdown](Core::shut_down) of the hub. The record reports the shutdown to the other nodes. So
@@ -50,12 +39,6 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// soon. Without the record, they leave only after the lease of the local node: the time without a
 /// sign of life after which a node counts as dead.
 const LAST_RECORD: Duration = Duration::from_secs(1);
-
-/// The time that the hub keeps a topic without events and subscribers after retention limits were
-/// set for it. A publisher sets the limits, and then appends its event to the log of the backend.
-/// The limits must still be there when the event arrives in this process. So this time is longer
-/// than the default timeout of a request to a backend.
-const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
@@ -66,9 +49,9 @@ pub(super) struct Core {
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
-    /// The position of the last record before the newest step, in a log whose ids contain times. In
-    /// steps, clients of the Durable Streams protocol in topics without events move on to newer
-    /// positions.
+    /// The position of the last record before the newest step, in a log whose ids contain times.
+    /// Clients of the Durable Streams protocol that wait for events move on to this position, so
+    /// that all of them wait at the same one.
     #[cfg(feature = "durable-streams")]
     pub(super) step_end: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
@@ -177,328 +160,6 @@ impl Core {
         self.committed.store(registry.last.get(), Ordering::Release);
     }
 
-    /// Publishes events to a topic, and returns the id of the last event. With `latest_only`, each
-    /// event replaces the previous events of the topic. Each event gets its position in the log as
-    /// its id.
-    pub(super) async fn publish(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        latest_only: bool,
-        events: impl IntoIterator<Item = Event>,
-    ) -> Result<Option<EventId>, Error> {
-        let Some(backend) = &self.backend else {
-            return self.publish_in_memory(name, latest_only, events, |_| true);
-        };
-        self.check_publish(name)?;
-        backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
-    }
-
-    /// Publishes one event to the log in memory, and returns its id. Returns an error if the hub
-    /// has a backend.
-    pub(super) fn publish_now(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        latest_only: bool,
-        event: Event,
-    ) -> Result<Option<EventId>, Error> {
-        match self.backend {
-            Some(_) => Err(Error::needs_await(name)),
-            None => self.publish_in_memory(name, latest_only, [event], |_| true),
-        }
-    }
-
-    /// Appends events to the log in memory, in slices of 1,000 events. Between the slices, other
-    /// publishers can lock the log. Returns the id of the last event. Calls `is_allowed` before
-    /// each slice, while the registry (the table of all topics) is locked. If `is_allowed` returns
-    /// `false`, publishes no further event and returns an error.
-    pub(super) fn publish_in_memory(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        latest_only: bool,
-        events: impl IntoIterator<Item = Event>,
-        is_allowed: impl Fn(&Registry) -> bool,
-    ) -> Result<Option<EventId>, Error> {
-        let mut events = events.into_iter().peekable();
-        loop {
-            let last_id = self.publish_slice(name, latest_only, events.by_ref().take(SLICE), &is_allowed)?;
-            if events.peek().is_none() {
-                return Ok(last_id);
-            }
-            self.registry.give_way();
-        }
-    }
-
-    /// Appends events to the log in memory, without releasing the lock between them. Returns the id
-    /// of the last event.
-    fn publish_slice(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        latest_only: bool,
-        events: impl IntoIterator<Item = Event>,
-        is_allowed: impl Fn(&Registry) -> bool,
-    ) -> Result<Option<EventId>, Error> {
-        let now = Instant::now();
-        let mut registry = self.registry.lock();
-        if !is_allowed(&registry) {
-            return Err(Error::finished(name));
-        }
-        let mut topic = registry.topic(name, &self.config)?;
-        let mut contents = topic.lock();
-        if contents.finished.is_some() {
-            drop(contents);
-            topic = registry.renew(&topic, &self.config, now)?;
-            contents = topic.lock();
-            if contents.finished.is_some() {
-                return Err(Error::finished(name));
-            }
-        }
-        contents.latest_only |= latest_only;
-        let epoch = self.epoch();
-        let was_empty = contents.log.retained().events == 0;
-        let mut last_id = None;
-        for event in events {
-            registry.last = registry.last.next();
-            let id = epoch.id(registry.last);
-            self.add(&mut registry, &topic, &mut contents, event.id(id.clone()), now);
-            last_id = Some(id);
-        }
-        // A finished topic accepts events again only after it was dropped with all of its events.
-        if was_empty && last_id.is_some() {
-            self.presence.note_reopened(name);
-        }
-        self.commit(registry, &topic, contents, now);
-        Ok(last_id)
-    }
-
-    /// Adds an event to `contents`, the events and settings of `topic`, and evicts events that
-    /// exceed the retention. The caller must have increased `registry.last`, which becomes the
-    /// position of the event, and must have put the id of this position into the event.
-    pub(super) fn add(
-        &self,
-        registry: &mut Registry,
-        topic: &TopicState,
-        contents: &mut Contents,
-        event: Event,
-        now: Instant,
-    ) {
-        let before = contents.log.retained();
-        contents.log.push(registry.last, event, &contents.retention, now);
-        (contents.awaited_until, contents.awaits_event) = (None, false);
-        if contents.latest_only {
-            contents.log.replace();
-        }
-        contents.evict(now);
-        registry.retained = registry.retained + contents.log.retained() - before;
-        registry.published += u64::from(!is_of_crate(&topic.name));
-    }
-
-    /// Sets the retention limits of a topic, and evicts the events that exceed them. Creates the
-    /// topic if it does not exist. The caller then publishes to the topic or subscribes to it.
-    /// Until then, but for at most 60 seconds ([`UNUSED`]), the hub keeps the topic and its limits,
-    /// even without events and subscribers.
-    ///
-    /// `awaits_event` is `true` if the caller publishes. The topic is then kept for its event, even
-    /// if a subscriber comes and leaves before the event arrives. Calls `is_allowed` while the
-    /// registry (the table of all topics) is locked. If `is_allowed` returns `false`, changes
-    /// nothing and returns an error.
-    pub(super) fn set_retention(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        retention: Retention,
-        awaits_event: bool,
-        is_allowed: impl Fn() -> bool,
-    ) -> Result<(), Error> {
-        let limits = retention.limits(&self.config.retention);
-        let now = Instant::now();
-        let mut registry = self.registry.lock();
-        if !is_allowed() {
-            return Err(Error::finished(name));
-        }
-        let topic = registry.current_topic(name, &self.config, now)?;
-        let mut contents = topic.lock();
-        if *contents.retention != limits {
-            contents.retention =
-                if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
-            registry.retained = registry.retained - contents.evict(now);
-            // A removal of expired events may be scheduled under the old limits.
-            registry.unschedule(&topic, &mut contents);
-        }
-        // The limits have to wait for the event of a slow backend. If no event follows, the topic
-        // is dropped, however long its events would be retained.
-        contents.awaited_until = now.checked_add(UNUSED).filter(|_| contents.finished.is_none());
-        contents.awaits_event |= awaits_event;
-        let due = contents.expiry().or(contents.awaited_until);
-        registry.schedule(&topic, &mut contents, due);
-        drop(contents);
-        self.call_janitor(&mut registry, now);
-        Ok(())
-    }
-
-    /// Finishes a topic: it accepts no more events. A topic that is already finished is finished
-    /// again only if it was removed since. Otherwise this method has no effect on it.
-    pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
-        let Some(backend) = &self.backend else { return self.finish_in_memory(name, || true) };
-        match self.check_publish(name) {
-            // The log has a removal after the finish record, so it needs a new finish record.
-            Err(error) if error.is_finished() && (self.is_removed(name) || backend.has_unread_removal(name)) => {}
-            Err(error) if error.is_finished() => return Ok(()),
-            other => other?,
-        }
-        backend.finish(name).await
-    }
-
-    /// Returns an error if publishing to the topic must fail: after a shutdown, if the topic is new
-    /// and the hub already has `max_topics` topics, or if the local node knows that the topic is
-    /// finished. The caller has checked that the name of the topic is not reserved.
-    fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
-        let mut registry = self.registry.lock();
-        if registry.is_shut_down {
-            return Err(Error::shut_down());
-        }
-        registry.check_topic_limit(std::slice::from_ref(name), &self.config)?;
-        drop(registry);
-        if self.is_finished(name) { Err(Error::finished(name)) } else { Ok(()) }
-    }
-
-    /// Finishes a topic in a hub without a backend: its subscriptions end after its last event.
-    /// Calls `is_allowed` while the registry (the table of all topics) is locked. If `is_allowed`
-    /// returns `false`, changes nothing and returns an error.
-    pub(super) fn finish_in_memory(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        is_allowed: impl Fn() -> bool,
-    ) -> Result<(), Error> {
-        let now = Instant::now();
-        let mut registry = self.registry.lock();
-        if !is_allowed() {
-            return Err(Error::finished(name));
-        }
-        let topic = registry.current_topic(name, &self.config, now)?;
-        let mut contents = topic.lock();
-        if contents.finished.is_some() && !contents.is_removed {
-            return Ok(());
-        }
-        contents.finished = Some(now);
-        contents.is_removed = false;
-        // A subscriber that is woken can remove the topic, and publish to it again or start a new
-        // recording of it. So presence learns of the finish before the commit, and the recordings
-        // that end are found before it.
-        self.presence.note_finished(name);
-        let recordings = self.recordings.note_finished(name);
-        self.commit(registry, &topic, contents, now);
-        self.presence.forget_finished();
-        recordings.iter().for_each(|recording| recording.end());
-        Ok(())
-    }
-
-    /// Returns `true` if the local node knows that the topic is finished. If another node has
-    /// finished the topic, returns `false` until the local node has read that in the log.
-    pub(super) fn is_finished(&self, name: &str) -> bool {
-        if self.backend.as_ref().is_some_and(|backend| backend.is_finished(name)) {
-            return true;
-        }
-        let mut registry = self.registry.lock();
-        let topic = registry.topics.get(name).cloned();
-        let Some(topic) = topic.filter(|topic| topic.lock().finished.is_some()) else { return false };
-        registry.refresh(&topic, Instant::now());
-        registry.topics.get(name).is_some_and(|topic| topic.lock().finished.is_some())
-    }
-
-    /// Returns `true` if the topic was finished and then removed, and still has subscribers. Such a
-    /// topic counts as finished until its last subscriber leaves. The local node then forgets that
-    /// the topic is finished.
-    fn is_removed(&self, name: &str) -> bool {
-        self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().is_removed)
-    }
-
-    /// Removes a topic. With a backend, waits until the local node has read the record of the
-    /// removal in the log, for at most 10 seconds.
-    pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
-        check_reserved(name)?;
-        let Some(backend) = &self.backend else {
-            self.remove_in_memory(name);
-            return Ok(());
-        };
-        if self.is_shut_down() {
-            return Err(Error::shut_down());
-        }
-        let Appended { epoch, position } = backend.remove(name).await?;
-        let has_read = || self.committed() >= position || backend.epoch_bits() != epoch || self.is_shut_down();
-        let _elapsed = timeout(REMOVE_TIMEOUT, self.recordings.progressed(has_read)).await;
-        Ok(())
-    }
-
-    /// Removes all events of a topic from the log in memory. The topic also loses its own retention
-    /// and the setting `latest_only`.
-    ///
-    /// Wakes no subscription to the topic: a subscription that waits has already read all of these
-    /// events.
-    fn remove_in_memory(&self, name: &Arc<str>) {
-        let now = Instant::now();
-        let mut registry = self.registry.lock();
-        if let Some(topic) = registry.topics.get(name).cloned() {
-            let mut contents = topic.lock();
-            self.remove_contents(&mut registry, &topic, &mut contents);
-            registry.note_removed(name, contents.log.evicted_through());
-            registry.forget_if_idle(&topic, &mut contents, now);
-        } else {
-            registry.note_removed(name, Position::START);
-        }
-        self.note_removed_with_members(&mut registry, name);
-    }
-
-    /// Remembers that a topic was removed while it had members (names that are present in it), or
-    /// unpublished events about joins and leaves. The hub then publishes no further leaves to this
-    /// topic, because such an event would create the topic again. Has no effect if the hub does not
-    /// publish joins and leaves as events, or still has the topic because of its subscribers.
-    pub(super) fn note_removed_with_members(&self, registry: &mut Registry, name: &Arc<str>) {
-        if self.presence.has_events_to_come(name) {
-            registry.note_removed_with_members(name);
-        }
-    }
-
-    /// Removes the events and the settings of a topic. The caller then drops the topic if it has no
-    /// subscribers.
-    pub(super) fn remove_contents(&self, registry: &mut Registry, topic: &Arc<TopicState>, contents: &mut Contents) {
-        // The own limits of the topic are removed, too. The next event expires under the limits of
-        // the hub.
-        registry.unschedule(topic, contents);
-        let last = contents.log.last().max(contents.log.evicted_through());
-        registry.retained = registry.retained - contents.log.truncate_through(last);
-        contents.latest_only = false;
-        contents.retention = registry.limits(&self.config);
-        (contents.awaited_until, contents.awaits_event) = (None, false);
-        // A finished topic stays finished until its open subscriptions have ended. Then the hub
-        // drops it.
-        contents.is_removed = contents.finished.is_some();
-    }
-
-    /// Makes a change of a topic visible to its readers (each reads the topic for one
-    /// subscription). Then unlocks the topic and the registry, the table of all topics, and wakes
-    /// up to 32 waiting readers. The task of the [wake queue](WakeQueue) wakes the remaining
-    /// readers.
-    pub(super) fn commit(
-        self: &Arc<Self>,
-        mut registry: MutexGuard<'_, Registry>,
-        topic: &Arc<TopicState>,
-        mut contents: MutexGuard<'_, Contents>,
-        now: Instant,
-    ) {
-        let due = contents.retention.expiry(now);
-        registry.schedule(topic, &mut contents, due);
-        let mut change = Change::new();
-        topic.changed(&mut contents, &mut change);
-        let rest = change.rest.map(|through| (self.wake_queue.add(topic), through));
-        self.set_committed(&registry);
-        drop(contents);
-        self.call_janitor(&mut registry, now);
-        drop(registry);
-        change.wake();
-        if let Some((number, through)) = rest {
-            self.wake_queue.wake(number, topic, through, now);
-        }
-    }
-
     pub(super) fn shut_down(&self) {
         let mut registry = self.registry.lock();
         registry.is_shut_down = true;
@@ -584,19 +245,6 @@ impl Core {
             registry.refresh(&topic, Instant::now());
         }
         registry.exists(name)
-    }
-
-    /// Returns `true` if the topic is in the memory of the local node, and the node
-    /// [knows](Contents::knows_end) whether the topic is finished.
-    #[cfg(feature = "durable-streams")]
-    pub(super) fn knows_end(&self, name: &str) -> bool {
-        self.registry.lock().topics.get(name).is_some_and(|topic| topic.lock().knows_end())
-    }
-
-    /// Returns `true` if the application has removed the topic while it had members, and the topic
-    /// was not created again.
-    pub(super) fn is_removed_with_members(&self, name: &Arc<str>) -> bool {
-        self.registry.lock().is_removed_with_members(name)
     }
 
     pub(super) fn subscribers(&self, name: &str) -> usize {

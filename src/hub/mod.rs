@@ -222,6 +222,7 @@ mod delivery;
 #[cfg(feature = "durable-streams")]
 pub mod durable_streams;
 mod error;
+mod finish;
 mod gap;
 mod handle;
 mod id;
@@ -234,6 +235,7 @@ mod merge;
 mod node;
 mod outage;
 mod presence;
+mod publish;
 mod reader;
 mod readers;
 mod ready_list;

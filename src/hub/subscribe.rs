@@ -2,12 +2,13 @@
 
 use super::{
     backend::Position,
-    core::{Core, SLICE},
+    core::Core,
     count_watch::Wakers,
     error::{Error, ErrorKind},
     gap::GapReason,
     id::Epoch,
     node::LogEnd,
+    publish::SLICE,
     reader::Reader,
     registry::Registry,
     resume::ResumePoint,
